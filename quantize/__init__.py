@@ -1,0 +1,1 @@
+"""Reading checkpoints and writing MLX model folders, usable without the server."""

@@ -1,0 +1,83 @@
+"""What a generation yields, free of any wire protocol. `choice` is the index among the request's n choices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenText:
+    """One token as logprobs show it: `text` is lossy where the token is part of a character, `raw` is not."""
+
+    id: int
+    text: str
+    raw: bytes
+    logprob: float
+    top: tuple[tuple[int, str, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Not started yet: the model is being fetched, built or loaded, or the request is queued. `text` is one line."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first event when nothing is in the way: the prompt is valid and the engine has it."""
+
+    model: str
+    prompt_tokens: int
+    # Logprobs of the prompt come later, as `PromptLogprobs`.
+    prompt_text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Prefill of the prompt: `done` of `total` tokens, `cached` of them from the prefix cache."""
+
+    done: int
+    total: int
+    cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """The prompt's tokens with their logprobs; the first token's is NaN (it has none)."""
+
+    choice: int
+    tokens: tuple[TokenText, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """The next piece of the answer. May be empty when it only carries logprobs of held-back text."""
+
+    choice: int
+    text: str
+    tokens: tuple[TokenText, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The last event of one choice. `completion_tokens` counts tokens the model made, stop token not counted."""
+
+    choice: int
+    reason: FinishReason
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The last event of a generation."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+Event = Waiting | Started | Progress | PromptLogprobs | Text | Finish | Usage

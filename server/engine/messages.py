@@ -1,0 +1,160 @@
+"""The border between the HTTP process and the engine process.
+
+Frozen msgspec structs, msgpack-encoded, over one ZeroMQ PAIR socket: `Command`s one way, batches of `Event`s the
+other (one frame per engine step, however many sequences it advanced). Nothing else crosses. Both sides import
+this file and neither imports the other; tests put a scripted engine behind the same messages.
+
+Token ids are ints of the model's vocabulary. Times are seconds, sizes bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How the next token is drawn. `temperature` 0 is greedy and then only penalties and bias matter.
+
+    `seed` is an unsigned 64-bit integer and always set: the draw at position i depends on (seed, i) alone, never on
+    what else is in the batch.
+    """
+
+    seed: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Natural log-probability of `token`, and of the `top` most likely ones at that position, best first."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]] = []
+
+
+# ---- commands: HTTP process -> engine process
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Load the MLX model folder `model_dir`. Sent once, first."""
+
+    model_dir: str
+    max_concurrent: int
+    prefill_step_tokens: int
+
+
+class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Continue `prompt` by at most `max_tokens` tokens, until one of `stop_tokens`.
+
+    `boundaries` are offsets into `prompt` (ascending, exclusive) at which a checkpoint is worth keeping.
+    `top_logprobs`: None = no logprobs; k >= 0 = the chosen token's and the k best ones' at each position.
+    `prompt_logprobs`: also score the prompt itself (completions with echo and logprobs).
+    """
+
+    id: int
+    prompt: list[int]
+    max_tokens: int
+    stop_tokens: list[int]
+    sampling: Sampling
+    boundaries: list[int] = []
+    top_logprobs: int | None = None
+    prompt_logprobs: bool = False
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Forget request `id`; no event for it follows. Unknown ids are fine: it may just have finished."""
+
+    id: int
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """Exit now, status 0."""
+
+
+Command = Load | Generate | Cancel | Stop
+
+# ---- events: engine process -> HTTP process
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The model is resident."""
+
+    vocab_size: int
+    weight_bytes: int
+    seconds: float
+
+
+class Prefilled(msgspec.Struct, frozen=True, tag=True):
+    """Request `id` holds a slot; `done` of its `total` prompt tokens are in the KV cache, `cached` from a prefix."""
+
+    id: int
+    done: int
+    total: int
+    cached: int = 0
+
+
+class PromptScored(msgspec.Struct, frozen=True, tag=True):
+    """The logprobs of the prompt's tokens 1.. (the first has none), for `prompt_logprobs`."""
+
+    id: int
+    logprobs: list[TokenLogprob]
+
+
+class Tokens(msgspec.Struct, frozen=True, tag=True):
+    """The next token(s) of request `id`. A stop token is not among them."""
+
+    id: int
+    tokens: list[int]
+    logprobs: list[TokenLogprob] = []
+
+
+class Finished(msgspec.Struct, frozen=True, tag=True):
+    """The last event of request `id`."""
+
+    id: int
+    reason: Literal["stop", "length"]
+
+
+FailureKind = Literal["invalid", "load", "memory", "internal"]
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """Request `id` ended with an error, or the load when `id` is None. `message` is fit for users.
+
+    `invalid`: the request's own fault. `load`: the model folder cannot be loaded. `memory`: out of memory.
+    `internal`: the engine's fault; `detail` is for the log only.
+    """
+
+    id: int | None
+    kind: FailureKind
+    message: str
+    detail: str = ""
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Counters since the start, and gauges. Sent about once a second; the heartbeat of the engine's loop."""
+
+    steps: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    running: int
+    waiting: int
+    kv_bytes: int
+    active_bytes: int
+    peak_bytes: int
+
+
+Event = Loaded | Prefilled | PromptScored | Tokens | Finished | Failed | Stats
+
+encode = msgspec.msgpack.Encoder().encode
+decode_command = msgspec.msgpack.Decoder(Command).decode
+decode_events = msgspec.msgpack.Decoder(list[Event]).decode

@@ -1,0 +1,23 @@
+"""The states of a model, as `/ready`, `configi status`, `/metrics` and waiting streams show them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# absent: not in memory (its files may be on disk). building: arrives with the builder.
+State = Literal["absent", "fetching", "building", "loading", "ready", "unloading", "failed"]
+STATES: tuple[State, ...] = ("absent", "fetching", "building", "loading", "ready", "unloading", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """One model now. `done`/`total` are bytes of the transfer in hand (total None = unknown); `text` is one line."""
+
+    id: str
+    state: State
+    text: str
+    done: int = 0
+    total: int | None = None
+    context_length: int | None = None
+    on_disk: bool = False

@@ -1,0 +1,213 @@
+"""Typed settings: defaults < config.toml < environment < flags.
+
+Every number a user may want to change is here, with its unit in its name and one line why in its
+description; `config.toml` and `docs/settings.md` are held against this file by a test. An unknown key is an
+error that suggests the right one, in the file as in the environment (`CONFIGI_<SECTION>__<KEY>`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from server.errors import SetupError
+
+Acquire = Literal["fetch-or-build", "fetch", "build", "local"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerSettings(Section):
+    """The HTTP side."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on; anything but loopback needs api_key.")
+    port: int = Field(8080, ge=0, le=65535, description="TCP port; 0 lets the system choose one.")
+    api_key: SecretStr | None = Field(
+        None, description="Bearer token that clients must send; required off loopback."
+    )
+    allowed_hosts: list[str] = Field(
+        [], description="Host names answered beside loopback names and `host`; stops DNS rebinding."
+    )
+    allowed_origins: list[str] = Field(
+        [], description="Browser origins that may call the API; none by default, so no web page can."
+    )
+    max_body_bytes: int = Field(8 * 2**20, ge=1024, description="Largest request body; larger is 413.")
+    header_timeout_s: float = Field(
+        10, gt=0, description="Time to send a request's headers; stops slowloris clients."
+    )
+    body_timeout_s: float = Field(30, gt=0, description="Time to send a request's body; then 408.")
+    sse_write_timeout_s: float = Field(
+        30, gt=0, description="How long a stream waits for a reader that stalls before its slot is freed."
+    )
+    sse_ping_s: float = Field(
+        15, gt=0, description="Longest silence in a stream; a comment keeps proxies from closing it."
+    )
+    shutdown_grace_s: float = Field(
+        10, ge=0, description="After SIGTERM, how long running streams may finish before an error event."
+    )
+
+
+class EngineSettings(Section):
+    """The model process."""
+
+    max_concurrent: int = Field(
+        8, ge=1, le=256, description="Sequences decoded together; more share the same memory bandwidth."
+    )
+    queue_limit: int = Field(
+        64, ge=0, description="Requests that may wait for a slot; the next one is a 503 with Retry-After."
+    )
+    queue_timeout_s: float = Field(
+        300, gt=0, description="Longest wait for a slot before a 503; clients give up at 600 s."
+    )
+    prefill_step_tokens: int = Field(
+        512,
+        ge=16,
+        le=4096,
+        description="Prompt tokens per forward pass; smaller keeps running streams smoother.",
+    )
+    load_timeout_s: float = Field(600, gt=0, description="Longest time to load the weights into memory.")
+    hang_timeout_s: float = Field(
+        120, gt=0, description="No step for this long while work is waiting: the engine is killed as hung."
+    )
+    restart_limit: int = Field(
+        3, ge=0, description="Engine failures in a row before the model is reported as failed."
+    )
+    restart_backoff_s: float = Field(
+        1, ge=0, description="Wait before the first restart; doubles with each failure in a row."
+    )
+
+
+class LifecycleSettings(Section):
+    """When models are loaded and unloaded."""
+
+    default_model: str = Field(
+        "", description="Model id for requests that name none; empty means the first of [[models]]."
+    )
+    load_at_start: bool = Field(
+        False, description="Load the default model when the server starts instead of at the first request."
+    )
+    idle_unload_s: float = Field(
+        0, ge=0, description="Unload after this long without a request, to give memory back; 0 means never."
+    )
+    load_wait_s: float = Field(
+        120, gt=0, description="How long a non-streaming request waits for a loading model before 503."
+    )
+    failed_retry_s: float = Field(
+        30, ge=0, description="How long a failed model refuses requests before the next one tries again."
+    )
+    memory_headroom: float = Field(
+        1.15, ge=1, description="A model loads only if its weights times this fit in the memory available."
+    )
+    memory_limit_bytes: int = Field(
+        0, ge=0, description="Memory a model may use; 0 means what the system reports as available."
+    )
+
+
+class StorageSettings(Section):
+    """Where models come from and are kept."""
+
+    cache_dir: Path = Field(
+        Path(platformdirs.user_cache_dir("configi")),
+        description="Models that configi makes itself are kept here.",
+    )
+    allow_download: bool = Field(
+        True, description="false works offline, from what is already on this machine."
+    )
+    hub_timeout_s: float = Field(30, gt=0, description="Longest silence of the Hub before a retry.")
+
+
+class LimitSettings(Section):
+    """Bounds on one request; beyond each is a 400 that says so."""
+
+    max_messages: int = Field(2048, ge=1, description="Messages in one conversation.")
+    max_json_depth: int = Field(64, ge=4, description="Nesting of the JSON body; deeper crashes parsers.")
+    max_stop: int = Field(16, ge=1, description="Stop strings; OpenAI allows 4, agents send more.")
+    max_stop_chars: int = Field(256, ge=1, description="Length of one stop string.")
+    max_logit_bias: int = Field(300, ge=1, description="Entries in logit_bias.")
+    max_top_logprobs: int = Field(20, ge=0, description="Alternatives per token, as at OpenAI.")
+    max_n: int = Field(8, ge=1, description="Choices per request; each takes a slot.")
+
+
+class LogSettings(Section):
+    """What is written to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity written.")
+    format: Literal["auto", "text", "json"] = Field(
+        "auto", description="auto is text on a terminal and one JSON object per line elsewhere."
+    )
+    prompts: bool = Field(False, description="true writes prompt and answer texts to the log.")
+
+
+class ModelSettings(Section):
+    """One [[models]] table: a model that requests may name."""
+
+    id: str = Field(min_length=1, max_length=256, description="The name in /v1/models.")
+    aliases: list[str] = Field([], description="Other names, with globs, that mean this model.")
+    acquire: Acquire = Field("fetch-or-build", description="How its files are had.")
+    fetch: str | None = Field(
+        None, description="A ready MLX repository on the Hub, optionally @revision; or embedded:NAME."
+    )
+    build_from: str | None = Field(
+        None, description="The unquantized repository to build from, optionally @revision."
+    )
+    policy: str = Field("config-i", description="The quantization policy of the build.")
+    path: Path | None = Field(None, description='The MLX model folder, for acquire = "local".')
+    context_length: int | None = Field(
+        None, ge=16, description="Longest prompt plus answer in tokens; the model's own when absent."
+    )
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> ModelSettings:
+        needs: dict[str, tuple[object, str]] = {
+            "local": (self.path, "path"),
+            "fetch": (self.fetch, "fetch"),
+            "build": (self.build_from, "build_from"),
+            "fetch-or-build": (self.fetch or self.build_from, "fetch or build_from"),
+        }
+        value, name = needs[self.acquire]
+        if not value:
+            raise ValueError(f'model "{self.id}" has acquire = "{self.acquire}" and needs {name}')
+        return self
+
+
+def _default_models() -> list[ModelSettings]:
+    return [
+        ModelSettings(
+            id="gemma-4-26b-a4b-config-i",
+            aliases=["gpt-*", "claude-*", "default"],
+            acquire="fetch-or-build",
+            fetch="thetom-ai/Gemma-4-26B-A4B-it-ConfigI-MLX",
+            build_from="google/gemma-4-26b-a4b-it",
+        )
+    ]
+
+
+class Settings(BaseSettings):
+    """All settings. Immutable; made once by `load_settings` and handed down."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CONFIGI_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+    _file: ClassVar[dict[str, Any]] = {}
+
+    server: ServerSettings = ServerSettings()
+    engine: EngineSettings = EngineSettings()
+    lifecycle: LifecycleSettings = LifecycleSettings()
+    storage: StorageSettings = StorageSettings()
+    limits: LimitSettings = LimitSettings()
+    log: LogSettings = LogSettings()
+    models: list[ModelSettings] = Field(default_factory=_default_models)
