@@ -7,22 +7,15 @@ error that suggests the right one, in the file as in the environment (`CONFIGI_<
 
 from __future__ import annotations
 
-import difflib
-import os
-import tomllib
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import (
     BaseSettings,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
-
-from server.errors import SetupError
 
 Acquire = Literal["fetch-or-build", "fetch", "build", "local"]
 
@@ -36,9 +29,7 @@ class ServerSettings(Section):
 
     host: str = Field("127.0.0.1", description="Address to listen on; anything but loopback needs api_key.")
     port: int = Field(8080, ge=0, le=65535, description="TCP port; 0 lets the system choose one.")
-    api_key: SecretStr | None = Field(
-        None, description="Bearer token that clients must send; required off loopback."
-    )
+    api_key: SecretStr | None = Field(None, description="Bearer token that clients must send; required off loopback.")
     allowed_hosts: list[str] = Field(
         [], description="Host names answered beside loopback names and `host`; stops DNS rebinding."
     )
@@ -46,9 +37,7 @@ class ServerSettings(Section):
         [], description="Browser origins that may call the API; none by default, so no web page can."
     )
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="Largest request body; larger is 413.")
-    header_timeout_s: float = Field(
-        10, gt=0, description="Time to send a request's headers; stops slowloris clients."
-    )
+    header_timeout_s: float = Field(10, gt=0, description="Time to send a request's headers; stops slowloris clients.")
     body_timeout_s: float = Field(30, gt=0, description="Time to send a request's body; then 408.")
     sse_write_timeout_s: float = Field(
         30, gt=0, description="How long a stream waits for a reader that stalls before its slot is freed."
@@ -83,9 +72,7 @@ class EngineSettings(Section):
     hang_timeout_s: float = Field(
         120, gt=0, description="No step for this long while work is waiting: the engine is killed as hung."
     )
-    restart_limit: int = Field(
-        3, ge=0, description="Engine failures in a row before the model is reported as failed."
-    )
+    restart_limit: int = Field(3, ge=0, description="Engine failures in a row before the model is reported as failed.")
     restart_backoff_s: float = Field(
         1, ge=0, description="Wait before the first restart; doubles with each failure in a row."
     )
@@ -124,9 +111,7 @@ class StorageSettings(Section):
         Path(platformdirs.user_cache_dir("configi")),
         description="Models that configi makes itself are kept here.",
     )
-    allow_download: bool = Field(
-        True, description="false works offline, from what is already on this machine."
-    )
+    allow_download: bool = Field(True, description="false works offline, from what is already on this machine.")
     hub_timeout_s: float = Field(30, gt=0, description="Longest silence of the Hub before a retry.")
 
 
@@ -161,9 +146,7 @@ class ModelSettings(Section):
     fetch: str | None = Field(
         None, description="A ready MLX repository on the Hub, optionally @revision; or embedded:NAME."
     )
-    build_from: str | None = Field(
-        None, description="The unquantized repository to build from, optionally @revision."
-    )
+    build_from: str | None = Field(None, description="The unquantized repository to build from, optionally @revision.")
     policy: str = Field("config-i", description="The quantization policy of the build.")
     path: Path | None = Field(None, description='The MLX model folder, for acquire = "local".')
     context_length: int | None = Field(
@@ -199,9 +182,7 @@ def _default_models() -> list[ModelSettings]:
 class Settings(BaseSettings):
     """All settings. Immutable; made once by `load_settings` and handed down."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="CONFIGI_", env_nested_delimiter="__", extra="forbid", frozen=True
-    )
+    model_config = SettingsConfigDict(env_prefix="CONFIGI_", env_nested_delimiter="__", extra="forbid", frozen=True)
     _file: ClassVar[dict[str, Any]] = {}
 
     server: ServerSettings = ServerSettings()
