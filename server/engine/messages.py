@@ -140,12 +140,9 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Counters since the start, and gauges. Sent about once a second; the heartbeat of the engine's loop."""
+    """Gauges, and the heartbeat of the engine's loop: sent once a second while it works and when it falls idle."""
 
     steps: int
-    prompt_tokens: int
-    cached_tokens: int
-    generated_tokens: int
     running: int
     waiting: int
     kv_bytes: int

@@ -1,0 +1,170 @@
+"""The asyncio side of one running engine: sends commands and sorts its events by request. HTTP process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import msgspec
+import zmq.asyncio
+
+from server.engine.messages import (
+    Cancel,
+    Command,
+    Event,
+    Failed,
+    Finished,
+    Generate,
+    Load,
+    Loaded,
+    Prefilled,
+    PromptScored,
+    Stats,
+    Tokens,
+    decode_events,
+    encode,
+)
+from server.errors import ConfigiError, EngineFailed, InsufficientMemory, InvalidRequest, ModelUnavailable
+
+RequestEvent = Prefilled | PromptScored | Tokens | Finished
+
+_FAILURES: dict[str, type[ConfigiError]] = {
+    "invalid": InvalidRequest,
+    "load": ModelUnavailable,
+    "memory": InsufficientMemory,
+    "internal": EngineFailed,
+}
+
+
+class EngineClient:
+    """One engine process, from its first command to its end."""
+
+    def __init__(self, socket: zmq.asyncio.Socket) -> None:
+        self._socket = socket
+        self._streams: dict[int, EngineStream] = {}
+        self._last_id = 0
+        self._loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
+        self._silent_since = time.monotonic()
+        self.closed: ConfigiError | None = None
+        self.stats: Stats | None = None
+        # Requests that ended well: the supervisor then forgets past failures.
+        self.finished = 0
+
+    @property
+    def silence_s(self) -> float:
+        """How long work has been waiting without a sign of life; 0 with nothing to do."""
+        return time.monotonic() - self._silent_since if self._streams else 0.0
+
+    async def load(self, command: Load) -> Loaded:
+        """Raises what the engine reports, or what ends it meanwhile."""
+        await self._send(command)
+        return await self._loaded
+
+    async def generate(self, requests: Sequence[Generate]) -> EngineStream:
+        """Send `requests`, whose ids are chosen here; the stream tells them apart by their index."""
+        if self.closed is not None:
+            raise self.closed
+        if not self._streams:
+            self._silent_since = time.monotonic()
+        stream = EngineStream(self)
+        for index, request in enumerate(requests):
+            self._last_id += 1
+            stream.open_ids[self._last_id] = index
+            self._streams[self._last_id] = stream
+            await self._send(msgspec.structs.replace(request, id=self._last_id))
+        return stream
+
+    async def cancel(self, ids: Sequence[int]) -> None:
+        for id in ids:
+            self._streams.pop(id, None)
+            if self.closed is None:
+                await self._send(Cancel(id))
+
+    async def receive(self) -> None:
+        """Sort events until cancelled. Runs as a task of the supervisor's."""
+        while True:
+            for event in decode_events(await self._socket.recv()):
+                self._sort(event)
+            self._silent_since = time.monotonic()
+
+    def close(self, error: ConfigiError) -> None:
+        """The process is gone: whatever waits for it gets `error`."""
+        self.closed = error
+        if not self._loaded.done():
+            self._loaded.set_exception(error)
+            # Nobody may be waiting for it any more.
+            self._loaded.exception()
+        for stream in set(self._streams.values()):
+            stream.fail(error)
+        self._streams.clear()
+
+    def _sort(self, event: Event) -> None:
+        match event:
+            case Stats():
+                self.stats = event
+            case Loaded():
+                self._loaded.set_result(event)
+            case Failed(id=id):
+                error = _FAILURES[event.kind](event.message)
+                if id is None:
+                    self._loaded.set_exception(error)
+                elif stream := self._streams.pop(id, None):
+                    stream.fail(error)
+            case Finished():
+                self.finished += 1
+                if stream := self._streams.pop(event.id, None):
+                    stream.put(event)
+            case _:
+                # An event may still be under way for a request that was just cancelled.
+                if stream := self._streams.get(event.id):
+                    stream.put(event)
+
+    async def _send(self, command: Command) -> None:
+        await self._socket.send(encode(command))
+
+
+class EngineStream:
+    """The events of one or more requests that were sent together, as (index, event), until all have finished.
+
+    Not closed, it would hold slots: use `contextlib.aclosing`.
+    """
+
+    def __init__(self, client: EngineClient) -> None:
+        self._client = client
+        # The queue holds at most max_tokens small events a request; a reader that stalls is cut by its write timeout.
+        self._events: asyncio.Queue[tuple[int, RequestEvent] | ConfigiError] = asyncio.Queue()
+        self.open_ids: dict[int, int] = {}
+
+    def __aiter__(self) -> EngineStream:
+        return self
+
+    async def __anext__(self) -> tuple[int, RequestEvent]:
+        """Raises the ConfigiError that ended the requests."""
+        if not self.open_ids and self._events.empty():
+            raise StopAsyncIteration
+        item = await self._events.get()
+        if isinstance(item, ConfigiError):
+            raise item
+        return item
+
+    def put(self, event: RequestEvent) -> None:
+        index = self.open_ids[event.id]
+        if isinstance(event, Finished):
+            del self.open_ids[event.id]
+        self._events.put_nowait((index, event))
+
+    def fail(self, error: ConfigiError) -> None:
+        self._events.put_nowait(error)
+
+    async def stop(self, index: int) -> None:
+        """The answer of one request is complete for its reader (a stop string): free its slot."""
+        ids = [id for id, i in self.open_ids.items() if i == index]
+        for id in ids:
+            del self.open_ids[id]
+        await self._client.cancel(ids)
+
+    async def aclose(self) -> None:
+        ids = list(self.open_ids)
+        self.open_ids.clear()
+        await self._client.cancel(ids)

@@ -1,0 +1,68 @@
+"""Loading a model folder, with one clear sentence for each way it can be bad. Runs in the engine process."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_model
+
+
+class LoadError(Exception):
+    """The folder cannot be served; the message is fit for users."""
+
+
+def load(folder: Path) -> tuple[nn.Module, int, int]:
+    """The model, its vocabulary size and the bytes of its weights.
+
+    Raises:
+        LoadError: for whatever is wrong with the folder. Nothing in it is ever executed: code files are ignored
+            and `model_file` is refused.
+    """
+    config = _config(folder)
+    try:
+        # trust_remote_code is said outright: a default may change.
+        model, _ = load_model(folder, trust_remote_code=False)
+    except MemoryError:
+        raise
+    except Exception as error:
+        # mlx-lm and MLX raise ValueError, KeyError, TypeError, RuntimeError, ... as the damage may be.
+        raise LoadError(_sentence(error, folder)) from error
+    weights = dict(tree_flatten(model.parameters()))
+    if config.get("quantization") and not any(name.endswith(".scales") for name in weights):
+        raise LoadError("config.json says that the model is quantized but its weights are not.")
+    text_config = config.get("text_config")
+    vocab = config.get("vocab_size") or (text_config or {}).get("vocab_size")
+    if not isinstance(vocab, int):
+        raise LoadError("config.json names no vocab_size.")
+    return model, vocab, sum(w.nbytes for w in weights.values() if isinstance(w, mx.array))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except FileNotFoundError:
+        raise LoadError("The model folder has no config.json.") from None
+    except ValueError as error:
+        raise LoadError("The model's config.json is not valid JSON.") from error
+    if not isinstance(config, dict):
+        raise LoadError("The model's config.json is not an object.")
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+", model_type):
+        raise LoadError("The model's config.json names no valid model_type.")
+    if "model_file" in config:
+        raise LoadError("The model asks for code of its own (model_file), which configi never runs.")
+    return config
+
+
+def _sentence(error: Exception, folder: Path) -> str:
+    """MLX's reason in one line without the path of the folder."""
+    reason = (str(error).strip().splitlines() or [""])[0].replace(str(folder), "the folder")
+    if isinstance(error, KeyError | AttributeError | TypeError):
+        reason = f"its config.json is missing or misnaming something ({type(error).__name__}: {reason})"
+    return f"The model's files could not be loaded: {reason[:300]}"

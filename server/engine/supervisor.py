@@ -1,0 +1,194 @@
+"""Starts, watches and ends the engine process. HTTP process.
+
+It notices exit and hang alike (no sign of life while work is waiting), ends what was in flight with an error, and
+counts failures in a row for the back-off before the next start. Whether to start again is the lifecycle's decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import zmq.asyncio
+
+from server.engine.client import EngineClient
+from server.engine.messages import Load, Stop, encode
+from server.errors import ConfigiError, EngineFailed
+from server.settings import EngineSettings
+
+log = logging.getLogger("configi.supervisor")
+
+ENGINE_COMMAND = (sys.executable, "-m", "server.engine.process")
+# A process that was asked to stop gets this long before it is killed.
+_STOP_S = 5.0
+
+
+class Supervisor:
+    """At most one engine process at a time. `on_exit` is called when it ends without having been asked to."""
+
+    def __init__(self, settings: EngineSettings, command: Sequence[str] = ENGINE_COMMAND) -> None:
+        self._settings = settings
+        self._command = command
+        self._process: EngineProcess | None = None
+        self._failures = 0
+        self.starts = 0
+        self.on_exit: Callable[[ConfigiError], None] = lambda error: None
+
+    @property
+    def gave_up(self) -> bool:
+        """As many failures in a row as `engine.restart_limit` allows."""
+        return self._failures > self._settings.restart_limit
+
+    def forgive(self) -> None:
+        """Start counting failures anew."""
+        self._failures = 0
+
+    async def start(self, folder: Path) -> EngineClient:
+        """A fresh process with the model in `folder` resident.
+
+        Raises:
+            ModelUnavailable: the folder cannot be loaded; another try would fail the same way.
+            EngineFailed: the process died or took longer than `engine.load_timeout_s`.
+        """
+        if self._failures:
+            await asyncio.sleep(self._settings.restart_backoff_s * 2 ** (self._failures - 1))
+        self.starts += 1
+        process = EngineProcess(self._settings, self._command, self._ended)
+        self._process = process
+        try:
+            return await process.start(folder)
+        except EngineFailed:
+            self._failures += 1
+            raise
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            await process.stop()
+
+    def _ended(self, process: EngineProcess, error: ConfigiError) -> None:
+        """The process of a resident model is gone."""
+        if process is not self._process:
+            return
+        self._process = None
+        self._failures = 1 if process.client.finished else self._failures + 1
+        self.on_exit(error)
+
+
+class EngineProcess:
+    """One process, its socket in a private folder, and the tasks that watch it."""
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        command: Sequence[str],
+        on_exit: Callable[[EngineProcess, ConfigiError], None],
+    ) -> None:
+        self._settings = settings
+        self._command = command
+        self._on_exit = on_exit
+        self._tasks: list[asyncio.Task[None]] = []
+        self._resident = False
+        # The folder is created 0700: nobody else on this machine can talk to the engine. Short: macOS allows 104
+        # characters for a socket's path.
+        self._folder = tempfile.TemporaryDirectory(prefix="configi-")
+        self._socket: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.PAIR)
+        self._socket.linger = 0
+        self.client = EngineClient(self._socket)
+
+    async def start(self, folder: Path) -> EngineClient:
+        address = f"ipc://{self._folder.name}/engine"
+        self._socket.bind(address)
+        # stdin stays open as long as this process lives; its end tells the engine to exit. A group of its own keeps
+        # the terminal's Ctrl-C from killing it before running streams could finish.
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command,
+            address,
+            stdin=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._tasks = [
+            asyncio.create_task(self.client.receive()),
+            asyncio.create_task(self._log_stderr()),
+            asyncio.create_task(self._watch_exit()),
+            asyncio.create_task(self._watch_hang()),
+        ]
+        load = Load(
+            model_dir=str(folder),
+            max_concurrent=self._settings.max_concurrent,
+            prefill_step_tokens=self._settings.prefill_step_tokens,
+        )
+        loaded = await self.client.load(load)
+        log.info("engine %d: model resident in %.1f s", self._process.pid, loaded.seconds)
+        self._resident = True
+        return self.client
+
+    async def stop(self) -> None:
+        """Ask, wait, kill. Afterwards the process is reaped and its memory is back."""
+        self._resident = False
+        self.client.close(EngineFailed("The engine was stopped."))
+        with contextlib.suppress(zmq.ZMQError):
+            await self._socket.send(encode(Stop()), zmq.NOBLOCK)
+        try:
+            async with asyncio.timeout(_STOP_S):
+                await self._process.wait()
+        except TimeoutError:
+            self._kill()
+            await self._process.wait()
+        self._release()
+
+    async def _watch_exit(self) -> None:
+        code = await self._process.wait()
+        if self.client.closed is not None:
+            return
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+        self._die(EngineFailed(f"The engine process {how}; it restarts with the next request."))
+
+    async def _watch_hang(self) -> None:
+        start = time.monotonic()
+        while True:
+            await asyncio.sleep(min(1.0, self._settings.hang_timeout_s / 4))
+            if not self._resident and time.monotonic() - start > self._settings.load_timeout_s:
+                self._die(EngineFailed(f"The model did not load within {self._settings.load_timeout_s:g} s."))
+                return
+            if self.client.silence_s > self._settings.hang_timeout_s:
+                silence = f"{self._settings.hang_timeout_s:g} s"
+                self._die(EngineFailed(f"The engine made no progress for {silence} and was ended."))
+                return
+
+    def _die(self, error: ConfigiError) -> None:
+        """End what waits for the process with `error`, and the process if it still runs."""
+        log.error("engine %d: %s", self._process.pid, error.message)
+        resident = self._resident
+        self._kill()
+        self.client.close(error)
+        self._release()
+        if resident:
+            self._on_exit(self, error)
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    def _release(self) -> None:
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+        self._socket.close()
+        self._folder.cleanup()
+
+    async def _log_stderr(self) -> None:
+        if (stderr := self._process.stderr) is not None:
+            async for line in stderr:
+                log.warning("engine %d: %s", self._process.pid, line.decode(errors="replace").rstrip())

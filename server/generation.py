@@ -1,0 +1,284 @@
+"""Conversation and options in, events out: the one place that knows lifecycle, prompt, engine and output together.
+
+HTTP process. Every protocol adapter in `api/` calls `Generation.generate` and renders what it yields. Closing the
+generator, at whatever step, cancels everything behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from server.chat.conversation import GenerationOptions, GenerationRequest, Prompt, RawPrompt
+from server.chat.events import Event, Finish, Progress, PromptLogprobs, Started, TokenText, Usage, Waiting
+from server.chat.output import ChoiceOutput, token_text
+from server.chat.prompt import EncodedPrompt, encode_prompt
+from server.chat.template import ChatTemplate
+from server.chat.tokenizer import ChatTokenizer
+from server.engine.client import EngineStream
+from server.engine.messages import Finished, Generate, Prefilled, PromptScored, Sampling, Tokens
+from server.errors import InvalidRequest, ModelLoading, QueueFull, QueueTimeout, ShuttingDown
+from server.metrics import Metrics
+from server.models.catalog import Catalog
+from server.models.lifecycle import Lifecycle
+from server.models.status import ModelStatus
+from server.settings import ModelSettings, Settings
+
+# An odd number far from any seed a person types.
+_CHOICE_STRIDE = 0xD1342543DE82EF95
+T = TypeVar("T")
+
+_SHUTTING_DOWN = "The server is shutting down."
+
+
+@dataclass(frozen=True, slots=True)
+class TextSide:
+    """What the HTTP process needs of a model: its tokenizer, its chat template, the context length to serve."""
+
+    tokenizer: ChatTokenizer
+    template: ChatTemplate
+    context_length: int
+
+
+class Generation:
+    """The service behind every endpoint (`api.service.Service`)."""
+
+    def __init__(self, settings: Settings, catalog: Catalog, lifecycle: Lifecycle, metrics: Metrics) -> None:
+        self.settings = settings
+        self._catalog = catalog
+        self._lifecycle = lifecycle
+        self._metrics = metrics
+        self._text_sides: dict[Path, TextSide] = {}
+        self._sequences = 0
+        self._streams: set[EngineStream] = set()
+        self._draining = False
+        self._grace_over = asyncio.Event()
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        """The events of one request, in the order of `chat/events.py`.
+
+        Raises:
+            ConfigiError: before the first event it is the HTTP answer, after it the stream's error event.
+        """
+        entry = self._catalog.resolve(request.model)
+        options = request.options
+        with self._place(options.n), self._metrics.request(entry.id) as measured:
+            files = asyncio.ensure_future(self._text_side(entry))
+            async for waiting in self._until(files, entry, request.patient):
+                yield waiting
+            text_side = files.result()
+            prompt = await self._encode(text_side, request.prompt)
+            sequences = _sequences(options, text_side, prompt)
+            lease = self._lifecycle.lease(entry)
+            try:
+                async for waiting in self._until(lease.granted, entry, request.patient):
+                    yield waiting
+                stream = await lease.granted.result().generate(sequences)
+                async with contextlib.aclosing(stream):
+                    yield Started(entry.id, len(prompt.ids), prompt.text)
+                    async for event in self._events(stream, options, text_side.tokenizer, prompt):
+                        measured.event(event)
+                        yield event
+            finally:
+                lease.release()
+
+    async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool) -> list[int]:
+        """Raises ModelUnavailable when the model's files cannot be had, ContextLengthExceeded for a huge text."""
+        text_side = await self._text_side(self._catalog.resolve(model))
+        if isinstance(prompt, RawPrompt) and isinstance(prompt.content, str):
+            # As it is: an empty text has no tokens, and a prompt would have.
+            return await asyncio.to_thread(text_side.tokenizer.encode, prompt.content, add_special)
+        return (await self._encode(text_side, prompt)).ids
+
+    async def detokenize(self, model: str | None, tokens: list[int]) -> str:
+        text_side = await self._text_side(self._catalog.resolve(model))
+        return await asyncio.to_thread(text_side.tokenizer.decode, tokens)
+
+    # ---- what operations and model endpoints show
+
+    def models(self) -> list[ModelStatus]:
+        return [self._lifecycle.status(entry) for entry in self._catalog.entries]
+
+    def model(self, name: str) -> ModelStatus:
+        return self._lifecycle.status(self._catalog.resolve(name))
+
+    def default_model(self) -> ModelStatus:
+        return self._lifecycle.status(self._catalog.default)
+
+    def healthy(self) -> bool:
+        """Alive and making progress: the engine, if there should be one, is there and answers."""
+        engine = self._lifecycle.engine
+        stuck = engine is not None and engine.silence_s > self.settings.engine.hang_timeout_s
+        return not stuck and not self._lifecycle.engine_gave_up
+
+    def metrics(self) -> bytes:
+        return self._metrics.render(self.models(), self._lifecycle)
+
+    # ---- shutdown
+
+    def drain(self) -> None:
+        """No new requests; what runs may finish."""
+        self._draining = True
+
+    def end(self) -> None:
+        """The grace time is over: whatever still runs gets an error event."""
+        self._grace_over.set()
+        for stream in self._streams:
+            stream.fail(ShuttingDown(_SHUTTING_DOWN))
+
+    # ---- the steps of `generate`
+
+    @contextlib.contextmanager
+    def _place(self, n: int) -> Iterator[None]:
+        """A place among the running and waiting sequences, or QueueFull."""
+        if self._draining:
+            raise ShuttingDown(_SHUTTING_DOWN)
+        limits = self.settings.engine
+        if self._sequences + n > limits.max_concurrent + limits.queue_limit:
+            raise QueueFull(f"The queue is full: {self._sequences} sequences are running or waiting. Try again later.")
+        self._sequences += n
+        try:
+            yield
+        finally:
+            self._sequences -= n
+
+    async def _until(
+        self, future: asyncio.Future[T], entry: ModelSettings, patient: bool
+    ) -> AsyncIterator[Waiting]:
+        """Wait for `future`, telling patient requests each change of the model's state meanwhile.
+
+        Raises what the future raises; ModelLoading when an impatient request waited for `load_wait_s`.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = None if patient else loop.time() + self.settings.lifecycle.load_wait_s
+        try:
+            while not future.done():
+                changed = asyncio.ensure_future(self._lifecycle.changed())
+                ended = asyncio.ensure_future(self._grace_over.wait())
+                timeout = None if deadline is None else max(0.0, deadline - loop.time())
+                await asyncio.wait({future, changed, ended}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
+                ended.cancel()
+                if future.done():
+                    break
+                if self._grace_over.is_set():
+                    raise ShuttingDown(_SHUTTING_DOWN)
+                status = self._lifecycle.status(entry)
+                if deadline is not None and loop.time() >= deadline:
+                    raise ModelLoading(f"Model '{status.id}' is not ready yet: {status.state}, {status.text}.")
+                if patient:
+                    yield Waiting(f"{status.state}: {status.text}")
+            future.result()
+        finally:
+            # A lease is given back by its holder; a transfer goes on for the next request.
+            if isinstance(future, asyncio.Task):
+                future.cancel()
+
+    async def _text_side(self, entry: ModelSettings) -> TextSide:
+        folder = await self._lifecycle.files(entry)
+        if (known := self._text_sides.get(folder)) is not None:
+            return known
+        tokenizer = await asyncio.to_thread(ChatTokenizer.load, folder)
+        template = await asyncio.to_thread(ChatTemplate.load, folder)
+        context = min(entry.context_length or tokenizer.context_length, tokenizer.context_length)
+        text_side = TextSide(tokenizer, template, context)
+        self._text_sides[folder] = text_side
+        return text_side
+
+    async def _encode(self, text_side: TextSide, prompt: Prompt) -> EncodedPrompt:
+        return await asyncio.to_thread(
+            encode_prompt, text_side.tokenizer, text_side.template, prompt, text_side.context_length
+        )
+
+    async def _events(
+        self, stream: EngineStream, options: GenerationOptions, tokenizer: ChatTokenizer, prompt: EncodedPrompt
+    ) -> AsyncIterator[Event]:
+        """The engine's events as text, and at the end the usage of all choices together."""
+        outputs = [
+            ChoiceOutput(tokenizer, options.stop, choice, options.top_logprobs is not None)
+            for choice in range(options.n)
+        ]
+        completion_tokens = [0] * options.n
+        cached = 0
+        timeout_s = self.settings.engine.queue_timeout_s
+        error = QueueTimeout(f"The request waited for {timeout_s:g} s without getting a slot.")
+        queue_timeout = asyncio.get_running_loop().call_later(timeout_s, stream.fail, error)
+        self._streams.add(stream)
+        try:
+            async for choice, event in stream:
+                match event:
+                    case Tokens():
+                        completion_tokens[choice] += len(event.tokens)
+                        text, stopped = outputs[choice].push(event.tokens, event.logprobs)
+                        if text is not None:
+                            yield text
+                        if stopped:
+                            await stream.stop(choice)
+                            yield Finish(choice, "stop", completion_tokens[choice])
+                    case Finished():
+                        if (rest := outputs[choice].finish()) is not None:
+                            yield rest
+                        yield Finish(choice, event.reason, completion_tokens[choice])
+                    case Prefilled():
+                        queue_timeout.cancel()
+                        cached = max(cached, event.cached)
+                        if choice == 0:
+                            yield Progress(event.done, event.total, event.cached)
+                    case PromptScored():
+                        yield PromptLogprobs(choice, _prompt_tokens(prompt, event, tokenizer))
+        finally:
+            queue_timeout.cancel()
+            self._streams.discard(stream)
+        yield Usage(len(prompt.ids), sum(completion_tokens), cached)
+
+
+def _sequences(options: GenerationOptions, text_side: TextSide, prompt: EncodedPrompt) -> list[Generate]:
+    """One `Generate` per choice. What the request leaves open is the model's own default, from its files."""
+    tokenizer, defaults = text_side.tokenizer, text_side.tokenizer.defaults
+    for token in options.logit_bias:
+        if token >= tokenizer.vocab_size:
+            size = tokenizer.vocab_size
+            raise InvalidRequest(f"logit_bias: the vocabulary has {size} tokens, {token} is none.", param="logit_bias")
+    room = text_side.context_length - len(prompt.ids)
+    seed = secrets.randbits(64) if options.seed is None else options.seed
+
+    def either(asked: float | None, default: float) -> float:
+        return default if asked is None else asked
+
+    return [
+        Generate(
+            id=0,
+            prompt=prompt.ids,
+            boundaries=prompt.boundaries,
+            max_tokens=room if options.max_tokens is None else min(options.max_tokens, room),
+            stop_tokens=sorted(tokenizer.eos_ids),
+            top_logprobs=options.top_logprobs,
+            prompt_logprobs=options.prompt_logprobs,
+            sampling=Sampling(
+                # Each choice has its own stream of random numbers; the first is that of n = 1.
+                seed=(seed + choice * _CHOICE_STRIDE) % 2**64,
+                temperature=either(options.temperature, defaults.temperature),
+                top_p=either(options.top_p, defaults.top_p),
+                top_k=int(either(options.top_k, defaults.top_k)),
+                min_p=either(options.min_p, defaults.min_p),
+                repetition_penalty=either(options.repetition_penalty, defaults.repetition_penalty),
+                presence_penalty=options.presence_penalty,
+                frequency_penalty=options.frequency_penalty,
+                logit_bias=options.logit_bias,
+            ),
+        )
+        for choice in range(options.n)
+    ]
+
+
+def _prompt_tokens(prompt: EncodedPrompt, scored: PromptScored, tokenizer: ChatTokenizer) -> tuple[TokenText, ...]:
+    """The prompt as scored tokens; the first has no logprob, which is NaN here."""
+    text, raw = tokenizer.token(prompt.ids[0])
+    first = TokenText(prompt.ids[0], text, raw, math.nan)
+    return (first, *(token_text(tokenizer, logprob) for logprob in scored.logprobs))

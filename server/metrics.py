@@ -1,0 +1,114 @@
+"""Prometheus metrics. Counted where requests pass, gauges read when they are scraped. HTTP process."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from server.chat.events import Event, Text, Usage
+from server.errors import ConfigiError
+from server.models.lifecycle import Lifecycle
+from server.models.status import STATES, ModelStatus
+
+_TTFT_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 40, 80, 160)
+_DURATION_BUCKETS = (0.5, 1, 2, 5, 10, 20, 40, 80, 160, 320, 640)
+
+
+class Metrics:
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        r = self._registry
+        self._requests = Counter("configi_requests", "Generations by outcome.", ["model", "outcome"], registry=r)
+        self._tokens = Counter("configi_tokens", "Tokens by kind.", ["model", "kind"], registry=r)
+        self._ttft = Histogram(
+            "configi_ttft_seconds", "Request to first text.", ["model"], buckets=_TTFT_BUCKETS, registry=r
+        )
+        self._duration = Histogram(
+            "configi_duration_seconds", "Request to end.", ["model"], buckets=_DURATION_BUCKETS, registry=r
+        )
+
+    @contextlib.contextmanager
+    def request(self, model: str) -> Iterator[Measured]:
+        """Counts one generation: completed, or the code of its error, or cancelled when its client left."""
+        measured = Measured(self, model)
+        outcome = "completed"
+        try:
+            yield measured
+        except ConfigiError as error:
+            outcome = error.code or error.type
+            raise
+        except Exception:
+            outcome = "internal"
+            raise
+        except BaseException:
+            outcome = "cancelled"
+            raise
+        finally:
+            self._requests.labels(model, outcome).inc()
+            self._duration.labels(model).observe(time.monotonic() - measured.start)
+
+    def first_text(self, model: str, seconds: float) -> None:
+        self._ttft.labels(model).observe(seconds)
+
+    def usage(self, model: str, usage: Usage) -> None:
+        self._tokens.labels(model, "prompt").inc(usage.prompt_tokens)
+        self._tokens.labels(model, "cached").inc(usage.cached_tokens)
+        self._tokens.labels(model, "completion").inc(usage.completion_tokens)
+
+    def render(self, models: Sequence[ModelStatus], lifecycle: Lifecycle) -> bytes:
+        """Everything in the text exposition format."""
+        state = CollectorRegistry()
+        state.register(_Fixed(list(_gauges(models, lifecycle))))
+        return generate_latest(self._registry) + generate_latest(state)
+
+
+class Measured:
+    """One generation on its way through."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._waiting_for_text = True
+        self.start = time.monotonic()
+
+    def event(self, event: Event) -> None:
+        if self._waiting_for_text and isinstance(event, Text):
+            self._waiting_for_text = False
+            self._metrics.first_text(self._model, time.monotonic() - self.start)
+        elif isinstance(event, Usage):
+            self._metrics.usage(self._model, event)
+
+
+class _Fixed:
+    """A collector of metrics that are already made."""
+
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
+
+
+def _gauges(models: Sequence[ModelStatus], lifecycle: Lifecycle) -> Iterator[Metric]:
+    states = GaugeMetricFamily("configi_model_state", "1 for the state a model is in.", labels=["model", "state"])
+    for model in models:
+        for state in STATES:
+            states.add_metric([model.id, state], float(model.state == state))
+    yield states
+    yield CounterMetricFamily("configi_engine_starts", "Engine processes started.", value=lifecycle.engine_starts)
+    engine = lifecycle.engine
+    stats = engine.stats if engine is not None else None
+    gauges = (
+        ("running", "Sequences that hold a slot.", "running"),
+        ("waiting", "Sequences that wait for a slot.", "waiting"),
+        ("kv_bytes", "Bytes of KV cache in use.", "kv_bytes"),
+        ("active_bytes", "Bytes that MLX holds.", "active_bytes"),
+        ("peak_bytes", "Most bytes that MLX has held.", "peak_bytes"),
+    )
+    for name, text, attribute in gauges:
+        value = float(getattr(stats, attribute)) if stats is not None else 0.0
+        yield GaugeMetricFamily(f"configi_engine_{name}", text, value=value)
