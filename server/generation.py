@@ -148,9 +148,7 @@ class Generation:
         finally:
             self._sequences -= n
 
-    async def _until(
-        self, future: asyncio.Future[T], entry: ModelSettings, patient: bool
-    ) -> AsyncIterator[Waiting]:
+    async def _until(self, future: asyncio.Future[T], entry: ModelSettings, patient: bool) -> AsyncIterator[Waiting]:
         """Wait for `future`, telling patient requests each change of the model's state meanwhile.
 
         Raises what the future raises; ModelLoading when an impatient request waited for `load_wait_s`.
@@ -162,7 +160,8 @@ class Generation:
                 changed = asyncio.ensure_future(self._lifecycle.changed())
                 ended = asyncio.ensure_future(self._grace_over.wait())
                 timeout = None if deadline is None else max(0.0, deadline - loop.time())
-                await asyncio.wait({future, changed, ended}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                wakers: set[asyncio.Future[Any]] = {future, changed, ended}
+                await asyncio.wait(wakers, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
                 changed.cancel()
                 ended.cancel()
                 if future.done():

