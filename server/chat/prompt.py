@@ -1,0 +1,130 @@
+"""Prompt to token ids: template, control tokens, checkpoints, context limit. Blocking; HTTP process, in a thread.
+
+Special-token policy: in a conversation only the template may write control tokens. Where a message spells one
+(`<|im_end|>`), it is encoded as the plain characters that it is: no message can end its turn or forge another's.
+A raw prompt is the caller's own rendering, and control tokens spelled in it are control tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+from server.chat.conversation import Conversation, Prompt, RawPrompt
+from server.chat.template import ChatTemplate, Rendered
+from server.chat.tokenizer import ChatTokenizer
+from server.errors import ContextLengthExceeded, InvalidRequest
+
+# Unicode's noncharacters, the last of which the template module keeps for itself.
+_MARKS = [chr(code) for code in range(0xFDD0, 0xFDEF)]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """`boundaries`: ascending offsets into `ids` where the system message and the latest messages end; one that is
+    not certain is absent."""
+
+    ids: list[int]
+    boundaries: list[int]
+    text: str
+
+
+def encode_prompt(
+    tokenizer: ChatTokenizer, template: ChatTemplate, prompt: Prompt, context_length: int
+) -> EncodedPrompt:
+    """Raises ContextLengthExceeded when no token is left for an answer, InvalidRequest for all else."""
+    if isinstance(prompt, RawPrompt):
+        encoded = _raw(tokenizer, prompt.content, context_length)
+    else:
+        encoded = _conversation(tokenizer, template, prompt, context_length)
+    if len(encoded.ids) >= context_length:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {context_length} tokens, but the prompt has {len(encoded.ids)}."
+        )
+    # A tokenizer may know tokens that were never trained; MLX would read memory beyond the embedding.
+    if max(encoded.ids) >= tokenizer.vocab_size or min(encoded.ids) < 0:
+        raise InvalidRequest(
+            f"The prompt holds a token id outside the model's vocabulary, 0 to {tokenizer.vocab_size - 1}."
+        )
+    return encoded
+
+
+def _raw(tokenizer: ChatTokenizer, content: str | tuple[int, ...], context_length: int) -> EncodedPrompt:
+    if isinstance(content, str):
+        tokenizer.check_size(content, context_length)
+        ids = tokenizer.encode(content, add_special=True)
+        if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_id:
+            del ids[0]  # the caller spelled it and the tokenizer added it
+        text = content
+    else:
+        ids = list(content)
+        # The context first: decoding a list that is too long is work for nothing.
+        text = tokenizer.decode(ids) if len(ids) < context_length else ""
+    return EncodedPrompt(ids or [_first_token(tokenizer)], [], text)
+
+
+def _first_token(tokenizer: ChatTokenizer) -> int:
+    """What an empty prompt begins with: BOS, which for GPT-2's family is the end-of-text token."""
+    if tokenizer.bos_id is not None:
+        return tokenizer.bos_id
+    if tokenizer.eos_ids:
+        return min(tokenizer.eos_ids)
+    raise InvalidRequest("The prompt is empty, and this model has no token to begin a text with.", param="prompt")
+
+
+def _conversation(
+    tokenizer: ChatTokenizer, template: ChatTemplate, conversation: Conversation, context_length: int
+) -> EncodedPrompt:
+    mark = _unused_mark(conversation)
+    rendered = template.render(_defused(conversation, tokenizer.special_texts, mark))
+    tokenizer.check_size(rendered.text, context_length)
+    ids, boundaries = _encode_segments(tokenizer, rendered, mark)
+    if not ids:
+        raise InvalidRequest("The chat template renders nothing for this conversation.", param="messages")
+    return EncodedPrompt(ids, boundaries, rendered.text.replace(mark, ""))
+
+
+def _unused_mark(conversation: Conversation) -> str:
+    strings = [value for value in conversation.template_variables.values() if isinstance(value, str)]
+    used = set().union(*(message.content for message in conversation.messages), *strings)
+    mark = next((mark for mark in _MARKS if mark not in used), None)
+    if mark is None:
+        raise InvalidRequest("The conversation holds every noncharacter of Unicode.", param="messages")
+    return mark
+
+
+def _defused(conversation: Conversation, special_texts: Sequence[str], mark: str) -> Conversation:
+    """The conversation with `mark` behind the first character of every control token spelled in it."""
+    spellings = [re.escape(text) for text in special_texts if len(text) > 1]
+    if not spellings:
+        return conversation
+    # Looking ahead finds overlapping spellings too.
+    inside = re.compile(f"(?=(?:{'|'.join(spellings)}))(.)", re.DOTALL)
+
+    def defuse(text: str) -> str:
+        return inside.sub(lambda match: match[1] + mark, text)
+
+    variables = conversation.template_variables
+    return replace(
+        conversation,
+        messages=tuple(replace(message, content=defuse(message.content)) for message in conversation.messages),
+        template_variables={
+            name: defuse(value) if isinstance(value, str) else value for name, value in variables.items()
+        },
+    )
+
+
+def _encode_segments(tokenizer: ChatTokenizer, rendered: Rendered, mark: str) -> tuple[list[int], list[int]]:
+    """Each stretch between marks on its own, so that the two halves of a spelled control token never meet."""
+    segments = rendered.text.split(mark)
+    starts = accumulate((len(segment) + 1 for segment in segments[:-1]), initial=0)
+    ids: list[int] = []
+    boundaries: list[int] = []
+    for start, segment in zip(starts, segments, strict=True):
+        borders = [end - start for end in rendered.ends if start <= end < start + len(segment)]
+        tokens, found = tokenizer.encode_with_borders(segment, borders)
+        boundaries += [len(ids) + offset for offset in found]
+        ids += tokens
+    return ids, boundaries

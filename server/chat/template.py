@@ -1,0 +1,217 @@
+"""A model's chat template: conversation to prompt text, as Hugging Face renders it. HTTP process, in a thread.
+
+Templates come with the model, so they run in jinja2's immutable sandbox and their output is bounded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from server.chat.conversation import Conversation
+from server.chat.model_files import read_object
+from server.chat.turns import Messages, arrangements
+from server.errors import InvalidRequest, ModelUnavailable
+
+_MAX_CHARS = 2**25
+# Ends of older messages were checkpointed when they were new.
+_ENDS = 8
+# Unicode guarantees that this is never a character; see `_continuation`.
+_CUT = "\ufdef"
+# Templates test `tools is not none`, so these must be defined; and some models think unless told otherwise.
+_ALWAYS: dict[str, Any] = {"tools": None, "documents": None, "enable_thinking": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """`ends`: ascending character offsets at which the system message and each of the latest messages end."""
+
+    text: str
+    ends: tuple[int, ...]
+
+
+class ChatTemplate:
+    """One model's template, compiled once. Thread-safe."""
+
+    def __init__(self, source: str | None, variables: dict[str, str]) -> None:
+        self._variables = variables
+        try:
+            self._template = None if source is None else _environment().from_string(source)
+        except TemplateSyntaxError as error:
+            raise ModelUnavailable(
+                f"The model's chat template is broken at line {error.lineno}: {error.message}"
+            ) from error
+
+    @staticmethod
+    def load(folder: Path, variables: dict[str, str]) -> ChatTemplate:
+        """The folder's template; `variables` are the tokenizer's bos_token and the like."""
+        return ChatTemplate(_source(folder), variables)
+
+    def render(self, conversation: Conversation) -> Rendered:
+        """Render up to where the model is to write.
+
+        Raises:
+            InvalidRequest: with the template's own sentence when it refuses the conversation.
+        """
+        if self._template is None:
+            raise InvalidRequest("This model has no chat template; use /v1/completions with a prompt of your own.")
+        variables = _ALWAYS | self._variables | conversation.template_variables
+        rendering = _Rendering(self._template, variables)
+        messages, text = _first_complete(rendering, conversation.messages)
+        return Rendered(text, _message_ends(rendering, messages, text))
+
+
+class _Rendering:
+    def __init__(self, template: Template, variables: dict[str, Any]) -> None:
+        self._template = template
+        self._variables = variables
+
+    def prompt(self, messages: Messages) -> str:
+        if messages and messages[-1].role == "assistant":
+            return self._continuation(messages)
+        return self.text(messages, add_generation_prompt=True)
+
+    def _continuation(self, messages: Messages) -> str:
+        """Up to the end of the last content. A mark finds it where searching would find the template's own words, and
+        keeps the template from stripping its trailing space."""
+        marked = replace(messages[-1], content=messages[-1].content + _CUT)
+        text, mark, _ = self.text((*messages[:-1], marked), add_generation_prompt=False).rpartition(_CUT)
+        if not mark:
+            raise InvalidRequest("This model's chat template cannot continue an assistant message.", param="messages")
+        return text
+
+    def text(self, messages: Messages, *, add_generation_prompt: bool) -> str:
+        names = self._variables | {
+            "messages": [{"role": message.role, "content": message.content} for message in messages],
+            "add_generation_prompt": add_generation_prompt,
+        }
+        pieces = []
+        size = 0
+        try:
+            for piece in self._template.generate(names):
+                size += len(piece)
+                if size > _MAX_CHARS:
+                    raise InvalidRequest("The conversation is too long for the model's chat template.")
+                pieces.append(piece)
+        except InvalidRequest:
+            raise
+        except Exception as error:  # a template can raise whatever Python can
+            reason = error.message if isinstance(error, TemplateError) else type(error).__name__
+            raise InvalidRequest(
+                f"The model's chat template cannot render this conversation: {reason}", param="messages"
+            ) from error
+        return "".join(pieces)
+
+
+def _first_complete(rendering: _Rendering, messages: Messages) -> tuple[Messages, str]:
+    """The first arrangement that the template renders whole; else the first that it renders; else its first refusal."""
+    partial: tuple[Messages, str] | None = None
+    refusal: InvalidRequest | None = None
+    for arrangement in arrangements(messages):
+        try:
+            text = rendering.prompt(arrangement)
+        except InvalidRequest as error:
+            refusal = refusal or error
+            continue
+        if _is_complete(arrangement, text):
+            return arrangement, text
+        partial = partial or (arrangement, text)
+    if partial is None:
+        raise refusal or InvalidRequest("The conversation has no messages.", param="messages")
+    return partial
+
+
+def _is_complete(messages: Messages, text: str) -> bool:
+    """Some templates do not refuse a system message that they do not expect but leave it out. Assistant messages may
+    lose their thinking rightly, so they do not count."""
+    cursor = 0
+    for message in messages:
+        if message.role in ("system", "user"):
+            content = message.content.strip()
+            found = text.find(content, cursor)
+            if found < 0 and content not in text:
+                return False
+            cursor = max(cursor, found + len(content))
+    return True
+
+
+def _message_ends(rendering: _Rendering, messages: Messages, text: str) -> tuple[int, ...]:
+    """Found by rendering the messages before each end alone; an end where that is no prefix of the whole is left out,
+    as with templates that treat the last message differently."""
+    latest = range(max(1, len(messages) - _ENDS + 1), len(messages) + 1)
+    system = {1} if messages and messages[0].role == "system" else set()
+    ends = set()
+    for count in sorted(system.union(latest)):
+        last = messages[count - 1]
+        try:
+            prefix = rendering.text(messages[:count], add_generation_prompt=False)
+        except InvalidRequest:
+            continue
+        # Without its last content it would be the end of something else, such as BOS alone.
+        if last.content.strip() in prefix and text.startswith(prefix) and 0 < len(prefix) < len(text):
+            ends.add(len(prefix))
+    return tuple(sorted(ends))
+
+
+def _source(folder: Path) -> str | None:
+    """chat_template.jinja, else `chat_template` of tokenizer_config.json: a string, or a list with a "default"."""
+    try:
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        pass
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelUnavailable("The model's chat_template.jinja cannot be read.") from error
+    value = read_object(folder, "tokenizer_config.json").get("chat_template")
+    if isinstance(value, list):
+        entries = (entry for entry in value if isinstance(entry, dict) and entry.get("name") == "default")
+        value = next(entries, {}).get("template")
+    return value if isinstance(value, str) else None
+
+
+class _GenerationTag(Extension):
+    """`{% generation %}` marks the assistant's tokens for training; here it only shows its body."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: Sequence[str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """jinja2's own escapes for HTML, which models have not seen in training."""
+    pair = (separators[0], separators[1]) if separators else None
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=pair, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise InvalidRequest(str(message), param="messages")
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().astimezone().strftime(pattern)

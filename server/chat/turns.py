@@ -1,0 +1,43 @@
+"""Message orders that clients send and templates refuse, brought into an order that every template accepts. Pure.
+
+Agents send several system messages, system messages in the middle, and several user turns in a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import takewhile
+
+from server.chat.conversation import Message
+
+Messages = tuple[Message, ...]
+
+
+def arrangements(messages: Messages) -> Iterator[Messages]:
+    """Ways to say the same, the most faithful first: as sent, then with turns that alternate, then without a system
+    message for templates that know none. Leading system messages are one in all of them."""
+    count = sum(1 for _ in takewhile(lambda message: message.role == "system", messages))
+    head, rest = messages[:count], messages[count:]
+    head = (Message("system", _joined(*head)),) if head else ()
+    seen = []
+    for arrangement in (head + rest, head + _alternating(rest), _alternating(head + rest)):
+        if arrangement not in seen:
+            seen.append(arrangement)
+            yield arrangement
+
+
+def _alternating(messages: Iterable[Message]) -> Messages:
+    """System messages said by the user, and neighbours of one role (tool results aside) joined by a blank line."""
+    turns: list[Message] = []
+    for message in messages:
+        turn = replace(message, role="user") if message.role == "system" else message
+        if turns and turns[-1].role == turn.role != "tool":
+            turns[-1] = replace(turn, content=_joined(turns[-1], turn))
+        else:
+            turns.append(turn)
+    return tuple(turns)
+
+
+def _joined(*messages: Message) -> str:
+    return "\n\n".join(message.content for message in messages if message.content)
