@@ -191,7 +191,7 @@ def test_a_model_that_names_no_context_gets_the_documented_one(folder: Path, tmp
 def test_sampling_defaults_are_the_models_own(
     folder: Path, tmp_path: Path, generation: dict[str, Any], expected: SamplingDefaults
 ) -> None:
-    assert ChatTokenizer.load(_changed(folder, tmp_path, {"generation_config.json": generation})).sampling == expected
+    assert ChatTokenizer.load(_changed(folder, tmp_path, {"generation_config.json": generation})).defaults == expected
 
 
 def test_truncation_left_over_from_training_does_not_cut_prompts(folder: Path, tmp_path: Path) -> None:

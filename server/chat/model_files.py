@@ -77,7 +77,7 @@ def read_facts(folder: Path) -> ModelFacts:
         or CONTEXT_WHEN_UNSAID,
         vocab_size=_count(config.get("vocab_size")),
         sampling=_sampling(generation),
-        special=_special(tokenizer),
+        special=special_texts(tokenizer),
     )
 
 
@@ -111,8 +111,8 @@ def _sampling(generation: dict[str, Any]) -> SamplingDefaults:
     )
 
 
-def _special(tokenizer: dict[str, Any]) -> dict[str, str]:
-    """bos_token, eos_token, ...: plain strings, or AddedToken objects with their text in `content`."""
+def special_texts(tokenizer: dict[str, Any]) -> dict[str, str]:
+    """bos_token, eos_token, ... of tokenizer_config.json: plain strings, or AddedToken objects with their text in `content`."""
     texts: dict[str, str] = {}
     for name, value in tokenizer.items():
         text = value.get("content") if isinstance(value, dict) else value

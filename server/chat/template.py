@@ -18,7 +18,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from server.chat.conversation import Conversation
-from server.chat.model_files import read_object
+from server.chat.model_files import read_object, special_texts
 from server.chat.turns import Messages, arrangements
 from server.errors import InvalidRequest, ModelUnavailable
 
@@ -52,9 +52,10 @@ class ChatTemplate:
             ) from error
 
     @staticmethod
-    def load(folder: Path, variables: dict[str, str]) -> ChatTemplate:
-        """The folder's template; `variables` are the tokenizer's bos_token and the like."""
-        return ChatTemplate(_source(folder), variables)
+    def load(folder: Path) -> ChatTemplate:
+        """The folder's template, with the tokenizer's bos_token and the like to name in it."""
+        config = read_object(folder, "tokenizer_config.json")
+        return ChatTemplate(_source(folder, config), special_texts(config))
 
     def render(self, conversation: Conversation) -> Rendered:
         """Render up to where the model is to write.
@@ -162,7 +163,7 @@ def _message_ends(rendering: _Rendering, messages: Messages, text: str) -> tuple
     return tuple(sorted(ends))
 
 
-def _source(folder: Path) -> str | None:
+def _source(folder: Path, config: dict[str, Any]) -> str | None:
     """chat_template.jinja, else `chat_template` of tokenizer_config.json: a string, or a list with a "default"."""
     try:
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
@@ -170,7 +171,7 @@ def _source(folder: Path) -> str | None:
         pass
     except (OSError, UnicodeDecodeError) as error:
         raise ModelUnavailable("The model's chat_template.jinja cannot be read.") from error
-    value = read_object(folder, "tokenizer_config.json").get("chat_template")
+    value = config.get("chat_template")
     if isinstance(value, list):
         entries = (entry for entry in value if isinstance(entry, dict) and entry.get("name") == "default")
         value = next(entries, {}).get("template")

@@ -20,7 +20,7 @@ __all__ = ["ChatTokenizer", "SamplingDefaults", "TokenStream"]
 
 
 class ChatTokenizer:
-    """`eos_ids` end an answer. `special_texts` spell the control tokens. `variables` are bos_token and the like."""
+    """`eos_ids` end an answer. `special_texts` spell the control tokens. `defaults` are the model's own sampling."""
 
     def __init__(self, backend: Tokenizer, facts: ModelFacts, spelling: Spelling) -> None:
         # Some tokenizer.json files carry the truncation and padding of their training.
@@ -36,8 +36,7 @@ class ChatTokenizer:
         self._hidden = {token for token, entry in added.items() if entry.special}
         control = self._hidden | (self.eos_ids & self._added.keys())
         self.special_texts = tuple(sorted(self._added[token] for token in control))
-        self.variables = facts.special
-        self.sampling: SamplingDefaults = facts.sampling
+        self.defaults: SamplingDefaults = facts.sampling
         self.context_length = facts.context_length
         self.vocab_size = facts.vocab_size or backend.get_vocab_size()
         self._longest_token = max((len(piece.encode()) for piece in backend.get_vocab()), default=1)
