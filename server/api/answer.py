@@ -1,0 +1,175 @@
+"""What both completion protocols share on the way out: ids, usage, logprob values, whole answers. HTTP process."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import msgspec
+from starlette.requests import Request
+
+import server
+from server.chat.events import Event, Finish, FinishReason, PromptLogprobs, Started, Text, TokenText, Usage
+from server.errors import EngineFailed
+
+SYSTEM_FINGERPRINT = f"configi-{server.__version__}"
+# JSON has no -Infinity; OpenAI writes this for "cannot happen".
+_LEAST_LOGPROB = -9999.0
+_FAN_IN_EVENTS = 64
+
+
+class PromptDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int
+
+
+class CompletionDetails(msgspec.Struct, frozen=True):
+    reasoning_tokens: int = 0
+
+
+class WireUsage(msgspec.Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails = CompletionDetails()
+
+
+def wire_usage(usages: Sequence[Usage]) -> WireUsage:
+    prompt = sum(usage.prompt_tokens for usage in usages)
+    completion = sum(usage.completion_tokens for usage in usages)
+    cached = sum(usage.cached_tokens for usage in usages)
+    return WireUsage(prompt, completion, prompt + completion, PromptDetails(cached))
+
+
+def wire_logprob(logprob: float) -> float:
+    return max(logprob, _LEAST_LOGPROB)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the request's id, and the group it belongs to for fairness."""
+
+    request_id: str
+    client: str
+
+
+def caller(request: Request) -> Caller:
+    state = request.scope.get("state") or {}
+    key = request.headers.get("authorization") or request.headers.get("x-api-key")
+    # A digest: the group's name may reach a log, the key must not.
+    address = request.client.host if request.client else ""
+    client = hashlib.blake2b(key.encode(), digest_size=8).hexdigest() if key else address
+    return Caller(str(state.get("request_id") or uuid.uuid4().hex), client)
+
+
+def answer_id(prefix: str) -> str:
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def wall_time() -> int:
+    return int(time.time())
+
+
+@dataclass(slots=True)
+class Choice:
+    """One whole answer to one prompt. `tokens` is empty unless logprobs were asked for."""
+
+    text: str = ""
+    tokens: list[TokenText] = field(default_factory=list)
+    prompt_tokens: tuple[TokenText, ...] = ()
+    reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    model: str
+    prompt_text: str
+    choices: list[Choice]
+    usage: Usage
+
+
+async def collect(events: AsyncGenerator[Event, None], n: int) -> Answer:
+    started: Started | None = None
+    usage: Usage | None = None
+    choices = [Choice() for _ in range(n)]
+    pieces: list[list[str]] = [[] for _ in range(n)]
+    async with aclosing(events):
+        async for event in events:
+            match event:
+                case Text():
+                    pieces[event.choice].append(event.text)
+                    choices[event.choice].tokens.extend(event.tokens)
+                case Finish():
+                    choices[event.choice].reason = event.reason
+                case PromptLogprobs():
+                    choices[event.choice].prompt_tokens = event.tokens
+                case Started():
+                    started = event
+                case Usage():
+                    usage = event
+    if started is None or usage is None or any(choice.reason is None for choice in choices):
+        raise unfinished()
+    for choice, texts in zip(choices, pieces, strict=True):
+        choice.text = "".join(texts)
+    return Answer(started.model, started.prompt_text, choices, usage)
+
+
+async def collect_all(generations: Sequence[AsyncGenerator[Event, None]], n: int) -> list[Answer]:
+    """The answers of generations that run side by side; the first failure ends them all."""
+    tasks = [asyncio.create_task(collect(events, n)) for events in generations]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def unfinished() -> EngineFailed:
+    return EngineFailed("The generation ended before its answer was complete.")
+
+
+async def merged(generations: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[tuple[int, Event], None]:
+    """The events of several generations as they come, each with the index of its generation.
+
+    All have given their first event before any is passed on, so that a bad prompt is still an HTTP error.
+    """
+    queue: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue(_FAN_IN_EVENTS)
+    pumps: list[asyncio.Task[None]] = []
+    try:
+        firsts = [await anext(generation) for generation in generations]
+        pumps += [asyncio.create_task(_pump(i, generation, queue)) for i, generation in enumerate(generations)]
+        for index, first in enumerate(firsts):
+            yield index, first
+        running = len(pumps)
+        while running:
+            index, event = await queue.get()
+            if event is None:
+                running -= 1
+            elif isinstance(event, Exception):
+                raise event
+            else:
+                yield index, event
+    finally:
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+        for generation in generations:
+            await generation.aclose()
+
+
+async def _pump(
+    index: int, events: AsyncGenerator[Event, None], queue: asyncio.Queue[tuple[int, Event | Exception | None]]
+) -> None:
+    try:
+        async for event in events:
+            await queue.put((index, event))
+    except Exception as error:
+        await queue.put((index, error))
+    else:
+        await queue.put((index, None))

@@ -1,0 +1,203 @@
+"""POST /v1/chat/completions: routes, and rendering of events as OpenAI's chat JSON. HTTP process.
+
+The response path is msgspec structs only: it runs once per token of every stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import msgspec
+from fastapi import APIRouter, Request
+from msgspec import UNSET, UnsetType
+from starlette.responses import Response
+
+from server.api.answer import (
+    SYSTEM_FINGERPRINT,
+    Answer,
+    WireUsage,
+    answer_id,
+    caller,
+    collect,
+    unfinished,
+    wall_time,
+    wire_logprob,
+    wire_usage,
+)
+from server.api.body import parsed_body
+from server.api.chat_request import ChatCall, parse_chat
+from server.api.disconnect import while_connected
+from server.api.service import Service
+from server.api.sse import comment, frame, stream
+from server.chat.conversation import GenerationRequest
+from server.chat.events import Event, Finish, Progress, Started, Text, TokenText, Usage, Waiting
+
+
+class Alternative(msgspec.Struct, frozen=True):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[Alternative]
+
+
+class Logprobs(msgspec.Struct, frozen=True):
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class Message(msgspec.Struct, frozen=True):
+    content: str
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+
+
+class ChoiceOut(msgspec.Struct, frozen=True):
+    index: int
+    message: Message
+    logprobs: Logprobs | None
+    finish_reason: str | None
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str = SYSTEM_FINGERPRINT
+    choices: list[ChoiceOut]
+    usage: WireUsage
+
+
+class Delta(msgspec.Struct, frozen=True):
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChoiceDelta(msgspec.Struct, frozen=True):
+    index: int
+    delta: Delta
+    logprobs: Logprobs | None = None
+    finish_reason: str | None = None
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    system_fingerprint: str = SYSTEM_FINGERPRINT
+    choices: list[ChoiceDelta]
+    usage: WireUsage | UnsetType | None
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter()
+    parse = partial(parse_chat, limits=service.settings.limits)
+
+    @routes.post("/v1/chat/completions")
+    @routes.post("/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        call = await parsed_body(request, parse)
+        who = caller(request)
+        generation = GenerationRequest(
+            who.request_id, call.model, call.conversation, call.options, who.client, patient=call.stream
+        )
+        return await while_connected(request, _respond(service, call, generation))
+
+    return routes
+
+
+async def _respond(service: Service, call: ChatCall, generation: GenerationRequest) -> Response:
+    events = service.generate(generation)
+    if call.stream:
+        renderer = ChatStream(answer_id("chatcmpl"), wall_time(), call)
+        return await stream(events, renderer, service.settings.server, call.headers)
+    answer = await collect(events, call.options.n)
+    body = msgspec.json.encode(_completion(answer, call))
+    return Response(body, headers=call.headers, media_type="application/json")
+
+
+def _completion(answer: Answer, call: ChatCall) -> Completion:
+    wanted = call.options.top_logprobs is not None
+    choices = [
+        ChoiceOut(index, Message(choice.text), _logprobs(choice.tokens) if wanted else None, choice.reason)
+        for index, choice in enumerate(answer.choices)
+    ]
+    return Completion(
+        id=answer_id("chatcmpl"),
+        created=wall_time(),
+        model=answer.model,
+        choices=choices,
+        usage=wire_usage([answer.usage]),
+    )
+
+
+def _logprobs(tokens: Sequence[TokenText]) -> Logprobs:
+    return Logprobs(
+        [
+            TokenLogprob(
+                token.text,
+                wire_logprob(token.logprob),
+                list(token.raw),
+                [Alternative(text, wire_logprob(logprob), list(raw)) for _, text, raw, logprob in token.top],
+            )
+            for token in tokens
+        ]
+    )
+
+
+class ChatStream:
+    """Renders one stream. Every chunk carries what clients break without: id, index, finish_reason, role first."""
+
+    def __init__(self, id: str, created: int, call: ChatCall) -> None:
+        self._id = id
+        self._created = created
+        self._model = ""
+        self._n = call.options.n
+        self._include_usage = call.include_usage
+        self._no_usage: UnsetType | None = None if call.include_usage else UNSET
+        self._usage: Usage | None = None
+
+    def render(self, event: Event) -> bytes:
+        match event:
+            case Text(choice, text, tokens):
+                if not text and not tokens:
+                    return b""
+                return self._chunk(ChoiceDelta(choice, Delta(content=text), _logprobs(tokens) if tokens else None))
+            case Finish():
+                return self._chunk(ChoiceDelta(event.choice, Delta(), None, event.reason))
+            case Started():
+                self._model = event.model
+                opening = Delta(role="assistant", content="")
+                return b"".join(self._chunk(ChoiceDelta(index, opening)) for index in range(self._n))
+            case Waiting():
+                return comment(event.text)
+            case Progress():
+                return comment(f"prompt {event.done} of {event.total} tokens")
+            case Usage():
+                self._usage = event
+        return b""
+
+    def end(self) -> bytes:
+        if self._usage is None:
+            raise unfinished()
+        return self._chunk(None, wire_usage([self._usage])) if self._include_usage else b""
+
+    def _chunk(self, choice: ChoiceDelta | None, usage: WireUsage | None = None) -> bytes:
+        return frame(
+            Chunk(
+                id=self._id,
+                created=self._created,
+                model=self._model,
+                choices=[choice] if choice else [],
+                usage=usage or self._no_usage,
+            )
+        )

@@ -1,0 +1,181 @@
+"""POST /v1/completions: routes, and rendering of events as OpenAI's text completion JSON. HTTP process.
+
+Several prompts run as concurrent generations whose choices are numbered through: prompt * n + choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+import msgspec
+from fastapi import APIRouter, Request
+from msgspec import UNSET, UnsetType
+from starlette.responses import Response
+
+from server.api.answer import (
+    SYSTEM_FINGERPRINT,
+    Answer,
+    Caller,
+    Choice,
+    WireUsage,
+    answer_id,
+    caller,
+    collect_all,
+    merged,
+    unfinished,
+    wall_time,
+    wire_usage,
+)
+from server.api.body import parsed_body
+from server.api.completions_request import CompletionCall, parse_completion
+from server.api.disconnect import while_connected
+from server.api.legacy_logprobs import LegacyLogprobs, legacy_logprobs
+from server.api.service import Service
+from server.api.sse import comment, frame, stream
+from server.chat.conversation import GenerationRequest
+from server.chat.events import Event, Finish, Progress, PromptLogprobs, Started, Text, TokenText, Usage, Waiting
+
+
+class ChoiceOut(msgspec.Struct, frozen=True):
+    """A choice of a whole answer, and of a chunk."""
+
+    index: int
+    text: str
+    logprobs: LegacyLogprobs | None = None
+    finish_reason: str | None = None
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole answer, and a chunk of one: this endpoint has one shape for both."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str = SYSTEM_FINGERPRINT
+    choices: list[ChoiceOut]
+    usage: WireUsage | UnsetType | None
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter()
+    parse = partial(parse_completion, limits=service.settings.limits)
+
+    @routes.post("/v1/completions")
+    @routes.post("/completions")
+    async def completions(request: Request) -> Response:
+        call = await parsed_body(request, parse)
+        return await while_connected(request, _respond(service, call, caller(request)))
+
+    return routes
+
+
+async def _respond(service: Service, call: CompletionCall, who: Caller) -> Response:
+    generations = [service.generate(request) for request in _requests(call, who)]
+    if call.stream:
+        renderer = CompletionStream(answer_id("cmpl"), wall_time(), call)
+        return await stream(merged(generations), renderer, service.settings.server, call.headers)
+    answers = await collect_all(generations, call.options.n)
+    body = msgspec.json.encode(_completion(answers, call))
+    return Response(body, headers=call.headers, media_type="application/json")
+
+
+def _requests(call: CompletionCall, who: Caller) -> list[GenerationRequest]:
+    first = GenerationRequest(
+        who.request_id, call.model, call.prompts[0], call.options, who.client, patient=call.stream
+    )
+    if len(call.prompts) == 1:
+        return [first]
+    return [replace(first, id=f"{first.id}-{index}", prompt=prompt) for index, prompt in enumerate(call.prompts)]
+
+
+def _completion(answers: Sequence[Answer], call: CompletionCall) -> Completion:
+    choices = [
+        _choice(index * call.options.n + k, choice, answer.prompt_text, call)
+        for index, answer in enumerate(answers)
+        for k, choice in enumerate(answer.choices)
+    ]
+    return Completion(
+        id=answer_id("cmpl"),
+        created=wall_time(),
+        model=answers[0].model,
+        choices=choices,
+        usage=wire_usage([answer.usage for answer in answers]),
+    )
+
+
+def _choice(index: int, choice: Choice, prompt_text: str, call: CompletionCall) -> ChoiceOut:
+    logprobs = None
+    if call.options.top_logprobs is not None:
+        # prompt_tokens are there only with echo.
+        logprobs, _ = legacy_logprobs([*choice.prompt_tokens, *choice.tokens], 0)
+    text = prompt_text + choice.text if call.echo else choice.text
+    return ChoiceOut(index, text, logprobs, choice.reason)
+
+
+class CompletionStream:
+    """Renders one stream of the events of all prompts."""
+
+    def __init__(self, id: str, created: int, call: CompletionCall) -> None:
+        self._id = id
+        self._created = created
+        self._call = call
+        self._model = ""
+        self._prompt_texts = [""] * len(call.prompts)
+        self._offsets = [0] * (len(call.prompts) * call.options.n)
+        self._usages: list[Usage] = []
+        self._no_usage: UnsetType | None = None if call.include_usage else UNSET
+
+    def render(self, event: tuple[int, Event]) -> bytes:
+        prompt, inner = event
+        first = prompt * self._call.options.n
+        match inner:
+            case Text(choice, text, tokens):
+                return self._text(first + choice, text, tokens) if text or tokens else b""
+            case Finish():
+                return self._chunk(ChoiceOut(first + inner.choice, "", None, inner.reason))
+            case PromptLogprobs():
+                return self._text(first + inner.choice, self._prompt_texts[prompt], inner.tokens)
+            case Started():
+                return self._started(prompt, inner)
+            case Waiting():
+                return comment(inner.text)
+            case Progress():
+                return comment(f"prompt {inner.done} of {inner.total} tokens")
+            case Usage():
+                self._usages.append(inner)
+        return b""
+
+    def end(self) -> bytes:
+        if len(self._usages) != len(self._call.prompts):
+            raise unfinished()
+        return self._chunk(None, wire_usage(self._usages)) if self._call.include_usage else b""
+
+    def _started(self, prompt: int, event: Started) -> bytes:
+        self._model = event.model
+        self._prompt_texts[prompt] = event.prompt_text
+        # With logprobs the echo comes with them, at PromptLogprobs.
+        if not self._call.echo or self._call.options.prompt_logprobs:
+            return b""
+        first = prompt * self._call.options.n
+        return b"".join(self._chunk(ChoiceOut(first + k, event.prompt_text)) for k in range(self._call.options.n))
+
+    def _text(self, index: int, text: str, tokens: Sequence[TokenText]) -> bytes:
+        logprobs = None
+        if tokens:
+            logprobs, self._offsets[index] = legacy_logprobs(tokens, self._offsets[index])
+        return self._chunk(ChoiceOut(index, text, logprobs))
+
+    def _chunk(self, choice: ChoiceOut | None, usage: WireUsage | None = None) -> bytes:
+        return frame(
+            Completion(
+                id=self._id,
+                created=self._created,
+                model=self._model,
+                choices=[choice] if choice else [],
+                usage=usage or self._no_usage,
+            )
+        )

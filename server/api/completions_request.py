@@ -1,0 +1,101 @@
+"""POST /v1/completions, inwards: body -> prompts and options. Pure functions. HTTP process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+
+from server.api.body import json_object
+from server.api.fields import screen
+from server.api.sampling import SamplingFields, checked_options, model_name
+from server.api.tables import COMPLETIONS
+from server.api.wire import shown, validated
+from server.chat.conversation import GenerationOptions, RawPrompt
+from server.errors import InvalidRequest, UnsupportedField
+from server.settings import LimitSettings
+
+# OpenAI's documented default for this endpoint.
+_DEFAULT_MAX_TOKENS = 16
+_MAX_TOKEN_ID = 2**31
+
+
+class CompletionFields(SamplingFields):
+    prompt: Any
+    echo: bool = False
+    logprobs: int | None = Field(None, ge=0, le=5)
+    best_of: int | None = Field(None, ge=1)
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionCall:
+    """`options` hold for every prompt; choice k of prompt p has the index p * options.n + k."""
+
+    model: str | None
+    prompts: tuple[RawPrompt, ...]
+    options: GenerationOptions
+    echo: bool
+    stream: bool
+    include_usage: bool
+    headers: dict[str, str]
+
+
+def parse_completion(raw: bytes, limits: LimitSettings) -> CompletionCall:
+    screened = screen(json_object(raw, limits), COMPLETIONS)
+    fields = validated(CompletionFields, screened.values)
+    options = checked_options(
+        fields,
+        limits,
+        max_tokens=_DEFAULT_MAX_TOKENS if fields.max_tokens is None else fields.max_tokens,
+        top_logprobs=fields.logprobs,
+        prompt_logprobs=fields.echo and fields.logprobs is not None,
+    )
+    if fields.best_of is not None and fields.best_of > fields.n:
+        raise UnsupportedField("best_of above n is not supported: answers are not ranked.", param="best_of")
+    prompts = _prompts(fields.prompt)
+    if len(prompts) * fields.n > limits.max_n:
+        message = f"{len(prompts)} prompts with n {fields.n} are more than {limits.max_n} choices."
+        raise InvalidRequest(message, param="prompt" if len(prompts) > 1 else "n")
+    return CompletionCall(
+        model=model_name(fields.model),
+        prompts=prompts,
+        options=options,
+        echo=fields.echo,
+        stream=fields.stream,
+        include_usage=bool(fields.stream_options.include_usage),
+        headers=screened.headers(),
+    )
+
+
+def _prompts(prompt: Any) -> tuple[RawPrompt, ...]:
+    if isinstance(prompt, str):
+        return (RawPrompt(prompt),)
+    if not isinstance(prompt, list) or not prompt:
+        raise _bad_prompt(prompt, "prompt")
+    if type(prompt[0]) is int:
+        return (_tokens(prompt, "prompt"),)
+    return tuple(_one_of_many(item, f"prompt.{index}") for index, item in enumerate(prompt))
+
+
+def _one_of_many(item: Any, where: str) -> RawPrompt:
+    if isinstance(item, str):
+        return RawPrompt(item)
+    if isinstance(item, list) and item:
+        return _tokens(item, where)
+    raise _bad_prompt(item, where)
+
+
+def _tokens(ids: list[Any], where: str) -> RawPrompt:
+    for index, token in enumerate(ids):
+        if type(token) is not int or not 0 <= token < _MAX_TOKEN_ID:
+            at = f"{where}.{index}"
+            raise InvalidRequest(f"{at} must be a token id, not {shown(token)}.", param=at)
+    return RawPrompt(tuple(ids))
+
+
+def _bad_prompt(value: Any, where: str) -> InvalidRequest:
+    kinds = "a string or a non-empty list of token ids"
+    if where == "prompt":
+        kinds = "a string, or a non-empty list of strings, of token ids or of lists of token ids"
+    return InvalidRequest(f"{where} must be {kinds}, not {shown(value)}.", param=where)

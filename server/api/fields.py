@@ -1,0 +1,89 @@
+"""The rule for request fields: each works, is accepted without effect on the answer, or is refused by name.
+
+`tables.py` holds one `Fields` per endpoint as data; the docs are made from the same data. A field in no table is
+accepted and named in the response header `x-configi-ignored`. An explicit null means absent. HTTP process.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from server.errors import UnsupportedField
+
+IGNORED_HEADER = "x-configi-ignored"
+_NAME_CHARS = 64
+_HEADER_CHARS = 1024
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a field is refused, and the values that ask for nothing (or for what happens anyway), which are not."""
+
+    why: str
+    unless: tuple[Any, ...] = ()
+
+    def allows(self, value: object) -> bool:
+        # The type as well: in Python True equals 1, in JSON it does not.
+        return any(type(value) is type(harmless) and value == harmless for harmless in self.unless)
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """The three tables of one endpoint: name -> what it does, why it has no effect, why it is refused."""
+
+    works: Mapping[str, str]
+    accepted: Mapping[str, str]
+    refused: Mapping[str, Refusal]
+
+
+@dataclass(frozen=True, slots=True)
+class Screened:
+    """A body after the rule: the values of working fields, the refused ones with a harmless value, the unknown."""
+
+    values: dict[str, Any]
+    harmless: dict[str, Any]
+    ignored: tuple[str, ...]
+
+    def headers(self) -> dict[str, str]:
+        return {IGNORED_HEADER: _listed(self.ignored)} if self.ignored else {}
+
+
+def screen(body: dict[str, Any], fields: Fields) -> Screened:
+    values: dict[str, Any] = {}
+    harmless: dict[str, Any] = {}
+    ignored = []
+    for name, value in body.items():
+        if value is None:
+            continue
+        if name in fields.works:
+            values[name] = value
+        elif name in fields.refused:
+            refusal = fields.refused[name]
+            if not refusal.allows(value):
+                raise UnsupportedField(f"{name} is not supported: {refusal.why}.", param=name)
+            harmless[name] = value
+        elif name not in fields.accepted:
+            ignored.append(name)
+    options = values.get("stream_options")
+    if isinstance(options, dict):
+        ignored += [f"stream_options.{name}" for name in options if name not in STREAM_OPTIONS]
+    return Screened(values, harmless, tuple(ignored))
+
+
+# include_obfuscation pads chunks against traffic analysis; on loopback there is nothing to hide from.
+STREAM_OPTIONS = ("include_usage", "include_obfuscation")
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    """A header value: safe characters only and of bounded length, whatever the client called its fields."""
+    header = ""
+    for name in names:
+        safe = _UNSAFE.sub("?", name[:_NAME_CHARS]) or "?"
+        if len(header) + len(safe) + 2 > _HEADER_CHARS - len(", ..."):
+            return header + ", ..."
+        header = f"{header}, {safe}" if header else safe
+    return header

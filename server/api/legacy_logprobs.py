@@ -1,0 +1,43 @@
+"""The logprobs object of /v1/completions: four lists side by side. HTTP process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from server.api.answer import wire_logprob
+from server.chat.events import TokenText
+
+
+class LegacyLogprobs(msgspec.Struct, frozen=True):
+    """`text_offset` counts characters from the start of the choice's text."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+def legacy_logprobs(tokens: Sequence[TokenText], offset: int) -> tuple[LegacyLogprobs, int]:
+    """The lists for `tokens`, whose text starts at `offset`, and the offset where it ends."""
+    offsets = []
+    for token in tokens:
+        offsets.append(offset)
+        offset += len(token.text)
+    values = [None if math.isnan(token.logprob) else wire_logprob(token.logprob) for token in tokens]
+    tops = [_top(token) for token in tokens]
+    return LegacyLogprobs([token.text for token in tokens], values, tops, offsets), offset
+
+
+def _top(token: TokenText) -> dict[str, float] | None:
+    """None for the first token of a prompt. The token itself is always in, as at OpenAI: up to k + 1 entries."""
+    if math.isnan(token.logprob):
+        return None
+    top: dict[str, float] = {}
+    for _, text, _, logprob in token.top:
+        # Parts of a character look alike; the likeliest comes first and stays.
+        top.setdefault(text, wire_logprob(logprob))
+    top.setdefault(token.text, wire_logprob(token.logprob))
+    return top

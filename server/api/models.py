@@ -1,0 +1,51 @@
+"""GET /v1/models and /v1/models/{id}: the catalog as OpenAI's list. Ids may hold slashes. HTTP process."""
+
+from __future__ import annotations
+
+import msgspec
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from server.api.answer import wall_time
+from server.api.service import Service
+from server.models.status import ModelStatus
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str = "configi"
+    state: str
+    context_length: int | None
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    data: list[Model]
+    object: str = "list"
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter()
+    # Models have no birthday here; the server's start is one that does not change between two answers.
+    created = wall_time()
+
+    @routes.get("/v1/models")
+    @routes.get("/models")
+    async def list_models() -> Response:
+        return _json(ModelList([_model(status, created) for status in service.models()]))
+
+    @routes.get("/v1/models/{name:path}")
+    @routes.get("/models/{name:path}")
+    async def retrieve_model(name: str) -> Response:
+        return _json(_model(service.model(name), created))
+
+    return routes
+
+
+def _model(status: ModelStatus, created: int) -> Model:
+    return Model(id=status.id, created=created, state=status.state, context_length=status.context_length)
+
+
+def _json(payload: Model | ModelList) -> Response:
+    return Response(msgspec.json.encode(payload), media_type="application/json")

@@ -1,0 +1,129 @@
+"""/health, /ready, /metrics, /tokenize and /detokenize. HTTP process.
+
+/health says that the server lives and makes progress; /ready that the default model is resident.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from pydantic import Field
+from starlette.responses import Response
+
+from server.api.body import json_object, parsed_body
+from server.api.chat_messages import conversation_messages
+from server.api.errors import error_response
+from server.api.fields import Screened, screen
+from server.api.sampling import model_name
+from server.api.service import Service
+from server.api.tables import DETOKENIZE, TOKENIZE
+from server.api.wire import Wire, validated
+from server.chat.conversation import Conversation, Prompt, RawPrompt
+from server.errors import ConfigiError, InvalidRequest, ModelLoading, ModelUnavailable
+from server.models.status import ModelStatus
+from server.settings import LimitSettings
+
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class TokenizeFields(Wire):
+    model: str | None = None
+    content: str | None = None
+    prompt: str | None = None
+    messages: list[Any] | None = Field(None, min_length=1)
+    add_special: bool | None = None
+    add_special_tokens: bool | None = None
+
+
+class DetokenizeFields(Wire):
+    model: str | None = None
+    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizeCall:
+    model: str | None
+    prompt: Prompt
+    add_special: bool
+    headers: dict[str, str]
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter()
+    limits = service.settings.limits
+
+    @routes.get("/health")
+    async def health() -> Response:
+        if service.healthy():
+            return _json({"status": "ok"})
+        return error_response(ModelUnavailable("The server is not making progress."))
+
+    @routes.get("/ready")
+    async def ready() -> Response:
+        return _readiness(service.default_model())
+
+    @routes.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics(), media_type=_METRICS_TYPE)
+
+    @routes.post("/tokenize")
+    @routes.post("/v1/tokenize")
+    async def tokenize(request: Request) -> Response:
+        call = await parsed_body(request, partial(_parse_tokenize, limits=limits))
+        tokens = await service.tokenize(call.model, call.prompt, call.add_special)
+        return _json({"tokens": tokens, "count": len(tokens)}, headers=call.headers)
+
+    @routes.post("/detokenize")
+    @routes.post("/v1/detokenize")
+    async def detokenize(request: Request) -> Response:
+        screened, fields = await parsed_body(request, partial(_parse_detokenize, limits=limits))
+        text = await service.detokenize(model_name(fields.model), fields.tokens)
+        return _json({"content": text}, headers=screened.headers())
+
+    return routes
+
+
+def _readiness(model: ModelStatus) -> Response:
+    state = {
+        "model": model.id,
+        "state": model.state,
+        "text": model.text,
+        "done": model.done,
+        "total": model.total,
+    }
+    if model.state == "ready":
+        return _json(state)
+    failed = model.state == "failed"
+    error: ConfigiError = ModelUnavailable(model.text) if failed else ModelLoading(model.text)
+    return _json({**error.envelope(), **state}, error.status, error.headers())
+
+
+def _parse_tokenize(raw: bytes, limits: LimitSettings) -> TokenizeCall:
+    screened = screen(json_object(raw, limits), TOKENIZE)
+    fields = validated(TokenizeFields, screened.values)
+    given = [name for name in ("content", "prompt", "messages") if name in screened.values]
+    if len(given) != 1:
+        raise InvalidRequest("One of content, prompt and messages is needed.", param=given[-1] if given else "content")
+    add_special = fields.add_special if fields.add_special is not None else fields.add_special_tokens
+    if fields.messages is not None:
+        prompt: Prompt = Conversation(conversation_messages(fields.messages))
+    else:
+        prompt = RawPrompt(fields.prompt if fields.prompt is not None else fields.content or "")
+    # llama-server's `content` adds none by default, vLLM's `prompt` does; a template brings its own.
+    default = fields.prompt is not None
+    return TokenizeCall(
+        model_name(fields.model), prompt, default if add_special is None else add_special, screened.headers()
+    )
+
+
+def _parse_detokenize(raw: bytes, limits: LimitSettings) -> tuple[Screened, DetokenizeFields]:
+    screened = screen(json_object(raw, limits), DETOKENIZE)
+    return screened, validated(DetokenizeFields, screened.values)
+
+
+def _json(payload: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(payload), status, headers=headers, media_type="application/json")

@@ -1,0 +1,47 @@
+"""What the wire adapters need from the rest of the server, and nothing more.
+
+`server/generation.py` implements it in the HTTP process; tests put a scripted one behind the same routes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from server.chat.conversation import GenerationRequest, Prompt
+from server.chat.events import Event
+from server.models.status import ModelStatus
+from server.settings import Settings
+
+
+class Service(Protocol):
+    @property
+    def settings(self) -> Settings: ...
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        """The events of one request. The first is Started, or Waiting while the model comes up.
+
+        Raises ConfigiError. Closing or cancelling it cancels everything behind it. It is advanced from more than one
+        task (the first event before the response starts, the rest inside it), so no cancel scope may span a yield.
+        """
+        ...
+
+    async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool) -> list[int]: ...
+
+    async def detokenize(self, model: str | None, tokens: list[int]) -> str: ...
+
+    def models(self) -> list[ModelStatus]: ...
+
+    def model(self, name: str) -> ModelStatus:
+        """The model of that id or alias; raises ModelNotFound."""
+        ...
+
+    def default_model(self) -> ModelStatus: ...
+
+    def healthy(self) -> bool:
+        """Alive and making progress."""
+        ...
+
+    def metrics(self) -> bytes:
+        """Prometheus text."""
+        ...

@@ -1,0 +1,113 @@
+"""Streams: events of a generation -> server-sent events, whatever the protocol. HTTP process.
+
+The first event is awaited before the response starts, so that what can fail early is an HTTP error. Afterwards an error
+is a `data: {"error": ...}` event, and `data: [DONE]` always comes last: a stream never just stops. A client that
+leaves, or stalls for longer than the write timeout, closes the generator at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, Protocol, TypeVar
+
+import anyio
+import msgspec
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import SendTimeoutError
+from starlette.types import Receive, Scope, Send
+
+from server.errors import ConfigiError, EngineFailed
+from server.settings import ServerSettings
+
+E_contra = TypeVar("E_contra", contravariant=True)
+E = TypeVar("E")
+
+DONE = b"data: [DONE]\n\n"
+_log = logging.getLogger(__name__)
+
+
+class Renderer(Protocol[E_contra]):
+    """One protocol's view of one stream. Frames are whole SSE events, or b"" for nothing."""
+
+    def render(self, event: E_contra) -> bytes: ...
+
+    def end(self) -> bytes:
+        """The frames after the last event; raises EngineFailed when the answer is not complete."""
+        ...
+
+
+def frame(payload: Any) -> bytes:
+    return b"data: " + msgspec.json.encode(payload) + b"\n\n"
+
+
+def comment(text: str) -> bytes:
+    """A line that clients skip: it keeps the connection alive and tells a person with curl what goes on."""
+    return f": {' '.join(text.split())}\n\n".encode()
+
+
+async def stream(
+    events: AsyncGenerator[E, None], renderer: Renderer[E], settings: ServerSettings, headers: Mapping[str, str]
+) -> EventStream:
+    try:
+        first = await anext(events, None)
+    except BaseException:
+        await events.aclose()
+        raise
+    if first is None:
+        raise EngineFailed("The generation ended before it began.")
+    return EventStream(_frames(first, events, renderer), events, settings, headers)
+
+
+async def _frames(first: E, events: AsyncGenerator[E, None], renderer: Renderer[E]) -> AsyncGenerator[bytes, None]:
+    try:
+        if frames := renderer.render(first):
+            yield frames
+        async for event in events:
+            if frames := renderer.render(event):
+                yield frames
+        ending = renderer.end()
+    except ConfigiError as error:
+        ending = frame(error.envelope())
+    except Exception:
+        _log.exception("A stream failed after it had started.")
+        ending = frame(ConfigiError("The server failed at this request; its log says why.").envelope())
+    yield ending + DONE
+
+
+class EventStream(EventSourceResponse):
+    """sse-starlette's framing, pings and send timeout, with the generation's end tied to the response's."""
+
+    def __init__(
+        self,
+        frames: AsyncGenerator[bytes, None],
+        events: AsyncGenerator[Any, None],
+        settings: ServerSettings,
+        headers: Mapping[str, str],
+    ) -> None:
+        super().__init__(
+            frames,
+            headers=headers,
+            sep="\n",
+            ping=settings.sse_ping_s,
+            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
+            send_timeout=settings.sse_write_timeout_s,
+        )
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            _log.warning("A reader stalled for longer than the write timeout; its stream was ended.")
+        finally:
+            # Also when `frames` never started, or stands at a yield.
+            with anyio.CancelScope(shield=True):
+                await self._events.aclose()
+
+    async def _listen_for_exit_signal_with_grace(self) -> None:
+        """Never ends: at shutdown the service finishes streams or ends them with an error event.
+
+        sse-starlette 3.7 would cut them at once, without a last event, and poll for the signal twice a second.
+        """
+        await anyio.sleep_forever()

@@ -1,0 +1,204 @@
+"""A `Service` without a model: answers by script, on the routes that the real one serves, on a real socket.
+
+The last message, or the prompt, is the script: "fail early", "fail late", "crash", "hang", "wait", "stop short",
+"flood"; anything else is answered with REPLY.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import math
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from server.api import chat_completions, completions, models, operations
+from server.api.errors import install_error_handlers
+from server.chat.conversation import Conversation, GenerationOptions, GenerationRequest, Prompt
+from server.chat.events import Event, Finish, Progress, PromptLogprobs, Started, Text, TokenText, Usage, Waiting
+from server.errors import EngineFailed, InvalidRequest, ModelNotFound
+from server.models.status import ModelStatus
+from server.settings import Settings
+
+MODEL = "org/tiny-model"
+REPLY = ("Paris", " is", " the", " capital", " é", "☃", ".")
+
+
+def token(index: int, text: str, k: int | None, logprob: float = -0.5) -> TokenText:
+    top = tuple((index + j, text if j == 0 else f"alt{j}", b"?", logprob - j) for j in range(k or 0))
+    return TokenText(index, text, text.encode(), logprob, top)
+
+
+@dataclass
+class ScriptedService:
+    settings: Settings = field(default_factory=Settings)
+    requests: list[GenerationRequest] = field(default_factory=list)
+    state: ModelStatus = ModelStatus(MODEL, "ready", "ready", context_length=4096)
+    alive: bool = True
+    running: int = 0
+    # Set whenever the last running generation has ended.
+    idle: threading.Event = field(default_factory=threading.Event)
+    begun: threading.Event = field(default_factory=threading.Event)
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        self.requests.append(request)
+        self.running += 1
+        self.idle.clear()
+        try:
+            async for event in self._events(request):
+                yield event
+        finally:
+            self.running -= 1
+            if not self.running:
+                self.idle.set()
+
+    async def _events(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        self.model(request.model or MODEL)
+        script = _text(request.prompt)
+        if script == "fail early":
+            raise InvalidRequest("The template says no.", param="messages")
+        if script == "hang before":
+            self.begun.set()
+            await asyncio.Event().wait()
+        if script == "wait":
+            yield Waiting("loading\r\n\r\ndata: weights")
+        yield Started(MODEL, 5, "" if isinstance(request.prompt, Conversation) else script)
+        yield Progress(5, 5, 2)
+        self.begun.set()
+        if script == "fail late":
+            raise EngineFailed("The engine ended.")
+        if script == "crash":
+            raise RuntimeError("secret detail")
+        if script == "hang":
+            await asyncio.Event().wait()
+        if script == "stop short":
+            return
+        while script == "flood":
+            yield Text(0, "x" * 4096)
+            await asyncio.sleep(0)
+        async for event in self._answer(request.options, script):
+            yield event
+
+    async def _answer(self, options: GenerationOptions, script: str) -> AsyncGenerator[Event, None]:
+        k = options.top_logprobs
+        if options.prompt_logprobs:
+            halves = (script[:2], script[2:])
+            tokens = tuple(token(i, half, k, math.nan if i == 0 else -1.5) for i, half in enumerate(halves))
+            for choice in range(options.n):
+                yield PromptLogprobs(choice, tokens)
+        pieces = REPLY[: options.max_tokens]
+        for index, piece in enumerate(pieces):
+            for choice in range(options.n):
+                yield Text(choice, piece, () if k is None else (token(index, piece, k),))
+        reason = "stop" if len(pieces) == len(REPLY) else "length"
+        for choice in range(options.n):
+            yield Finish(choice, reason, len(pieces))
+        yield Usage(5, len(pieces) * options.n, 2)
+
+    async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool) -> list[int]:
+        self.model(model or MODEL)
+        return [1] * add_special + list(_text(prompt).encode())
+
+    async def detokenize(self, model: str | None, tokens: list[int]) -> str:
+        return bytes(tokens).decode()
+
+    def models(self) -> list[ModelStatus]:
+        return [self.state]
+
+    def model(self, name: str) -> ModelStatus:
+        if name != MODEL and not name.startswith("gpt-"):
+            raise ModelNotFound("There is no such model.", param="model")
+        return self.state
+
+    def default_model(self) -> ModelStatus:
+        return self.state
+
+    def healthy(self) -> bool:
+        return self.alive
+
+    def metrics(self) -> bytes:
+        return b"configi_up 1\n"
+
+
+def _text(prompt: Prompt) -> str:
+    if isinstance(prompt, Conversation):
+        return prompt.messages[-1].content
+    return prompt.content if isinstance(prompt.content, str) else bytes(prompt.content).decode()
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    def events(self) -> list[Any]:
+        """The payloads of an SSE body; "[DONE]" as it is."""
+        lines = [line[6:] for line in self.body.decode().split("\n") if line.startswith("data: ")]
+        return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+@dataclass(frozen=True)
+class Running:
+    service: ScriptedService
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def send(self, method: str, path: str, body: object = None) -> Reply:
+        """Bytes are sent as they are, anything else as JSON."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        with contextlib.closing(connection):
+            raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+            connection.request(method, path, raw, {"content-type": "application/json"})
+            response = connection.getresponse()
+            headers = {name.lower(): value for name, value in response.getheaders()}
+            return Reply(response.status, headers, response.read())
+
+    def chat(self, **fields: object) -> Reply:
+        return self.send("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], **fields})
+
+    def complete(self, **fields: object) -> Reply:
+        return self.send("POST", "/v1/completions", {"prompt": "Hello", **fields})
+
+
+def scripted_app(service: ScriptedService) -> FastAPI:
+    app = FastAPI(openapi_url=None)
+    for module in (chat_completions, completions, models, operations):
+        app.include_router(module.router(service))
+    install_error_handlers(app)
+    return app
+
+
+@contextlib.contextmanager
+def running(service: ScriptedService) -> Iterator[Running]:
+    config = uvicorn.Config(scripted_app(service), port=0, log_config=None, lifespan="off", ws="none")
+    up = threading.Event()
+
+    class Announced(uvicorn.Server):
+        async def startup(self, sockets: list[Any] | None = None) -> None:
+            await super().startup(sockets)
+            up.set()
+
+    server = Announced(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        assert up.wait(10)
+        yield Running(service, server.servers[0].sockets[0].getsockname()[1])
+    finally:
+        server.should_exit = True
+        server.force_exit = True
+        thread.join(10)
