@@ -154,3 +154,7 @@ def _local(folder: Path) -> ModelSettings:
     if not (folder / "config.json").is_file():
         raise SetupError(f"--model {folder}: the folder has no config.json, so it is no MLX model.")
     return ModelSettings(id=folder.name, acquire="local", path=folder)
+
+
+if __name__ == "__main__":
+    main()

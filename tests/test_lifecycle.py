@@ -1,0 +1,119 @@
+"""Absent, loading, ready, unloading, failed: seen from outside, on a real server."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.running import Running, config, running, serving, serving_script
+from tests.test_faults import Stream, until
+from tests.tiny_model import write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("lifecycle") / "model")
+
+
+def state(server: Running) -> str:
+    return str(server.get("/ready")[1]["state"])
+
+
+def test_the_model_loads_at_the_first_request(tmp_path: Path, model: Path) -> None:
+    with serving_script(tmp_path, model) as server:
+        status, ready = server.get("/ready")
+        assert (status, ready["state"]) == (503, "absent")
+        assert server.engines() == []
+        server.assert_still_serves()
+        status, ready = server.get("/ready")
+        assert (status, ready["state"], ready["model"]) == (200, "ready", "tiny")
+
+
+def test_the_model_loads_at_start_when_asked_to(tmp_path: Path, model: Path) -> None:
+    with serving_script(tmp_path, model, lifecycle={"load_at_start": True}) as server:
+        until(lambda: state(server) == "ready")
+
+
+def test_a_stream_that_comes_while_the_model_loads_is_told_so_until_it_starts(tmp_path: Path, model: Path) -> None:
+    with serving_script(tmp_path, model, ["--load-seconds", "0.5"]) as server:
+        s = Stream(server, max_tokens=2)
+        lines = [line.decode() for line in s.response]
+        assert lines[0].startswith(": loading")
+        assert lines[-2] == "data: [DONE]\n"
+
+
+def test_a_whole_answer_waits_for_the_model_and_gives_up_in_time(tmp_path: Path, model: Path) -> None:
+    with serving_script(tmp_path, model, ["--load-seconds", "1"], lifecycle={"load_wait_s": 0.2}) as server:
+        status, answer = server.chat()
+        assert (status, answer["error"]["code"]) == (503, "model_loading")
+        until(lambda: state(server) == "ready")
+        server.assert_still_serves()
+
+
+def test_an_idle_model_is_unloaded_and_its_process_ends(tmp_path: Path, model: Path) -> None:
+    with serving_script(tmp_path, model, lifecycle={"idle_unload_s": 0.3}) as server:
+        server.assert_still_serves()
+        until(lambda: state(server) == "absent")
+        assert server.engines() == []
+        server.assert_still_serves()
+
+
+def test_an_idle_unload_that_races_with_requests_loses_none(tmp_path: Path, model: Path) -> None:
+    with serving_script(tmp_path, model, lifecycle={"idle_unload_s": 0.001}) as server:
+        answers: list[int] = []
+        threads = [threading.Thread(target=lambda: answers.append(server.chat()[0])) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert answers == [200] * 4
+
+
+def test_a_running_request_keeps_its_model_while_another_is_asked_for(tmp_path: Path, model: Path) -> None:
+    path = config(tmp_path, model)
+    path.write_text(path.read_text() + f'[[models]]\nid = "other"\nacquire = "local"\npath = "{model}"\n')
+    with running(["-m", "tests.serve_scripted", str(path), "--interval", "0.01"], tmp_path) as server:
+        s = Stream(server, max_tokens=100)
+        s.text()
+        answer: list[Any] = []
+        thread = threading.Thread(target=lambda: answer.append(server.chat(model="other", max_tokens=2)))
+        thread.start()
+        events = list(s.events())
+        assert events[-2]["choices"][0]["finish_reason"] == "length"
+        thread.join()
+        assert answer[0][0] == 200
+        assert answer[0][1]["model"] == "other"
+        assert len(server.engines()) == 1
+        server.assert_still_serves()
+
+
+def test_a_model_that_does_not_fit_in_memory_is_refused_with_the_numbers(tmp_path: Path, model: Path) -> None:
+    with serving(tmp_path, model, lifecycle={"memory_limit_bytes": 1000}) as server:
+        status, answer = server.chat()
+        assert (status, answer["error"]["code"]) == (503, "insufficient_memory")
+        assert state(server) == "failed"
+        assert server.engines() == []
+
+
+def test_metrics_tell_the_state_and_count_requests_and_tokens(tmp_path: Path, model: Path) -> None:
+    with serving_script(tmp_path, model) as server:
+        server.assert_still_serves()
+        _, text = server.get("/metrics")
+        assert 'configi_model_state{model="tiny",state="ready"} 1.0' in text
+        assert 'configi_requests_total{model="tiny",outcome="completed"} 1.0' in text
+        assert 'configi_tokens_total{kind="completion",model="tiny"} 2.0' in text
+        assert "configi_engine_starts_total 1.0" in text
+
+
+def test_the_log_is_json_lines_with_request_ids_and_no_prompt(tmp_path: Path, model: Path) -> None:
+    with serving_script(tmp_path, model) as server:
+        server.chat(messages=[{"role": "user", "content": "a secret of mine"}])
+        lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    [access] = [line for line in lines if line["logger"] == "configi.access" and line["path"].endswith("completions")]
+    assert access["status"] == 200
+    assert access["request_id"].startswith("req_")
+    assert "secret" not in json.dumps(lines)
