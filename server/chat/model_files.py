@@ -112,7 +112,7 @@ def _sampling(generation: dict[str, Any]) -> SamplingDefaults:
 
 
 def special_texts(tokenizer: dict[str, Any]) -> dict[str, str]:
-    """bos_token, eos_token, ... of tokenizer_config.json: plain strings, or AddedToken objects with their text in `content`."""
+    """bos_token, eos_token, ... of tokenizer_config.json: strings, or AddedToken objects with the text in `content`."""
     texts: dict[str, str] = {}
     for name, value in tokenizer.items():
         text = value.get("content") if isinstance(value, dict) else value
