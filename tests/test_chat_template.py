@@ -25,7 +25,7 @@ GEMMA_LIKE = """\
     {%- set rest = messages -%}
 {%- endif -%}
 {%- for message in rest -%}
-    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+    {%- if message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}
         {{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
     {%- endif -%}
     {%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
@@ -37,7 +37,11 @@ GEMMA_LIKE = """\
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + (
     "{% for m in messages %}[{{ m.role }}:{{ m.content }}]{% endfor %}"
 )
-DROPS_LATER_SYSTEM = "{% for m in messages %}{% if loop.first or m.role != 'system' %}[{{ m.role }}:{{ m.content }}]{% endif %}{% endfor %}"
+DROPS_LATER_SYSTEM = """\
+{% for m in messages[:1] + (messages[1:] | rejectattr('role', 'equalto', 'system') | list) %}
+{{- '[' + m.role + ':' + m.content + ']' }}
+{%- endfor %}
+"""
 ROLES: dict[str, Role] = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
 
 
@@ -149,9 +153,9 @@ def test_the_environment_is_hugging_faces() -> None:
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("{{ messages[0].nothing.at_all }}", "undefined"),
-        ("{{ messages.append(1) }}", "not safely callable"),
-        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe|undefined"),
+        ("{{ messages[0].nothing.at_all }}", "has no attribute 'nothing'"),
+        ("{{ messages.append(1) }}", "unsafe"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
         ("{{ 1 / 0 }}", "ZeroDivisionError"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
         ("{% for i in range(99999999) %}x{% endfor %}", "OverflowError"),
