@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from server.chat.model_files import CONTEXT_WHEN_UNSAID
 from server.chat.tokenizer import ChatTokenizer, SamplingDefaults
@@ -53,6 +53,7 @@ def sentencepiece(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Cha
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     backend.add_special_tokens(["<s>", "</s>"])
+    backend.add_tokens([AddedToken("▁▁", normalized=False), AddedToken("<|call>", normalized=False)])
     return ChatTokenizer.load(
         _changed(folder, tmp_path_factory.mktemp("sp"), {"config.json": {"vocab_size": 300}}, backend)
     )
@@ -153,6 +154,12 @@ def test_sentencepiece_spelling_is_undone(sentencepiece: ChatTokenizer) -> None:
     assert b"".join(sentencepiece.token(token)[1] for token in ids) == (" " + text).encode()
     stream = sentencepiece.stream()
     assert "".join(map(stream.push, ids)) + stream.flush() == text
+
+
+def test_added_tokens_that_are_not_control_tokens_show_as_decoding_shows_them(sentencepiece: ChatTokenizer) -> None:
+    ids = [*sentencepiece.encode("he<|call>", False), sentencepiece.encode("▁▁", False)[-1]]
+    stream = sentencepiece.stream()
+    assert "".join(map(stream.push, ids)) == sentencepiece.decode(ids) == "he<|call>  "
 
 
 def test_eos_ids_unite_generation_config_and_tokenizer(folder: Path, tmp_path: Path) -> None:

@@ -29,13 +29,13 @@ class ChatTokenizer:
         self._backend = backend
         self._spelling = spelling
         added = backend.get_added_tokens_decoder()
-        self._added = {token: entry.content for token, entry in added.items()}
+        self._added = frozenset(added)
         own_end = backend.token_to_id(facts.special.get("eos_token", ""))
         self.eos_ids = facts.stop_ids | ({own_end} if own_end is not None else set())
         self.bos_id: int | None = backend.token_to_id(facts.special.get("bos_token", ""))
         self._hidden = {token for token, entry in added.items() if entry.special}
-        control = self._hidden | (self.eos_ids & self._added.keys())
-        self.special_texts = tuple(sorted(self._added[token] for token in control))
+        control = self._hidden | (self.eos_ids & self._added)
+        self.special_texts = tuple(sorted(added[token].content for token in control))
         self.defaults: SamplingDefaults = facts.sampling
         self.context_length = facts.context_length
         self.vocab_size = facts.vocab_size or backend.get_vocab_size()
@@ -127,9 +127,6 @@ class ChatTokenizer:
         return self._backend.encode_batch([text], add_special_tokens=add_special)[0]
 
     def _bytes_of(self, token: int) -> bytes:
-        added = self._added.get(token)
-        if added is not None:
-            return added.encode()
         # Logits are often padded beyond the vocabulary; such an id has no spelling.
         piece = self._backend.id_to_token(token)
         return b"" if piece is None else self._spelling.to_bytes(piece)
