@@ -99,7 +99,9 @@ def test_each_boundary_is_where_encoding_the_messages_before_it_ends(tokenizer: 
 
 
 def test_boundaries_that_tokens_may_straddle_are_absent(tokenizer: ChatTokenizer) -> None:
-    template = ChatTemplate("{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}the answer", {})
+    template = ChatTemplate(
+        "{% for m in messages %}{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}:{% endif %}", {}
+    )
     encoded = encode_prompt(tokenizer, template, _user("one", "two"), CONTEXT)
     assert encoded.boundaries == []
 

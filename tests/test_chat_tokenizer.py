@@ -172,8 +172,9 @@ def test_eos_ids_unite_generation_config_and_tokenizer(folder: Path, tmp_path: P
 
 def test_values_one_level_down_in_text_config_count(folder: Path, tmp_path: Path) -> None:
     nested = {"max_position_embeddings": 99, "vocab_size": 1000, "eos_token_id": 7}
-    config = {"text_config": nested, "max_position_embeddings": None, "vocab_size": None, "eos_token_id": None}
-    changed = _changed(folder, tmp_path, {"config.json": config, "generation_config.json": {"eos_token_id": None}})
+    changed = _changed(folder, tmp_path, {"generation_config.json": {"eos_token_id": None}})
+    # Multimodal configs spell some of these as null beside text_config.
+    (changed / "config.json").write_text(json.dumps({"text_config": nested, "vocab_size": None, "eos_token_id": None}))
     tokenizer = ChatTokenizer.load(changed)
     assert (tokenizer.context_length, tokenizer.vocab_size, tokenizer.eos_ids) == (99, 1000, frozenset({7, END_ID}))
 
