@@ -1,7 +1,7 @@
 """A `Service` without a model: answers by script, on the routes that the real one serves, on a real socket.
 
-The last message, or the prompt, is the script: "fail early", "fail late", "crash", "hang", "wait", "stop short",
-"flood"; anything else is answered with REPLY.
+The last message, or the prompt, is the script ("fail early", "fail late", "crash", "hang", "hang before", "pause",
+"wait", "stop short", "flood"); anything else is answered with REPLY.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import json
 import math
+import socket
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
@@ -40,12 +41,13 @@ def token(index: int, text: str, k: int | None, logprob: float = -0.5) -> TokenT
 class ScriptedService:
     settings: Settings = field(default_factory=Settings)
     requests: list[GenerationRequest] = field(default_factory=list)
-    state: ModelStatus = ModelStatus(MODEL, "ready", "ready", context_length=4096)
+    state: ModelStatus = field(default_factory=lambda: ModelStatus(MODEL, "ready", "ready", context_length=4096))
     alive: bool = True
     running: int = 0
     # Set whenever the last running generation has ended.
     idle: threading.Event = field(default_factory=threading.Event)
     begun: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         self.requests.append(request)
@@ -78,6 +80,8 @@ class ScriptedService:
             raise RuntimeError("secret detail")
         if script == "hang":
             await asyncio.Event().wait()
+        if script == "pause":
+            await asyncio.to_thread(self.go_on.wait, 10)
         if script == "stop short":
             return
         while script == "flood":
@@ -157,15 +161,28 @@ class Running:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def send(self, method: str, path: str, body: object = None) -> Reply:
+    def send(self, method: str, path: str, body: object = None, **headers: str) -> Reply:
         """Bytes are sent as they are, anything else as JSON."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         with contextlib.closing(connection):
             raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-            connection.request(method, path, raw, {"content-type": "application/json"})
+            connection.request(method, path, raw, {"content-type": "application/json", **headers})
             response = connection.getresponse()
             headers = {name.lower(): value for name, value in response.getheaders()}
             return Reply(response.status, headers, response.read())
+
+    def open(self, path: str, body: object) -> socket.socket:
+        """A connection with the request sent and nothing read, for clients that misbehave."""
+        raw = json.dumps(body).encode()
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(20)
+        connection.connect(("127.0.0.1", self.port))
+        head = (
+            f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
+        )
+        connection.sendall(head.encode() + raw)
+        return connection
 
     def chat(self, **fields: object) -> Reply:
         return self.send("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], **fields})

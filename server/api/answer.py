@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+import anyio
 import msgspec
 from starlette.requests import Request
 
@@ -139,37 +140,43 @@ async def merged(generations: Sequence[AsyncGenerator[Event, None]]) -> AsyncGen
 
     All have given their first event before any is passed on, so that a bad prompt is still an HTTP error.
     """
-    queue: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue(_FAN_IN_EVENTS)
-    pumps: list[asyncio.Task[None]] = []
+    queue: asyncio.Queue[_Item] = asyncio.Queue(_FAN_IN_EVENTS)
+    pumps = [asyncio.create_task(_pump(index, events, queue)) for index, events in enumerate(generations)]
+    silent = set(range(len(pumps)))
+    running = len(pumps)
+    held: list[tuple[int, Event]] = []
     try:
-        firsts = [await anext(generation) for generation in generations]
-        pumps += [asyncio.create_task(_pump(i, generation, queue)) for i, generation in enumerate(generations)]
-        for index, first in enumerate(firsts):
-            yield index, first
-        running = len(pumps)
         while running:
             index, event = await queue.get()
+            silent.discard(index)
+            if isinstance(event, Exception):
+                raise event
             if event is None:
                 running -= 1
-            elif isinstance(event, Exception):
-                raise event
             else:
-                yield index, event
+                held.append((index, event))
+            if not silent:
+                for item in held:
+                    yield item
+                held.clear()
     finally:
         for pump in pumps:
             pump.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
-        for generation in generations:
-            await generation.aclose()
+        # Shielded: a cancelled anyio scope would interrupt the wait, and the generations end in it.
+        with anyio.CancelScope(shield=True):
+            await asyncio.gather(*pumps, return_exceptions=True)
 
 
-async def _pump(
-    index: int, events: AsyncGenerator[Event, None], queue: asyncio.Queue[tuple[int, Event | Exception | None]]
-) -> None:
-    try:
-        async for event in events:
-            await queue.put((index, event))
-    except Exception as error:
-        await queue.put((index, error))
-    else:
-        await queue.put((index, None))
+_Item = tuple[int, Event | Exception | None]
+
+
+async def _pump(index: int, events: AsyncGenerator[Event, None], queue: asyncio.Queue[_Item]) -> None:
+    """Puts what `events` gives, then None or its error."""
+    last: Exception | None = None
+    async with aclosing(events):
+        try:
+            async for event in events:
+                await queue.put((index, event))
+        except Exception as error:
+            last = error
+    await queue.put((index, last))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
 import msgspec
@@ -48,7 +48,7 @@ def comment(text: str) -> bytes:
 
 async def stream(
     events: AsyncGenerator[E, None], renderer: Renderer[E], settings: ServerSettings, headers: Mapping[str, str]
-) -> EventStream:
+) -> EventStream[E]:
     try:
         first = await anext(events, None)
     except BaseException:
@@ -56,37 +56,22 @@ async def stream(
         raise
     if first is None:
         raise EngineFailed("The generation ended before it began.")
-    return EventStream(_frames(first, events, renderer), events, settings, headers)
+    return EventStream(first, events, renderer, settings, headers)
 
 
-async def _frames(first: E, events: AsyncGenerator[E, None], renderer: Renderer[E]) -> AsyncGenerator[bytes, None]:
-    try:
-        if frames := renderer.render(first):
-            yield frames
-        async for event in events:
-            if frames := renderer.render(event):
-                yield frames
-        ending = renderer.end()
-    except ConfigiError as error:
-        ending = frame(error.envelope())
-    except Exception:
-        _log.exception("A stream failed after it had started.")
-        ending = frame(ConfigiError("The server failed at this request; its log says why.").envelope())
-    yield ending + DONE
-
-
-class EventStream(EventSourceResponse):
+class EventStream(EventSourceResponse, Generic[E]):
     """sse-starlette's framing, pings and send timeout, with the generation's end tied to the response's."""
 
     def __init__(
         self,
-        frames: AsyncGenerator[bytes, None],
-        events: AsyncGenerator[Any, None],
+        first: E,
+        events: AsyncGenerator[E, None],
+        renderer: Renderer[E],
         settings: ServerSettings,
         headers: Mapping[str, str],
     ) -> None:
         super().__init__(
-            frames,
+            self._frames(first, renderer),
             headers=headers,
             sep="\n",
             ping=settings.sse_ping_s,
@@ -94,6 +79,24 @@ class EventStream(EventSourceResponse):
             send_timeout=settings.sse_write_timeout_s,
         )
         self._events = events
+
+    async def _frames(self, first: E, renderer: Renderer[E]) -> AsyncGenerator[bytes, None]:
+        try:
+            if frames := renderer.render(first):
+                yield frames
+            async for event in self._events:
+                # Cancelling alone would not end a stream whose next event is always there already.
+                if not self.active:
+                    return
+                if frames := renderer.render(event):
+                    yield frames
+            ending = renderer.end()
+        except ConfigiError as error:
+            ending = frame(error.envelope())
+        except Exception:
+            _log.exception("A stream failed after it had started.")
+            ending = frame(ConfigiError("The server failed at this request; its log says why.").envelope())
+        yield ending + DONE
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
