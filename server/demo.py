@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console
 
@@ -79,7 +80,7 @@ class Demo:
             f"\n\n{tokens} tokens in {end - start:.1f} s: first text after {ttft:.1f} s, then {speed:.1f} tokens/s."
         )
 
-    def _stream(self) -> Iterator[dict[str, object]]:
+    def _stream(self) -> Iterator[dict[str, Any]]:
         body = {
             "messages": [{"role": "user", "content": QUESTION}],
             "stream": True,

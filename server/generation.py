@@ -11,8 +11,7 @@ import contextlib
 import math
 import secrets
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from server.chat.conversation import GenerationOptions, GenerationRequest, Prompt, RawPrompt
@@ -34,6 +33,7 @@ from server.settings import ModelSettings, Settings
 _CHOICE_STRIDE = 0xD1342543DE82EF95
 T = TypeVar("T")
 
+_COMING_UP = ("fetching", "building", "loading", "unloading")
 _SHUTTING_DOWN = "The server is shutting down."
 
 
@@ -54,7 +54,7 @@ class Generation:
         self._catalog = catalog
         self._lifecycle = lifecycle
         self._metrics = metrics
-        self._text_sides: dict[Path, TextSide] = {}
+        self._text_sides: dict[str, TextSide] = {}
         self._sequences = 0
         self._streams: set[EngineStream] = set()
         self._draining = False
@@ -103,13 +103,19 @@ class Generation:
     # ---- what operations and model endpoints show
 
     def models(self) -> list[ModelStatus]:
-        return [self._lifecycle.status(entry) for entry in self._catalog.entries]
+        return [self._status(entry) for entry in self._catalog.entries]
 
     def model(self, name: str) -> ModelStatus:
-        return self._lifecycle.status(self._catalog.resolve(name))
+        return self._status(self._catalog.resolve(name))
 
     def default_model(self) -> ModelStatus:
-        return self._lifecycle.status(self._catalog.default)
+        return self._status(self._catalog.default)
+
+    def _status(self, entry: ModelSettings) -> ModelStatus:
+        """With the context length, which the model's own files tell once they have been read."""
+        status = self._lifecycle.status(entry)
+        text_side = self._text_sides.get(entry.id)
+        return replace(status, context_length=text_side.context_length) if text_side else status
 
     def healthy(self) -> bool:
         """Alive and making progress: the engine, if there should be one, is there and answers."""
@@ -155,39 +161,37 @@ class Generation:
         """
         loop = asyncio.get_running_loop()
         deadline = None if patient else loop.time() + self.settings.lifecycle.load_wait_s
+        ended = asyncio.ensure_future(self._grace_over.wait())
         try:
             while not future.done():
                 changed = asyncio.ensure_future(self._lifecycle.changed())
-                ended = asyncio.ensure_future(self._grace_over.wait())
-                timeout = None if deadline is None else max(0.0, deadline - loop.time())
+                status = self._lifecycle.status(entry)
+                if patient and status.state in _COMING_UP:
+                    yield Waiting(f"{status.state}: {status.text}")
                 wakers: set[asyncio.Future[Any]] = {future, changed, ended}
+                timeout = None if deadline is None else max(0.0, deadline - loop.time())
                 await asyncio.wait(wakers, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
                 changed.cancel()
-                ended.cancel()
-                if future.done():
-                    break
                 if self._grace_over.is_set():
                     raise ShuttingDown(_SHUTTING_DOWN)
-                status = self._lifecycle.status(entry)
-                if deadline is not None and loop.time() >= deadline:
-                    raise ModelLoading(f"Model '{status.id}' is not ready yet: {status.state}, {status.text}.")
-                if patient:
-                    yield Waiting(f"{status.state}: {status.text}")
+                if deadline is not None and loop.time() >= deadline and not future.done():
+                    raise ModelLoading(f"Model '{entry.id}' is not ready yet: {status.state}, {status.text}.")
             future.result()
         finally:
+            ended.cancel()
             # A lease is given back by its holder; a transfer goes on for the next request.
             if isinstance(future, asyncio.Task):
                 future.cancel()
 
     async def _text_side(self, entry: ModelSettings) -> TextSide:
         folder = await self._lifecycle.files(entry)
-        if (known := self._text_sides.get(folder)) is not None:
+        if (known := self._text_sides.get(entry.id)) is not None:
             return known
         tokenizer = await asyncio.to_thread(ChatTokenizer.load, folder)
         template = await asyncio.to_thread(ChatTemplate.load, folder)
         context = min(entry.context_length or tokenizer.context_length, tokenizer.context_length)
         text_side = TextSide(tokenizer, template, context)
-        self._text_sides[folder] = text_side
+        self._text_sides[entry.id] = text_side
         return text_side
 
     async def _encode(self, text_side: TextSide, prompt: Prompt) -> EncodedPrompt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,7 +15,7 @@ from server.settings import Settings
 
 def report(settings: Settings, *, as_json: bool) -> None:
     catalog, acquirer = Catalog(settings), Acquirer(settings.storage)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "id": entry.id,
             "default": entry == catalog.default,

@@ -113,9 +113,9 @@ class Lifecycle:
             on_disk=m.folder is not None,
         )
 
-    async def changed(self) -> None:
-        """Returns at the next change of any model's status."""
-        await self._changed.wait()
+    def changed(self) -> Coroutine[None, None, object]:
+        """Awaitable: the next change, after this call, of any model's status."""
+        return self._changed.wait()
 
     async def files(self, entry: ModelSettings) -> Path:
         """The folder of `entry`, fetched if need be. A caller that leaves does not stop the transfer.
