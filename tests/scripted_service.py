@@ -192,7 +192,7 @@ class Running:
 
 
 def scripted_app(service: ScriptedService) -> FastAPI:
-    app = FastAPI(openapi_url=None)
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
     for module in (chat_completions, completions, models, operations):
         app.include_router(module.router(service))
     install_error_handlers(app)

@@ -271,6 +271,7 @@ ROUTES = {
     "19 openapi": ("GET", "/openapi.json", 404),
     "20 unknown with a slash": ("GET", "/v1/models/org/nope", 404),
     "21 ANSI and CRLF": ("GET", "/v1/models/%1b%5b31m%0d%0aset-cookie:x", 404),
+    "trailing slash": ("POST", "/v1/chat/completions/", 404),
     "sub-resource of responses": ("POST", "/v1/responses/compact", 404),
 }
 
@@ -292,3 +293,23 @@ def test_nothing_of_an_unforeseen_error_reaches_the_client(server: Running) -> N
     assert reply.json()["error"]["type"] == "server_error"
     assert b"secret" not in reply.body
     assert server.chat().status == 200
+
+
+@pytest.mark.parametrize(("depth", "status"), [(64, 200), (65, 400)])
+def test_the_body_may_be_nested_64_levels_deep(server: Running, depth: int, status: int) -> None:
+    # The body itself is the first level.
+    nested = "[" * (depth - 1) + "]" * (depth - 1)
+    assert server.send("POST", "/v1/chat/completions", _raw(nested, "foo")).status == status
+
+
+@pytest.mark.parametrize(("number", "status"), [(2**64 - 1, 200), (2**64, 400), (-(2**63), 200), (-(2**63) - 1, 400)])
+def test_an_integer_has_at_most_64_bits_wherever_it_stands(server: Running, number: int, status: int) -> None:
+    assert server.chat(foo=[{"a": number}]).status == status
+
+
+def test_several_errors_are_named_in_one_message_with_short_inputs(server: Running) -> None:
+    bias = {str(token): "x" * 1000 for token in range(100)}
+    error = _refuses(server, "/v1/chat/completions", _chat(temperature="hot", logit_bias=bias), "temperature")
+    assert error["message"].startswith("temperature should be a valid number, not 'hot'; logit_bias.0 ")
+    assert error["message"].endswith("; and 96 more.")
+    assert len(error["message"]) < 1000

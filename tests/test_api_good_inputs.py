@@ -287,7 +287,7 @@ def test_a_big_body_is_parsed_beside_the_loop_with_the_same_result(server: Runni
     assert _messages(server, {"role": "user", "content": text}) == (Message("user", text),)
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/models?limit=1000", "/v1/models?", "/models"])
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models?limit=1000", "/v1/models?", "/v1/models/", "/models"])
 def test_models_are_listed_whatever_the_query(server: Running, path: str) -> None:
     listed = server.send("GET", path).json()
     assert listed["object"] == "list"

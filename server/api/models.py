@@ -38,6 +38,8 @@ def router(service: Service) -> APIRouter:
     @routes.get("/v1/models/{name:path}")
     @routes.get("/models/{name:path}")
     async def retrieve_model(name: str) -> Response:
+        if not name:
+            return await list_models()
         return _json(_model(service.model(name), created))
 
     return routes

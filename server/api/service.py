@@ -23,6 +23,7 @@ class Service(Protocol):
 
         Raises ConfigiError. Closing or cancelling it cancels everything behind it. It is advanced from more than one
         task (the first event before the response starts, the rest inside it), so no cancel scope may span a yield.
+        A stream that is cut is cancelled anew at every await until it ends, so clean-up that waits must be shielded.
         """
         ...
 
