@@ -1,0 +1,57 @@
+"""How a worker process reports to the process that started it: JSON lines on stdout, an end when that one ends.
+
+{"phase": "fetching", "done": 1200, "total": 9000, "text": "..."}     at most five a second
+{"folder": "..."}                                                     the last line, and exit code 0
+{"error": {"message": "...", "retryable": true}}                      the last line, and exit code 1
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from typing import Any, BinaryIO, TextIO
+
+_INTERVAL_S = 0.2
+
+
+class Report:
+    """The worker's side of the pipe. Used from several threads."""
+
+    def __init__(self, out: TextIO = sys.stdout) -> None:
+        self._out = out
+        self._lock = threading.Lock()
+        self._last = -_INTERVAL_S
+
+    def progress(self, phase: str, done: int, total: int | None, text: str) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now - self._last < _INTERVAL_S and done != total:
+                return
+            self._last = now
+            self._write({"phase": phase, "done": done, "total": total, "text": text})
+
+    def folder(self, folder: str) -> None:
+        with self._lock:
+            self._write({"folder": folder})
+
+    def error(self, message: str, *, retryable: bool) -> None:
+        with self._lock:
+            self._write({"error": {"message": message, "retryable": retryable}})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._out.write(json.dumps(line) + "\n")
+        self._out.flush()
+
+
+def exit_with_parent(stdin: BinaryIO) -> None:
+    """End this process at once when the other end of `stdin` closes, as it does however the parent dies."""
+
+    def wait() -> None:
+        while stdin.read(4096):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, name="exit-with-parent", daemon=True).start()
