@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,15 @@ def _user(text: str) -> list[dict[str, str]]:
 
 def _request(path: str, script: str, **fields: object) -> dict[str, object]:
     return {"messages": _user(script), **fields} if "chat" in path else {"prompt": script, **fields}
+
+
+def _read(connection: socket.socket, mark: bytes, times: int = 1) -> bytes:
+    seen = b""
+    while seen.count(mark) < times:
+        piece = connection.recv(4096)
+        assert piece, f"the stream ended before {mark!r}"
+        seen += piece
+    return seen
 
 
 BOTH = pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
@@ -219,25 +229,18 @@ def test_a_reader_that_stalls_ends_its_generation_without_a_traceback(
 
 def test_a_silent_stream_is_kept_alive_by_comments(server: Running) -> None:
     with server.open("/v1/chat/completions", _request("chat", "pause", stream=True)) as connection:
-        seen = b""
-        while seen.count(b": ping\n\n") < 2:
-            seen += connection.recv(4096)
+        _read(connection, b": ping\n\n", times=2)
         server.service.go_on.set()
-        while b"[DONE]" not in seen:
-            seen += connection.recv(4096)
-    assert b'"finish_reason":"stop"' in seen
+        assert b'"finish_reason":"stop"' in _read(connection, b"[DONE]")
 
 
 def test_shutdown_does_not_cut_a_stream(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """The service ends streams with an error event after the grace time; sse-starlette alone would cut them at once."""
     monkeypatch.setattr(AppStatus, "should_exit", True)
     with server.open("/v1/chat/completions", _request("chat", "pause", stream=True)) as connection:
-        seen = b""
-        while b": ping\n\n" not in seen:
-            seen += connection.recv(4096)
+        _read(connection, b": ping\n\n")
         server.service.go_on.set()
-        while b"[DONE]" not in seen:
-            seen += connection.recv(4096)
+        assert b'"finish_reason":"stop"' in _read(connection, b"[DONE]")
 
 
 def test_health_is_503_when_the_server_makes_no_progress(server: Running) -> None:
