@@ -76,7 +76,7 @@ class LoopbackHub:
 
     def info(self) -> dict[str, Any]:
         siblings = [
-            {"rfilename": name, "size": self.claimed.get(name, len(data)), "blobId": _etag(data)}
+            {"rfilename": name, "size": self.claimed.get(name, len(data)), "blobId": _etag(data), **_lfs(name, data)}
             for name, data in self.files.items()
         ]
         return {"id": REPO, "modelId": REPO, "sha": COMMIT, "tags": [], "private": False, "siblings": siblings}
@@ -149,6 +149,16 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
+def corrupt(name: str) -> Action:
+    """The right size with a flipped bit."""
+
+    def action(handler: Handler) -> None:
+        data = handler.hub.files[name]
+        handler.answer(200, data[:-1] + bytes([data[-1] ^ 1]), {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": COMMIT})
+
+    return action
+
+
 def status(code: int, **headers: str) -> Action:
     """An error answer; `X_Error_Code="GatedRepo"` becomes the header X-Error-Code."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -207,3 +217,10 @@ def hub_environment(hub: LoopbackHub, home: Any) -> dict[str, str]:
 
 def _etag(data: bytes) -> str:
     return hashlib.sha1(data).hexdigest()
+
+
+def _lfs(name: str, data: bytes) -> dict[str, Any]:
+    """What the Hub says of large files only."""
+    if not name.endswith(".safetensors"):
+        return {}
+    return {"lfs": {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 130}}

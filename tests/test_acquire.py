@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,3 +143,8 @@ def test_a_worker_that_dies_without_a_word_is_one_sentence_and_its_stderr_is_log
     assert caught.value.message == "Fetching the model ended unexpectedly; the server's log has the reason."
     assert "secret /path of a traceback" in caplog.text
     assert "not json" in caplog.text
+
+
+def test_the_http_side_starts_without_the_hubs_library() -> None:
+    code = "import sys, server.models.acquire, server.models.catalog; sys.exit('huggingface_hub' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

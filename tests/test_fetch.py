@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import subprocess
@@ -13,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
+from server.models.hub_faults import explain
+from server.models.worker import Report
 from tests.loopback_hub import (
     COMMIT,
     REPO,
     LoopbackHub,
+    corrupt,
     cut,
     html,
     hub_environment,
@@ -185,6 +191,26 @@ def test_passing_faults_are_ridden_out(bench: Bench) -> None:
     assert bench.hub.requests.count(weights) == 5
 
 
+def test_a_flipped_bit_is_noticed_and_fetched_again(bench: Bench) -> None:
+    bench.hub.fault(f"GET /{REPO}/resolve/{COMMIT}/model.safetensors", corrupt("model.safetensors"), times=1)
+    folder = Path(bench.fetch().last["folder"])
+    assert (folder / "model.safetensors").read_bytes() == bench.hub.files["model.safetensors"]
+
+
+def test_bits_flipped_for_ever_are_one_sentence_and_leave_no_model(bench: Bench) -> None:
+    bench.hub.fault(f"GET /{REPO}/resolve/{COMMIT}/model.safetensors", corrupt("model.safetensors"))
+    assert bench.fetch().message == "A file arrived corrupt (its sha256 is not the Hub's)."
+    assert bench.fetch(REPO, "--offline").code == 1
+
+
+def test_two_processes_fetch_a_model_once(bench: Bench) -> None:
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(lambda _: bench.fetch(), range(2)))
+    assert [result.code for result in results] == [0, 0]
+    assert bench.hub.requests.count(f"GET /{REPO}/resolve/{COMMIT}/model.safetensors") == 1
+
+
+@pytest.mark.slow
 def test_a_file_that_stalls_or_is_cut_for_ever_ends_in_a_sentence(tmp_path: Path) -> None:
     def run(name: str, action: Any) -> str:
         with loopback_hub(LoopbackHub()) as hub:
@@ -254,12 +280,44 @@ def test_a_shard_that_the_index_names_and_the_hub_lacks_is_said(bench: Bench) ->
     assert bench.fetch().message == "The files of loopback/tiny are damaged or incomplete on the Hub."
 
 
-def test_partial_files_of_a_killed_download_are_swept(bench: Bench) -> None:
-    blobs = bench.storage / "blobs"
+def test_partial_files_of_a_killed_download_are_swept_and_those_of_a_live_one_kept(bench: Bench) -> None:
+    blobs, locks = bench.storage / "blobs", bench.home / "hub" / ".locks" / bench.storage.name
     blobs.mkdir(parents=True)
+    locks.mkdir(parents=True)
     (blobs / "abc.12345678.incomplete").write_bytes(b"half")
+    (blobs / "def.12345678.incomplete").write_bytes(b"half")
+    with FileLock(locks / "def.lock"):
+        assert bench.fetch().code == 0
+    assert [path.name for path in blobs.glob("*.incomplete")] == ["def.12345678.incomplete"]
+
+
+def test_a_download_that_was_killed_continues_with_the_files_that_are_whole(bench: Bench) -> None:
+    bench.hub.fault(f"GET /{REPO}/resolve/{COMMIT}/model.safetensors", stall, times=1)
+    command = [sys.executable, "-m", "server.models.fetch", REPO, "--timeout", "60"]
+    environment = {**os.environ, **hub_environment(bench.hub, bench.home)}
+    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as worker:
+        assert bench.hub.stalled.wait(20)
+        worker.kill()
+    here = {path.name for path in bench.storage.glob("snapshots/*/*")}
+    bench.hub.requests.clear()
     assert bench.fetch().code == 0
-    assert list(blobs.glob("*.incomplete")) == []
+    fetched = {line.rpartition("/")[2] for line in bench.hub.requests if line.startswith(f"GET /{REPO}/resolve")}
+    assert fetched == WANTED - here
+    assert list(bench.storage.glob("blobs/*.incomplete")) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        (errno.ENOSPC, "The disk became full while fetching."),
+        (errno.EROFS, "The Hub's cache folder cannot be written; HF_HOME sets another."),
+        (errno.EIO, "Fetching org/repo failed (RuntimeError)."),
+    ],
+)
+def test_a_fault_of_the_disk_is_one_sentence_without_the_path(code: int, sentence: str) -> None:
+    error = RuntimeError("wrapped")
+    error.__cause__ = OSError(code, os.strerror(code), "/a/path")
+    assert explain(error, "org/repo").message == sentence
 
 
 def test_the_worker_ends_when_its_parent_does(bench: Bench) -> None:
@@ -271,3 +329,14 @@ def test_the_worker_ends_when_its_parent_does(bench: Bench) -> None:
         assert worker.stdin is not None
         worker.stdin.close()
         assert worker.wait(10) == 1
+
+
+def test_a_report_is_a_few_lines_a_second_and_the_last_one_is_never_left_out() -> None:
+    out = io.StringIO()
+    report = Report(out)
+    for done in range(1001):
+        report.progress("fetching", done, 1000, "")
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert lines[0]["done"] == 0
+    assert lines[-1]["done"] == 1000
+    assert len(lines) < 10

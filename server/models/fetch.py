@@ -13,12 +13,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 from server.models import hub_cache
+from server.models.hub_cache import RepoFile
 from server.models.hub_faults import FetchFailed, cache_not_writable, explain
 from server.models.worker import Report, exit_with_parent
 
@@ -43,48 +44,57 @@ class Fetch:
 
     def run(self) -> Path:
         """The folder of the complete model. Raises FetchFailed."""
-        commit, sizes = self._retrying(self._describe)
+        commit, files = self._retrying(self._describe)
         folder = hub_cache.storage_folder(self._repo) / "snapshots" / commit
         self._check_writable()
-        hub_cache.drop_cut_files(folder, sizes)
+        hub_cache.drop_cut(folder, files)
         hub_cache.sweep_orphans(self._repo)
-        self._check_space(sum(size for name, size in sizes.items() if not (folder / name).exists()))
-        self._retrying(functools.partial(self._download, commit, sizes))
+        missing = [file for file in files if not (folder / file.name).exists()]
+        self._check_space(sum(file.size for file in missing))
+        self._retrying(functools.partial(self._download, commit, files, missing))
         hub_cache.remember_revision(self._repo, self._revision, commit)
         if hub_cache.cached_folder(self._repo, commit) is None:
             raise FetchFailed(f"The files of {self._repo} are damaged or incomplete on the Hub.", retryable=False)
         return folder
 
-    def _describe(self) -> tuple[str, dict[str, int]]:
-        """The commit that the revision means now, and the files to fetch with their sizes."""
+    def _describe(self) -> tuple[str, list[RepoFile]]:
+        """The commit that the revision means now, and the files to fetch."""
         from huggingface_hub import HfApi
 
         info = HfApi().model_info(self._repo, revision=self._revision, files_metadata=True, timeout=self._timeout_s)
-        names = [file.rfilename for file in info.siblings or []]
-        if any(Path(name).is_absolute() or ".." in name.split("/") or "\\" in name for name in names):
+        listed = [
+            RepoFile(item.rfilename, item.size or 0, item.lfs.sha256 if item.lfs else None)
+            for item in info.siblings or []
+        ]
+        if any(file.name.startswith("/") or ".." in file.name.split("/") or "\\" in file.name for file in listed):
             raise FetchFailed(f"{self._repo} lists files outside of its own folder; refused.", retryable=False)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or [] if hub_cache.is_wanted(file.rfilename)}
-        if "config.json" not in sizes or not any(name.endswith(".safetensors") for name in sizes):
+        files = [file for file in listed if hub_cache.is_wanted(file.name)]
+        names = {file.name for file in files}
+        if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
             raise FetchFailed(f"{self._repo} holds no MLX model (config.json and safetensors files).", retryable=False)
         if info.sha is None:
             raise FetchFailed("The Hub did not name the commit of the repository.", retryable=True)
-        return info.sha, sizes
+        return info.sha, files
 
-    def _download(self, commit: str, sizes: dict[str, int]) -> None:
+    def _download(self, commit: str, files: Sequence[RepoFile], missing: Sequence[RepoFile]) -> None:
+        """Everything that is not here, then a check of what came."""
         from huggingface_hub import snapshot_download
 
         folder = hub_cache.storage_folder(self._repo) / "snapshots" / commit
-        here = sum(size for name, size in sizes.items() if (folder / name).exists())
-        counter = _Counter(self._progress, here, sum(sizes.values()))
+        here = sum(file.size for file in files if (folder / file.name).exists())
+        counter = _Counter(self._progress, here, sum(file.size for file in files))
+        counter.arrived(0)
         bar: Any = functools.partial(_Bar, counter)
         snapshot_download(
             self._repo,
             # A commit, so that every file is of the same state of the repository.
             revision=commit,
-            allow_patterns=list(sizes),
+            allow_patterns=[file.name for file in files],
             etag_timeout=self._timeout_s,
             tqdm_class=bar,
         )
+        if hub_cache.drop_corrupt(folder, missing):
+            raise FetchFailed("A file arrived corrupt (its sha256 is not the Hub's).", retryable=True, again=True)
 
     def _progress(self, done: int, total: int) -> None:
         text = f"fetching {self._repo}: {done / 1e9:.2f} of {total / 1e9:.2f} GB"

@@ -6,16 +6,18 @@ No network, and huggingface_hub is imported inside functions: it costs a quarter
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 import struct
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 # What a model needs: data only. Python, pickles and the formats of other runtimes never come in.
-_WANTED = ("model*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt")
+_WANTED = ("model*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LONGEST_HEADER = 100_000_000
 
@@ -44,8 +46,8 @@ def cached_folder(repo: str, revision: str | None) -> Path | None:
             return None
         folder = storage / "snapshots" / commit
         return folder if _is_complete(folder) and _has_all_listed(repo, commit, folder) else None
-    except (OSError, ValueError):
-        # An unreadable or damaged cache is no cache: fetching says what is wrong with it.
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        # An unreadable file, or JSON of another shape: a damaged cache is no cache, and fetching repairs it.
         return None
 
 
@@ -60,13 +62,40 @@ def remember_revision(repo: str, revision: str | None, commit: str) -> None:
     staged.replace(ref)
 
 
-def drop_cut_files(folder: Path, sizes: dict[str, int]) -> None:
+@dataclass(frozen=True, slots=True)
+class RepoFile:
+    """A file as the Hub describes it; small ones have no sha256."""
+
+    name: str
+    size: int
+    sha256: str | None
+
+
+def drop_cut(folder: Path, files: Sequence[RepoFile]) -> None:
     """Remove files of the snapshot whose size is not the repository's, so that they are fetched again."""
-    for name, size in sizes.items():
-        path = folder / name
-        if path.is_file() and path.stat().st_size != size:
-            path.resolve().unlink()
-            path.unlink(missing_ok=True)
+    for file in files:
+        path = folder / file.name
+        if path.is_file() and path.stat().st_size != file.size:
+            _remove(path)
+
+
+def drop_corrupt(folder: Path, files: Sequence[RepoFile]) -> bool:
+    """Remove files whose sha256 is not the repository's; whether there were any. A flipped bit would load silently."""
+    corrupt = [folder / file.name for file in files if file.sha256 and _sha256(folder / file.name) != file.sha256]
+    for path in corrupt:
+        _remove(path)
+    return bool(corrupt)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """A snapshot holds links; the content is elsewhere."""
+    path.resolve().unlink()
+    path.unlink(missing_ok=True)
 
 
 def sweep_orphans(repo: str) -> None:
