@@ -67,7 +67,8 @@ def create_app(
             await lifecycle.close()
 
     # The generated API pages load scripts from elsewhere; docs/api.md is the reference.
-    app = FastAPI(title="configi", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
+    # A redirect would be built from the Host header, and leave outside the envelope.
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan)
     for module in (chat_completions, completions, model_routes, operations):
         app.include_router(module.router(generation))
     install_error_handlers(app)

@@ -7,10 +7,10 @@ generator, at whatever step, cancels everything behind it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -60,7 +60,7 @@ class Generation:
         self._draining = False
         self._grace_over = asyncio.Event()
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """The events of one request, in the order of `chat/events.py`.
 
         Raises:
@@ -70,19 +70,21 @@ class Generation:
         options = request.options
         with self._place(options.n), self._metrics.request(entry.id) as measured:
             files = asyncio.ensure_future(self._text_side(entry))
-            async for waiting in self._until(files, entry, request.patient):
-                yield waiting
+            async with aclosing(self._until(files, entry, request.patient)) as waits:
+                async for waiting in waits:
+                    yield waiting
             text_side = files.result()
             prompt = await self._encode(text_side, request.prompt)
             sequences = _sequences(options, text_side, prompt)
             lease = self._lifecycle.lease(entry)
             try:
-                async for waiting in self._until(lease.granted, entry, request.patient):
-                    yield waiting
-                stream = await lease.granted.result().generate(sequences)
-                async with contextlib.aclosing(stream):
+                async with aclosing(self._until(lease.granted, entry, request.patient)) as waits:
+                    async for waiting in waits:
+                        yield waiting
+                stream = lease.granted.result().generate(sequences)
+                async with aclosing(stream), aclosing(self._events(stream, options, text_side, prompt)) as events:
                     yield Started(entry.id, len(prompt.ids), prompt.text)
-                    async for event in self._events(stream, options, text_side.tokenizer, prompt):
+                    async for event in events:
                         measured.event(event)
                         yield event
             finally:
@@ -140,7 +142,7 @@ class Generation:
 
     # ---- the steps of `generate`
 
-    @contextlib.contextmanager
+    @contextmanager
     def _place(self, n: int) -> Iterator[None]:
         """A place among the running and waiting sequences, or QueueFull."""
         if self._draining:
@@ -154,7 +156,9 @@ class Generation:
         finally:
             self._sequences -= n
 
-    async def _until(self, future: asyncio.Future[T], entry: ModelSettings, patient: bool) -> AsyncIterator[Waiting]:
+    async def _until(
+        self, future: asyncio.Future[T], entry: ModelSettings, patient: bool
+    ) -> AsyncGenerator[Waiting, None]:
         """Wait for `future`, telling patient requests each change of the model's state meanwhile.
 
         Raises what the future raises; ModelLoading when an impatient request waited for `load_wait_s`.
@@ -200,9 +204,10 @@ class Generation:
         )
 
     async def _events(
-        self, stream: EngineStream, options: GenerationOptions, tokenizer: ChatTokenizer, prompt: EncodedPrompt
-    ) -> AsyncIterator[Event]:
+        self, stream: EngineStream, options: GenerationOptions, text_side: TextSide, prompt: EncodedPrompt
+    ) -> AsyncGenerator[Event, None]:
         """The engine's events as text, and at the end the usage of all choices together."""
+        tokenizer = text_side.tokenizer
         outputs = [
             ChoiceOutput(tokenizer, options.stop, choice, options.top_logprobs is not None)
             for choice in range(options.n)
@@ -222,7 +227,7 @@ class Generation:
                         if text is not None:
                             yield text
                         if stopped:
-                            await stream.stop(choice)
+                            stream.stop(choice)
                             yield Finish(choice, "stop", completion_tokens[choice])
                     case Finished():
                         if (rest := outputs[choice].finish()) is not None:

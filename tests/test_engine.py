@@ -39,7 +39,7 @@ def generate(prompt: Sequence[int] = PROMPT, sampling: Sampling = GREEDY, **fiel
 
 async def tokens(engine: EngineClient, *requests: Generate) -> list[list[int]]:
     made: list[list[int]] = [[] for _ in requests]
-    async with contextlib.aclosing(await engine.generate(requests)) as stream:
+    async with contextlib.aclosing(engine.generate(requests)) as stream:
         async for index, event in stream:
             if isinstance(event, Tokens):
                 made[index] += event.tokens
@@ -102,7 +102,7 @@ def test_a_stop_token_ends_the_answer_and_is_not_part_of_it(model: Path) -> None
     async def test(engine: EngineClient) -> None:
         [free] = await tokens(engine, generate())
         stop = free[4]
-        events = [e async for _, e in await engine.generate([generate(stop_tokens=[stop])])]
+        events = [e async for _, e in engine.generate([generate(stop_tokens=[stop])])]
         made = [t for e in events if isinstance(e, Tokens) for t in e.tokens]
         assert made == free[: free.index(stop)]
         assert isinstance(events[-1], Finished)
@@ -132,7 +132,7 @@ def test_logprobs_of_answer_and_prompt_are_those_of_the_model(model: Path) -> No
 
     async def test(engine: EngineClient) -> None:
         request = generate(top_logprobs=3, prompt_logprobs=True, max_tokens=4)
-        events = [e async for _, e in await engine.generate([request])]
+        events = [e async for _, e in engine.generate([request])]
         [scored] = [e for e in events if isinstance(e, PromptScored)]
         answer = [lp for e in events if isinstance(e, Tokens) for lp in e.logprobs]
         made = [lp.token for lp in answer]
@@ -160,7 +160,7 @@ def test_scoring_the_prompt_does_not_change_the_answer(model: Path) -> None:
 
 def test_progress_of_a_long_prompt_is_told_slice_by_slice(model: Path) -> None:
     async def test(engine: EngineClient) -> None:
-        events = [e async for _, e in await engine.generate([generate([50] * 200, max_tokens=1)])]
+        events = [e async for _, e in engine.generate([generate([50] * 200, max_tokens=1)])]
         progress = [e.done for e in events if isinstance(e, Prefilled)]
         assert progress == [0, 64, 128, 192, 199]
         assert all(e.total == 200 for e in events if isinstance(e, Prefilled))
@@ -182,7 +182,7 @@ def test_a_token_outside_the_vocabulary_is_refused_and_the_next_request_served(
 
 def test_a_cancelled_request_frees_its_slot_for_the_next(model: Path) -> None:
     async def test(engine: EngineClient) -> None:
-        stream = await engine.generate([generate(max_tokens=100_000)])
+        stream = engine.generate([generate(max_tokens=100_000)])
         await anext(stream)
         await stream.aclose()
         async with asyncio.timeout(10):
@@ -198,7 +198,7 @@ def test_killing_the_engine_ends_what_it_worked_on_with_an_error(model: Path) ->
         exits: list[str] = []
         supervisor.on_exit = lambda error: exits.append(error.message)
         engine = await supervisor.start(model)
-        stream = await engine.generate([generate(max_tokens=100_000)])
+        stream = engine.generate([generate(max_tokens=100_000)])
         await anext(stream)
         [child] = psutil.Process().children()
         os.kill(child.pid, signal.SIGKILL)

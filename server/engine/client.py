@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 import msgspec
+import zmq
 import zmq.asyncio
 
 from server.engine.messages import (
@@ -21,6 +22,7 @@ from server.engine.messages import (
     Prefilled,
     PromptScored,
     Stats,
+    Stop,
     Tokens,
     decode_events,
     encode,
@@ -58,10 +60,11 @@ class EngineClient:
 
     async def load(self, command: Load) -> Loaded:
         """Raises what the engine reports, or what ends it meanwhile."""
-        await self._send(command)
+        # Waits for the engine to connect; from then on its queue takes whatever comes.
+        await self._socket.send(encode(command))
         return await self._loaded
 
-    async def generate(self, requests: Sequence[Generate]) -> EngineStream:
+    def generate(self, requests: Sequence[Generate]) -> EngineStream:
         """Send `requests`, whose ids are chosen here; the stream tells them apart by their index."""
         if self.closed is not None:
             raise self.closed
@@ -72,14 +75,19 @@ class EngineClient:
             self._last_id += 1
             stream.open_ids[self._last_id] = index
             self._streams[self._last_id] = stream
-            await self._send(msgspec.structs.replace(request, id=self._last_id))
+            self._send(msgspec.structs.replace(request, id=self._last_id))
         return stream
 
-    async def cancel(self, ids: Sequence[int]) -> None:
+    def cancel(self, ids: Sequence[int]) -> None:
+        """Synchronous, so that a cancelled task cannot be interrupted half way through giving its slots back."""
         for id in ids:
             self._streams.pop(id, None)
             if self.closed is None:
-                await self._send(Cancel(id))
+                self._send(Cancel(id))
+
+    def stop(self) -> None:
+        """Ask the engine to exit."""
+        self._send(Stop())
 
     async def receive(self) -> None:
         """Sort events until cancelled. Runs as a task of the supervisor's."""
@@ -120,8 +128,9 @@ class EngineClient:
                 if stream := self._streams.get(event.id):
                     stream.put(event)
 
-    async def _send(self, command: Command) -> None:
-        await self._socket.send(encode(command))
+    def _send(self, command: Command) -> None:
+        # Never blocks: the queue is unbounded. It fails only when the engine has just died, which `close` will tell.
+        self._socket.send(encode(command), zmq.NOBLOCK).exception()
 
 
 class EngineStream:
@@ -157,14 +166,14 @@ class EngineStream:
     def fail(self, error: ConfigiError) -> None:
         self._events.put_nowait(error)
 
-    async def stop(self, index: int) -> None:
+    def stop(self, index: int) -> None:
         """The answer of one request is complete for its reader (a stop string): free its slot."""
         ids = [id for id, i in self.open_ids.items() if i == index]
         for id in ids:
             del self.open_ids[id]
-        await self._client.cancel(ids)
+        self._client.cancel(ids)
 
     async def aclose(self) -> None:
         ids = list(self.open_ids)
         self.open_ids.clear()
-        await self._client.cancel(ids)
+        self._client.cancel(ids)

@@ -19,7 +19,7 @@ from pathlib import Path
 import zmq.asyncio
 
 from server.engine.client import EngineClient
-from server.engine.messages import Load, Stop, encode
+from server.engine.messages import Load
 from server.errors import ConfigiError, EngineFailed
 from server.settings import EngineSettings
 
@@ -104,6 +104,7 @@ class EngineProcess:
         self._folder = tempfile.TemporaryDirectory(prefix="configi-")
         self._socket: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.PAIR)
         self._socket.linger = 0
+        self._socket.sndhwm = 0
         self.client = EngineClient(self._socket)
 
     async def start(self, folder: Path) -> EngineClient:
@@ -138,8 +139,7 @@ class EngineProcess:
         """Ask, wait, kill. Afterwards the process is reaped and its memory is back."""
         self._resident = False
         self.client.close(EngineFailed("The engine was stopped."))
-        with contextlib.suppress(zmq.ZMQError):
-            await self._socket.send(encode(Stop()), zmq.NOBLOCK)
+        self.client.stop()
         try:
             async with asyncio.timeout(_STOP_S):
                 await self._process.wait()

@@ -1,0 +1,89 @@
+"""uvicorn's HTTP/1.1 protocol with a bound on how long a request's head may take, and errors in our envelope.
+
+HTTP process, below ASGI: what fails here never becomes a request. Written for uvicorn 0.54, which has a timer for idle
+keep-alive connections but none for a head that never ends, and answers protocol errors in plain text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import uuid
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from server.errors import ConfigiError, InvalidRequest, RequestTooSlow
+
+log = logging.getLogger("configi.http")
+
+
+class HeaderTooLarge(InvalidRequest):
+    status = 431
+    code = "header_too_large"
+
+
+def protocol_class(header_timeout_s: float) -> type[H11Protocol]:
+    """The class that uvicorn makes one of for each connection."""
+
+    class GuardedProtocol(H11Protocol):
+        _head_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._arm()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.conn.their_state is not h11.IDLE:
+                self._disarm()
+            elif self._head_timer is None and self.conn.trailing_data[0]:
+                # The next request of a kept connection has begun; more bytes do not prolong its time.
+                self._arm()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._disarm()
+            super().connection_lost(exc)
+
+        def send_400_response(self, msg: str) -> None:
+            error = sys.exception() if sys.version_info >= (3, 11) else None
+            too_large = getattr(error, "error_status_hint", 400) == 431
+            self._answer(
+                HeaderTooLarge("The headers are too large.") if too_large else InvalidRequest(f"{error or msg}.")
+            )
+
+        def _arm(self) -> None:
+            self._head_timer = self.loop.call_later(header_timeout_s, self._too_slow)
+
+        def _disarm(self) -> None:
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+
+        def _too_slow(self) -> None:
+            self._head_timer = None
+            self._answer(RequestTooSlow(f"The request did not arrive within {header_timeout_s:g} s."))
+
+        def _answer(self, error: ConfigiError) -> None:
+            """Answer and close; only close when an answer is already under way."""
+            if self.transport.is_closing():
+                return
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                body = json.dumps(error.envelope()).encode()
+                headers = [
+                    ("content-type", "application/json"),
+                    ("content-length", str(len(body))),
+                    ("x-request-id", f"req_{uuid.uuid4().hex}"),
+                    ("connection", "close"),
+                ]
+                for event in (
+                    h11.Response(status_code=error.status, headers=headers),
+                    h11.Data(data=body),
+                    h11.EndOfMessage(),
+                ):
+                    self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
+
+    return GuardedProtocol

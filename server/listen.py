@@ -1,0 +1,122 @@
+"""The listening socket, and the server's life from its first connection to its orderly end. HTTP process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+from sse_starlette.sse import AppStatus
+from starlette.types import ASGIApp
+
+from server.errors import SetupError
+from server.http_protocol import protocol_class
+from server.origins import is_loopback
+from server.settings import ServerSettings
+
+_BACKLOG = 512
+# Longer than what proxies and SDK connection pools keep (60 s), so that the client closes first.
+_KEEP_ALIVE_S = 75
+# What streams get, after the grace time, to write their error event.
+_LAST_WORDS_S = 2.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def bind(settings: ServerSettings) -> socket.socket:
+    """Take the port before any other work.
+
+    Raises:
+        SetupError: the port is taken, the address is none of this machine's, or it is open to others without a key.
+    """
+    if not is_loopback(settings.host) and settings.api_key is None:
+        raise SetupError(
+            f"Listening on {settings.host} opens the server to others: set server.api_key, or listen on 127.0.0.1."
+        )
+    where = f"{settings.host}:{settings.port}"
+    try:
+        [family, kind, protocol, _, address], *_ = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        sock = socket.socket(family, kind, protocol)
+    except socket.gaierror:
+        raise SetupError(f"Cannot listen on {settings.host}: no such address.") from None
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(address)
+        # Now, not when the loop runs: until then the port could still be lost to somebody else.
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        reasons = {
+            errno.EADDRINUSE: f"port {settings.port} is already in use; choose another with --port",
+            errno.EADDRNOTAVAIL: "this machine has no such address",
+            errno.EACCES: "ports below 1024 need privileges",
+        }
+        reason = reasons.get(error.errno or 0, error.strerror)
+        raise SetupError(f"Cannot listen on {where}: {reason}.") from None
+    return sock
+
+
+def run(
+    app: ASGIApp,
+    sock: socket.socket,
+    settings: ServerSettings,
+    on_drain: Callable[[], None],
+    on_grace_over: Callable[[], None],
+) -> None:
+    """Serve until SIGTERM or SIGINT, then end in order; returns when all is done.
+
+    The first signal stops accepting and calls `on_drain`; after `shutdown_grace_s` `on_grace_over` must end whatever
+    still runs. A second signal exits at once, status 1.
+    """
+    # Ours is the only say in how streams end (sse-starlette 3.7 would cut them at the signal).
+    AppStatus.enable_automatic_graceful_drain = False
+    config = uvicorn.Config(
+        app,
+        http=protocol_class(settings.header_timeout_s),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(settings.shutdown_grace_s + _LAST_WORDS_S + 1),
+        backlog=_BACKLOG,
+    )
+    _Server(config, settings.shutdown_grace_s, on_drain, on_grace_over).run(sockets=[sock])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn 0.54 re-raises the signal after it has shut down, which would make the exit status -15."""
+
+    def __init__(
+        self, config: uvicorn.Config, grace_s: float, on_drain: Callable[[], None], on_grace_over: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._grace_s = grace_s
+        self._on_drain = on_drain
+        self._on_grace_over = on_grace_over
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._signalled)
+        try:
+            yield
+        finally:
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+
+    def _signalled(self) -> None:
+        if self.should_exit:
+            # The engine and the workers see their stdin close and end themselves.
+            os._exit(1)
+        self.should_exit = True
+        self._on_drain()
+        asyncio.get_running_loop().call_later(self._grace_s, self._on_grace_over)
