@@ -25,11 +25,15 @@ class HeaderTooLarge(InvalidRequest):
     code = "header_too_large"
 
 
-def protocol_class(header_timeout_s: float) -> type[H11Protocol]:
-    """The class that uvicorn makes one of for each connection."""
+def protocol_class(header_timeout_s: float, write_timeout_s: float) -> type[H11Protocol]:
+    """The class that uvicorn makes one of for each connection.
+
+    `write_timeout_s` is how long a full write buffer may stay full before the connection is cut.
+    """
 
     class GuardedProtocol(H11Protocol):
         _head_timer: asyncio.TimerHandle | None = None
+        _write_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -45,10 +49,22 @@ def protocol_class(header_timeout_s: float) -> type[H11Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._disarm()
+            if self._write_timer is not None:
+                self._write_timer.cancel()
             super().connection_lost(exc)
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            # Closing would wait for the reader to take what is buffered, which a dead one never does.
+            self._write_timer = self.loop.call_later(write_timeout_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            if self._write_timer is not None:
+                self._write_timer.cancel()
+            super().resume_writing()
+
         def send_400_response(self, msg: str) -> None:
-            error = sys.exception() if sys.version_info >= (3, 11) else None
+            error = sys.exception()
             too_large = getattr(error, "error_status_hint", 400) == 431
             self._answer(
                 HeaderTooLarge("The headers are too large.") if too_large else InvalidRequest(f"{error or msg}.")

@@ -78,7 +78,8 @@ def run(
     AppStatus.enable_automatic_graceful_drain = False
     config = uvicorn.Config(
         app,
-        http=protocol_class(settings.header_timeout_s),
+        # A second more than the streams' own write timeout, which ends the request behind the connection first.
+        http=protocol_class(settings.header_timeout_s, settings.sse_write_timeout_s + 1),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -21,8 +21,8 @@ def configure(settings: LogSettings) -> None:
     logging.root.handlers = [handler]
     logging.root.setLevel(logging.WARNING)
     logging.getLogger("configi").setLevel(settings.level.upper())
-    # uvicorn's own lines say what ours say better; its errors stay.
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    # What uvicorn logs, the guard has logged with the request's id; a cut stream it calls an error.
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
 
 
 class JsonLines(logging.Formatter):

@@ -90,16 +90,13 @@ def running(command: Sequence[str], folder: Path, env: Mapping[str, str] | None 
             env={**os.environ, **(env or {})},
         )
     try:
-        with process:
-            assert process.stdout is not None
-            address = _ADDRESS.search(process.stdout.readline())
-            assert address, log.read_text()
-            server = Running(process, address.group(1), log)
-            yield server
-            if process.poll() is None:
-                process.kill()
+        assert process.stdout is not None
+        address = _ADDRESS.search(process.stdout.readline())
+        assert address, log.read_text()
+        yield Running(process, address.group(1), log)
     finally:
         process.kill()
+        process.communicate()
 
 
 def config(folder: Path, model: Path, **sections: Mapping[str, Any]) -> Path:

@@ -73,7 +73,9 @@ class Script:
 
     def run(self, socket: zmq.Socket[bytes]) -> None:
         while True:
-            while socket.poll(0 if self.running or self.waiting else None):
+            patience = 0 if self.running or self.waiting else None
+            while socket.poll(patience):
+                patience = 0
                 command = decode_command(socket.recv())
                 if isinstance(command, Generate):
                     self.waiting.append(command)
@@ -82,8 +84,6 @@ class Script:
                     self.waiting = deque(r for r in self.waiting if r.id != command.id)
                 else:
                     return
-                if self.running or self.waiting:
-                    break
             if events := self.step():
                 socket.send(encode([*events, self.stats()]))
             time.sleep(self.script.interval)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.running import Running, config, running, serving, serving_script
-from tests.test_faults import Stream, until
+from tests.test_faults import stream, until
 from tests.tiny_model import write_tiny_model
 
 
@@ -40,8 +40,8 @@ def test_the_model_loads_at_start_when_asked_to(tmp_path: Path, model: Path) -> 
 
 def test_a_stream_that_comes_while_the_model_loads_is_told_so_until_it_starts(tmp_path: Path, model: Path) -> None:
     with serving_script(tmp_path, model, ["--load-seconds", "0.5"]) as server:
-        s = Stream(server, max_tokens=2)
-        lines = [line.decode() for line in s.response]
+        with stream(server, max_tokens=2) as s:
+            lines = [line.decode() for line in s.response]
         assert lines[0].startswith(": loading")
         assert lines[-2] == "data: [DONE]\n"
 
@@ -77,12 +77,12 @@ def test_a_running_request_keeps_its_model_while_another_is_asked_for(tmp_path: 
     path = config(tmp_path, model)
     path.write_text(path.read_text() + f'[[models]]\nid = "other"\nacquire = "local"\npath = "{model}"\n')
     with running(["-m", "tests.serve_scripted", str(path), "--interval", "0.01"], tmp_path) as server:
-        s = Stream(server, max_tokens=100)
-        s.text()
-        answer: list[Any] = []
-        thread = threading.Thread(target=lambda: answer.append(server.chat(model="other", max_tokens=2)))
-        thread.start()
-        events = list(s.events())
+        with stream(server, max_tokens=100) as s:
+            s.text()
+            answer: list[Any] = []
+            thread = threading.Thread(target=lambda: answer.append(server.chat(model="other", max_tokens=2)))
+            thread.start()
+            events = list(s.events())
         assert events[-2]["choices"][0]["finish_reason"] == "length"
         thread.join()
         assert answer[0][0] == 200

@@ -24,7 +24,7 @@ E_contra = TypeVar("E_contra", contravariant=True)
 E = TypeVar("E")
 
 DONE = b"data: [DONE]\n\n"
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("configi.api")
 
 
 class Renderer(Protocol[E_contra]):

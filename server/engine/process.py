@@ -147,8 +147,10 @@ def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
     next_stats = 0.0
     while True:
         events: list[Event] = []
-        # Idle, the poll blocks until a command comes: no work, no wake-ups.
-        while socket.poll(0 if engine.busy or events else None):
+        # Idle, the first poll blocks until a command comes: no work, no wake-ups.
+        patience = 0 if engine.busy else None
+        while socket.poll(patience):
+            patience = 0
             command = decode_command(socket.recv())
             if not isinstance(command, Generate | Cancel):
                 return
