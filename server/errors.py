@@ -6,7 +6,8 @@
     │   ├── ContextLengthExceeded    400 context_length_exceeded
     │   ├── RequestTooSlow           408 request_timeout
     │   ├── BodyTooLarge             413 body_too_large
-    │   └── UnsupportedMediaType     415 unsupported_media_type
+    │   ├── UnsupportedMediaType     415 unsupported_media_type
+    │   └── HeaderTooLarge           431 header_too_large
     ├── AuthenticationFailed         401 authentication_error
     ├── Forbidden                    403 permission_error
     ├── NotFound                     404 not_found_error
@@ -92,6 +93,11 @@ class BodyTooLarge(InvalidRequest):
 class UnsupportedMediaType(InvalidRequest):
     status = 415
     code = "unsupported_media_type"
+
+
+class HeaderTooLarge(InvalidRequest):
+    status = 431
+    code = "header_too_large"
 
 
 class AuthenticationFailed(ConfigiError):

@@ -23,6 +23,7 @@ from server.errors import (
     BodyTooLarge,
     ConfigiError,
     Forbidden,
+    HeaderTooLarge,
     InvalidRequest,
     RequestTooSlow,
     UnsupportedMediaType,
@@ -34,6 +35,8 @@ log = logging.getLogger("configi.guard")
 access = logging.getLogger("configi.access")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_MAX_HEADERS = 128
+_MAX_HEADER_BYTES = 64 * 1024
 # What clients append to a base URL that lacks /v1.
 _UNPREFIXED = re.compile(r"/(chat/completions|completions|models(/.*)?|responses|messages(/count_tokens)?|embeddings)")
 
@@ -55,6 +58,7 @@ class Guard:
         scope["state"]["request_id"] = exchange.request_id
         scope["path"] = _tolerant(scope["path"])
         try:
+            _check_size(headers)
             self._check_host(headers)
             self._check_origin(headers, exchange)
             if _is_preflight(scope, headers):
@@ -192,6 +196,12 @@ class Exchange:
 def _request_id(headers: Headers) -> str:
     given = headers.get("x-request-id", "")
     return given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+
+
+def _check_size(headers: Headers) -> None:
+    # h11 bounds a head that is incomplete; one that arrives in a single read has no bound there.
+    if len(headers.raw) > _MAX_HEADERS or sum(len(k) + len(v) for k, v in headers.raw) > _MAX_HEADER_BYTES:
+        raise HeaderTooLarge(f"More than {_MAX_HEADERS} headers, or {_MAX_HEADER_BYTES} bytes of them.")
 
 
 def _tolerant(path: str) -> str:

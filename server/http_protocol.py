@@ -8,21 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import sys
 import uuid
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from server.errors import ConfigiError, InvalidRequest, RequestTooSlow
-
-log = logging.getLogger("configi.http")
-
-
-class HeaderTooLarge(InvalidRequest):
-    status = 431
-    code = "header_too_large"
+from server.errors import ConfigiError, HeaderTooLarge, InvalidRequest, RequestTooSlow
 
 
 def protocol_class(header_timeout_s: float, write_timeout_s: float) -> type[H11Protocol]:

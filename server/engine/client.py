@@ -95,6 +95,8 @@ class EngineClient:
             for event in decode_events(await self._socket.recv()):
                 self._sort(event)
             self._silent_since = time.monotonic()
+            # When the next frame is there already, `recv` does not yield; the streams must get their turn.
+            await asyncio.sleep(0)
 
     def close(self, error: ConfigiError) -> None:
         """The process is gone: whatever waits for it gets `error`."""
