@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import zmq
@@ -132,7 +133,8 @@ class EngineClient:
 
     def _send(self, command: Command) -> None:
         # Never blocks: the queue is unbounded. It fails only when the engine has just died, which `close` will tell.
-        self._socket.send(encode(command), zmq.NOBLOCK).exception()
+        sent: Any = self._socket.send(encode(command), zmq.NOBLOCK)
+        sent.exception()
 
 
 class EngineStream:

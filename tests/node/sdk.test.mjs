@@ -1,9 +1,9 @@
-// The OpenAI Node SDK against a running server: CONFIGI_URL=http://127.0.0.1:8080 node --test tests/node/
+// The OpenAI Node SDK against a running server: BASE_URL=http://127.0.0.1:8080 node --test tests/node/
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import OpenAI from "openai";
 
-const client = new OpenAI({ baseURL: `${process.env.CONFIGI_URL}/v1`, apiKey: "anything", maxRetries: 0 });
+const client = new OpenAI({ baseURL: `${process.env.BASE_URL}/v1`, apiKey: "anything", maxRetries: 0 });
 const messages = [{ role: "user", content: "What is the capital of France?" }];
 const [{ id: model }] = (await client.models.list()).data;
 

@@ -1,0 +1,60 @@
+# One word each. `make demo` and `make test` need only Python >= 3.11 and make; both set up .venv on their first call.
+# GNU make 3.81 (macOS) and POSIX sh.
+
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := sh tools/setup.sh $(VENV)
+ARGS ?=
+
+.PHONY: demo serve test test-slow test-node check bench docs docs-tables lock clean
+
+demo: $(VENV)/.run
+	@$(BIN)/configi demo $(ARGS)
+
+serve: $(VENV)/.run
+	@$(BIN)/configi serve $(ARGS)
+
+test: $(VENV)/.dev
+	@$(BIN)/pytest $(ARGS)
+
+# The 93 MB embedded model, and what takes minutes.
+test-slow: $(VENV)/.dev
+	@$(BIN)/pytest -m slow $(ARGS)
+
+# The OpenAI Node SDK against a demo server; needs Node and npm.
+test-node: $(VENV)/.run
+	@$(BIN)/python -m tools.test_node
+
+check: $(VENV)/.dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	@$(BIN)/python -m bench.overhead $(ARGS)
+
+docs: $(VENV)/.docs
+	@$(BIN)/mkdocs build --strict --quiet
+
+docs-tables: $(VENV)/.dev
+	@$(BIN)/python -m tools.docs_tables
+
+# Pins what a fresh installation of everything chooses today.
+lock:
+	@rm -rf $(VENV)
+	@: > requirements.lock
+	@$(SETUP) .docs '.[dev,docs]'
+	@$(BIN)/python -m tools.lock > requirements.lock.new && mv requirements.lock.new requirements.lock
+
+clean:
+	@rm -rf $(VENV) site build ./*.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+# A stamp is written last, so that an interrupted installation is done again.
+$(VENV)/.run: pyproject.toml requirements.lock tools/setup.sh
+	@$(SETUP) .run '.'
+
+$(VENV)/.dev: pyproject.toml requirements.lock tools/setup.sh
+	@$(SETUP) .dev '.[dev]'
+
+$(VENV)/.docs: pyproject.toml requirements.lock tools/setup.sh
+	@$(SETUP) .docs '.[docs]'
