@@ -58,7 +58,9 @@ def demo(
 
     settings = load_settings(None, {"server": _given(port=port)})
     lifecycle = settings.lifecycle.model_copy(update={"default_model": DEMO_MODEL.id, "load_at_start": True})
-    settings = settings.model_copy(update={"models": [DEMO_MODEL], "lifecycle": lifecycle})
+    # The terminal is for the answer; the log says only what goes wrong, unless more was asked for.
+    log = settings.log.model_copy(update={"level": "warning"}) if settings.log.level == "info" else settings.log
+    settings = settings.model_copy(update={"models": [DEMO_MODEL], "lifecycle": lifecycle, "log": log})
     _run(settings, demo=True, exit_after_reply=exit_after_reply)
 
 

@@ -50,7 +50,8 @@ def exit_with_parent(stdin: BinaryIO) -> None:
     """End this process at once when the other end of `stdin` closes, as it does however the parent dies."""
 
     def wait() -> None:
-        while stdin.read(4096):
+        # Not the buffered read: its lock would be held when the interpreter ends.
+        while os.read(stdin.fileno(), 4096):
             pass
         os._exit(1)
 
