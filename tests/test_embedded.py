@@ -183,7 +183,7 @@ def reference_vocabulary(folder: Path) -> ReferenceBPE:
 
 
 class ReferenceBPE:
-    """Byte-level BPE by the book: GPT-2's split with each digit alone, then the merge of lowest rank until none is left."""
+    """Byte-level BPE by the book: GPT-2's split with each digit alone, then merges by rank until none is left."""
 
     _SPLIT = regex.compile(r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 
