@@ -1,0 +1,134 @@
+"""The tables of the docs that are made from the code: `python -m tools.docs_tables` writes them again.
+
+A table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; the rest of a page is written by hand.
+tests/test_docs.py fails when a page and the code differ.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from server.api.fields import Fields
+from server.api.tables import ENDPOINTS
+from server.app import create_app
+from server.errors import ConfigiError
+from server.settings import Settings
+from server.settings_table import setting_rows
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+_MARKED = re.compile(r"(<!-- table:(?P<name>[^ ]+) -->\n).*?(<!-- /table:(?P=name) -->)", re.DOTALL)
+
+
+def tables() -> Mapping[str, str]:
+    """Every generated table by its name."""
+    made = {"settings": _settings(), "errors": _errors(), "metrics": _metrics(), "modules": _modules()}
+    return made | {f"fields{path}": _fields(fields) for path, fields in ENDPOINTS.items()}
+
+
+def rewritten(page: str, made: Mapping[str, str]) -> str:
+    """`page` with the text between its markers made anew; a name that is no table's raises KeyError."""
+    return _MARKED.sub(lambda m: f"{m[1]}\n{made[m['name']]}\n{m[3]}", page)
+
+
+def names_in(page: str) -> list[str]:
+    return [match["name"] for match in _MARKED.finditer(page)]
+
+
+def error_classes(base: type[ConfigiError] = ConfigiError) -> Iterator[type[ConfigiError]]:
+    """`base` and all below it, in the order of the tree."""
+    yield base
+    for child in base.__subclasses__():
+        # Classes of tests are no part of the tree.
+        if child.__module__ == ConfigiError.__module__:
+            yield from error_classes(child)
+
+
+def metric_rows() -> list[tuple[str, str, str]]:
+    """Name, type and help of everything that /metrics of a fresh server tells."""
+    text = create_app(Settings()).generation.metrics().decode()
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
+    return [(name, kinds[name], about) for name, about in re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE)]
+
+
+def _settings() -> str:
+    sections: dict[str, list[Sequence[str]]] = {}
+    for row in setting_rows():
+        cells = (_code(row.key), row.type, _code(row.default), row.description)
+        sections.setdefault(row.section, []).append(cells)
+    return "\n".join(
+        f"## {'`[[models]]`' if section == 'models' else f'`[{section}]`'}\n\n"
+        + _table(("Key", "Type", "Default", "Meaning"), rows)
+        for section, rows in sections.items()
+    )
+
+
+def _errors() -> str:
+    rows = [
+        (_code(cls.__name__), str(cls.status), _code(cls.type), _code(cls.code or ""), _retry(cls))
+        for cls in error_classes()
+    ]
+    return _table(("Class", "Status", "`type`", "`code`", "Headers"), rows)
+
+
+def _retry(cls: type[ConfigiError]) -> str:
+    """The headers that this class sends by itself."""
+    return ", ".join(f"`{name}: {value}`" for name, value in cls("").headers().items())
+
+
+def _metrics() -> str:
+    return _table(("Name", "Type", "Meaning"), [(_code(name), kind, about) for name, kind, about in metric_rows()])
+
+
+def _modules() -> str:
+    """One line for each module: the first of its docstring."""
+    folders: dict[str, list[Sequence[str]]] = {}
+    for path in sorted(path for package in ("server", "quantize") for path in (ROOT / package).rglob("*.py")):
+        about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        if about and path.name != "__init__.py":
+            folder = path.parent.relative_to(ROOT).as_posix()
+            folders.setdefault(folder, []).append((_code(path.name), about.splitlines()[0]))
+    return "\n".join(f"### `{folder}/`\n\n{_table(('Module', 'What it is'), rows)}" for folder, rows in folders.items())
+
+
+def _fields(fields: Fields) -> str:
+    parts = ["**Works**\n", _table(("Field", "What it does"), _described(fields.works))]
+    if fields.accepted:
+        parts += ["**Accepted, without effect on the answer**\n", _table(("Field", "Why"), _described(fields.accepted))]
+    if fields.refused:
+        refused = [
+            (_code(name), refusal.why, ", ".join(_code(json.dumps(value)) for value in refusal.unless))
+            for name, refusal in fields.refused.items()
+        ]
+        parts += ["**Refused with a 400**\n", _table(("Field", "Why", "Values that are taken all the same"), refused)]
+    return "\n".join(parts)
+
+
+def _described(fields: Mapping[str, str]) -> list[Sequence[str]]:
+    return [(_code(name), text) for name, text in fields.items()]
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def main() -> None:
+    made = tables()
+    for path in sorted(DOCS.glob("*.md")):
+        page = path.read_text(encoding="utf-8")
+        if (new := rewritten(page, made)) != page:
+            path.write_text(new, encoding="utf-8")
+            print(f"{path.name}: written")
+
+
+if __name__ == "__main__":
+    main()
