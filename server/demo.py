@@ -60,6 +60,7 @@ class Demo:
             f"  curl {self._address}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
             f'    -d \'{{"messages": [{{"role": "user", "content": "{QUESTION}"}}], "stream": true}}\'\n',
             highlight=False,
+            soft_wrap=True,
         )
 
     def _ask(self) -> None:

@@ -32,8 +32,8 @@ async def _show(console: Console, lifecycle: Lifecycle, catalog: Catalog, status
         while status.state in _LONG:
             progress.update(task, description=f"{status.id}: {status.text}", completed=status.done, total=status.total)
             if not console.is_terminal and status.state != said:
-                console.print(f"{status.id}: {status.state}, {status.text}")
+                console.print(f"{status.id}: {status.text}", highlight=False)
                 said = status.state
             await lifecycle.changed()
             status = lifecycle.status(entry)
-    console.print(f"{status.id}: {status.state}, {status.text}")
+    console.print(f"{status.id}: {status.text}", highlight=False)
