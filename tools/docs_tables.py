@@ -87,7 +87,8 @@ def _metrics() -> str:
 def _modules() -> str:
     """One line for each module: the first of its docstring."""
     folders: dict[str, list[Sequence[str]]] = {}
-    for path in sorted(path for package in ("server", "quantize") for path in (ROOT / package).rglob("*.py")):
+    files = [path for package in ("server", "quantize") for path in (ROOT / package).rglob("*.py")]
+    for path in sorted(files, key=lambda path: (path.parent, path.name)):
         about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
         if about and path.name != "__init__.py":
             folder = path.parent.relative_to(ROOT).as_posix()
