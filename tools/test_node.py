@@ -14,7 +14,9 @@ _NODE = Path(__file__).parent.parent / "tests" / "node"
 
 
 def main() -> int:
-    subprocess.run(["npm", "install", "--silent", "--no-package-lock", "--no-audit", "--no-fund"], cwd=_NODE, check=True)
+    subprocess.run(
+        ["npm", "install", "--silent", "--no-package-lock", "--no-audit", "--no-fund"], cwd=_NODE, check=True
+    )
     with (
         tempfile.TemporaryDirectory() as folder,
         running(["-m", "server.cli", "demo", "--port", "0"], Path(folder)) as server,
