@@ -18,7 +18,7 @@ test: $(VENV)/.dev
 	@$(BIN)/pytest $(ARGS)
 
 # The 93 MB embedded model, and what takes minutes.
-test-slow: $(VENV)/.dev
+test-slow: $(VENV)/.dev $(VENV)/.docs
 	@$(BIN)/pytest -m slow $(ARGS)
 
 # The OpenAI Node SDK against a demo server; needs Node and npm.
@@ -34,7 +34,7 @@ bench: $(VENV)/.dev
 	@$(BIN)/python -m bench.overhead $(ARGS)
 
 docs: $(VENV)/.docs
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 docs-tables: $(VENV)/.dev
 	@$(BIN)/python -m tools.docs_tables

@@ -7,6 +7,7 @@ generator, at whatever step, cancels everything behind it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import secrets
 from collections.abc import AsyncGenerator, Iterator
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from server.chat.conversation import GenerationOptions, GenerationRequest, Prompt, RawPrompt
-from server.chat.events import Event, Finish, Progress, PromptLogprobs, Started, TokenText, Usage, Waiting
+from server.chat.events import Event, Finish, Progress, PromptLogprobs, Started, Text, TokenText, Usage, Waiting
 from server.chat.output import ChoiceOutput, token_text
 from server.chat.prompt import EncodedPrompt, encode_prompt
 from server.chat.template import ChatTemplate
@@ -31,6 +32,8 @@ from server.settings import ModelSettings, Settings
 
 # An odd number far from any seed a person types.
 _CHOICE_STRIDE = 0xD1342543DE82EF95
+log = logging.getLogger("configi.generation")
+
 T = TypeVar("T")
 
 _COMING_UP = ("fetching", "building", "loading", "unloading")
@@ -75,6 +78,7 @@ class Generation:
                     yield waiting
             text_side = files.result()
             prompt = await self._encode(text_side, request.prompt)
+            self._log_text(request, "prompt", prompt.text)
             sequences = _sequences(options, text_side, prompt)
             lease = self._lifecycle.lease(entry)
             try:
@@ -86,6 +90,8 @@ class Generation:
                     yield Started(entry.id, len(prompt.ids), prompt.text)
                     async for event in events:
                         measured.event(event)
+                        if isinstance(event, Text):
+                            self._log_text(request, f"answer {event.choice}", event.text)
                         yield event
             finally:
                 lease.release()
@@ -141,6 +147,10 @@ class Generation:
             stream.fail(ShuttingDown(_SHUTTING_DOWN))
 
     # ---- the steps of `generate`
+
+    def _log_text(self, request: GenerationRequest, what: str, text: str) -> None:
+        if self.settings.log.prompts:
+            log.info(what, extra={"request_id": request.id, "text": text})
 
     @contextmanager
     def _place(self, n: int) -> Iterator[None]:

@@ -117,3 +117,12 @@ def test_the_log_is_json_lines_with_request_ids_and_no_prompt(tmp_path: Path, mo
     assert access["status"] == 200
     assert access["request_id"].startswith("req_")
     assert "secret" not in json.dumps(lines)
+
+
+def test_prompts_and_answers_are_logged_only_when_asked_for(tmp_path: Path, model: Path) -> None:
+    with serving_script(tmp_path, model, log={"prompts": True}) as server:
+        _, answer = server.chat(messages=[{"role": "user", "content": "a secret of mine"}])
+        lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    texts = [line for line in lines if line["logger"] == "configi.generation"]
+    assert "a secret of mine" in texts[0]["text"]
+    assert "".join(line["text"] for line in texts[1:]) == answer["choices"][0]["message"]["content"]

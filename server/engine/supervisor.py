@@ -153,7 +153,7 @@ class EngineProcess:
         if self.client.closed is not None:
             return
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
-        self._die(EngineFailed(f"The engine process {how}; it restarts with the next request."))
+        self._die(EngineFailed(f"The engine process {how}."))
 
     async def _watch_hang(self) -> None:
         start = time.monotonic()
