@@ -23,5 +23,9 @@ if ! works "$venv/bin/python" || ! "$venv/bin/python" -m pip --version >/dev/nul
     fi
 fi
 echo "Installing into $venv (once)..." >&2
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c requirements.lock -e "$requirement" >&2
+if ! said=$("$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c requirements.lock -e "$requirement" 2>&1)
+then
+    echo "$said" >&2
+    exit 1
+fi
 : > "$venv/$stamp"
