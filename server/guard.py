@@ -37,8 +37,6 @@ access = logging.getLogger("configi.access")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MAX_HEADERS = 128
 _MAX_HEADER_BYTES = 64 * 1024
-# What clients append to a base URL that lacks /v1.
-_UNPREFIXED = re.compile(r"/(chat/completions|completions|models(/.*)?|responses|messages(/count_tokens)?|embeddings)")
 
 
 class Guard:
@@ -56,7 +54,8 @@ class Guard:
         headers = Headers(scope=scope)
         exchange = Exchange(_request_id(headers), send)
         scope["state"]["request_id"] = exchange.request_id
-        scope["path"] = _tolerant(scope["path"])
+        # Base URLs that end in a slash are common: //v1//models.
+        scope["path"] = re.sub("/{2,}", "/", scope["path"])
         try:
             _check_size(headers)
             self._check_host(headers)
@@ -202,11 +201,6 @@ def _check_size(headers: Headers) -> None:
     # h11 bounds a head that is incomplete; one that arrives in a single read has no bound there.
     if len(headers.raw) > _MAX_HEADERS or sum(len(k) + len(v) for k, v in headers.raw) > _MAX_HEADER_BYTES:
         raise HeaderTooLarge(f"More than {_MAX_HEADERS} headers, or {_MAX_HEADER_BYTES} bytes of them.")
-
-
-def _tolerant(path: str) -> str:
-    path = re.sub("/{2,}", "/", path)
-    return f"/v1{path}" if _UNPREFIXED.fullmatch(path) else path
 
 
 def _is_preflight(scope: Scope, headers: Headers) -> bool:
