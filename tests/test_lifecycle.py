@@ -23,6 +23,10 @@ def state(server: Running) -> str:
     return str(server.get("/ready")[1]["state"])
 
 
+def states(server: Running) -> dict[str, str]:
+    return {model["id"]: model["state"] for model in server.get("/v1/models")[1]["data"]}
+
+
 def test_the_model_loads_at_the_first_request(tmp_path: Path, model: Path) -> None:
     with serving_script(tmp_path, model) as server:
         status, ready = server.get("/ready")
@@ -88,6 +92,25 @@ def test_a_running_request_keeps_its_model_while_another_is_asked_for(tmp_path: 
         assert answer[0][0] == 200
         assert answer[0][1]["model"] == "other"
         assert len(server.engines()) == 1
+        server.assert_still_serves()
+
+
+def test_an_engine_that_dies_while_another_model_waits_gives_way_to_it(tmp_path: Path, model: Path) -> None:
+    path = config(tmp_path, model)
+    path.write_text(path.read_text() + f'[[models]]\nid = "other"\nacquire = "local"\npath = "{model}"\n')
+    with running(["-m", "tests.serve_scripted", str(path), "--interval", "0.01"], tmp_path) as server:
+        with stream(server) as s:
+            s.text()
+            answer: list[Any] = []
+            thread = threading.Thread(target=lambda: answer.append(server.chat(model="other", max_tokens=2)))
+            thread.start()
+            until(lambda: states(server)["other"] == "loading")
+            [engine] = server.engines()
+            engine.kill()
+            assert list(s.events())[-1] == "[DONE]"
+        thread.join()
+        assert answer[0][0] == 200
+        assert states(server) == {"tiny": "absent", "other": "ready"}
         server.assert_still_serves()
 
 

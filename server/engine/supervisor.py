@@ -65,6 +65,7 @@ class Supervisor:
         try:
             return await process.start(folder)
         except EngineFailed:
+            self._process = None
             self._failures += 1
             raise
         except BaseException:
@@ -112,13 +113,17 @@ class EngineProcess:
         self._socket.bind(address)
         # stdin stays open as long as this process lives; its end tells the engine to exit. A group of its own keeps
         # the terminal's Ctrl-C from killing it before running streams could finish.
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command,
-            address,
-            stdin=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                address,
+                stdin=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._release()
+            raise EngineFailed(f"The engine process could not be started: {error.strerror}.") from error
         self._tasks = [
             asyncio.create_task(self.client.receive()),
             asyncio.create_task(self._log_stderr()),

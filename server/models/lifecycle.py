@@ -173,9 +173,8 @@ class Lifecycle:
                 m.folder = await self._acquirer.acquire(m.entry, lambda p: self._progress(m, p))
                 self._set(m, "absent", "on disk, not in memory")
             return m.folder
-        except ConfigiError as error:
-            self._fail(m, error)
-            raise
+        except Exception as error:
+            raise self._fail(m, error) from error
         finally:
             m.acquiring = None
 
@@ -203,7 +202,9 @@ class Lifecycle:
             self._load_failed(m, error)
 
     async def _replace_resident(self, m: _Model) -> EngineClient:
-        await self._unused.wait()
+        if not self._unused.is_set():
+            self._set(m, "loading", "waiting for the requests of another model to end")
+            await self._unused.wait()
         await self._unload()
         self._set(m, "loading", "loading into memory")
         if m.folder is None:
@@ -223,17 +224,11 @@ class Lifecycle:
         return engine
 
     def _load_failed(self, m: _Model, error: Exception) -> None:
-        if not isinstance(error, ConfigiError):
-            log.error("loading %s failed", m.entry.id, exc_info=error)
-            error = EngineFailed("The model could not be loaded; the server's log has the reason.")
-        # The engine's own sentence describes one try; after the last one the model is what is unavailable.
-        if isinstance(error, EngineFailed):
-            error = ModelUnavailable(f"The model could not be loaded: {error.message}")
-        self._fail(m, error)
+        told = self._fail(m, error)
         while m.queue:
             lease = m.queue.popleft()
             if not lease.granted.done():
-                lease.granted.set_exception(error)
+                lease.granted.set_exception(told)
                 # The holder may be about to leave without looking.
                 lease.granted.exception()
 
@@ -251,6 +246,9 @@ class Lifecycle:
             return
         if self._supervisor.gave_up:
             self._fail(m, ModelUnavailable(f"The engine failed repeatedly. {error.message}"))
+        elif self._turn.locked():
+            # Another model is about to take its place; who still wants this one asks for it.
+            self._set(m, "absent", "on disk, not in memory")
         else:
             self._set(m, "loading", f"restarting: {error.message}")
             self._start_loading(m)
@@ -309,9 +307,17 @@ class Lifecycle:
         self._supervisor.forgive()
         self._set(m, "absent", "trying again")
 
-    def _fail(self, m: _Model, error: ConfigiError) -> None:
+    def _fail(self, m: _Model, error: Exception) -> ConfigiError:
+        """Remember `error` as what users are told until `failed_retry_s` have passed."""
+        if isinstance(error, EngineFailed):
+            # It describes one try; after the last one it is the model that is unavailable.
+            error = ModelUnavailable(f"The model could not be loaded: {error.message}")
+        elif not isinstance(error, ConfigiError):
+            log.error("model %s failed", m.entry.id, exc_info=error)
+            error = ModelUnavailable("The model cannot be had; the server's log has the reason.")
         m.error, m.failed_at = error, time.monotonic()
         self._set(m, "failed", error.message)
+        return error
 
     def _set(self, m: _Model, state: State, text: str, done: int = 0, total: int | None = None) -> None:
         if m.state != state:
