@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -77,7 +76,7 @@ def _body(raw: bytes) -> Any:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], folder: Path, env: Mapping[str, str] | None = None) -> Iterator[Running]:
+def running(command: Sequence[str], folder: Path, cwd: Path = ROOT) -> Iterator[Running]:
     """`command` as a server process; its stderr goes to a file that the test can read."""
     log = folder / "server.log"
     with log.open("w") as stderr:
@@ -86,8 +85,7 @@ def running(command: Sequence[str], folder: Path, env: Mapping[str, str] | None 
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            cwd=ROOT,
-            env={**os.environ, **(env or {})},
+            cwd=cwd,
         )
     try:
         assert process.stdout is not None

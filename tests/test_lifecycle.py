@@ -149,3 +149,11 @@ def test_prompts_and_answers_are_logged_only_when_asked_for(tmp_path: Path, mode
     texts = [line for line in lines if line["logger"] == "configi.generation"]
     assert "a secret of mine" in texts[0]["text"]
     assert "".join(line["text"] for line in texts[1:]) == answer["choices"][0]["message"]["content"]
+
+
+def test_a_folder_named_server_where_the_user_stands_does_not_take_its_place(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "__init__.py").write_text("raise SystemExit('the wrong one')")
+    command = ["-P", "-m", "server.cli", "serve", "--config", str(config(tmp_path, model))]
+    with running(command, tmp_path, cwd=tmp_path) as server:
+        server.assert_still_serves()

@@ -25,7 +25,8 @@ from server.settings import EngineSettings
 
 log = logging.getLogger("configi.supervisor")
 
-ENGINE_COMMAND = (sys.executable, "-m", "server.engine.process")
+# -P: a folder named `server` where the user stands must not take our place.
+ENGINE_COMMAND = (sys.executable, "-P", "-m", "server.engine.process")
 # A process that was asked to stop gets this long before it is killed.
 _STOP_S = 5.0
 

@@ -40,7 +40,7 @@ class Progress:
 class Acquirer:
     """`python` is the command that starts a worker's interpreter."""
 
-    def __init__(self, storage: StorageSettings, python: Sequence[str] = (sys.executable,)) -> None:
+    def __init__(self, storage: StorageSettings, python: Sequence[str] = (sys.executable, "-P")) -> None:
         self._storage = storage
         self._python = python
 

