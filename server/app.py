@@ -49,7 +49,7 @@ def create_app(
         catalog,
         acquirer or Acquirer(settings.storage),
         Memory(settings.lifecycle),
-        supervisor or Supervisor(settings.engine),
+        supervisor or Supervisor(settings),
     )
     generation = Generation(settings, catalog, lifecycle, Metrics())
 

@@ -15,14 +15,14 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from server.chat.conversation import GenerationOptions, GenerationRequest, Prompt, RawPrompt
+from server.chat.conversation import GenerationRequest, Prompt, RawPrompt, Role
 from server.chat.events import Event, Finish, Progress, PromptLogprobs, Started, Text, TokenText, Usage, Waiting
 from server.chat.output import ChoiceOutput, token_text
 from server.chat.prompt import EncodedPrompt, encode_prompt
 from server.chat.template import ChatTemplate
 from server.chat.tokenizer import ChatTokenizer
 from server.engine.client import EngineStream
-from server.engine.messages import Finished, Generate, Prefilled, PromptScored, Sampling, Tokens
+from server.engine.messages import Boundary, Finished, Generate, Kind, Prefilled, PromptScored, Sampling, Tokens
 from server.errors import InvalidRequest, ModelLoading, QueueFull, QueueTimeout, ShuttingDown
 from server.metrics import Metrics
 from server.models.catalog import Catalog
@@ -36,6 +36,8 @@ log = logging.getLogger("configi.generation")
 
 T = TypeVar("T")
 
+# Results of tools are what the user's side says.
+_KINDS: dict[Role, Kind] = {"system": "system", "user": "user", "tool": "user", "assistant": "assistant"}
 _COMING_UP = ("fetching", "building", "loading", "unloading")
 _SHUTTING_DOWN = "The server is shutting down."
 
@@ -79,14 +81,14 @@ class Generation:
             text_side = files.result()
             prompt = await self._encode(text_side, request.prompt)
             self._log_text(request, "prompt", prompt.text)
-            sequences = _sequences(options, text_side, prompt)
+            sequences = _sequences(request, text_side, prompt)
             lease = self._lifecycle.lease(entry)
             try:
                 async with aclosing(self._until(lease.granted, entry, request.patient)) as waits:
                     async for waiting in waits:
                         yield waiting
                 stream = lease.granted.result().generate(sequences)
-                async with aclosing(stream), aclosing(self._events(stream, options, text_side, prompt)) as events:
+                async with aclosing(stream), aclosing(self._events(stream, request, text_side, prompt)) as events:
                     yield Started(entry.id, len(prompt.ids), prompt.text)
                     async for event in events:
                         measured.event(event)
@@ -214,10 +216,10 @@ class Generation:
         )
 
     async def _events(
-        self, stream: EngineStream, options: GenerationOptions, text_side: TextSide, prompt: EncodedPrompt
+        self, stream: EngineStream, request: GenerationRequest, text_side: TextSide, prompt: EncodedPrompt
     ) -> AsyncGenerator[Event, None]:
         """The engine's events as text, and at the end the usage of all choices together."""
-        tokenizer = text_side.tokenizer
+        options, tokenizer = request.options, text_side.tokenizer
         outputs = [
             ChoiceOutput(tokenizer, options.stop, choice, options.top_logprobs is not None)
             for choice in range(options.n)
@@ -246,6 +248,8 @@ class Generation:
                     case Prefilled():
                         queue_timeout.cancel()
                         cached = max(cached, event.cached)
+                        if event.shared:
+                            _log_prefix(request.id, event)
                         if choice == 0:
                             yield Progress(event.done, event.total, event.cached)
                     case PromptScored():
@@ -256,8 +260,9 @@ class Generation:
         yield Usage(len(prompt.ids), sum(completion_tokens), cached)
 
 
-def _sequences(options: GenerationOptions, text_side: TextSide, prompt: EncodedPrompt) -> list[Generate]:
+def _sequences(request: GenerationRequest, text_side: TextSide, prompt: EncodedPrompt) -> list[Generate]:
     """One `Generate` per choice. What the request leaves open is the model's own default, from its files."""
+    options = request.options
     tokenizer, defaults = text_side.tokenizer, text_side.tokenizer.defaults
     for token in options.logit_bias:
         if token >= tokenizer.vocab_size:
@@ -273,7 +278,8 @@ def _sequences(options: GenerationOptions, text_side: TextSide, prompt: EncodedP
         Generate(
             id=0,
             prompt=prompt.ids,
-            boundaries=prompt.boundaries,
+            boundaries=[Boundary(end.offset, _KINDS[end.role]) for end in prompt.boundaries],
+            client=request.client,
             max_tokens=room if options.max_tokens is None else min(options.max_tokens, room),
             stop_tokens=sorted(tokenizer.eos_ids),
             top_logprobs=options.top_logprobs,
@@ -300,3 +306,9 @@ def _prompt_tokens(prompt: EncodedPrompt, scored: PromptScored, tokenizer: ChatT
     text, raw = tokenizer.token(prompt.ids[0])
     first = TokenText(prompt.ids[0], text, raw, math.nan)
     return (first, *(token_text(tokenizer, logprob) for logprob in scored.logprobs))
+
+
+def _log_prefix(request_id: str, event: Prefilled) -> None:
+    """Where the prompt leaves the most similar earlier one: what to look at when a conversation is read anew."""
+    text = f"prompt shares first {event.shared} of {event.total} tokens with an earlier one, reuses {event.cached}"
+    log.info(text, extra={"request_id": request_id})

@@ -106,6 +106,7 @@ def _gauges(models: Sequence[ModelStatus], lifecycle: Lifecycle) -> Iterator[Met
         ("running", "Sequences that hold a slot.", "running"),
         ("waiting", "Sequences that wait for a slot.", "waiting"),
         ("kv_bytes", "Bytes of KV cache in use.", "kv_bytes"),
+        ("prefix_bytes", "Bytes of memory that kept prefixes hold.", "prefix_bytes"),
         ("active_bytes", "Bytes that MLX holds.", "active_bytes"),
         ("peak_bytes", "Most bytes that MLX has held.", "peak_bytes"),
     )

@@ -12,12 +12,15 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, ByteSize, SecretStr
 from pydantic.fields import FieldInfo
 
 from server.settings import ModelSettings, Settings
 
-_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path", SecretStr: "secret text"}
+_NAMES = {
+    str: "text", int: "integer", float: "number", bool: "true or false", Path: "path", SecretStr: "secret text",
+    ByteSize: 'bytes, or text like "4GB"',
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ def _default(field: FieldInfo) -> str:
 
 def _toml(value: Any) -> str:
     """Texts, numbers, booleans and lists of texts are written alike in TOML and JSON."""
+    if isinstance(value, ByteSize):
+        value = value.human_readable(decimal=True).replace(".0", "")
     return json.dumps(value)
 
 

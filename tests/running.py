@@ -100,7 +100,9 @@ def running(command: Sequence[str], folder: Path, cwd: Path = ROOT) -> Iterator[
 def config(folder: Path, model: Path, **sections: Mapping[str, Any]) -> Path:
     """A config.toml that serves the model folder `model` under the id `tiny`."""
     lines = []
-    for name, values in ({"server": {"port": 0}} | {k: dict(v) for k, v in sections.items()}).items():
+    # Prefixes would go to the user's own cache folder; a test that wants them names another.
+    defaults: dict[str, dict[str, Any]] = {"server": {"port": 0}, "cache": {"disk_limit": 0}}
+    for name, values in (defaults | {k: dict(v) for k, v in sections.items()}).items():
         values = {"port": 0} | values if name == "server" else values
         lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
     lines += ["[[models]]", 'id = "tiny"', 'aliases = ["gpt-*"]', 'acquire = "local"', f'path = "{model}"']

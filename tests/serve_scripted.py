@@ -17,7 +17,7 @@ def main() -> None:
     logs.configure(settings.log)
     socket = listen.bind(settings.server)
     print(f"on http://127.0.0.1:{socket.getsockname()[1]}", flush=True)
-    supervisor = Supervisor(settings.engine, (sys.executable, "-m", "tests.scripted_engine", *script))
+    supervisor = Supervisor(settings, (sys.executable, "-m", "tests.scripted_engine", *script))
     configi = create_app(settings, supervisor=supervisor)
     listen.run(configi.asgi, socket, settings.server, configi.generation.drain, configi.generation.end)
 

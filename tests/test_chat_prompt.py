@@ -91,11 +91,12 @@ def test_each_boundary_is_where_encoding_the_messages_before_it_ends(tokenizer: 
     )
     encoded = _encode(tokenizer, Conversation(messages))
     assert len(encoded.boundaries) == 4
-    for count, boundary in enumerate(encoded.boundaries, 1):
+    assert [role for _, role in encoded.boundaries] == [message.role for message in messages]
+    for count, (boundary, _) in enumerate(encoded.boundaries, 1):
         longer = _encode(tokenizer, Conversation((*messages[:count], Message("user", "something else"))))
         assert longer.ids[:boundary] == encoded.ids[:boundary]
         assert tokenizer.decode(encoded.ids[:boundary]).endswith(f"{messages[count - 1].content}{END}\n")
-    assert tokenizer.decode(encoded.ids[encoded.boundaries[-1] :]) == f"{START}assistant\n"
+    assert tokenizer.decode(encoded.ids[encoded.boundaries[-1].offset :]) == f"{START}assistant\n"
 
 
 def test_boundaries_that_tokens_may_straddle_are_absent(tokenizer: ChatTokenizer) -> None:

@@ -170,7 +170,7 @@ def test_whatever_a_template_does_wrong_is_one_sentence(source: str, reason: str
 
 def test_the_ends_of_messages_are_where_the_template_ends_them() -> None:
     rendered = ChatTemplate(CHAT_TEMPLATE, {}).render(_conversation("s a", "u b", "a c", "u d"))
-    assert [rendered.text[:end].rsplit("<|im_start|>", 1)[1] for end in rendered.ends] == [
+    assert [rendered.text[: end.offset].rsplit("<|im_start|>", 1)[1] for end in rendered.ends] == [
         "system\na<|im_end|>\n",
         "user\nb<|im_end|>\n",
         "assistant\nc<|im_end|>\n",
@@ -181,9 +181,9 @@ def test_the_ends_of_messages_are_where_the_template_ends_them() -> None:
 def test_a_long_conversation_marks_its_system_message_and_its_latest_messages() -> None:
     turns = [f"{role} {index}" for index in range(100) for role in "ua"]
     rendered = ChatTemplate(CHAT_TEMPLATE, {}).render(_conversation("s x", *turns, "u last"))
-    assert rendered.ends[0] == len("<|im_start|>system\nx<|im_end|>\n")
+    assert rendered.ends[0].offset == len("<|im_start|>system\nx<|im_end|>\n")
     assert len(rendered.ends) == 9
-    assert rendered.text[rendered.ends[-1] :] == "<|im_start|>assistant\n"
+    assert rendered.text[rendered.ends[-1].offset :] == "<|im_start|>assistant\n"
 
 
 def test_ends_are_absent_where_the_template_renders_a_prefix_differently() -> None:
@@ -193,7 +193,7 @@ def test_ends_are_absent_where_the_template_renders_a_prefix_differently() -> No
 
 def test_a_folded_system_message_marks_no_end_of_its_own() -> None:
     rendered = ChatTemplate(GEMMA_LIKE, {"bos_token": "<bos>"}).render(_conversation("s a", "u b"))
-    assert [rendered.text[:end] for end in rendered.ends] == ["<bos><start_of_turn>user\na\n\nb<end_of_turn>\n"]
+    assert [rendered.text[: end.offset] for end in rendered.ends] == ["<bos><start_of_turn>user\na\n\nb<end_of_turn>\n"]
 
 
 def test_a_model_without_a_template_points_to_completions(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from server.engine.messages import Generate, Sampling
-from server.engine.scheduler import Scheduler
+from server.engine.scheduler import Reading, Rotation, Scheduler
 
 
-def request(id: int) -> Generate:
-    return Generate(id=id, prompt=[1], max_tokens=1, stop_tokens=[], sampling=Sampling(seed=0))
+def request(id: int, client: str = "") -> Generate:
+    return Generate(id=id, prompt=[1], max_tokens=1, stop_tokens=[], sampling=Sampling(seed=0), client=client)
 
 
 def admitted(scheduler: Scheduler) -> list[int]:
@@ -40,3 +42,82 @@ def test_a_request_that_leaves_the_queue_held_no_slot() -> None:
     assert not scheduler.release(2)
     assert not scheduler.release(99)
     assert (scheduler.running, scheduler.waiting) == ({1}, 1)
+
+
+def test_clients_share_slots_however_many_requests_each_sends() -> None:
+    scheduler = Scheduler(slots=2)
+    for id in range(10):
+        scheduler.add(request(id, "greedy"))
+    scheduler.add(request(100, "modest"))
+    assert admitted(scheduler) == [0, 100]
+    scheduler.release(100)
+    scheduler.add(request(101, "modest"))
+    assert admitted(scheduler) == [101]
+
+
+def test_clients_with_as_many_slots_take_turns() -> None:
+    scheduler = Scheduler(slots=1)
+    for id, client in enumerate("aaabbb"):
+        scheduler.add(request(id, client))
+    order = []
+    for _ in range(6):
+        [id] = admitted(scheduler)
+        order.append(id)
+        scheduler.release(id)
+    assert order == [0, 3, 1, 4, 2, 5]
+
+
+def test_what_does_not_fit_waits_and_is_not_overtaken() -> None:
+    scheduler = Scheduler(slots=4)
+    for id in (1, 2, 3):
+        scheduler.add(request(id))
+    assert [r.id for r in scheduler.admit(lambda r: r.id != 2)] == [1]
+    assert admitted(scheduler) == [2, 3]
+
+
+def read(rotation: Rotation, readings: list[Reading], slice_tokens: int) -> int:
+    """One slice; the id it was for."""
+    chosen = rotation.next(readings)
+    tokens = min(slice_tokens, chosen.remaining)
+    chosen.remaining -= tokens
+    rotation.read(chosen.client, tokens)
+    if not chosen.remaining:
+        readings.remove(chosen)
+    return chosen.id
+
+
+@pytest.mark.parametrize("client", ["same", "other"])
+def test_a_short_prompt_behind_a_long_one_is_next(client: str) -> None:
+    rotation, readings = Rotation(), [Reading(1, "same", 10_000)]
+    assert read(rotation, readings, 100) == 1
+    readings.append(Reading(2, client, 40))
+    assert read(rotation, readings, 100) == 2
+
+
+def test_a_long_prompt_gets_on_behind_any_number_of_short_ones() -> None:
+    rotation, readings = Rotation(), [Reading(0, "a", 10_000)]
+    served = []
+    for id in range(1, 41):
+        readings.append(Reading(id, "a", 10))
+        served.append(read(rotation, readings, 100))
+    assert served.count(0) >= 40 // 6
+
+
+def test_two_clients_are_read_for_in_equal_parts() -> None:
+    rotation, readings = Rotation(), [Reading(1, "a", 10_000), Reading(2, "a", 10_000), Reading(3, "b", 10_000)]
+    served = [read(rotation, readings, 100) for _ in range(40)]
+    assert served.count(3) == 20
+
+
+def test_a_client_that_was_away_has_saved_nothing_up() -> None:
+    rotation, readings = Rotation(), [Reading(1, "a", 10_000)]
+    for _ in range(20):
+        read(rotation, readings, 100)
+    readings.append(Reading(2, "b", 10_000))
+    served = [read(rotation, readings, 100) for _ in range(20)]
+    assert served.count(1) == 10
+
+
+def test_a_prompt_that_is_being_read_already_is_waited_for() -> None:
+    rotation, readings = Rotation(), [Reading(1, "a", 1000), Reading(2, "a", 1000, after=1)]
+    assert [read(rotation, readings, 100) for _ in range(11)] == [1] * 10 + [2]

@@ -37,7 +37,9 @@ def test_a_chat_and_its_stream_say_the_same(client: openai.OpenAI) -> None:
     chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content != ""
-    assert chunks[-1].usage == whole.usage
+    usage = chunks[-1].usage
+    assert usage.total_tokens == whole.usage.total_tokens
+    assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 1, "all was read but the last token"
     assert whole.usage.completion_tokens == 20
     assert whole.choices[0].finish_reason == chunks[-2].choices[0].finish_reason == "length"
 

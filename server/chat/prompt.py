@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from server.chat.conversation import Conversation, Prompt, RawPrompt
-from server.chat.template import ChatTemplate, Rendered
+from server.chat.template import ChatTemplate, End, Rendered
 from server.chat.tokenizer import ChatTokenizer
 from server.errors import ContextLengthExceeded, InvalidRequest
 
@@ -23,11 +23,11 @@ _MARKS = [chr(code) for code in range(0xFDD0, 0xFDEF)]
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """`boundaries`: ascending offsets into `ids` where the system message and the latest messages end; one that is
-    not certain is absent."""
+    """`boundaries`: where in `ids` the system message and the latest messages end, ascending; one that is not certain
+    is absent."""
 
     ids: list[int]
-    boundaries: list[int]
+    boundaries: list[End]
     text: str
 
 
@@ -116,15 +116,15 @@ def _defused(conversation: Conversation, special_texts: Sequence[str], mark: str
     )
 
 
-def _encode_segments(tokenizer: ChatTokenizer, rendered: Rendered, mark: str) -> tuple[list[int], list[int]]:
+def _encode_segments(tokenizer: ChatTokenizer, rendered: Rendered, mark: str) -> tuple[list[int], list[End]]:
     """Each stretch between marks on its own, so that the two halves of a spelled control token never meet."""
     segments = rendered.text.split(mark)
     starts = accumulate((len(segment) + 1 for segment in segments[:-1]), initial=0)
     ids: list[int] = []
-    boundaries: list[int] = []
+    boundaries: list[End] = []
     for start, segment in zip(starts, segments, strict=True):
-        borders = [end - start for end in rendered.ends if start <= end < start + len(segment)]
-        tokens, found = tokenizer.encode_with_borders(segment, borders)
-        boundaries += [len(ids) + offset for offset in found]
+        ends = {end.offset - start: end.role for end in rendered.ends if start <= end.offset < start + len(segment)}
+        tokens, found = tokenizer.encode_with_borders(segment, ends)
+        boundaries += [End(len(ids) + offset, ends[border]) for border, offset in found.items()]
         ids += tokens
     return ids, boundaries

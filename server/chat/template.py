@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from server.chat.conversation import Conversation
+from server.chat.conversation import Conversation, Role
 from server.chat.model_files import read_object, special_texts
 from server.chat.turns import Messages, arrangements
 from server.errors import InvalidRequest, ModelUnavailable
@@ -31,12 +31,19 @@ _CUT = "\ufdef"
 _ALWAYS: dict[str, Any] = {"tools": None, "documents": None, "enable_thinking": False}
 
 
+class End(NamedTuple):
+    """A character offset at which a message of `role` ends."""
+
+    offset: int
+    role: Role
+
+
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """`ends`: ascending character offsets at which the system message and each of the latest messages end."""
+    """`ends`, ascending, are those of the system message and of each of the latest messages."""
 
     text: str
-    ends: tuple[int, ...]
+    ends: tuple[End, ...]
 
 
 class ChatTemplate:
@@ -145,7 +152,7 @@ def _is_complete(messages: Messages, text: str) -> bool:
     return True
 
 
-def _message_ends(rendering: _Rendering, messages: Messages, text: str) -> tuple[int, ...]:
+def _message_ends(rendering: _Rendering, messages: Messages, text: str) -> tuple[End, ...]:
     """Found by rendering the messages before each end alone; an end where that is no prefix of the whole is left out,
     as with templates that treat the last message differently."""
     latest = range(max(1, len(messages) - _ENDS + 1), len(messages) + 1)
@@ -159,7 +166,7 @@ def _message_ends(rendering: _Rendering, messages: Messages, text: str) -> tuple
             continue
         # Without its last content it would be the end of something else, such as BOS alone.
         if last.content.strip() in prefix and text.startswith(prefix) and 0 < len(prefix) < len(text):
-            ends.add(len(prefix))
+            ends.add(End(len(prefix), last.role))
     return tuple(sorted(ends))
 
 

@@ -7,7 +7,7 @@ goes through `encode_batch` because `Tokenizer.encode` (tokenizers 0.23) keeps t
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import Encoding, Tokenizer
@@ -65,19 +65,19 @@ class ChatTokenizer:
         ids: list[int] = self._encoding(text, add_special).ids
         return ids
 
-    def encode_with_borders(self, text: str, borders: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Tokens of `text`, and the token offsets of those of the ascending character offsets `borders` where encoding
+    def encode_with_borders(self, text: str, borders: Iterable[int]) -> tuple[list[int], dict[int, int]]:
+        """Tokens of `text`, and the token offset of each of the character offsets `borders` where encoding
         the text before and after separately gives the same tokens. That is sure only beside an added token."""
         encoding = self._encoding(text, add_special=False)
         ids: list[int] = encoding.ids
-        found = []
+        found = {}
         for border in borders:
             index = encoding.char_to_token(border)
             span = None if index is None else encoding.token_to_chars(index)
             if index is None or span is None or span[0] != border:
                 continue
             if ids[index] in self._added or (index > 0 and ids[index - 1] in self._added):
-                found.append(index)
+                found[border] = index
         return ids, found
 
     def check_size(self, text: str, context_length: int) -> None:

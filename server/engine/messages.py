@@ -9,7 +9,7 @@ Token ids are ints of the model's vocabulary. Times are seconds, sizes bytes.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -44,17 +44,37 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Load the MLX model folder `model_dir`. Sent once, first."""
+    """Load the MLX model folder `model_dir`. Sent once, first.
+
+    `memory_limit`: bytes for weights, KV caches and everything else; 0 means what the device recommends.
+    `cache_limit`: bytes of memory for prefixes, of `memory_limit`; `disk_limit`: bytes of files in `disk_dir`.
+    """
 
     model_dir: str
     max_concurrent: int
     prefill_step_tokens: int
+    decode_stall_target_s: float = 0.25
+    memory_limit: int = 0
+    cache_limit: int = 0
+    disk_limit: int = 0
+    disk_dir: str | None = None
+
+
+# Whose words end at a boundary; results of tools count as the user's.
+Kind = Literal["system", "user", "assistant"]
+
+
+class Boundary(NamedTuple):
+    """Offset into a prompt (exclusive) at which a message ends."""
+
+    offset: int
+    kind: Kind
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Continue `prompt` by at most `max_tokens` tokens, until one of `stop_tokens`.
 
-    `boundaries` are offsets into `prompt` (ascending, exclusive) at which a checkpoint is worth keeping.
+    `boundaries`, ascending, are where a checkpoint is worth keeping. `client` groups requests for fairness.
     `top_logprobs`: None = no logprobs; k >= 0 = the chosen token's and the k best ones' at each position.
     `prompt_logprobs`: also score the prompt itself (completions with echo and logprobs).
     """
@@ -64,7 +84,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     max_tokens: int
     stop_tokens: list[int]
     sampling: Sampling
-    boundaries: list[int] = []
+    boundaries: list[Boundary] = []
+    client: str = ""
     top_logprobs: int | None = None
     prompt_logprobs: bool = False
 
@@ -93,12 +114,17 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Prefilled(msgspec.Struct, frozen=True, tag=True):
-    """Request `id` holds a slot; `done` of its `total` prompt tokens are in the KV cache, `cached` from a prefix."""
+    """Request `id` holds a slot; `done` of its `total` prompt tokens are in the KV cache, `cached` from a prefix.
+
+    `shared`: as many tokens agree with the most similar earlier prompt; more than `cached` when it cannot be gone on
+    from there.
+    """
 
     id: int
     done: int
     total: int
     cached: int = 0
+    shared: int = 0
 
 
 class PromptScored(msgspec.Struct, frozen=True, tag=True):
@@ -146,6 +172,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     running: int
     waiting: int
     kv_bytes: int
+    prefix_bytes: int = 0
     active_bytes: int
     peak_bytes: int
 

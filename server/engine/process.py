@@ -15,113 +15,31 @@ import time
 import traceback
 from pathlib import Path
 
-import mlx.core as mx
-import mlx.nn as nn
+import mlx_lm
 import zmq
 
-from server.engine.batch import Batch
+from server.engine import device, kv
+from server.engine.admission import Admission
+from server.engine.disk_tier import DiskTier
+from server.engine.engine import Engine
+from server.engine.fingerprint import fingerprint
 from server.engine.loading import LoadError, load
 from server.engine.messages import (
     Cancel,
     Event,
     Failed,
-    FailureKind,
-    Finished,
     Generate,
     Load,
     Loaded,
-    Stats,
     decode_command,
     encode,
 )
-from server.engine.scheduler import Scheduler
 
-log = logging.getLogger("configi.engine")
-
-STATS_INTERVAL_S = 1.0
-
-
-class Engine:
-    """One loaded model and the requests it works on."""
-
-    def __init__(self, model: nn.Module, vocab_size: int, options: Load) -> None:
-        self._model = model
-        self._vocab_size = vocab_size
-        self._options = options
-        self._scheduler = Scheduler(options.max_concurrent)
-        self._batch = self._new_batch()
-        self._steps = 0
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._scheduler.running or self._scheduler.waiting)
-
-    def handle(self, command: Generate | Cancel) -> list[Event]:
-        if isinstance(command, Cancel):
-            if self._scheduler.release(command.id):
-                self._batch.remove(command.id)
-            return []
-        if fault := self._fault(command):
-            return [Failed(command.id, "invalid", fault)]
-        self._scheduler.add(command)
-        return []
-
-    def step(self) -> list[Event]:
-        """Start what fits and advance everything by one step. A failure ends what ran, never the loop."""
-        self._steps += 1
-        events: list[Event] = []
-        try:
-            events += [self._batch.insert(request) for request in self._scheduler.admit()]
-            events += self._batch.step()
-        except Exception as error:
-            events += self._fail_running(error)
-        for event in events:
-            if isinstance(event, Finished | Failed) and event.id is not None:
-                self._scheduler.release(event.id)
-        return events
-
-    def stats(self) -> Stats:
-        return Stats(
-            steps=self._steps,
-            running=len(self._scheduler.running),
-            waiting=self._scheduler.waiting,
-            kv_bytes=self._batch.kv_bytes,
-            active_bytes=mx.get_active_memory(),
-            peak_bytes=mx.get_peak_memory(),
-        )
-
-    def _new_batch(self) -> Batch:
-        return Batch(
-            self._model, slots=self._options.max_concurrent, prefill_step_tokens=self._options.prefill_step_tokens
-        )
-
-    def _fault(self, request: Generate) -> str | None:
-        """What is wrong with `request`, if anything: an index outside the vocabulary is undefined in MLX."""
-        ids = {"prompt": request.prompt, "logit_bias": request.sampling.logit_bias}
-        for field, tokens in ids.items():
-            for token in tokens:
-                if not 0 <= token < self._vocab_size:
-                    return f"{field} names token {token}, but the vocabulary has {self._vocab_size} tokens."
-        return None
-
-    def _fail_running(self, error: Exception) -> list[Event]:
-        """Every running request shares the failed batch, so each gets the error; a new batch takes the next ones."""
-        kind, message = _explain(error)
-        log.error("step failed: %s", message, exc_info=error)
-        running = self._scheduler.running
-        self._batch.close()
-        # The traceback holds the failed batch's caches alive; let go of both before the next step allocates.
-        detail = "".join(traceback.format_exception(error))
-        error.__traceback__ = None
-        self._batch = self._new_batch()
-        mx.clear_cache()
-        return [Failed(id, kind, message, detail) for id in sorted(running)]
-
-
-def _explain(error: Exception) -> tuple[FailureKind, str]:
-    if isinstance(error, MemoryError) or any(w in str(error) for w in ("[malloc]", "allocate", "out of memory")):
-        return "memory", "The engine ran out of memory; try a shorter prompt or fewer requests at once."
-    return "internal", "The engine failed on this request; the next one will be served."
+_STATS_INTERVAL_S = 1.0
+# Idle for this long, the engine writes prefixes to disk: agents pause as long as their tools run.
+_IDLE_BEFORE_WRITING_MS = 1000
+# Asked to stop, it still writes for so long; the supervisor waits longer.
+_LAST_WRITES_S = 3.0
 
 
 def serve(socket: zmq.Socket[bytes]) -> None:
@@ -130,6 +48,8 @@ def serve(socket: zmq.Socket[bytes]) -> None:
     if not isinstance(options, Load):
         raise RuntimeError(f"the first command must be Load, not {options!r}")
     start = time.monotonic()
+    limit = device.memory_limit(options.memory_limit)
+    device.prepare(limit)
     try:
         model, vocab_size, weight_bytes = load(Path(options.model_dir))
     except LoadError as error:
@@ -138,29 +58,45 @@ def serve(socket: zmq.Socket[bytes]) -> None:
     except MemoryError:
         socket.send(encode([Failed(None, "memory", "There is not enough memory to load the model.")]))
         return
+    admission = Admission(limit, weight_bytes, kv.measure(model))
+    disk = DiskTier(
+        Path(options.disk_dir) if options.disk_dir else None,
+        fingerprint(Path(options.model_dir), mlx_lm.__version__),
+        options.disk_limit,
+    )
+    engine = Engine(model, vocab_size, options, admission, disk)
     seconds = time.monotonic() - start
     socket.send(encode([Loaded(vocab_size=vocab_size, weight_bytes=weight_bytes, seconds=seconds)]))
-    _loop(socket, Engine(model, vocab_size, options))
+    _loop(socket, engine)
+    deadline = time.monotonic() + _LAST_WRITES_S
+    while time.monotonic() < deadline and engine.write_one():
+        pass
 
 
 def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
     next_stats = 0.0
+    # Milliseconds to wait for a command before the next write; None with all written: no work, no wake-ups.
+    patience: int | None = _IDLE_BEFORE_WRITING_MS
     while True:
         events: list[Event] = []
-        # Idle, the first poll blocks until a command comes: no work, no wake-ups.
-        patience = 0 if engine.busy else None
-        while socket.poll(patience):
-            patience = 0
+        idle = not engine.busy
+        while socket.poll(patience if idle else 0):
+            idle = False
             command = decode_command(socket.recv())
             if not isinstance(command, Generate | Cancel):
                 return
             events += engine.handle(command)
+        if idle:
+            # One span at a time, with a look at the socket between them.
+            patience = 0 if engine.write_one() else None
+            continue
+        patience = _IDLE_BEFORE_WRITING_MS
         if engine.busy:
             events += engine.step()
         # Also after the last step, so that the gauges read zero while idle.
         if time.monotonic() >= next_stats or not engine.busy:
             events.append(engine.stats())
-            next_stats = time.monotonic() + STATS_INTERVAL_S
+            next_stats = time.monotonic() + _STATS_INTERVAL_S
         socket.send(encode(events))
 
 

@@ -1,21 +1,30 @@
-"""Who runs and who waits. Pure: no tensors, no clock, no sockets; tested with integers.
+"""Who starts, and whose prompt is read next. Pure: no tensors, no clock, no sockets; tested with integers.
 
-First come, first served into a fixed number of slots. A slot is one sequence in the batch.
+A slot is one sequence in the batch. Within a client, requests start first come, first served; among clients the one
+with the fewest slots comes first, then the one that was served longest ago. So a client that sends hundreds waits for
+itself.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from server.engine.messages import Generate
+
+# How often a prompt may be passed over for shorter ones of its client before it gets a slice.
+_PATIENCE = 4
 
 
 class Scheduler:
     def __init__(self, slots: int) -> None:
         self._slots = slots
-        self._waiting: deque[Generate] = deque()
-        self._running: set[int] = set()
+        self._queues: dict[str, deque[Generate]] = {}
+        self._running: dict[int, str] = {}
+        # When each client last got a slot, counted in slots given.
+        self._served: dict[str, int] = {}
+        self._given = 0
 
     @property
     def running(self) -> frozenset[int]:
@@ -23,22 +32,84 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return sum(len(queue) for queue in self._queues.values())
 
     def add(self, request: Generate) -> None:
-        self._waiting.append(request)
+        self._queues.setdefault(request.client, deque()).append(request)
 
-    def admit(self) -> Iterator[Generate]:
-        """The requests that start now, each taking a slot."""
-        while self._waiting and len(self._running) < self._slots:
-            request = self._waiting.popleft()
-            self._running.add(request.id)
+    def admit(self, fits: Callable[[Generate], bool] = lambda request: True) -> Iterator[Generate]:
+        """The requests that start now, each taking a slot. One that does not fit holds back all behind it, or small
+        requests would keep it waiting for ever."""
+        while self._queues and len(self._running) < self._slots:
+            client = min(self._queues, key=self._turn)
+            if not fits(self._queues[client][0]):
+                return
+            request = self._queues[client].popleft()
+            self._drop_if_idle(client)
+            self._given += 1
+            self._served[client] = self._given
+            self._running[request.id] = client
             yield request
 
     def release(self, id: int) -> bool:
         """Give back what `id` holds; True when that was a slot (and not a place in the queue, or nothing)."""
         if id in self._running:
-            self._running.remove(id)
+            client = self._running.pop(id)
+            if client not in self._queues and client not in self._running.values():
+                self._served.pop(client, None)
             return True
-        self._waiting = deque(r for r in self._waiting if r.id != id)
+        for client, queue in list(self._queues.items()):
+            self._queues[client] = deque(r for r in queue if r.id != id)
+            self._drop_if_idle(client)
         return False
+
+    def _turn(self, client: str) -> tuple[int, int]:
+        held = sum(holder == client for holder in self._running.values())
+        return held, self._served.get(client, 0)
+
+    def _drop_if_idle(self, client: str) -> None:
+        if not self._queues[client]:
+            del self._queues[client]
+
+
+@dataclass(slots=True)
+class Reading:
+    """One prompt that is being read: tokens left, and how often others were read before it since its last slice.
+
+    `after`: an earlier request with the same prompt, worth waiting for, since what it reads is then read for both.
+    """
+
+    id: int
+    client: str
+    remaining: int
+    after: int | None = None
+    passed_over: int = 0
+
+
+class Rotation:
+    """Whose slice is next. Clients by the prompt tokens read for them, so that a long prompt slows nobody else's;
+    within a client the shortest first, so that a question behind a pasted file waits for one slice only."""
+
+    def __init__(self) -> None:
+        self._read: dict[str, int] = {}
+
+    def next(self, readings: Sequence[Reading]) -> Reading:
+        """`readings` in order of arrival, not empty."""
+        ids = {reading.id for reading in readings}
+        readings = [reading for reading in readings if reading.after not in ids]
+        clients = {reading.client for reading in readings}
+        # Who comes newly, or again, starts level with the one served least: past idleness earns nothing.
+        level = min((self._read[c] for c in clients if c in self._read), default=0)
+        self._read = {client: self._read.get(client, level) for client in clients}
+        shortest = {c: min(r.remaining for r in readings if r.client == c) for c in clients}
+        client = min(clients, key=lambda c: (self._read[c], shortest[c]))
+        mine = [reading for reading in readings if reading.client == client]
+        patient = next((reading for reading in mine if reading.passed_over >= _PATIENCE), None)
+        chosen = patient or min(mine, key=lambda reading: reading.remaining)
+        for reading in mine:
+            reading.passed_over += 1
+        chosen.passed_over = 0
+        return chosen
+
+    def read(self, client: str, tokens: int) -> None:
+        self._read[client] = self._read.get(client, 0) + tokens

@@ -9,9 +9,9 @@ import math
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import make_prompt_cache
 
-from server.engine.messages import Event, Generate, Prefilled, PromptScored, TokenLogprob
+from server.engine.messages import Event, Generate, PromptScored, TokenLogprob
+from server.engine.prefill import Prefill
 
 # Prompt tokens per slice: the float32 logits of 128 positions of a 262,144-token vocabulary are 134 MB.
 _SLICE = 128
@@ -29,35 +29,27 @@ def token_logprob(logprobs: mx.array, token: int, top: int) -> TokenLogprob:
     return TokenLogprob(token, chosen, [(id, _finite(logprob)) for id, logprob in ranked])
 
 
-class Scoring:
-    """The prompt of `request`, scored slice by slice. Afterwards `cache` holds all of it but the last token."""
+class Scoring(Prefill):
+    """The prompt of `request`, scored as it is read; from the start, since a KV cache holds no logits."""
 
     def __init__(self, model: Any, request: Generate) -> None:
-        self.request = request
-        self.cache: list[Any] = make_prompt_cache(model)
-        self._model = model
-        self._done = 0
-        self._logprobs: list[TokenLogprob] = []
+        super().__init__(model, request)
+        self._scored: list[TokenLogprob] = []
 
     @property
-    def finished(self) -> bool:
-        return self._done >= len(self.request.prompt) - 1
+    def largest(self) -> int:
+        return _SLICE
 
-    def step(self) -> list[Event]:
-        """One slice. The events are the progress, and with the last slice the logprobs."""
-        prompt, start = self.request.prompt, self._done
-        end = min(start + _SLICE, len(prompt) - 1)
-        if end > start:
-            logits = self._model(mx.array([prompt[start:end]]), cache=self.cache)[0]  # (n, vocab)
-            logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-            top = self.request.top_logprobs or 0
-            self._logprobs += [token_logprob(logprobs[i], prompt[start + i + 1], top) for i in range(end - start)]
-            mx.eval([c.state for c in self.cache])
-            self._done = end
-        events: list[Event] = [Prefilled(self.request.id, end, len(prompt))]
-        if self.finished:
-            events.append(PromptScored(self.request.id, self._logprobs))
-        return events
+    def read(self, tokens: int) -> None:
+        prompt, start, end = self.request.prompt, self.done, self.done + tokens
+        logits = self._forward(prompt[start:end])[0]  # (tokens, vocab)
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        top = self.request.top_logprobs or 0
+        self._scored += [token_logprob(logprobs[i], prompt[start + i + 1], top) for i in range(tokens)]
+        self._settle(tokens)
+
+    def result(self) -> list[Event]:
+        return [PromptScored(self.request.id, self._scored)]
 
 
 def _finite(logprob: float) -> float:

@@ -21,7 +21,7 @@ import zmq.asyncio
 from server.engine.client import EngineClient
 from server.engine.messages import Load
 from server.errors import ConfigiError, EngineFailed
-from server.settings import EngineSettings
+from server.settings import Settings
 
 log = logging.getLogger("configi.supervisor")
 
@@ -34,7 +34,7 @@ _STOP_S = 5.0
 class Supervisor:
     """At most one engine process at a time. `on_exit` is called when it ends without having been asked to."""
 
-    def __init__(self, settings: EngineSettings, command: Sequence[str] = ENGINE_COMMAND) -> None:
+    def __init__(self, settings: Settings, command: Sequence[str] = ENGINE_COMMAND) -> None:
         self._settings = settings
         self._command = command
         self._process: EngineProcess | None = None
@@ -45,7 +45,7 @@ class Supervisor:
     @property
     def gave_up(self) -> bool:
         """As many failures in a row as `engine.restart_limit` allows."""
-        return self._failures > self._settings.restart_limit
+        return self._failures > self._settings.engine.restart_limit
 
     def forgive(self) -> None:
         """Start counting failures anew."""
@@ -59,7 +59,7 @@ class Supervisor:
             EngineFailed: the process died or took longer than `engine.load_timeout_s`.
         """
         if self._failures:
-            await asyncio.sleep(self._settings.restart_backoff_s * 2 ** (self._failures - 1))
+            await asyncio.sleep(self._settings.engine.restart_backoff_s * 2 ** (self._failures - 1))
         self.starts += 1
         process = EngineProcess(self._settings, self._command, self._ended)
         self._process = process
@@ -92,11 +92,12 @@ class EngineProcess:
 
     def __init__(
         self,
-        settings: EngineSettings,
+        settings: Settings,
         command: Sequence[str],
         on_exit: Callable[[EngineProcess, ConfigiError], None],
     ) -> None:
         self._settings = settings
+        self._limits = settings.engine
         self._command = command
         self._on_exit = on_exit
         self._tasks: list[asyncio.Task[None]] = []
@@ -131,12 +132,7 @@ class EngineProcess:
             asyncio.create_task(self._watch_exit()),
             asyncio.create_task(self._watch_hang()),
         ]
-        load = Load(
-            model_dir=str(folder),
-            max_concurrent=self._settings.max_concurrent,
-            prefill_step_tokens=self._settings.prefill_step_tokens,
-        )
-        loaded = await self.client.load(load)
+        loaded = await self.client.load(_load_command(self._settings, folder))
         log.info("engine %d: model resident in %.1f s", self._process.pid, loaded.seconds)
         self._resident = True
         return self.client
@@ -164,12 +160,12 @@ class EngineProcess:
     async def _watch_hang(self) -> None:
         start = time.monotonic()
         while True:
-            await asyncio.sleep(min(1.0, self._settings.hang_timeout_s / 4))
-            if not self._resident and time.monotonic() - start > self._settings.load_timeout_s:
-                self._die(EngineFailed(f"The model did not load within {self._settings.load_timeout_s:g} s."))
+            await asyncio.sleep(min(1.0, self._limits.hang_timeout_s / 4))
+            if not self._resident and time.monotonic() - start > self._limits.load_timeout_s:
+                self._die(EngineFailed(f"The model did not load within {self._limits.load_timeout_s:g} s."))
                 return
-            if self.client.silence_s > self._settings.hang_timeout_s:
-                silence = f"{self._settings.hang_timeout_s:g} s"
+            if self.client.silence_s > self._limits.hang_timeout_s:
+                silence = f"{self._limits.hang_timeout_s:g} s"
                 self._die(EngineFailed(f"The engine made no progress for {silence} and was ended."))
                 return
 
@@ -198,3 +194,16 @@ class EngineProcess:
         if (stderr := self._process.stderr) is not None:
             async for line in stderr:
                 log.warning("engine %d: %s", self._process.pid, line.decode(errors="replace").rstrip())
+
+
+def _load_command(settings: Settings, folder: Path) -> Load:
+    return Load(
+        model_dir=str(folder),
+        max_concurrent=settings.engine.max_concurrent,
+        prefill_step_tokens=settings.engine.prefill_step_tokens,
+        decode_stall_target_s=settings.engine.decode_stall_target_ms / 1000,
+        memory_limit=settings.lifecycle.memory_limit_bytes,
+        cache_limit=int(settings.cache.memory_limit),
+        disk_limit=int(settings.cache.disk_limit),
+        disk_dir=str(settings.storage.cache_dir / "prefixes"),
+    )

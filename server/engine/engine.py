@@ -1,0 +1,269 @@
+"""One loaded model and the requests it works on. Runs in the engine process.
+
+A turn decodes one token for every sequence that answers and reads one slice of one prompt. Who starts is `scheduler`'s
+matter, who fits `admission`'s, how large a slice is `pace`'s, what need not be read again `prefix_cache`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import make_prompt_cache
+
+from server.engine import kv
+from server.engine.admission import Admission
+from server.engine.batch import Batch
+from server.engine.disk_tier import DiskTier
+from server.engine.messages import (
+    Cancel,
+    Event,
+    Failed,
+    FailureKind,
+    Finished,
+    Generate,
+    Load,
+    Prefilled,
+    Stats,
+)
+from server.engine.pace import Pace
+from server.engine.prefill import Prefill
+from server.engine.prefix_cache import PrefixCache
+from server.engine.scheduler import Reading, Rotation, Scheduler
+from server.engine.scoring import Scoring
+
+log = logging.getLogger("configi.engine")
+
+# Where layers are fixed, each checkpoint holds all their state: the system prompt's end and the latest are kept.
+_LATEST_CHECKPOINTS = 2
+
+
+class Float32Logits:
+    """The model with its logits in float32: in bf16 they round to 3 digits, too coarse for logprobs and sampling.
+
+    Lazy like everything in MLX: during prefill nobody asks for the logits and nothing is computed.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def __call__(self, tokens: mx.array, cache: list[Any] | None = None) -> mx.array:
+        logits: mx.array = self._model(tokens, cache=cache)
+        return logits.astype(mx.float32)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+class Engine:
+    """`disk` may hold prefixes of an earlier process; `admission` knows the memory."""
+
+    def __init__(self, model: nn.Module, vocab_size: int, options: Load, admission: Admission, disk: DiskTier) -> None:
+        self._model = Float32Logits(model)
+        self._vocab_size = vocab_size
+        self._admission = admission
+        self._scheduler = Scheduler(options.max_concurrent)
+        self._pace = Pace(options.decode_stall_target_s, options.prefill_step_tokens)
+        self._rotation = Rotation()
+        self._growing = kv.all_growing(make_prompt_cache(model))
+        self._cache_limit = options.cache_limit
+        self._prefixes = PrefixCache(
+            options.cache_limit,
+            disk,
+            growing=self._growing,
+            prefill_rate=lambda: self._pace.prefill_tokens_per_s,
+        )
+        self._batch = Batch(self._model)
+        self._prefills: dict[int, tuple[Prefill, Reading]] = {}
+        self._steps = 0
+        self._peak_bytes = 0
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._scheduler.running or self._scheduler.waiting)
+
+    def handle(self, command: Generate | Cancel) -> list[Event]:
+        if isinstance(command, Cancel):
+            if self._scheduler.release(command.id):
+                self._remove(command.id)
+            return []
+        if fault := self._fault(command):
+            return [Failed(command.id, "invalid", fault)]
+        self._scheduler.add(command)
+        return []
+
+    def step(self) -> list[Event]:
+        """Start what fits and do one turn. A failure ends what ran, never the loop."""
+        self._steps += 1
+        try:
+            events = [*self._admit(), *self._turn(), *self._relieve()]
+        except Exception as error:
+            events = self._fail_running(error)
+        for event in events:
+            if isinstance(event, Finished | Failed) and event.id is not None:
+                self._scheduler.release(event.id)
+        if events:
+            # Prefixes are a luxury: they make way for what runs.
+            room = self._admission.soft - self._admission.reserved(self._running())
+            self._prefixes.limit = max(0, min(self._cache_limit, room))
+        return events
+
+    def write_one(self) -> bool:
+        """Something for the disk while nothing else is to be done; False when all is written."""
+        return self._prefixes.write_one()
+
+    def stats(self) -> Stats:
+        prefilling = sum(kv.nbytes(prefill.layers) for prefill, _ in self._prefills.values())
+        self._peak_bytes = max(self._peak_bytes, mx.get_peak_memory())
+        return Stats(
+            steps=self._steps,
+            running=len(self._scheduler.running),
+            waiting=self._scheduler.waiting,
+            kv_bytes=self._batch.nbytes + prefilling,
+            prefix_bytes=self._prefixes.nbytes,
+            active_bytes=mx.get_active_memory(),
+            peak_bytes=self._peak_bytes,
+        )
+
+    # ---- a turn
+
+    def _admit(self) -> Iterator[Event]:
+        for request in self._scheduler.admit(lambda r: self._admission.fits(r, self._running())):
+            prefill = Scoring(self._model, request) if request.prompt_logprobs else Prefill(self._model, request)
+            same = (p.request.id for p, _ in self._prefills.values() if p.request.prompt == request.prompt)
+            reading = Reading(request.id, request.client, prefill.remaining, next(same, None))
+            self._prefills[request.id] = (prefill, reading)
+            yield Prefilled(request.id, 0, len(request.prompt))
+
+    def _turn(self) -> list[Event]:
+        start = time.monotonic()
+        decoding = len(self._batch) > 0
+        events, finished = self._batch.step() if decoding else ([], {})
+        for tokens, layers in finished.values():
+            self._prefixes.store(tokens, layers, [], "assistant")
+        decoding = decoding and len(self._batch) > 0
+        prefilled = 0
+        size = self._pace.slice_tokens(decoding=decoding) if self._prefills else 0
+        if size:
+            chosen = self._rotation.next([reading for _, reading in self._prefills.values()])
+            prefilled, told = self._read(*self._prefills[chosen.id], size)
+            events += told
+        self._pace.turn(time.monotonic() - start, prefilled=prefilled, decoding=decoding)
+        return events
+
+    def _read(self, prefill: Prefill, reading: Reading, size: int) -> tuple[int, list[Event]]:
+        """One slice; the tokens it read, and what is to be told."""
+        request, shared = prefill.request, 0
+        events: list[Event] = []
+        cached = 0
+        if not prefill.begun:
+            cached, shared = self._begin(prefill)
+            events.append(Prefilled(request.id, cached, len(request.prompt), cached, shared))
+        stops = self._stops(request)
+        tokens = min(size, prefill.largest, prefill.up_to(stops), self._admission.slice_tokens(mx.get_active_memory()))
+        if tokens > 0:
+            prefill.read(tokens)
+            self._rotation.read(request.client, tokens)
+            reading.remaining = prefill.remaining
+            events.append(Prefilled(request.id, prefill.done, len(request.prompt)))
+            if prefill.done in stops or not prefill.remaining:
+                self._keep(prefill)
+        if not prefill.remaining:
+            del self._prefills[request.id]
+            events += prefill.result()
+            self._batch.join(request, prefill.layers)
+        return tokens, events
+
+    def _begin(self, prefill: Prefill) -> tuple[int, int]:
+        """Find what was read before: tokens reused, and tokens shared with the most similar prompt."""
+        if isinstance(prefill, Scoring):
+            prefill.go_on_from(None, 0)
+            return 0, 0
+        hit = self._prefixes.find(prefill.request.prompt)
+        prefill.go_on_from(hit.layers, hit.length)
+        return hit.length, hit.shared
+
+    def _stops(self, request: Generate) -> list[int]:
+        """Where a slice must end because a checkpoint can be taken there only."""
+        if self._growing:
+            return []
+        ends = request.boundaries
+        kept = [b.offset for b in ends if b.kind == "system"][-1:] + [b.offset for b in ends[-_LATEST_CHECKPOINTS:]]
+        return kept or [len(request.prompt) - 1]
+
+    def _keep(self, prefill: Prefill) -> None:
+        request = prefill.request
+        ended = [b.kind for b in request.boundaries if b.offset == prefill.done]
+        kind = ended[0] if ended else "user"
+        self._prefixes.store(request.prompt[: prefill.done], prefill.layers, request.boundaries, kind)
+
+    def _remove(self, id: int) -> None:
+        """Take a cancelled request out of whatever phase it is in; what was read stays read."""
+        if id in self._prefills:
+            prefill, _ = self._prefills.pop(id)
+            if prefill.begun and prefill.done:
+                self._keep(prefill)
+        elif id in self._batch:
+            tokens, layers = self._batch.leave(id)
+            self._prefixes.store(tokens, layers, [], "assistant")
+
+    # ---- memory
+
+    def _running(self) -> list[tuple[Generate, int]]:
+        """The requests that hold a slot, with the tokens in their caches."""
+        prefilling = [(prefill.request, prefill.done) for prefill, _ in self._prefills.values()]
+        return prefilling + list(self._batch.requests())
+
+    def _relieve(self) -> list[Event]:
+        """Over the hard mark prefixes go, then the newest sequence: one error instead of the end of all."""
+        if mx.get_active_memory() <= self._admission.limit:
+            return []
+        self._prefixes.shrink(0)
+        mx.clear_cache()
+        if mx.get_active_memory() <= self._admission.limit or not self._scheduler.running:
+            return []
+        newest = max(self._scheduler.running)
+        self._prefills.pop(newest, None)
+        if newest in self._batch:
+            self._batch.leave(newest)
+        return [Failed(newest, "memory", _OUT_OF_MEMORY)]
+
+    # ---- faults
+
+    def _fault(self, request: Generate) -> str | None:
+        """What is wrong with `request`, if anything: an index outside the vocabulary is undefined in MLX."""
+        ids = {"prompt": request.prompt, "logit_bias": request.sampling.logit_bias}
+        for field, tokens in ids.items():
+            for token in tokens:
+                if not 0 <= token < self._vocab_size:
+                    return f"{field} names token {token}, but the vocabulary has {self._vocab_size} tokens."
+        return self._admission.fault(request)
+
+    def _fail_running(self, error: Exception) -> list[Event]:
+        """Every running request shares the failed batch, so each gets the error; a new batch takes the next ones."""
+        kind, message = _explain(error)
+        log.error("step failed: %s", message, exc_info=error)
+        running = self._scheduler.running
+        # The traceback holds the failed batch's caches alive; let go of both before the next step allocates.
+        detail = "".join(traceback.format_exception(error))
+        error.__traceback__ = None
+        self._batch = Batch(self._model)
+        self._prefills.clear()
+        if kind == "memory":
+            self._prefixes.shrink(0)
+        mx.clear_cache()
+        return [Failed(id, kind, message, detail) for id in sorted(running)]
+
+
+_OUT_OF_MEMORY = "The engine ran out of memory; try a shorter prompt or fewer requests at once."
+
+
+def _explain(error: Exception) -> tuple[FailureKind, str]:
+    if isinstance(error, MemoryError) or any(w in str(error) for w in ("[malloc]", "allocate", "out of memory")):
+        return "memory", _OUT_OF_MEMORY
+    return "internal", "The engine failed on this request; the next one will be served."

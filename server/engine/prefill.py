@@ -1,0 +1,65 @@
+"""One prompt on its way into a KV cache, slice by slice. Runs in the engine process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import make_prompt_cache
+
+from server.engine.kv import Layers
+from server.engine.messages import Event, Generate
+
+
+class Prefill:
+    """`done` prompt tokens are in `layers`. All but the last token are read here: the last one's logits are the first
+    step of decoding."""
+
+    def __init__(self, model: Any, request: Generate) -> None:
+        self.request = request
+        self.layers: Layers = []
+        self.done = 0
+        self._model = model
+
+    def go_on_from(self, layers: Layers | None, done: int) -> None:
+        """Begin behind the first `done` tokens, which `layers` hold."""
+        self.layers = make_prompt_cache(self._model) if layers is None else layers
+        self.done = done
+
+    @property
+    def begun(self) -> bool:
+        return bool(self.layers)
+
+    @property
+    def remaining(self) -> int:
+        return len(self.request.prompt) - 1 - self.done
+
+    @property
+    def largest(self) -> int:
+        """Tokens of a slice at most."""
+        return self.remaining
+
+    def read(self, tokens: int) -> None:
+        """The next `tokens` of the prompt; nobody asks for the logits, so MLX computes none."""
+        self._forward(self.request.prompt[self.done : self.done + tokens])
+        self._settle(tokens)
+
+    def up_to(self, stops: Sequence[int]) -> int:
+        """Tokens to the first of `stops` that lies ahead, or to the end."""
+        return min([*(stop - self.done for stop in stops if stop > self.done), self.remaining])
+
+    def result(self) -> list[Event]:
+        """What is to be told once all is read."""
+        return []
+
+    def _forward(self, tokens: Sequence[int]) -> mx.array:
+        """Logits, (1, tokens, vocab), not evaluated."""
+        logits: mx.array = self._model(mx.array([tokens]), cache=self.layers)
+        return logits
+
+    def _settle(self, tokens: int) -> None:
+        mx.eval([layer.state for layer in self.layers])
+        # Buffers of a slice fit no decode step; kept, they would count against the memory of others.
+        mx.clear_cache()
+        self.done += tokens
