@@ -38,8 +38,8 @@ class Admission:
         if need <= room:
             return None
         return (
-            f"The prompt of {len(request.prompt)} tokens needs {_gigabytes(need)} of memory beside the model; "
-            f"{_gigabytes(max(room, 0))} are there."
+            f"The prompt of {len(request.prompt)} tokens needs {_size(need)} of memory beside the model; "
+            f"{_size(max(room, 0))} are there."
         )
 
     def fits(self, request: Generate, running: Iterable[tuple[Generate, int]]) -> bool:
@@ -62,5 +62,5 @@ class Admission:
         return self.footprint.sequence(tokens)
 
 
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"

@@ -28,12 +28,21 @@ from server.engine.messages import (
     decode_events,
     encode,
 )
-from server.errors import ConfigiError, EngineFailed, InsufficientMemory, InvalidRequest, ModelUnavailable
+from server.errors import (
+    ConfigiError,
+    ContextLengthExceeded,
+    EngineFailed,
+    InsufficientMemory,
+    InvalidRequest,
+    ModelUnavailable,
+)
 
 RequestEvent = Prefilled | PromptScored | Tokens | Finished
 
 _FAILURES: dict[str, type[ConfigiError]] = {
     "invalid": InvalidRequest,
+    # Agents that see this code compact their conversation.
+    "too_long": ContextLengthExceeded,
     "load": ModelUnavailable,
     "memory": InsufficientMemory,
     "internal": EngineFailed,

@@ -94,6 +94,8 @@ class Engine:
             return []
         if fault := self._fault(command):
             return [Failed(command.id, "invalid", fault)]
+        if fault := self._admission.fault(command):
+            return [Failed(command.id, "too_long", fault)]
         self._scheduler.add(command)
         return []
 
@@ -242,7 +244,7 @@ class Engine:
             for token in tokens:
                 if not 0 <= token < self._vocab_size:
                     return f"{field} names token {token}, but the vocabulary has {self._vocab_size} tokens."
-        return self._admission.fault(request)
+        return None
 
     def _fail_running(self, error: Exception) -> list[Event]:
         """Every running request shares the failed batch, so each gets the error; a new batch takes the next ones."""

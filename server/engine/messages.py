@@ -149,14 +149,14 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
     reason: Literal["stop", "length"]
 
 
-FailureKind = Literal["invalid", "load", "memory", "internal"]
+FailureKind = Literal["invalid", "too_long", "load", "memory", "internal"]
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """Request `id` ended with an error, or the load when `id` is None. `message` is fit for users.
 
-    `invalid`: the request's own fault. `load`: the model folder cannot be loaded. `memory`: out of memory.
-    `internal`: the engine's fault; `detail` is for the log only.
+    `invalid`: the request's own fault. `too_long`: its prompt can never fit into the memory. `load`: the model folder
+    cannot be loaded. `memory`: out of memory. `internal`: the engine's fault; `detail` is for the log only.
     """
 
     id: int | None
