@@ -1,0 +1,147 @@
+"""What a measurement says: frozen values, written as JSON below bench/results/. Pure but for reading and writing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from bench.setup import ROOT, Setup
+
+RESULTS = ROOT / "bench" / "results"
+Points = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What must hold: `bound` of configi's figure divided by the reference's, or (`absolute`) of the figure itself."""
+
+    bound: float
+    at_least: bool = False
+    absolute: bool = False
+
+    def met(self, value: float) -> bool:
+        return value >= self.bound if self.at_least else value <= self.bound
+
+    def __str__(self) -> str:
+        return f"{'≥' if self.at_least else '≤'} {self.bound:g}{'' if self.absolute else 'x'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure that a scenario measures: its key in `Measured.values`, how it is shown, what it must be."""
+
+    key: str
+    label: str
+    unit: str
+    target: Target | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One side of a scenario. `answers` are the texts given, for comparison; `curves` are for plots."""
+
+    values: Mapping[str, float]
+    answers: tuple[str, ...] = ()
+    curves: Mapping[str, Points] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    label: str
+    unit: str
+    reference: float | None
+    configi: float
+    target: Target | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """configi's figure divided by the reference's; None where only the figure itself counts."""
+        absolute = self.target is not None and self.target.absolute
+        return None if absolute or not self.reference else self.configi / self.reference
+
+    @property
+    def met(self) -> bool | None:
+        """None where there is nothing to be met."""
+        if self.target is None:
+            return None
+        value = self.configi if self.target.absolute else self.ratio
+        return None if value is None else self.target.met(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """For a plot: the points of each side."""
+
+    name: str
+    title: str
+    x: str
+    y: str
+    sides: Mapping[str, Points]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One scenario. `reference` names whom configi is measured against, "" when nobody."""
+
+    scenario: str
+    title: str
+    reference: str
+    setup: Setup
+    figures: tuple[Figure, ...]
+    notes: tuple[str, ...] = ()
+    curves: tuple[Curve, ...] = ()
+
+    @property
+    def met(self) -> bool:
+        return all(figure.met is not False for figure in self.figures)
+
+
+def figures(rows: tuple[Row, ...], reference: Measured | None, configi: Measured) -> tuple[Figure, ...]:
+    """Both sides, row by row."""
+    return tuple(
+        Figure(row.label, row.unit, reference and reference.values.get(row.key), configi.values[row.key], row.target)
+        for row in rows
+    )
+
+
+def same_answers(reference: Measured, configi: Measured) -> str:
+    """The sentence about greedy answers that must agree."""
+    pairs = list(zip(reference.answers, configi.answers, strict=True))
+    same = sum(a == b for a, b in pairs)
+    return f"{same} of {len(pairs)} greedy answers are the same on both sides."
+
+
+def write(result: Result, folder: Path = RESULTS) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{result.scenario}.json"
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+    return path
+
+
+def read(path: Path) -> Result:
+    return msgspec.json.decode(path.read_bytes(), type=Result)
+
+
+def show(value: float | None, unit: str) -> str:
+    """For people: three digits, and the unit."""
+    if value is None:
+        return ""
+    text = f"{value:.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+    return f"{text} {unit}".strip()
+
+
+def lines(result: Result) -> list[str]:
+    """The result for a terminal."""
+    made = [result.title, f"  {result.setup.line()}"]
+    made.append(f"  {'':46} {result.reference:>16} {'configi':>16} {'ratio':>8} {'target':>9}")
+    for figure in result.figures:
+        ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}x"
+        verdict = {None: "", True: "met", False: "MISSED"}[figure.met]
+        made.append(
+            f"  {figure.label:46} {show(figure.reference, figure.unit):>16} {show(figure.configi, figure.unit):>16} "
+            f"{ratio:>8} {str(figure.target or ''):>9} {verdict}".rstrip()
+        )
+    return made + [f"  {note}" for note in result.notes]

@@ -1,0 +1,58 @@
+"""An agent's loop on a sliding-window model whose template opens the reply with an empty thought that history drops.
+
+The loop is fixed, so that both sides are asked the same: a long question, then call and result, call and result. No
+`tools` are sent: only the messages' roles matter to a cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from statistics import median
+
+from bench import prompts
+from bench.result import Measured, Row, Target
+from bench.scenario import Scenario, Side
+from bench.sse import Answer, Client
+
+_PROMPT = 740
+_RESULT = 150
+_STEPS = 3
+
+
+async def _loop(side: Side, url: str, number: int) -> list[Answer]:
+    system = prompts.text(side.model, _PROMPT, number)
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": prompts.question(number)}]
+    answers = []
+    for step in range(_STEPS):
+        answers.append(await Client(url).ask(prompts.request(messages, max_tokens=8)))
+        call = f'{{"name": "read", "arguments": {{"page": {step}}}}}'
+        result = prompts.text(side.model, _RESULT, 1000 * number + step)
+        messages += [{"role": "assistant", "content": call}, {"role": "tool", "content": result}]
+    return answers
+
+
+def _measure(side: Side) -> Measured:
+    with side.server() as server:
+        rounds = [asyncio.run(_loop(side, server.url, number)) for number in range(side.repeat)]
+    values: dict[str, float] = {}
+    for step, answers in enumerate(zip(*rounds, strict=True), 1):
+        values[f"prompt_{step}"] = median(a.prompt_tokens for a in answers)
+        values[f"cached_{step}"] = median(a.cached_tokens for a in answers)
+        if step > 1:
+            values[f"share_{step}"] = values[f"cached_{step}"] / values[f"prompt_{step - 1}"]
+    return Measured(values, tuple(a.text for answers in rounds for a in answers))
+
+
+# All of the last prompt but the opening of the reply, which history writes otherwise.
+_ALL = Target(0.97, at_least=True, absolute=True)
+
+TOOL_LOOP = Scenario(
+    "tool_loop",
+    "A tool loop on a sliding-window model, the prompt longer than the window",
+    (
+        *(Row(f"cached_{step}", f"step {step}: tokens from the cache", "") for step in range(1, _STEPS + 1)),
+        *(Row(f"share_{step}", f"step {step}: share of the last prompt", "", _ALL) for step in range(2, _STEPS + 1)),
+    ),
+    _measure,
+    model="sliding",
+)
