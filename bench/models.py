@@ -3,8 +3,8 @@
 `smollm2`: SmolLM2-135M-Instruct in float32, from the embedded GGUF. Float32 because greedy answers of two servers can
 then be compared word for word, and because bf16 has no fast matrix product on MLX's CPU backend.
 
-`sliding`: a tiny gemma3_text with random weights, four of six layers on a sliding window, and a chat template that, like
-Gemma 4's, opens a reply with an empty thought and drops it from history.
+`sliding`: a tiny gemma3_text with random weights, four of six layers on a sliding window, and a chat template that,
+like Gemma 4's, opens a reply with an empty thought and drops it from history.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _as_float32(source: Path, folder: Path) -> None:
     import mlx.core as mx
 
     shutil.copytree(source, folder, dirs_exist_ok=True)
-    weights = mx.load(str(source / "model.safetensors"))
+    weights: dict[str, mx.array] = mx.load(str(source / "model.safetensors"))  # type: ignore[assignment]
     converted = {name: tensor.astype(mx.float32) for name, tensor in weights.items()}
     mx.save_safetensors(str(folder / "model.safetensors"), converted, {"format": "mlx"})
     config = json.loads((source / "config.json").read_text())

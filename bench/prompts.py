@@ -16,10 +16,10 @@ _TOPICS = (
     "a letter from far away", "a painter and her mother", "a bridge over a river", "a storm in the desert",
     "a fox and a hunter", "an island of birds",
 )  # fmt: skip
-_WORDS = (
-    "river mountain window winter letter garden silver morning quiet village teacher ocean candle bridge forest market "
-    "station harvest shadow copper meadow lantern traveller kitchen orchard weather harbour signal paper thunder"
-).split()
+_WORDS = """
+    river mountain window winter letter garden silver morning quiet village teacher ocean candle bridge forest market
+    station harvest shadow copper meadow lantern traveller kitchen orchard weather harbour signal paper thunder
+""".split()
 
 
 def story(number: int) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import msgspec
 
@@ -107,6 +108,22 @@ def figures(rows: tuple[Row, ...], reference: Measured | None, configi: Measured
     )
 
 
+def median_of(repetitions: Sequence[Measured]) -> Measured:
+    """Value by value; answers one after the other; curves point by point where all have the same x, else the first."""
+    first = repetitions[0]
+    return Measured(
+        {key: median(r.values[key] for r in repetitions) for key in first.values},
+        tuple(answer for r in repetitions for answer in r.answers),
+        {name: _median_points([r.curves[name] for r in repetitions]) for name in first.curves},
+    )
+
+
+def _median_points(curves: Sequence[Points]) -> Points:
+    if len({tuple(x for x, _ in points) for points in curves}) > 1:
+        return curves[0]
+    return tuple((points[0][0], median(y for _, y in points)) for points in zip(*curves, strict=True))
+
+
 def same_answers(reference: Measured, configi: Measured) -> str:
     """The sentence about greedy answers that must agree."""
     pairs = list(zip(reference.answers, configi.answers, strict=True))
@@ -139,9 +156,10 @@ def lines(result: Result) -> list[str]:
     made.append(f"  {'':46} {result.reference:>16} {'configi':>16} {'ratio':>8} {'target':>9}")
     for figure in result.figures:
         ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}x"
+        target = "" if figure.target is None else str(figure.target)
         verdict = {None: "", True: "met", False: "MISSED"}[figure.met]
         made.append(
             f"  {figure.label:46} {show(figure.reference, figure.unit):>16} {show(figure.configi, figure.unit):>16} "
-            f"{ratio:>8} {str(figure.target or ''):>9} {verdict}".rstrip()
+            f"{ratio:>8} {target:>9} {verdict}".rstrip()
         )
     return made + [f"  {note}" for note in result.notes]

@@ -13,12 +13,12 @@ from bench.result import Measured, Row
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two servers, on the scenario's model. `repeat`: how often a scenario measures, for its median."""
+    """One of the two servers, on the scenario's model, in repetition `number`: no two share a prompt."""
 
     kind: servers.Kind
     model: Path
     folder: Path
-    repeat: int = 3
+    number: int = 0
 
     def server(self) -> AbstractContextManager[servers.Server]:
         """Started and warm. Called again, it finds the disk as it left it."""
@@ -37,7 +37,7 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`floor` measures the third side, mlx-lm without a server, where a scenario has one."""
+    """`measure` is one repetition. `floor` measures a third side, mlx-lm without a server, where a scenario has one."""
 
     name: str
     title: str

@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from bench.models import MODELS, cache_folder
-from bench.result import RESULTS, Curve, Measured, Result, figures, lines, same_answers, write
+from bench.result import RESULTS, Curve, Measured, Result, figures, lines, median_of, same_answers, write
 from bench.scenario import Scenario, Side
-from bench.scenarios import long_prompt, prefix, streams, tool_loop
-from bench.servers import KINDS, ServerFailed
+from bench.scenarios import floor, long_prompt, prefix, streams, tool_loop
+from bench.servers import KINDS, Kind, ServerFailed
 from bench.setup import setup
 from bench.sse import NoAnswer
 
@@ -25,21 +26,30 @@ SCENARIOS = (
     streams.FOUR,
     prefix.PREFIX,
     long_prompt.GAP,
-    long_prompt.SHORT,
+    long_prompt.BEHIND,
     long_prompt.LEAVING,
     tool_loop.TOOL_LOOP,
+    floor.THROUGHPUT,
+    floor.TTFT,
 )
+FLOOR = "mlx-lm, no server"
 
 
 def measured(scenario: Scenario, repeat: int) -> Result:
-    """Both sides of `scenario`."""
-    model = MODELS[scenario.model](cache_folder())
-    sides: dict[str, Measured] = {}
-    for kind in KINDS:
-        print(f"{scenario.name}: {kind} ...", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory(prefix="configi-bench-") as folder:
-            sides[kind] = scenario.measure(Side(kind, model, Path(folder), repeat))
-    reference, configi = (sides[kind] for kind in KINDS)
+    """All sides of `scenario`, `repeat` times. The floor, if it has one, is what configi is measured against."""
+    ways: dict[str, tuple[Kind, Callable[[Side], Measured]]] = {kind: (kind, scenario.measure) for kind in KINDS}
+    if scenario.floor is not None:
+        ways = {FLOOR: (KINDS[0], scenario.floor)} | ways
+    repetitions: dict[str, list[Measured]] = {name: [] for name in ways}
+    for number in range(repeat):
+        # In turn within a repetition: a machine that grows slower or faster meets all sides.
+        for name, (kind, measure) in ways.items():
+            print(f"{scenario.name} {number + 1}/{repeat}: {name} ...", file=sys.stderr, flush=True)
+            with tempfile.TemporaryDirectory(prefix="configi-bench-") as folder:
+                side = Side(kind, MODELS[scenario.model](cache_folder()), Path(folder), number)
+                repetitions[name].append(measure(side))
+    sides = {name: median_of(measured) for name, measured in repetitions.items()}
+    reference = next(iter(sides))
     curves = (
         Curve(plot.name, plot.title, plot.x, plot.y, {side: m.curves[plot.name] for side, m in sides.items()})
         for plot in scenario.plots
@@ -47,10 +57,10 @@ def measured(scenario: Scenario, repeat: int) -> Result:
     return Result(
         scenario=scenario.name,
         title=scenario.title,
-        reference=KINDS[0],
+        reference=reference,
         setup=setup(),
-        figures=figures(scenario.rows, reference, configi),
-        notes=(same_answers(reference, configi),),
+        figures=figures(scenario.rows, sides[reference], sides["configi"]),
+        notes=(same_answers(sides["mlx_lm.server"], sides["configi"]),),
         curves=tuple(curves),
     )
 
@@ -59,7 +69,7 @@ def main() -> int:
     names = [scenario.name for scenario in SCENARIOS]
     parser = argparse.ArgumentParser(prog="python -m bench.serving")
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"one of {', '.join(names)}")
-    parser.add_argument("--repeat", type=int, default=3, help="repetitions per side; the median counts")
+    parser.add_argument("--repeat", type=int, default=3, help="repetitions; the median counts")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the JSON files")
     args = parser.parse_args()
     if unknown := set(args.scenarios) - set(names):

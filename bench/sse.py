@@ -1,4 +1,4 @@
-"""A client that notes when each piece of an answer came. One connection per request, as mlx_lm.server closes it anyway."""
+"""A client that notes when each piece of an answer came. One connection per request: mlx_lm.server keeps none."""
 
 from __future__ import annotations
 

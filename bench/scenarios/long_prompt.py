@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from statistics import median
 
 from bench import prompts
 from bench.result import Measured, Points, Row, Target
@@ -18,32 +18,36 @@ _BEHIND_S = 1.0
 _SETTLED = 10
 # Long enough to outlast the long prompt on either side.
 _ENDLESS = 2000
+_COUNT = "Count from one to one thousand in words, one number per line, and never stop."
 
 
-def _long(side: Side, number: int, *, max_tokens: int = 4, stream: bool = True) -> prompts.Body:
-    return prompts.chat(prompts.text(side.model, _LONG, number), max_tokens=max_tokens, stream=stream)
+def _long(side: Side, *, max_tokens: int = 4, stream: bool = True) -> prompts.Body:
+    return prompts.chat(prompts.text(side.model, _LONG, side.number), max_tokens=max_tokens, stream=stream)
 
 
-async def _stall(side: Side, url: str, number: int) -> tuple[Answer, Points]:
+def _short(side: Side) -> prompts.Body:
+    return prompts.chat(prompts.question(side.number), max_tokens=8)
+
+
+async def _stall(side: Side, url: str) -> tuple[Answer, Points]:
     """The long prompt's answer; and for the running stream (seconds since the long prompt was sent, tokens so far)."""
     client = Client(url)
-    settled = asyncio.Event()
+    settled, moved = asyncio.Event(), asyncio.Event()
     arrivals: list[float] = []
 
     def arrived(answer: Answer) -> None:
         arrivals.append(time.perf_counter())
+        moved.set()
         if len(answer.times) >= _SETTLED:
             settled.set()
 
-    counting = "Count from one to one thousand in words, one number per line, and never stop."
-    stream = asyncio.create_task(client.ask(prompts.chat(f"{number}. {counting}", max_tokens=_ENDLESS), arrived))
-    await asyncio.wait((stream, asyncio.create_task(settled.wait())), return_when=asyncio.FIRST_COMPLETED)
+    stream = asyncio.create_task(client.ask(prompts.chat(_COUNT, max_tokens=_ENDLESS), arrived))
+    await _either(stream, settled)
     sent = time.perf_counter()
-    answer = await client.ask(_long(side, number))
-    # The stall may end with the long prompt's own first token: wait for the stream's next.
-    so_far = len(arrivals)
-    while len(arrivals) == so_far and not stream.done():
-        await asyncio.sleep(0.05)
+    answer = await client.ask(_long(side))
+    # The stall may end with the long prompt's own last token: wait for the stream's next.
+    moved.clear()
+    await _either(stream, moved)
     if stream.done():
         raise NoAnswer(f"The running stream ended before the long prompt was read: {stream.exception() or 'early'}.")
     stream.cancel()
@@ -51,56 +55,54 @@ async def _stall(side: Side, url: str, number: int) -> tuple[Answer, Points]:
     return answer, tuple((arrival - sent, count) for count, arrival in enumerate(arrivals, 1))
 
 
-def _longest_gap(points: Points) -> float:
-    """From the last chunk before the long prompt on."""
+async def _either(task: asyncio.Task[Answer], event: asyncio.Event) -> None:
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+
+
+def longest_gap(points: Points) -> float:
+    """Seconds between two tokens, from the last one before 0 on."""
     times = [at for at, _ in points]
-    later = [at for at in times if at > 0]
-    before = [at for at in times if at <= 0][-1:]
-    edges = before + later
-    return max(b - a for a, b in zip(edges, edges[1:], strict=False))
+    edges = [at for at in times if at <= 0][-1:] + [at for at in times if at > 0]
+    return max(later - earlier for earlier, later in itertools.pairwise(edges))
 
 
 def _gap(side: Side) -> Measured:
     with side.server() as server:
-        rounds = [asyncio.run(_stall(side, server.url, number)) for number in range(side.repeat)]
-    values = {
-        "gap": median(_longest_gap(points) for _, points in rounds),
-        "long": median(answer.ttft for answer, _ in rounds),
-    }
-    return Measured(values, tuple(answer.text for answer, _ in rounds), {"stall": rounds[0][1]})
+        answer, points = asyncio.run(_stall(side, server.url))
+    return Measured({"gap": longest_gap(points), "long": answer.ttft}, (answer.text,), {"stall": points})
 
 
-async def _behind(side: Side, url: str, number: int) -> Answer:
+async def _behind_long(side: Side, url: str) -> Answer:
     client = Client(url)
-    long = asyncio.create_task(client.ask(_long(side, number)))
+    long = asyncio.create_task(client.ask(_long(side)))
     await asyncio.sleep(_BEHIND_S)
-    short = await client.ask(prompts.chat(prompts.question(number), max_tokens=8))
+    short = await client.ask(_short(side))
     await long
     return short
 
 
-def _short(side: Side) -> Measured:
+def _behind(side: Side) -> Measured:
     with side.server() as server:
-        answers = [asyncio.run(_behind(side, server.url, number)) for number in range(side.repeat)]
-    return Measured({"ttft": median(a.ttft for a in answers)}, tuple(a.text for a in answers))
+        answer = asyncio.run(_behind_long(side, server.url))
+    return Measured({"ttft": answer.ttft}, (answer.text,))
 
 
-async def _after_leaving(side: Side, url: str, number: int, *, stream: bool) -> Answer:
+async def _after_leaving(side: Side, url: str, *, stream: bool) -> Answer:
     client = Client(url)
-    if await client.leave(_long(side, number, max_tokens=64, stream=stream), _LEAVE_S):
-        raise NoAnswer(f"The long prompt was answered within {_LEAVE_S} s: nothing was left.")
-    return await client.ask(prompts.chat(prompts.question(number), max_tokens=8))
+    if await client.leave(_long(side, max_tokens=64, stream=stream), _LEAVE_S):
+        raise NoAnswer(f"The long prompt was answered within {_LEAVE_S:g} s: nobody left.")
+    return await client.ask(_short(side))
 
 
 def _leaving(side: Side) -> Measured:
-    answers: dict[str, list[Answer]] = {"streaming": [], "whole": []}
-    for number in range(side.repeat):
-        for name, given in answers.items():
-            # A server of its own each time: what one left running must not count for the next.
-            with side.server() as server:
-                given.append(asyncio.run(_after_leaving(side, server.url, number, stream=name == "streaming")))
-    values = {name: median(a.ttft for a in given) for name, given in answers.items()}
-    return Measured(values, tuple(a.text for given in answers.values() for a in given))
+    answers: dict[str, Answer] = {}
+    for name in ("streaming", "whole"):
+        # A server of its own: what the first left running must not count for the second.
+        with side.server() as server:
+            answers[name] = asyncio.run(_after_leaving(side, server.url, stream=name == "streaming"))
+    return Measured({name: a.ttft for name, a in answers.items()}, tuple(a.text for a in answers.values()))
 
 
 GAP = Scenario(
@@ -113,11 +115,11 @@ GAP = Scenario(
     _gap,
     plots=(Plot("stall", "A running stream while a long prompt arrives at 0", "seconds", "tokens received"),),
 )
-SHORT = Scenario(
+BEHIND = Scenario(
     "short_behind_long",
     f"A short question {_BEHIND_S:g} s behind a prompt of {_LONG:,} tokens",
     (Row("ttft", "time to first token of the short question", "s", Target(0.15)),),
-    _short,
+    _behind,
 )
 LEAVING = Scenario(
     "client_leaves",

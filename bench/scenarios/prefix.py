@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from statistics import median
 
 from bench import prompts
 from bench.result import Measured, Row, Target
 from bench.scenario import Scenario, Side
 from bench.sse import Answer, Client
 
-_PREFIX = 720
 _TOKENS = 12
+_LENGTH = 720
 _STEPS = ("cold", "next", "sibling", "restart")
 
 
 class _Conversation:
-    def __init__(self, side: Side, number: int) -> None:
-        self._document = prompts.text(side.model, _PREFIX - 40, number)
-        self._number = number
+    def __init__(self, side: Side) -> None:
+        self._document = prompts.text(side.model, _LENGTH - 40, side.number)
+        self._number = side.number
         self._turns: tuple[str, ...] = ()
 
     async def before(self, url: str) -> list[Answer]:
@@ -42,23 +41,21 @@ class _Conversation:
 
 
 def _measure(side: Side) -> Measured:
-    conversations = [_Conversation(side, number) for number in range(side.repeat)]
+    conversation = _Conversation(side)
     with side.server() as server:
-        rounds = [asyncio.run(conversation.before(server.url)) for conversation in conversations]
+        answers = asyncio.run(conversation.before(server.url))
     with side.server() as server:
-        for answers, conversation in zip(rounds, conversations, strict=True):
-            answers.append(asyncio.run(conversation.after(server.url)))
+        answers.append(asyncio.run(conversation.after(server.url)))
     values: dict[str, float] = {}
-    for step, answers in zip(_STEPS, zip(*rounds, strict=True), strict=True):
-        values[step] = median(a.ttft for a in answers)
-        values[f"{step}_cached"] = median(a.cached_tokens for a in answers)
+    for step, answer in zip(_STEPS, answers, strict=True):
+        values |= {step: answer.ttft, f"{step}_cached": answer.cached_tokens}
     values["restart_share"] = values["restart"] / values["cold"]
-    return Measured(values, tuple(a.text for answers in rounds for a in answers))
+    return Measured(values, tuple(a.text for a in answers))
 
 
 PREFIX = Scenario(
     "prefix",
-    f"A prefix of {_PREFIX} tokens",
+    f"A prefix of {_LENGTH} tokens",
     (
         Row("cold", "cold: time to first token", "s", Target(1.03)),
         Row("next", "next turn: time to first token", "s", Target(1.03)),

@@ -7,7 +7,6 @@ The loop is fixed, so that both sides are asked the same: a long question, then 
 from __future__ import annotations
 
 import asyncio
-from statistics import median
 
 from bench import prompts
 from bench.result import Measured, Row, Target
@@ -19,28 +18,27 @@ _RESULT = 150
 _STEPS = 3
 
 
-async def _loop(side: Side, url: str, number: int) -> list[Answer]:
-    system = prompts.text(side.model, _PROMPT, number)
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": prompts.question(number)}]
+async def _loop(side: Side, url: str) -> list[Answer]:
+    system = prompts.text(side.model, _PROMPT, side.number)
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": prompts.question(side.number)}]
     answers = []
     for step in range(_STEPS):
         answers.append(await Client(url).ask(prompts.request(messages, max_tokens=8)))
         call = f'{{"name": "read", "arguments": {{"page": {step}}}}}'
-        result = prompts.text(side.model, _RESULT, 1000 * number + step)
+        result = prompts.text(side.model, _RESULT, 1000 * side.number + step)
         messages += [{"role": "assistant", "content": call}, {"role": "tool", "content": result}]
     return answers
 
 
 def _measure(side: Side) -> Measured:
     with side.server() as server:
-        rounds = [asyncio.run(_loop(side, server.url, number)) for number in range(side.repeat)]
+        answers = asyncio.run(_loop(side, server.url))
     values: dict[str, float] = {}
-    for step, answers in enumerate(zip(*rounds, strict=True), 1):
-        values[f"prompt_{step}"] = median(a.prompt_tokens for a in answers)
-        values[f"cached_{step}"] = median(a.cached_tokens for a in answers)
+    for step, answer in enumerate(answers, 1):
+        values[f"cached_{step}"] = answer.cached_tokens
         if step > 1:
-            values[f"share_{step}"] = values[f"cached_{step}"] / values[f"prompt_{step - 1}"]
-    return Measured(values, tuple(a.text for answers in rounds for a in answers))
+            values[f"share_{step}"] = answer.cached_tokens / answers[step - 2].prompt_tokens
+    return Measured(values, tuple(a.text for a in answers))
 
 
 # All of the last prompt but the opening of the reply, which history writes otherwise.
