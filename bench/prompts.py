@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ _TOPICS = (
     "a letter from far away", "a painter and her mother", "a bridge over a river", "a storm in the desert",
     "a fox and a hunter", "an island of birds",
 )  # fmt: skip
-_WORDS = """
+_WORDS = str.split("""
     river mountain window winter letter garden silver morning quiet village teacher ocean candle bridge forest market
     station harvest shadow copper meadow lantern traveller kitchen orchard weather harbour signal paper thunder
-""".split()
+""")
 
 
 def story(number: int) -> str:
@@ -51,6 +52,13 @@ def chat(*turns: str, max_tokens: int, system: str | None = None, stream: bool =
     messages = [] if system is None else [{"role": "system", "content": system}]
     messages += [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
     return request(messages, max_tokens=max_tokens, stream=stream)
+
+
+def endless(model: Path) -> Body:
+    """A stream that outlasts whatever it is measured against: its end is forbidden."""
+    ends = json.loads((model / "generation_config.json").read_text())["eos_token_id"]
+    bias = {str(end): -100 for end in (ends if isinstance(ends, list) else [ends])}
+    return chat("Count from one to one thousand in words.", max_tokens=4000) | {"logit_bias": bias}
 
 
 def request(messages: list[dict[str, str]], *, max_tokens: int, stream: bool = True) -> Body:

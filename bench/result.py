@@ -102,10 +102,8 @@ class Result:
 
 def figures(rows: tuple[Row, ...], reference: Measured | None, configi: Measured) -> tuple[Figure, ...]:
     """Both sides, row by row."""
-    return tuple(
-        Figure(row.label, row.unit, reference and reference.values.get(row.key), configi.values[row.key], row.target)
-        for row in rows
-    )
+    values: Mapping[str, float] = {} if reference is None else reference.values
+    return tuple(Figure(row.label, row.unit, values.get(row.key), configi.values[row.key], row.target) for row in rows)
 
 
 def median_of(repetitions: Sequence[Measured]) -> Measured:

@@ -16,9 +16,6 @@ _LEAVE_S = 2.0
 _BEHIND_S = 1.0
 # Chunks of the running stream before the long prompt is sent.
 _SETTLED = 10
-# Long enough to outlast the long prompt on either side.
-_ENDLESS = 2000
-_COUNT = "Count from one to one thousand in words, one number per line, and never stop."
 
 
 def _long(side: Side, *, max_tokens: int = 4, stream: bool = True) -> prompts.Body:
@@ -41,7 +38,7 @@ async def _stall(side: Side, url: str) -> tuple[Answer, Points]:
         if len(answer.times) >= _SETTLED:
             settled.set()
 
-    stream = asyncio.create_task(client.ask(prompts.chat(_COUNT, max_tokens=_ENDLESS), arrived))
+    stream = asyncio.create_task(client.ask(prompts.endless(side.model), arrived))
     await _either(stream, settled)
     sent = time.perf_counter()
     answer = await client.ask(_long(side))
