@@ -88,7 +88,7 @@ def _behind(side: Side) -> Measured:
 
 async def _after_leaving(side: Side, url: str, *, stream: bool) -> Answer:
     client = Client(url)
-    if await client.leave(_long(side, max_tokens=64, stream=stream), _LEAVE_S):
+    if await client.leave(_long(side, max_tokens=64, stream=stream), _LEAVE_S) is not None:
         raise NoAnswer(f"The long prompt was answered within {_LEAVE_S:g} s: nobody left.")
     return await client.ask(_short(side))
 
