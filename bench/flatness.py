@@ -8,6 +8,8 @@ from statistics import median
 
 import psutil
 
+FEWEST = 6
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -46,10 +48,10 @@ def growths(samples: Sequence[Sample]) -> list[Growth]:
     pool keeps idle ones for some seconds. Samples are to be taken when nothing is asked.
 
     Raises:
-        ValueError: fewer than six samples say nothing.
+        ValueError: fewer than FEWEST samples say nothing.
     """
-    if len(samples) < 6:
-        raise ValueError("too few samples to judge growth; run longer")
+    if len(samples) < FEWEST:
+        raise ValueError(f"{len(samples)} samples are too few to judge growth")
     third = len(samples) // 3
     middle, last = samples[third : 2 * third], samples[2 * third :]
 

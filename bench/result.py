@@ -85,7 +85,8 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One scenario. `reference` names whom configi is measured against, "" when nobody."""
+    """One scenario. `reference` names whom configi is measured against, "" when nobody. Both sides gave `answers`
+    greedy answers; `same` of them agree word for word."""
 
     scenario: str
     title: str
@@ -94,6 +95,8 @@ class Result:
     figures: tuple[Figure, ...]
     notes: tuple[str, ...] = ()
     curves: tuple[Curve, ...] = ()
+    answers: int = 0
+    same: int = 0
 
     @property
     def met(self) -> bool:
@@ -122,11 +125,15 @@ def _median_points(curves: Sequence[Points]) -> Points:
     return tuple((points[0][0], median(y for _, y in points)) for points in zip(*curves, strict=True))
 
 
-def same_answers(reference: Measured, configi: Measured) -> str:
-    """The sentence about greedy answers that must agree."""
-    pairs = list(zip(reference.answers, configi.answers, strict=True))
-    same = sum(a == b for a, b in pairs)
-    return f"{same} of {len(pairs)} greedy answers are the same on both sides."
+def same_answers(reference: Measured, configi: Measured) -> int:
+    """How many greedy answers agree."""
+    return sum(a == b for a, b in zip(reference.answers, configi.answers, strict=True))
+
+
+def agreement(results: Sequence[Result]) -> str:
+    """The sentence about them, "" where nothing was compared."""
+    answers, same = sum(r.answers for r in results), sum(r.same for r in results)
+    return f"{same} of {answers} greedy answers are word for word those of mlx_lm.server." if answers else ""
 
 
 def write(result: Result, folder: Path = RESULTS) -> Path:
@@ -160,4 +167,5 @@ def lines(result: Result) -> list[str]:
             f"  {figure.label:46} {show(figure.reference, figure.unit):>16} {show(figure.configi, figure.unit):>16} "
             f"{ratio:>8} {target:>9} {verdict}".rstrip()
         )
-    return made + [f"  {note}" for note in result.notes]
+    notes = [*result.notes, agreement([result])]
+    return made + [f"  {note}" for note in notes if note]

@@ -60,8 +60,9 @@ def measured(scenario: Scenario, repeat: int) -> Result:
         reference=reference,
         setup=setup(),
         figures=figures(scenario.rows, sides[reference], sides["configi"]),
-        notes=(same_answers(sides["mlx_lm.server"], sides["configi"]),),
         curves=tuple(curves),
+        answers=len(sides["configi"].answers),
+        same=same_answers(sides["mlx_lm.server"], sides["configi"]),
     )
 
 

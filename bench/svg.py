@@ -50,7 +50,7 @@ def bars(title: str, rows: Sequence[Bar], low: float = 0.05) -> str:
         parts += [
             _text(left - 10, y + 15, row.label, "end"),
             f'<rect x="{start:.1f}" y="{y + 4}" width="{max(end - start, 1):.1f}" height="14" fill="{color}"/>',
-            _text(end + 4 if row.value >= 1 else start - 4, y + 15, f"{row.value:.3g}x", _side(row.value)),
+            _text(end + 5, y + 15, f"{row.value:.3g}x"),
             _line(x(row.target), y + 1, x(row.target), y + 21, "#000000", 2),
         ]
     return _picture(title, height, parts)
@@ -100,10 +100,6 @@ def _round_ticks(low: float, high: float) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * n for n in (1, 2, 5, 10) if power * n >= rough)
     return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def _side(value: float) -> str:
-    return "start" if value >= 1 else "end"
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, color: str, width: float = 1) -> str:

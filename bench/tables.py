@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from bench import svg
-from bench.result import RESULTS, Figure, Result, read, show
+from bench.result import RESULTS, Figure, Result, agreement, read, show
 
 # Table -> the results in it, in this order.
 TABLES: Mapping[str, tuple[str, ...]] = {
@@ -37,7 +37,7 @@ def pictures(measured: Mapping[str, Result]) -> dict[str, str]:
     """Every picture by its file name."""
     made = {f"bench-{c.name}.svg": svg.lines(c) for result in measured.values() for c in result.curves}
     compared = [measured[name] for name in TABLES["bench-serving"] if name in measured]
-    rows = [_bar(result, figure) for result in compared for figure in result.figures if figure.ratio is not None]
+    rows = [_bar(result, figure) for result in compared for figure in result.figures]
     if rows := [row for row in rows if row is not None]:
         made["bench-ratios.svg"] = svg.bars("configi against mlx_lm.server", rows)
     return made
@@ -45,7 +45,7 @@ def pictures(measured: Mapping[str, Result]) -> dict[str, str]:
 
 def _bar(result: Result, figure: Figure) -> svg.Bar | None:
     """As a factor where more is better."""
-    if figure.ratio is None or figure.target is None:
+    if not figure.ratio or figure.target is None or not figure.unit:
         return None
     label = f"{result.scenario.replace('_', ' ')}: {figure.label.partition(':')[0]}"
     if figure.target.at_least:
@@ -85,5 +85,7 @@ def _notes(group: list[Result]) -> Iterable[str]:
     for result in group:
         for note in result.notes:
             yield f"{result.title}: {note}" if len(group) > 1 else note
+    if said := agreement(group):
+        yield said
     for line in dict.fromkeys(result.setup.line() for result in group):
         yield f"Measured {line}."
