@@ -33,12 +33,10 @@ check: $(VENV)/.dev
 # Each command writes below bench/results/; the last makes the tables and pictures of docs/performance.md of it.
 bench: $(VENV)/.dev
 	@$(BIN)/python -m bench.overhead
-	@$(BIN)/python -m bench.serving $(ARGS)
-	@$(BIN)/python -m bench.report
+	@$(BIN)/python -m bench.serving $(ARGS); status=$$?; $(BIN)/python -m bench.report; exit $$status
 
 soak: $(VENV)/.dev
-	@$(BIN)/python -m bench.soak $(ARGS)
-	@$(BIN)/python -m bench.report
+	@$(BIN)/python -m bench.soak $(ARGS); status=$$?; $(BIN)/python -m bench.report; exit $$status
 
 docs: $(VENV)/.docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
