@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SETUP := sh tools/setup.sh $(VENV)
 ARGS ?=
 
-.PHONY: demo serve test test-slow test-node check bench docs docs-tables lock clean
+.PHONY: demo serve test test-slow test-node check bench soak docs docs-tables lock clean
 
 demo: $(VENV)/.run
 	@$(BIN)/configi demo $(ARGS)
@@ -30,8 +30,13 @@ check: $(VENV)/.dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+# Each command writes below bench/results/; the last makes the tables and pictures of docs/performance.md of it.
 bench: $(VENV)/.dev
-	@$(BIN)/python -m bench.overhead $(ARGS)
+	@$(BIN)/python -m bench.overhead
+	@$(BIN)/python -m bench.serving $(ARGS); status=$$?; $(BIN)/python -m bench.report; exit $$status
+
+soak: $(VENV)/.dev
+	@$(BIN)/python -m bench.soak $(ARGS); status=$$?; $(BIN)/python -m bench.report; exit $$status
 
 docs: $(VENV)/.docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

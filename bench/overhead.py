@@ -1,7 +1,7 @@
 """What the server costs beyond the model: `python -m bench.overhead`, with the scripted engine, no MLX.
 
 64 clients x 200 requests (nothing but planned 503s may fail), time per streamed token with one and with 64 streams,
-`/health` under load, idle CPU, start to `/health`, memory of the HTTP process. Prints one table.
+`/health` under load, idle CPU, start to `/health`, memory of the HTTP process.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from bench.result import RESULTS, Figure, Result, Target, lines, write
+from bench.setup import setup
 from tests.running import Running, serving_script
 from tests.tiny_model import write_tiny_model
 
@@ -119,42 +121,58 @@ async def health_under_load(server: Running) -> list[float]:
     return times
 
 
+def figures(folder: Path, clients: int, requests: int) -> list[Figure]:
+    """Every figure, in the order of the table."""
+    model = write_tiny_model(folder / "model", context=1_000_000)
+    engine = {"max_concurrent": 64, "queue_limit": 64}
+    start = time.perf_counter()
+    with serving_script(folder, model, engine=engine, log={"level": "warning"}) as server:
+        while server.get("/health")[0] != 200:
+            pass
+        first_byte = time.perf_counter() - start
+        server.assert_still_serves()
+        process = psutil.Process(server.process.pid)
+        one = statistics.median(asyncio.run(per_token_us(server, 1, 2000)) for _ in range(3))
+        many = statistics.median(asyncio.run(per_token_us(server, 64, 200)) for _ in range(3))
+        health = sorted(asyncio.run(health_under_load(server)))
+        start = time.perf_counter()
+        seen = asyncio.run(storm(server, clients, requests))
+        rate = clients * requests / (time.perf_counter() - start)
+        process.cpu_percent()
+        idle, memory = process.cpu_percent(5), process.memory_info().rss / 2**20
+    with serving_script(folder, model, engine={"max_concurrent": 8, "queue_limit": 8}) as server:
+        server.assert_still_serves()
+        crowd = asyncio.run(storm(server, clients, 10))
+    return [
+        _figure("start to the first byte of `/health`", "s", first_byte),
+        _figure("per streamed token, 1 stream", "us", one),
+        _figure("per streamed token, 64 streams", "us", many),
+        _figure("`/health`, 16 streams as fast as they go, p99", "ms", health[int(len(health) * 0.99)]),
+        _figure(f"{clients} clients x {requests} requests: a second", "", rate),
+        _figure("the same: not answered with 200", "", clients * requests - seen["200"], Target(0, absolute=True)),
+        _figure("idle CPU over 5 s", "%", idle, Target(1, absolute=True)),
+        _figure("memory of the HTTP process", "MiB", memory),
+        _figure(f"{clients} clients x 10 on 16 places: answered", "", crowd["200"]),
+        _figure("the same: turned away with 503", "", crowd["503"]),
+        _figure("the same: anything else", "", crowd.total() - crowd["200"] - crowd["503"], Target(0, absolute=True)),
+    ]
+
+
+def _figure(label: str, unit: str, value: float, target: Target | None = None) -> Figure:
+    return Figure(label, unit, None, value, target)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(prog="python -m bench.overhead")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the JSON file")
     args = parser.parse_args()
-    rows: list[tuple[str, str]] = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model = write_tiny_model(folder / "model", context=1_000_000)
-        engine = {"max_concurrent": 64, "queue_limit": 64}
-        start = time.perf_counter()
-        with serving_script(folder, model, engine=engine, log={"level": "warning"}) as server:
-            while server.get("/health")[0] != 200:
-                pass
-            rows.append(("start to /health", f"{time.perf_counter() - start:.2f} s"))
-            server.assert_still_serves()
-            process = psutil.Process(server.process.pid)
-            one = statistics.median(asyncio.run(per_token_us(server, 1, 2000)) for _ in range(3))
-            rows.append(("per streamed token, 1 stream", f"{one:.0f} us"))
-            many = statistics.median(asyncio.run(per_token_us(server, 64, 200)) for _ in range(3))
-            rows.append(("per streamed token, 64 streams", f"{many:.0f} us"))
-            health = sorted(asyncio.run(health_under_load(server)))
-            rows.append(("/health, 16 streams as fast as they go, p99", f"{health[int(len(health) * 0.99)]:.1f} ms"))
-            start = time.perf_counter()
-            seen = asyncio.run(storm(server, args.clients, args.requests))
-            rate = args.clients * args.requests / (time.perf_counter() - start)
-            rows.append((f"{args.clients} clients x {args.requests} requests", f"{dict(seen)}, {rate:.0f}/s"))
-            process.cpu_percent()
-            rows.append(("idle CPU over 5 s", f"{process.cpu_percent(5):.1f} %"))
-            rows.append(("memory of the HTTP process", f"{process.memory_info().rss / 2**20:.0f} MiB"))
-        with serving_script(folder, model, engine={"max_concurrent": 8, "queue_limit": 8}) as server:
-            server.assert_still_serves()
-            seen = asyncio.run(storm(server, args.clients, 10))
-            rows.append((f"{args.clients} clients x 10 on 16 places", f"{dict(seen)}"))
-    for label, value in rows:
-        print(f"{label:46} {value}")
+        measured = figures(Path(name), args.clients, args.requests)
+    result = Result("overhead", "What the server costs beyond the model", "", setup(), tuple(measured))
+    write(result, args.output)
+    print("\n".join(lines(result)))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from bench.tables import results
+from bench.tables import tables as bench_tables
 from server.api.fields import Fields
 from server.api.tables import ENDPOINTS
 from server.app import create_app
@@ -27,6 +29,7 @@ _MARKED = re.compile(r"(<!-- table:(?P<name>[^ ]+) -->\n).*?(<!-- /table:(?P=nam
 def tables() -> Mapping[str, str]:
     """Every generated table by its name."""
     made = {"settings": _settings(), "errors": _errors(), "metrics": _metrics(), "modules": _modules()}
+    made |= bench_tables(results())
     return made | {f"fields{path}": _fields(fields) for path, fields in ENDPOINTS.items()}
 
 

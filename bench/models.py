@@ -1,0 +1,118 @@
+"""The models that both servers serve, made once and kept in a cache folder.
+
+`smollm2`: SmolLM2-135M-Instruct in float32, from the embedded GGUF. Float32 because greedy answers of two servers can
+then be compared word for word, and because bf16 has no fast matrix product on MLX's CPU backend.
+
+`sliding`: a tiny gemma3_text with random weights, four of six layers on a sliding window, and a chat template that,
+like Gemma 4's, opens a reply with an empty thought and drops it from history.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+
+from server.models.embedded import EMBEDDED, prepare
+from server.models.worker import Report
+from tests.tiny_model import BOS, END, VOCAB_SIZE, tiny_tokenizer
+
+_EMBEDDED = "smollm2-135m-instruct"
+WINDOW = 256
+_THINK, _END_THINK = "<think>", "</think>"
+_TEMPLATE = """\
+{%- for message in messages %}
+{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n' }}
+{%- endif %}
+"""
+
+
+def cache_folder() -> Path:
+    """`CONFIGI_BENCH_CACHE`, else the user's cache folder."""
+    return Path(os.environ.get("CONFIGI_BENCH_CACHE") or platformdirs.user_cache_dir("configi-bench"))
+
+
+def smollm2(cache: Path) -> Path:
+    return _made_once(cache / f"{_EMBEDDED}-float32", lambda folder: _as_float32(_bfloat16(cache), folder))
+
+
+def sliding(cache: Path) -> Path:
+    return _made_once(cache / "sliding-window", _write_sliding)
+
+
+MODELS: dict[str, Callable[[Path], Path]] = {"smollm2": smollm2, "sliding": sliding}
+
+
+def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder`, which appears by one rename."""
+    if not folder.is_dir():
+        staging = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        make(staging)
+        staging.rename(folder)
+    return folder
+
+
+def _bfloat16(cache: Path) -> Path:
+    return prepare(_EMBEDDED, EMBEDDED[_EMBEDDED], cache, Report(sys.stderr))
+
+
+def _as_float32(source: Path, folder: Path) -> None:
+    # Only who makes a model needs MLX; it takes a second to import.
+    import mlx.core as mx
+
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    weights: dict[str, mx.array] = mx.load(str(source / "model.safetensors"))  # type: ignore[assignment]
+    converted = {name: tensor.astype(mx.float32) for name, tensor in weights.items()}
+    mx.save_safetensors(str(folder / "model.safetensors"), converted, {"format": "mlx"})
+    config = json.loads((source / "config.json").read_text())
+    _write_json(folder / "config.json", config | {"torch_dtype": "float32"})
+
+
+def _write_sliding(folder: Path) -> None:
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm.models.gemma3_text import Model, ModelArgs
+
+    tokenizer = tiny_tokenizer()
+    # In the vocabulary: that is how mlx-lm sees that the model thinks.
+    tokenizer.add_tokens([_THINK, _END_THINK])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(_TEMPLATE)
+    end = tokenizer.token_to_id(END)
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": END}
+    _write_json(folder / "tokenizer_config.json", names | {"clean_up_tokenization_spaces": False})
+    _write_json(folder / "generation_config.json", {"eos_token_id": [end]})
+    config = {
+        "model_type": "gemma3_text",
+        "hidden_size": 64,
+        "num_hidden_layers": 6,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "vocab_size": VOCAB_SIZE + 2,
+        "sliding_window": WINDOW,
+        "sliding_window_pattern": 3,
+        "max_position_embeddings": 8192,
+    }
+    _write_json(folder / "config.json", config | {"eos_token_id": end, "torch_dtype": "float32"})
+    mx.random.seed(0)
+    weights = tree_flatten(Model(ModelArgs.from_dict(config)).parameters())
+    # The default initialisation is so small that every token is as likely as the next.
+    loud = {name: 8.0 * tensor if tensor.ndim == 2 else tensor for name, tensor in weights}
+    mx.save_safetensors(str(folder / "model.safetensors"), loud, {"format": "mlx"})
+
+
+def _write_json(path: Path, value: dict[str, object]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,171 @@
+"""What a measurement says: frozen values, written as JSON below bench/results/. Pure but for reading and writing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import msgspec
+
+from bench.setup import ROOT, Setup
+
+RESULTS = ROOT / "bench" / "results"
+Points = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What must hold: `bound` of configi's figure divided by the reference's, or (`absolute`) of the figure itself."""
+
+    bound: float
+    at_least: bool = False
+    absolute: bool = False
+
+    def met(self, value: float) -> bool:
+        return value >= self.bound if self.at_least else value <= self.bound
+
+    def __str__(self) -> str:
+        return f"{'≥' if self.at_least else '≤'} {self.bound:g}{'' if self.absolute else 'x'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure that a scenario measures: its key in `Measured.values`, how it is shown, what it must be."""
+
+    key: str
+    label: str
+    unit: str
+    target: Target | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One side of a scenario. `answers` are the texts given, for comparison; `curves` are for plots."""
+
+    values: Mapping[str, float]
+    answers: tuple[str, ...] = ()
+    curves: Mapping[str, Points] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    label: str
+    unit: str
+    reference: float | None
+    configi: float
+    target: Target | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """configi's figure divided by the reference's; None where only the figure itself counts."""
+        absolute = self.target is not None and self.target.absolute
+        return None if absolute or not self.reference else self.configi / self.reference
+
+    @property
+    def met(self) -> bool | None:
+        """None where there is nothing to be met."""
+        if self.target is None:
+            return None
+        value = self.configi if self.target.absolute else self.ratio
+        return None if value is None else self.target.met(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """For a plot: the points of each side."""
+
+    name: str
+    title: str
+    x: str
+    y: str
+    sides: Mapping[str, Points]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One scenario. `reference` names whom configi is measured against, "" when nobody. Both sides gave `answers`
+    greedy answers; `same` of them agree word for word."""
+
+    scenario: str
+    title: str
+    reference: str
+    setup: Setup
+    figures: tuple[Figure, ...]
+    notes: tuple[str, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    answers: int = 0
+    same: int = 0
+
+    @property
+    def met(self) -> bool:
+        return all(figure.met is not False for figure in self.figures)
+
+
+def figures(rows: tuple[Row, ...], reference: Measured | None, configi: Measured) -> tuple[Figure, ...]:
+    """Both sides, row by row."""
+    values: Mapping[str, float] = {} if reference is None else reference.values
+    return tuple(Figure(row.label, row.unit, values.get(row.key), configi.values[row.key], row.target) for row in rows)
+
+
+def median_of(repetitions: Sequence[Measured]) -> Measured:
+    """Value by value; answers one after the other; curves point by point where all have the same x, else the first."""
+    first = repetitions[0]
+    return Measured(
+        {key: median(r.values[key] for r in repetitions) for key in first.values},
+        tuple(answer for r in repetitions for answer in r.answers),
+        {name: _median_points([r.curves[name] for r in repetitions]) for name in first.curves},
+    )
+
+
+def _median_points(curves: Sequence[Points]) -> Points:
+    if len({tuple(x for x, _ in points) for points in curves}) > 1:
+        return curves[0]
+    return tuple((points[0][0], median(y for _, y in points)) for points in zip(*curves, strict=True))
+
+
+def same_answers(reference: Measured, configi: Measured) -> int:
+    """How many greedy answers agree."""
+    return sum(a == b for a, b in zip(reference.answers, configi.answers, strict=True))
+
+
+def agreement(results: Sequence[Result]) -> str:
+    """The sentence about them, "" where nothing was compared."""
+    answers, same = sum(r.answers for r in results), sum(r.same for r in results)
+    return f"{same} of {answers} greedy answers are word for word those of mlx_lm.server." if answers else ""
+
+
+def write(result: Result, folder: Path = RESULTS) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{result.scenario}.json"
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+    return path
+
+
+def read(path: Path) -> Result:
+    return msgspec.json.decode(path.read_bytes(), type=Result)
+
+
+def show(value: float | None, unit: str) -> str:
+    """For people: three digits, and the unit."""
+    if value is None:
+        return ""
+    text = f"{value:.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+    return f"{text} {unit}".strip()
+
+
+def lines(result: Result) -> list[str]:
+    """The result for a terminal."""
+    made = [result.title, f"  {result.setup.line()}"]
+    made.append(f"  {'':46} {result.reference:>16} {'configi':>16} {'ratio':>8} {'target':>9}")
+    for figure in result.figures:
+        ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}x"
+        target = "" if figure.target is None else str(figure.target)
+        verdict = {None: "", True: "met", False: "MISSED"}[figure.met]
+        made.append(
+            f"  {figure.label:46} {show(figure.reference, figure.unit):>16} {show(figure.configi, figure.unit):>16} "
+            f"{ratio:>8} {target:>9} {verdict}".rstrip()
+        )
+    notes = [*result.notes, agreement([result])]
+    return made + [f"  {note}" for note in notes if note]

@@ -1,0 +1,48 @@
+"""A scenario: what is done to a server, and the rows it makes. The same code runs against both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench import servers
+from bench.result import Measured, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two servers, on the scenario's model, in repetition `number`: no two share a prompt."""
+
+    kind: servers.Kind
+    model: Path
+    folder: Path
+    number: int = 0
+
+    def server(self) -> AbstractContextManager[servers.Server]:
+        """Started and warm. Called again, it finds the disk as it left it."""
+        return servers.running(self.kind, self.model, self.folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A curve of `Measured.curves` that is worth a picture."""
+
+    name: str
+    title: str
+    x: str
+    y: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """`measure` is one repetition. `floor` measures a third side, mlx-lm without a server, where a scenario has one."""
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+    measure: Callable[[Side], Measured]
+    model: str = "smollm2"
+    plots: tuple[Plot, ...] = field(default=())
+    floor: Callable[[Side], Measured] | None = None

@@ -1,0 +1,1 @@
+"""One file per family of scenarios; `SCENARIOS` of serving.py lists them."""

@@ -1,0 +1,144 @@
+"""Starts one of the two servers as a user would, on a model folder, and ends it. Never two at once: see serving.py."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from bench.setup import ROOT, environment
+
+Kind = Literal["mlx_lm.server", "configi"]
+KINDS: tuple[Kind, ...] = ("mlx_lm.server", "configi")
+_ADDRESS = re.compile(r"on (http://\S+)")
+_START_S = 120.0
+_STOP_S = 20.0
+
+
+class ServerFailed(Exception):
+    """A server did not start, or ended by itself; one sentence, with the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server process that answers."""
+
+    kind: Kind
+    url: str
+    process: subprocess.Popen[str]
+    log: Path
+
+    def engines(self) -> list[psutil.Process]:
+        """Its child processes, living ones only."""
+        children = psutil.Process(self.process.pid).children()
+        return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+
+
+@contextlib.contextmanager
+def running(kind: Kind, model: Path, folder: Path, **sections: Mapping[str, Any]) -> Iterator[Server]:
+    """`kind` serving `model`, with the model in memory. `folder` keeps log and caches; a second call finds them again.
+
+    `sections`: settings of configi, beside the defaults.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / f"{kind}.log"
+    if kind == "configi":
+        command = ["server.cli", "serve", "--config", str(configuration(folder, model, sections))]
+        port = None
+    else:
+        port = _free_port()
+        command = ["mlx_lm", "server", "--model", str(model), "--port", str(port), "--log-level", "WARNING"]
+    with log.open("a") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if port is None else stderr,
+            stderr=stderr,
+            text=True,
+            cwd=ROOT,
+            env=environment(),
+        )
+    try:
+        url = f"http://127.0.0.1:{port}" if port else _announced(process, log)
+        server = Server(kind, url, process, log)
+        _first_answer(server)
+        yield server
+    finally:
+        _end(process)
+
+
+def configuration(folder: Path, model: Path, sections: Mapping[str, Mapping[str, Any]]) -> Path:
+    """A config.toml for configi; its caches stay in `folder`."""
+    settings: dict[str, dict[str, Any]] = {
+        "server": {"port": 0},
+        "lifecycle": {"load_at_start": True},
+        "storage": {"cache_dir": str(folder / "cache"), "allow_download": False},
+        "log": {"level": "warning"},
+    }
+    for name, values in sections.items():
+        settings[name] = settings.get(name, {}) | dict(values)
+    lines: list[str] = []
+    for name, values in settings.items():
+        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+    lines += ["[[models]]", 'id = "bench"', 'acquire = "local"', f"path = {json.dumps(str(model))}"]
+    path = folder / "config.toml"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _first_answer(server: Server) -> None:
+    """An unrelated short request: it waits for the model and takes what every first request pays."""
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "temperature": 0}
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            raise ServerFailed(f"{server.kind} ended with code {server.process.returncode}.{_tail(server.log)}")
+        request = urllib.request.Request(
+            f"{server.url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=_START_S) as response:
+                response.read()
+                return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.2)
+    raise ServerFailed(f"{server.kind} did not answer within {_START_S:.0f} s.{_tail(server.log)}")
+
+
+def _announced(process: subprocess.Popen[str], log: Path) -> str:
+    assert process.stdout is not None
+    if found := _ADDRESS.search(process.stdout.readline()):
+        return found[1]
+    raise ServerFailed(f"configi did not start.{_tail(log)}")
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    process.communicate()
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()[-5:]
+    return "".join(f"\n    {line}" for line in lines)
+
+
+def _free_port() -> int:
+    """mlx_lm.server does not say which port it got, so it is told one."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
