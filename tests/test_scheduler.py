@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 
 from server.engine.messages import Generate, Sampling
-from server.engine.scheduler import Reading, Rotation, Scheduler
+from server.engine.scheduler import Rotation, Scheduler
 
 
 def request(id: int, client: str = "") -> Generate:
@@ -73,6 +75,15 @@ def test_what_does_not_fit_waits_and_is_not_overtaken() -> None:
         scheduler.add(request(id))
     assert [r.id for r in scheduler.admit(lambda r: r.id != 2)] == [1]
     assert admitted(scheduler) == [2, 3]
+
+
+@dataclass
+class Reading:
+    id: int
+    client: str
+    remaining: int
+    after: int | None = None
+    passed_over: int = 0
 
 
 def read(rotation: Rotation, readings: list[Reading], slice_tokens: int) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from server.engine.kv import Footprint
 from server.engine.messages import Generate
+from server.engine.pace import SMALLEST_SLICE
 
 HORIZON = 512
 # Where admission stops and the prefix cache gives way, as a part of the limit; the rest is for what the arithmetic
@@ -33,7 +34,7 @@ class Admission:
 
     def fault(self, request: Generate) -> str | None:
         """Why the request can never run here, if so."""
-        need = self._need(len(request.prompt)) + self.footprint.activation
+        need = self._need(len(request.prompt)) + SMALLEST_SLICE * self.footprint.activation
         room = self.soft - self.weights
         if need <= room:
             return None
@@ -51,9 +52,9 @@ class Admission:
         """Bytes of weights and sequences, as far ahead as the horizon."""
         return self.weights + sum(self._need(self._horizon(request, tokens)) for request, tokens in running)
 
-    def slice_tokens(self, active: int) -> int:
-        """Prompt tokens whose activations fit beside `active` bytes in use; at least one."""
-        return max(1, (self.limit - active) // max(1, self.footprint.activation))
+    def slice_tokens(self, active: int, activation: int) -> int:
+        """Prompt tokens whose activations, of so many bytes each, fit beside `active` bytes in use."""
+        return max(SMALLEST_SLICE, (self.limit - active) // max(1, activation))
 
     def _horizon(self, request: Generate, tokens: int) -> int:
         return min(len(request.prompt) + request.max_tokens, max(tokens, len(request.prompt)) + HORIZON)

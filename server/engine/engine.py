@@ -31,10 +31,10 @@ from server.engine.messages import (
     Prefilled,
     Stats,
 )
-from server.engine.pace import Pace
+from server.engine.pace import SMALLEST_SLICE, Pace
 from server.engine.prefill import Prefill
-from server.engine.prefix_cache import PrefixCache
-from server.engine.scheduler import Reading, Rotation, Scheduler
+from server.engine.prefix_cache import Hit, PrefixCache
+from server.engine.scheduler import Rotation, Scheduler
 from server.engine.scoring import Scoring
 
 log = logging.getLogger("configi.engine")
@@ -79,9 +79,11 @@ class Engine:
             prefill_rate=lambda: self._pace.prefill_tokens_per_s,
         )
         self._batch = Batch(self._model)
-        self._prefills: dict[int, tuple[Prefill, Reading]] = {}
+        self._prefills: dict[int, Prefill] = {}
         self._steps = 0
         self._peak_bytes = 0
+        # Bytes per token of a slice; more with a longer context, where attention keeps its scores.
+        self._activation = admission.footprint.activation
 
     @property
     def busy(self) -> bool:
@@ -120,7 +122,7 @@ class Engine:
         return self._prefixes.write_one()
 
     def stats(self) -> Stats:
-        prefilling = sum(kv.nbytes(prefill.layers) for prefill, _ in self._prefills.values())
+        prefilling = sum(kv.nbytes(prefill.layers) for prefill in self._prefills.values())
         self._peak_bytes = max(self._peak_bytes, mx.get_peak_memory())
         return Stats(
             steps=self._steps,
@@ -136,59 +138,65 @@ class Engine:
 
     def _admit(self) -> Iterator[Event]:
         for request in self._scheduler.admit(lambda r: self._admission.fits(r, self._running())):
-            prefill = Scoring(self._model, request) if request.prompt_logprobs else Prefill(self._model, request)
-            same = (p.request.id for p, _ in self._prefills.values() if p.request.prompt == request.prompt)
-            reading = Reading(request.id, request.client, prefill.remaining, next(same, None))
-            self._prefills[request.id] = (prefill, reading)
+            same = next((p.id for p in self._prefills.values() if p.request.prompt == request.prompt), None)
+            reader = Scoring if request.prompt_logprobs else Prefill
+            self._prefills[request.id] = reader(self._model, request, after=same)
             yield Prefilled(request.id, 0, len(request.prompt))
 
     def _turn(self) -> list[Event]:
+        """One decode step, one slice. The pace is told what the model took, not what the bookkeeping between did."""
         start = time.monotonic()
         decoding = len(self._batch) > 0
         events, finished = self._batch.step() if decoding else ([], {})
+        seconds = time.monotonic() - start
         for tokens, layers in finished.values():
             self._prefixes.store(tokens, layers, [], "assistant")
-        decoding = decoding and len(self._batch) > 0
+        decoding = len(self._batch) > 0
         prefilled = 0
-        size = self._pace.slice_tokens(decoding=decoding) if self._prefills else 0
-        if size:
-            chosen = self._rotation.next([reading for _, reading in self._prefills.values()])
-            prefilled, told = self._read(*self._prefills[chosen.id], size)
-            events += told
-        self._pace.turn(time.monotonic() - start, prefilled=prefilled, decoding=decoding)
+        if self._prefills and (size := self._pace.slice_tokens(decoding=decoding)):
+            prefill = self._rotation.next(list(self._prefills.values()))
+            if not prefill.begun:
+                events.append(self._begin(prefill))
+            start = time.monotonic()
+            prefilled = self._read(prefill, size)
+            seconds += time.monotonic() - start
+            events += self._after_slice(prefill, prefilled)
+        self._pace.turn(seconds, prefilled=prefilled, decoding=decoding)
         return events
 
-    def _read(self, prefill: Prefill, reading: Reading, size: int) -> tuple[int, list[Event]]:
-        """One slice; the tokens it read, and what is to be told."""
-        request, shared = prefill.request, 0
-        events: list[Event] = []
-        cached = 0
-        if not prefill.begun:
-            cached, shared = self._begin(prefill)
-            events.append(Prefilled(request.id, cached, len(request.prompt), cached, shared))
-        stops = self._stops(request)
-        tokens = min(size, prefill.largest, prefill.up_to(stops), self._admission.slice_tokens(mx.get_active_memory()))
-        if tokens > 0:
+    def _begin(self, prefill: Prefill) -> Event:
+        """Find what was read before."""
+        request = prefill.request
+        # A KV cache holds no logits, so a prompt that is scored is read from the start.
+        hit = Hit(None, 0, 0) if isinstance(prefill, Scoring) else self._prefixes.find(request.prompt)
+        prefill.go_on_from(hit.layers, hit.length)
+        return Prefilled(request.id, hit.length, len(request.prompt), hit.length, hit.shared)
+
+    def _read(self, prefill: Prefill, size: int) -> int:
+        """One slice of at most `size` tokens; how many it was."""
+        active = mx.get_active_memory()
+        fitting = self._admission.slice_tokens(active, self._activation)
+        tokens = min(size, prefill.largest, prefill.up_to(self._stops(prefill.request)), fitting)
+        if tokens:
+            self._peak_bytes = max(self._peak_bytes, mx.get_peak_memory())
+            mx.reset_peak_memory()
             prefill.read(tokens)
+            self._activation = max(self._activation, (mx.get_peak_memory() - active) // max(tokens, SMALLEST_SLICE))
+        return tokens
+
+    def _after_slice(self, prefill: Prefill, tokens: int) -> list[Event]:
+        request = prefill.request
+        events: list[Event] = []
+        if tokens:
             self._rotation.read(request.client, tokens)
-            reading.remaining = prefill.remaining
             events.append(Prefilled(request.id, prefill.done, len(request.prompt)))
-            if prefill.done in stops or not prefill.remaining:
+            if prefill.done in self._stops(request) or not prefill.remaining:
                 self._keep(prefill)
         if not prefill.remaining:
             del self._prefills[request.id]
             events += prefill.result()
             self._batch.join(request, prefill.layers)
-        return tokens, events
-
-    def _begin(self, prefill: Prefill) -> tuple[int, int]:
-        """Find what was read before: tokens reused, and tokens shared with the most similar prompt."""
-        if isinstance(prefill, Scoring):
-            prefill.go_on_from(None, 0)
-            return 0, 0
-        hit = self._prefixes.find(prefill.request.prompt)
-        prefill.go_on_from(hit.layers, hit.length)
-        return hit.length, hit.shared
+        return events
 
     def _stops(self, request: Generate) -> list[int]:
         """Where a slice must end because a checkpoint can be taken there only."""
@@ -207,7 +215,7 @@ class Engine:
     def _remove(self, id: int) -> None:
         """Take a cancelled request out of whatever phase it is in; what was read stays read."""
         if id in self._prefills:
-            prefill, _ = self._prefills.pop(id)
+            prefill = self._prefills.pop(id)
             if prefill.begun and prefill.done:
                 self._keep(prefill)
         elif id in self._batch:
@@ -218,7 +226,7 @@ class Engine:
 
     def _running(self) -> list[tuple[Generate, int]]:
         """The requests that hold a slot, with the tokens in their caches."""
-        prefilling = [(prefill.request, prefill.done) for prefill, _ in self._prefills.values()]
+        prefilling = [(prefill.request, prefill.done) for prefill in self._prefills.values()]
         return prefilling + list(self._batch.requests())
 
     def _relieve(self) -> list[Event]:

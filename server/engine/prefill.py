@@ -16,11 +16,22 @@ class Prefill:
     """`done` prompt tokens are in `layers`. All but the last token are read here: the last one's logits are the first
     step of decoding."""
 
-    def __init__(self, model: Any, request: Generate) -> None:
+    def __init__(self, model: Any, request: Generate, after: int | None = None) -> None:
         self.request = request
         self.layers: Layers = []
         self.done = 0
+        # For whose slice is next: see `scheduler.Reading`.
+        self.passed_over = 0
+        self.after = after
         self._model = model
+
+    @property
+    def id(self) -> int:
+        return self.request.id
+
+    @property
+    def client(self) -> str:
+        return self.request.client
 
     def go_on_from(self, layers: Layers | None, done: int) -> None:
         """Begin behind the first `done` tokens, which `layers` hold."""

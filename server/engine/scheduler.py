@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from server.engine.messages import Generate
 
@@ -72,18 +72,27 @@ class Scheduler:
             del self._queues[client]
 
 
-@dataclass(slots=True)
-class Reading:
-    """One prompt that is being read: tokens left, and how often others were read before it since its last slice.
+class Reading(Protocol):
+    """A prompt that is being read. `passed_over`: how often others of its client were read before it since its last
+    slice.
 
     `after`: an earlier request with the same prompt, worth waiting for, since what it reads is then read for both.
     """
 
-    id: int
-    client: str
-    remaining: int
-    after: int | None = None
-    passed_over: int = 0
+    passed_over: int
+    after: int | None
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def client(self) -> str: ...
+    @property
+    def remaining(self) -> int:
+        """Tokens left."""
+        ...
+
+
+R = TypeVar("R", bound=Reading)
 
 
 class Rotation:
@@ -93,7 +102,7 @@ class Rotation:
     def __init__(self) -> None:
         self._read: dict[str, int] = {}
 
-    def next(self, readings: Sequence[Reading]) -> Reading:
+    def next(self, readings: Sequence[R]) -> R:
         """`readings` in order of arrival, not empty."""
         ids = {reading.id for reading in readings}
         readings = [reading for reading in readings if reading.after not in ids]

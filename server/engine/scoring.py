@@ -32,8 +32,8 @@ def token_logprob(logprobs: mx.array, token: int, top: int) -> TokenLogprob:
 class Scoring(Prefill):
     """The prompt of `request`, scored as it is read; from the start, since a KV cache holds no logits."""
 
-    def __init__(self, model: Any, request: Generate) -> None:
-        super().__init__(model, request)
+    def __init__(self, model: Any, request: Generate, after: int | None = None) -> None:
+        super().__init__(model, request, after)
         self._scored: list[TokenLogprob] = []
 
     @property
