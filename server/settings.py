@@ -78,7 +78,7 @@ class EngineSettings(Section):
         2048, ge=16, le=4096, description="Most prompt tokens in one forward pass; measured speed makes it fewer."
     )
     decode_stall_target_ms: float = Field(
-        250, gt=0, description="Longest gap in a running stream while another's prompt is read."
+        400, gt=0, description="Longest gap in a running stream while another's prompt is read."
     )
     load_timeout_s: float = Field(600, gt=0, description="Longest time to load the weights into memory.")
     hang_timeout_s: float = Field(
