@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
@@ -12,7 +14,7 @@ from server.models.status import ModelStatus
 _LONG = ("fetching", "building", "loading")
 
 
-async def show_progress(console: Console, lifecycle: Lifecycle, catalog: Catalog) -> None:
+async def show_progress(console: Console, lifecycle: Lifecycle[Any], catalog: Catalog) -> None:
     """Until cancelled: one bar for whatever model is being fetched, built or loaded."""
     while True:
         status = next((s for s in map(lifecycle.status, catalog.entries) if s.state in _LONG), None)
@@ -22,7 +24,7 @@ async def show_progress(console: Console, lifecycle: Lifecycle, catalog: Catalog
             await _show(console, lifecycle, catalog, status)
 
 
-async def _show(console: Console, lifecycle: Lifecycle, catalog: Catalog, status: ModelStatus) -> None:
+async def _show(console: Console, lifecycle: Lifecycle[Any], catalog: Catalog, status: ModelStatus) -> None:
     """One model from the start of something long to its end."""
     entry = catalog.resolve(status.id)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())

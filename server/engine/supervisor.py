@@ -143,11 +143,13 @@ class EngineProcess:
 
     async def stop(self) -> None:
         """Ask, wait, kill. Afterwards the process is reaped and its memory is back."""
+        # Before the weights are there nobody listens, and nothing would be lost.
+        patience = _STOP_S if self._resident else 0
         self._resident = False
         self.client.close(EngineFailed("The engine was stopped."))
         self.client.stop()
         try:
-            async with asyncio.timeout(_STOP_S):
+            async with asyncio.timeout(patience):
                 await self._process.wait()
         except TimeoutError:
             self._kill()
