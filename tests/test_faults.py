@@ -277,6 +277,28 @@ def _refuses(server: Running) -> bool:
     return False
 
 
+def test_an_engine_that_does_not_listen_is_killed_at_the_end_without_a_false_word_in_the_log(
+    tmp_path: Path, model: Path
+) -> None:
+    with serving_script(tmp_path, model, engine={"load_timeout_s": 0.5}, log={"level": "warning"}) as server:
+        server.assert_still_serves()
+        [engine] = server.engines()
+        engine.suspend()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(15) == 0
+        assert not psutil.pid_exists(engine.pid)
+        assert server.log.read_text() == ""
+
+
+def test_a_stopped_engine_in_a_stream_is_a_hung_one(tmp_path: Path, model: Path) -> None:
+    engine = {"hang_timeout_s": 0.5, "restart_backoff_s": 0.01}
+    with serving(tmp_path, model, engine=engine) as server, stream(server) as s:
+        s.text()
+        server.engines()[0].suspend()
+        assert_ends_with_error(s, "no progress")
+        server.assert_still_serves()
+
+
 def test_the_engine_does_not_outlive_a_server_that_was_killed(tmp_path: Path, model: Path) -> None:
     with serving(tmp_path, model) as server:
         server.assert_still_serves()

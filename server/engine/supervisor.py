@@ -158,8 +158,6 @@ class EngineProcess:
 
     async def _watch_exit(self) -> None:
         code = await self._process.wait()
-        if self.client.closed is not None:
-            return
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
         self._die(EngineFailed(f"The engine process {how}."))
 
@@ -177,6 +175,9 @@ class EngineProcess:
 
     def _die(self, error: ConfigiError) -> None:
         """End what waits for the process with `error`, and the process if it still runs."""
+        if self.client.closed is not None:
+            # It was asked to end, and no watcher has anything to say about that.
+            return
         log.error("engine %d: %s", self._process.pid, error.message)
         resident = self._resident
         self._kill()
