@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import resource
 import socket
 import ssl
 from collections.abc import Iterator
@@ -331,3 +333,19 @@ def test_a_slow_upload_does_not_disturb_a_stream(server: Running) -> None:
         sock.sendall(request("POST", CHAT, b"{", content_length="1000"))
         with stream(server, max_tokens=50) as s:
             assert list(s.events())[-1] == "[DONE]"
+
+
+def test_a_hundred_idle_connections_under_a_shells_limit_keep_nobody_out(tmp_path: Path, model: Path) -> None:
+    shell = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, shell[1]))
+    try:
+        server = serving_script(tmp_path, model, server={"header_timeout_s": 600})
+        with contextlib.ExitStack() as stack:
+            running = stack.enter_context(server)
+            resource.setrlimit(resource.RLIMIT_NOFILE, shell)
+            for _ in range(100):
+                stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=10))
+            assert exchange(running.port, request("GET", "/health")) is not None
+            running.assert_still_serves()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, shell)
