@@ -75,7 +75,7 @@ class Demo:
             spent[state] = spent.get(state, 0.0) + time.monotonic() - since
         if status.state == "failed":
             raise DemoFailed(status.text)
-        parts = ", ".join(f"{state} {s:.1f} s" for state, s in spent.items() if s >= 0.05)
+        parts = ", ".join(f"{state} {s:.1f} s" for state, s in spent.items() if state != "absent")
         self._console.print(f"Model ready after {time.monotonic() - start:.1f} s ({parts}).\n")
         self._console.print(f"[bold]>[/bold] {QUESTION}")
 

@@ -30,12 +30,14 @@ async def _show(console: Console, lifecycle: Lifecycle[Any], catalog: Catalog, s
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(status.text, total=None)
-        said = ""
+        said: tuple[str, int] | None = None
         while status.state in _LONG:
             progress.update(task, description=f"{status.id}: {status.text}", completed=status.done, total=status.total)
-            if not console.is_terminal and status.state != said:
-                console.print(f"{status.id}: {status.text}", highlight=False)
-                said = status.state
+            # A line for every state, and for every tenth of a transfer.
+            stage = status.state, 10 * status.done // status.total if status.total else 0
+            if not console.is_terminal and stage != said:
+                console.print(f"{status.id}: {status.text}", highlight=False, soft_wrap=True)
+                said = stage
             await lifecycle.changed()
             status = lifecycle.status(entry)
     console.print(f"{status.id}: {status.text}", highlight=False)

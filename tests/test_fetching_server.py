@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import psutil
 import pytest
 
 from tests.loopback_hub import COMMIT, REPO, LoopbackHub, hub_environment, loopback_hub, stall
-from tests.running import Running, running
+from tests.running import ROOT, Running, running
 from tests.test_faults import Stream, assert_ends_with_error, stream, until
 from tests.tiny_model import write_tiny_model
 
@@ -30,14 +33,41 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub
         yield hub
 
 
-def serving(folder: Path, **sections: Mapping[str, Any]) -> contextlib.AbstractContextManager[Running]:
+def config(folder: Path, **sections: Mapping[str, Any]) -> Path:
     lines = ["[server]", "port = 0", "shutdown_grace_s = 0.2"]
     for name, values in sections.items():
         lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
     lines += ["[[models]]", 'id = "tiny"', 'acquire = "fetch"', f'fetch = "{REPO}"']
     path = folder / "config.toml"
     path.write_text("\n".join(lines))
-    return running(["-m", "tests.serve_scripted", str(path)], folder)
+    return path
+
+
+def serving(folder: Path, **sections: Mapping[str, Any]) -> contextlib.AbstractContextManager[Running]:
+    return running(["-m", "tests.serve_scripted", str(config(folder, **sections))], folder)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_transfer_is_a_bar_on_a_terminal_and_plain_lines_elsewhere(
+    tmp_path: Path, hub: LoopbackHub, terminal: bool
+) -> None:
+    hub.fault(WEIGHTS, stall, times=1)
+    path = config(tmp_path, storage={"hub_timeout_s": 1}, lifecycle={"load_at_start": True})
+    ours, theirs = os.openpty() if terminal else os.pipe()
+    command = [sys.executable, "-m", "server.cli", "serve", "--config", str(path)]
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "150"}
+    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL, cwd=ROOT, env=environment) as process:
+        os.close(theirs)
+        shown = ""
+        try:
+            while "tiny: in memory" not in shown:
+                shown += os.read(ours, 4096).decode()
+        finally:
+            process.terminate()
+    os.close(ours)
+    assert "fetching" in shown
+    assert ("━" in shown) is terminal
+    assert ("\x1b" in shown) is terminal
 
 
 def workers(server: Running) -> list[psutil.Process]:

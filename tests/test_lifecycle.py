@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import shutil
 import signal
@@ -16,10 +15,8 @@ import psutil
 import pytest
 
 from tests.running import Running, config, running, serving, serving_script
-from tests.test_faults import assert_ends_with_error, stream, until
+from tests.test_faults import assert_ends_with_error, send, stream, until
 from tests.tiny_model import write_tiny_model
-
-QUESTION = {"messages": [{"role": "user", "content": "Hello"}]}
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +177,7 @@ def test_a_server_that_is_told_to_stop_while_it_loads_tells_who_waits_and_stops(
 ) -> None:
     settings = {"shutdown_grace_s": 0.2}
     with serving_script(tmp_path, model, ["--load-seconds", "60"], server=settings) as server, stream(server) as s:
-        waiting = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-        waiting.request("POST", "/v1/chat/completions", json.dumps(QUESTION), {"content-type": "application/json"})
+        waiting = send(server, stream=False)
         # Answered after the request above has been read.
         assert server.get("/health")[0] == 200
         [engine] = server.engines()
