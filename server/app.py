@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp
 from server.api import chat_completions, completions, operations
 from server.api import models as model_routes
 from server.api.errors import install_error_handlers
+from server.chat.text_side import TextSide
 from server.engine.supervisor import Supervisor
 from server.generation import Generation
 from server.guard import Guard
@@ -24,7 +26,7 @@ from server.models.memory import Memory
 from server.settings import Settings
 
 # Runs beside the server for as long as it is up, e.g. to show progress on the terminal.
-Companion = Callable[[Lifecycle, Catalog], Awaitable[None]]
+Companion = Callable[[Lifecycle[Any], Catalog], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ def create_app(
         acquirer or Acquirer(settings.storage),
         Memory(settings.lifecycle),
         supervisor or Supervisor(settings),
+        TextSide.load,
     )
     generation = Generation(settings, catalog, lifecycle, Metrics())
 

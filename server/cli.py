@@ -107,19 +107,19 @@ def _run(settings: Settings, *, demo: bool, exit_after_reply: bool = False) -> N
 
     from rich.console import Console
 
-    from server import listen, logs
+    from server import listen, logs, loopback
     from server.app import Companion, create_app
     from server.demo import Demo
     from server.terminal import show_progress
 
     logs.configure(settings.log)
     socket = listen.bind(settings.server)
-    host, port = socket.getsockname()[:2]
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    address = loopback.address(*socket.getsockname()[:2])
     console = Console()
     console.print(f"configi {__version__} on {address}", highlight=False)
     companions: list[Companion] = [functools.partial(show_progress, console)]
-    run_demo = Demo(console, address, exit_after_reply=exit_after_reply)
+    key = settings.server.api_key
+    run_demo = Demo(console, address, key.get_secret_value() if key else None, exit_after_reply=exit_after_reply)
     if demo:
         companions.append(run_demo)
     configi = create_app(settings, companions=companions)
@@ -134,18 +134,21 @@ def _given(**flags: Any) -> dict[str, Any]:
 
 
 def _with_default(settings: Settings, name: str) -> Settings:
-    """`--model`: a configured model, or else a folder, becomes the default."""
+    """`--model`: the id of a configured model, else a folder, else an alias, becomes the default."""
     from server.errors import ModelNotFound
     from server.models.catalog import Catalog
 
     entries = list(settings.models)
-    try:
-        entry = Catalog(settings).resolve(name)
-    except ModelNotFound as error:
-        if not Path(name).is_dir():
+    folder = Path(name).expanduser()
+    # A folder before the aliases: gpt-oss-mlx in front of the user is meant rather than what gpt-* stands for.
+    if folder.is_dir() and name not in [entry.id for entry in entries]:
+        entry = _local(folder.resolve())
+        entries = [entry, *(other for other in entries if other.id != entry.id)]
+    else:
+        try:
+            entry = Catalog(settings).resolve(name)
+        except ModelNotFound as error:
             raise SetupError(f"--model {name}: neither a configured model nor a folder. {error.message}") from None
-        entry = _local(Path(name).resolve())
-        entries.insert(0, entry)
     lifecycle = settings.lifecycle.model_copy(update={"default_model": entry.id})
     return settings.model_copy(update={"models": entries, "lifecycle": lifecycle})
 

@@ -7,13 +7,12 @@ import json
 import os
 import signal
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 
+from server import loopback
 from server.models.catalog import Catalog
 from server.models.lifecycle import Lifecycle
 from server.settings import ModelSettings
@@ -27,16 +26,47 @@ DEMO_MODEL = ModelSettings(
 QUESTION = "What is the capital of France?"
 
 
+class DemoFailed(Exception):
+    """The question got no answer; `code` is that of the error envelope."""
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class Demo:
     """Waits for the model, asks `QUESTION` through the real endpoint, prints the answer and what it took."""
 
-    def __init__(self, console: Console, address: str, *, exit_after_reply: bool) -> None:
+    def __init__(self, console: Console, address: str, key: str | None, *, exit_after_reply: bool) -> None:
         self._console = console
         self._address = address
+        self._key = key
         self._exit_after_reply = exit_after_reply
         self.failed = False
 
-    async def __call__(self, lifecycle: Lifecycle, catalog: Catalog) -> None:
+    async def __call__(self, lifecycle: Lifecycle[Any], catalog: Catalog) -> None:
+        try:
+            await self._ready(lifecycle, catalog)
+            await asyncio.to_thread(self._ask)
+        except DemoFailed as error:
+            # A second signal would cut the end that the first one has begun.
+            if error.code == "shutting_down":
+                return
+            self._console.print(f"The demo failed: {error}", markup=False, highlight=False, soft_wrap=True)
+            self.failed = True
+        if self.failed or self._exit_after_reply:
+            self._stop()
+            return
+        authorization = " -H 'Authorization: Bearer YOUR-KEY'" if self._key else ""
+        self._console.print(
+            f"\nServing on {self._address}/v1 until Ctrl-C. Try it from another terminal:\n\n"
+            f"  curl {self._address}/v1/chat/completions -H 'Content-Type: application/json'{authorization} \\\n"
+            f'    -d \'{{"messages": [{{"role": "user", "content": "{QUESTION}"}}], "stream": true}}\'\n',
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    async def _ready(self, lifecycle: Lifecycle[Any], catalog: Catalog) -> None:
         start = time.monotonic()
         spent: dict[str, float] = {}
         while (status := lifecycle.status(catalog.default)).state not in ("ready", "failed"):
@@ -44,24 +74,10 @@ class Demo:
             await lifecycle.changed()
             spent[state] = spent.get(state, 0.0) + time.monotonic() - since
         if status.state == "failed":
-            self._console.print(f"The demo cannot start: {status.text}")
-            self.failed = True
-            self._stop()
-            return
-        parts = ", ".join(f"{state} {s:.1f} s" for state, s in spent.items() if s >= 0.05)
+            raise DemoFailed(status.text)
+        parts = ", ".join(f"{state} {s:.1f} s" for state, s in spent.items() if state != "absent")
         self._console.print(f"Model ready after {time.monotonic() - start:.1f} s ({parts}).\n")
         self._console.print(f"[bold]>[/bold] {QUESTION}")
-        await asyncio.to_thread(self._ask)
-        if self._exit_after_reply:
-            self._stop()
-            return
-        self._console.print(
-            f"\nServing on {self._address}/v1 until Ctrl-C. Try it from another terminal:\n\n"
-            f"  curl {self._address}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
-            f'    -d \'{{"messages": [{{"role": "user", "content": "{QUESTION}"}}], "stream": true}}\'\n',
-            highlight=False,
-            soft_wrap=True,
-        )
 
     def _ask(self) -> None:
         start = time.monotonic()
@@ -89,15 +105,15 @@ class Demo:
             "temperature": 0,
             "max_tokens": 64,
         }
-        request = urllib.request.Request(
-            f"{self._address}/v1/chat/completions",
-            json.dumps(body).encode(),
-            {"content-type": "application/json"},
-        )
-        with urllib.request.urlopen(request) as response:
-            for line in response:
+        raw = json.dumps(body).encode()
+        with loopback.call(f"{self._address}/v1/chat/completions", self._key, raw) as answer:
+            # Not a stream when it failed before its first byte.
+            for line in answer if answer.status == 200 else [b"data: " + answer.read()]:
                 if line.startswith(b"data: {"):
-                    yield json.loads(line[6:])
+                    chunk = json.loads(line[6:])
+                    if error := chunk.get("error"):
+                        raise DemoFailed(error["message"], error["code"])
+                    yield chunk
 
     def _stop(self) -> None:
         """As Ctrl-C would."""

@@ -12,14 +12,14 @@ import math
 import secrets
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from server.chat.conversation import GenerationRequest, Prompt, RawPrompt, Role
 from server.chat.events import Event, Finish, Progress, PromptLogprobs, Started, Text, TokenText, Usage, Waiting
 from server.chat.output import ChoiceOutput, token_text
 from server.chat.prompt import EncodedPrompt, encode_prompt
-from server.chat.template import ChatTemplate
+from server.chat.text_side import TextSide
 from server.chat.tokenizer import ChatTokenizer
 from server.engine.client import EngineStream
 from server.engine.messages import Boundary, Finished, Generate, Kind, Prefilled, PromptScored, Sampling, Tokens
@@ -42,24 +42,14 @@ _COMING_UP = ("fetching", "building", "loading", "unloading")
 _SHUTTING_DOWN = "The server is shutting down."
 
 
-@dataclass(frozen=True, slots=True)
-class TextSide:
-    """What the HTTP process needs of a model: its tokenizer, its chat template, the context length to serve."""
-
-    tokenizer: ChatTokenizer
-    template: ChatTemplate
-    context_length: int
-
-
 class Generation:
     """The service behind every endpoint (`api.service.Service`)."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, lifecycle: Lifecycle, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, catalog: Catalog, lifecycle: Lifecycle[TextSide], metrics: Metrics) -> None:
         self.settings = settings
         self._catalog = catalog
         self._lifecycle = lifecycle
         self._metrics = metrics
-        self._text_sides: dict[str, TextSide] = {}
         self._sequences = 0
         self._streams: set[EngineStream] = set()
         self._draining = False
@@ -74,11 +64,11 @@ class Generation:
         entry = self._catalog.resolve(request.model)
         options = request.options
         with self._place(options.n), self._metrics.request(entry.id) as measured:
-            files = asyncio.ensure_future(self._text_side(entry))
-            async with aclosing(self._until(files, entry, request.patient)) as waits:
+            opened = asyncio.ensure_future(self._lifecycle.open(entry))
+            async with aclosing(self._until(opened, entry, request.patient)) as waits:
                 async for waiting in waits:
                     yield waiting
-            text_side = files.result()
+            text_side = opened.result()
             prompt = await self._encode(text_side, request.prompt)
             self._log_text(request, "prompt", prompt.text)
             sequences = _sequences(request, text_side, prompt)
@@ -100,14 +90,14 @@ class Generation:
 
     async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool) -> list[int]:
         """Raises ModelUnavailable when the model's files cannot be had, ContextLengthExceeded for a huge text."""
-        text_side = await self._text_side(self._catalog.resolve(model))
+        text_side = await self._text_side(model)
         if isinstance(prompt, RawPrompt) and isinstance(prompt.content, str):
             # As it is: an empty text has no tokens, and a prompt would have.
             return await asyncio.to_thread(text_side.tokenizer.encode, prompt.content, add_special)
         return (await self._encode(text_side, prompt)).ids
 
     async def detokenize(self, model: str | None, tokens: list[int]) -> str:
-        text_side = await self._text_side(self._catalog.resolve(model))
+        text_side = await self._text_side(model)
         return await asyncio.to_thread(text_side.tokenizer.decode, tokens)
 
     # ---- what operations and model endpoints show
@@ -124,7 +114,7 @@ class Generation:
     def _status(self, entry: ModelSettings) -> ModelStatus:
         """With the context length, which the model's own files tell once they have been read."""
         status = self._lifecycle.status(entry)
-        text_side = self._text_sides.get(entry.id)
+        text_side = self._lifecycle.opened(entry)
         return replace(status, context_length=text_side.context_length) if text_side else status
 
     def healthy(self) -> bool:
@@ -159,8 +149,10 @@ class Generation:
         """A place among the running and waiting sequences, or QueueFull."""
         if self._draining:
             raise ShuttingDown(_SHUTTING_DOWN)
-        limits = self.settings.engine
-        if self._sequences + n > limits.max_concurrent + limits.queue_limit:
+        places = self.settings.engine.max_concurrent + self.settings.engine.queue_limit
+        if n > places:
+            raise InvalidRequest(f"n is {n}; this server has places for {places} choices at once.", param="n")
+        if self._sequences + n > places:
             raise QueueFull(f"The queue is full: {self._sequences} sequences are running or waiting. Try again later.")
         self._sequences += n
         try:
@@ -188,10 +180,13 @@ class Generation:
                 timeout = None if deadline is None else max(0.0, deadline - loop.time())
                 await asyncio.wait(wakers, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
                 changed.cancel()
-                if self._grace_over.is_set():
-                    raise ShuttingDown(_SHUTTING_DOWN)
+                if ended.done():
+                    break
                 if deadline is not None and loop.time() >= deadline and not future.done():
                     raise ModelLoading(f"Model '{entry.id}' is not ready yet: {status.state}, {status.text}.")
+            # Also when nothing had to be waited for: a stream begun now would have nobody to end it.
+            if self._grace_over.is_set():
+                raise ShuttingDown(_SHUTTING_DOWN)
             future.result()
         finally:
             ended.cancel()
@@ -199,16 +194,13 @@ class Generation:
             if isinstance(future, asyncio.Task):
                 future.cancel()
 
-    async def _text_side(self, entry: ModelSettings) -> TextSide:
-        folder = await self._lifecycle.files(entry)
-        if (known := self._text_sides.get(entry.id)) is not None:
-            return known
-        tokenizer = await asyncio.to_thread(ChatTokenizer.load, folder)
-        template = await asyncio.to_thread(ChatTemplate.load, folder)
-        context = min(entry.context_length or tokenizer.context_length, tokenizer.context_length)
-        text_side = TextSide(tokenizer, template, context)
-        self._text_sides[entry.id] = text_side
-        return text_side
+    async def _text_side(self, model: str | None) -> TextSide:
+        """For what does not stream and needs no engine."""
+        entry = self._catalog.resolve(model)
+        opened = asyncio.ensure_future(self._lifecycle.open(entry))
+        async for _ in self._until(opened, entry, patient=False):
+            pass
+        return opened.result()
 
     async def _encode(self, text_side: TextSide, prompt: Prompt) -> EncodedPrompt:
         return await asyncio.to_thread(

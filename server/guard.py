@@ -65,7 +65,9 @@ class Guard:
                 return
             self._check_key(scope["path"], headers)
             self._check_body(scope["method"], headers)
-            await self._app(scope, Body(receive, self._settings).receive, exchange.send)
+            # HEAD is GET whose body the protocol leaves out.
+            method = "GET" if scope["method"] == "HEAD" else scope["method"]
+            await self._app({**scope, "method": method}, Body(receive, self._settings).receive, exchange.send)
         except ConfigiError as error:
             await exchange.fail(error)
         except Exception:

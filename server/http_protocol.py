@@ -1,7 +1,8 @@
 """uvicorn's HTTP/1.1 protocol with a bound on how long a request's head may take, and errors in our envelope.
 
 HTTP process, below ASGI: what fails here never becomes a request. Written for uvicorn 0.54, which has a timer for idle
-keep-alive connections but none for a head that never ends, and answers protocol errors in plain text.
+keep-alive connections but none for a head that never ends, nor for the rest of a body whose request was answered
+without it, and which answers protocol errors in plain text.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def protocol_class(header_timeout_s: float, write_timeout_s: float) -> type[H11P
     """
 
     class GuardedProtocol(H11Protocol):
-        _head_timer: asyncio.TimerHandle | None = None
+        _read_timer: asyncio.TimerHandle | None = None
         _write_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -33,11 +34,23 @@ def protocol_class(header_timeout_s: float, write_timeout_s: float) -> type[H11P
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self.conn.their_state is not h11.IDLE:
+            if not self._owes_bytes():
                 self._disarm()
-            elif self._head_timer is None and self.conn.trailing_data[0]:
-                # The next request of a kept connection has begun; more bytes do not prolong its time.
+                if self.conn.their_state is h11.IDLE and self.timeout_keep_alive_task is None:
+                    # The rest of an answered body has come; uvicorn took its timer away with the first byte.
+                    self.timeout_keep_alive_task = self.loop.call_later(
+                        self.timeout_keep_alive, self.timeout_keep_alive_handler
+                    )
+            elif self._read_timer is None:
+                # More bytes do not prolong the time.
                 self._arm()
+
+        def _owes_bytes(self) -> bool:
+            """Whether the next request of a kept connection has begun, or a body goes on that nobody reads any more."""
+            if self.conn.their_state is h11.IDLE:
+                return bool(self.conn.trailing_data[0])
+            answered = self.cycle is not None and self.cycle.response_complete
+            return self.conn.their_state is h11.SEND_BODY and answered
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._disarm()
@@ -63,15 +76,15 @@ def protocol_class(header_timeout_s: float, write_timeout_s: float) -> type[H11P
             )
 
         def _arm(self) -> None:
-            self._head_timer = self.loop.call_later(header_timeout_s, self._too_slow)
+            self._read_timer = self.loop.call_later(header_timeout_s, self._too_slow)
 
         def _disarm(self) -> None:
-            if self._head_timer is not None:
-                self._head_timer.cancel()
-                self._head_timer = None
+            if self._read_timer is not None:
+                self._read_timer.cancel()
+                self._read_timer = None
 
         def _too_slow(self) -> None:
-            self._head_timer = None
+            self._read_timer = None
             self._answer(RequestTooSlow(f"The request did not arrive within {header_timeout_s:g} s."))
 
         def _answer(self, error: ConfigiError) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from server.origins import is_loopback
 from server.settings import ServerSettings
 
 _BACKLOG = 512
+# What macOS allows a process at most by default (OPEN_MAX).
+_FILES = 10240
 # Longer than what proxies and SDK connection pools keep (60 s), so that the client closes first.
 _KEEP_ALIVE_S = 75
 # What streams get, after the grace time, to write their error event.
@@ -74,6 +77,7 @@ def run(
     The first signal stops accepting and calls `on_drain`; after `shutdown_grace_s` `on_grace_over` must end whatever
     still runs. A second signal exits at once, status 1.
     """
+    _allow_many_connections()
     # Ours is the only say in how streams end (sse-starlette 3.7 would cut them at the signal).
     AppStatus.enable_automatic_graceful_drain = False
     config = uvicorn.Config(
@@ -90,6 +94,16 @@ def run(
         backlog=_BACKLOG,
     )
     _Server(config, settings.shutdown_grace_s, on_drain, on_grace_over).run(sockets=[sock])
+
+
+def _allow_many_connections() -> None:
+    """A shell on macOS gives a process 256 files, which a hundred clients and an engine use up."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        # Not worth failing for: macOS has a limit beside the hard one.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _Server(uvicorn.Server):

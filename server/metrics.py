@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -59,7 +60,7 @@ class Metrics:
         self._tokens.labels(model, "cached").inc(usage.cached_tokens)
         self._tokens.labels(model, "completion").inc(usage.completion_tokens)
 
-    def render(self, models: Sequence[ModelStatus], lifecycle: Lifecycle) -> bytes:
+    def render(self, models: Sequence[ModelStatus], lifecycle: Lifecycle[Any]) -> bytes:
         """Everything in the text exposition format."""
         state = CollectorRegistry()
         state.register(_Fixed(list(_gauges(models, lifecycle))))
@@ -93,7 +94,7 @@ class _Fixed:
         return self._metrics
 
 
-def _gauges(models: Sequence[ModelStatus], lifecycle: Lifecycle) -> Iterator[Metric]:
+def _gauges(models: Sequence[ModelStatus], lifecycle: Lifecycle[Any]) -> Iterator[Metric]:
     states = GaugeMetricFamily("configi_model_state", "1 for the state a model is in.", labels=["model", "state"])
     for model in models:
         for state in STATES:

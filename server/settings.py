@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -60,6 +70,15 @@ class ServerSettings(Section):
     shutdown_grace_s: float = Field(
         10, ge=0, description="After SIGTERM, how long running streams may finish before an error event."
     )
+
+    @field_validator("api_key")
+    @classmethod
+    def _can_be_sent(cls, key: SecretStr | None) -> SecretStr | None:
+        """An empty key, as an unset variable of a script gives, must not open the server to others."""
+        text = key.get_secret_value() if key is not None else "absent"
+        if not text or not text.isprintable() or text != text.strip():
+            raise ValueError("a key has at least one character, no space around it and no control characters")
+        return key
 
 
 class EngineSettings(Section):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.request
+from http.client import HTTPException
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from server import loopback
 from server.errors import SetupError
 from server.settings import ServerSettings
 
@@ -18,11 +18,10 @@ _TIMEOUT_S = 5
 
 def report(settings: ServerSettings, *, as_json: bool) -> None:
     """Raises SetupError when no server answers."""
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-    address = f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    address = loopback.address(settings.host, settings.port)
     key = settings.api_key.get_secret_value() if settings.api_key else None
-    ready = _get(f"{address}/ready", key)
-    models = _get(f"{address}/v1/models", key).get("data", [])
+    ready = _get(address, "/ready", key)
+    models = _get(address, "/v1/models", key).get("data", [])
     if as_json:
         print(json.dumps({"address": address, "ready": ready, "models": models}, indent=2))
         return
@@ -35,19 +34,16 @@ def report(settings: ServerSettings, *, as_json: bool) -> None:
     console.print(table)
 
 
-def _get(url: str, key: str | None) -> dict[str, Any]:
-    request = urllib.request.Request(url, headers={"authorization": f"Bearer {key}"} if key else {})
+def _get(address: str, path: str, key: str | None) -> dict[str, Any]:
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
-            body: dict[str, Any] = json.load(response)
-            return body
-    except urllib.error.HTTPError as error:
+        with loopback.call(address + path, key, timeout=_TIMEOUT_S) as answer:
+            status, body = answer.status, json.load(answer)
+    except (OSError, ValueError, HTTPException):
+        status, body = 0, None
+    match status, body:
         # /ready is 503 with the state until a model is resident.
-        with error:
-            body = json.load(error)
-        if error.code == 503:
+        case ((200 | 503), dict()):
             return body
-        raise SetupError(body.get("error", {}).get("message", f"The server answered {error.code}.")) from None
-    except (urllib.error.URLError, OSError, ValueError):
-        base = url.rpartition("/")[0].removesuffix("/v1")
-        raise SetupError(f"No configi server answers at {base}; start one with `configi serve`.") from None
+        case ((401 | 403), {"error": {"message": str(message)}}):
+            raise SetupError(message)
+    raise SetupError(f"No configi server answers at {address}; start one with `configi serve`.")

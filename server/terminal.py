@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
@@ -12,7 +14,7 @@ from server.models.status import ModelStatus
 _LONG = ("fetching", "building", "loading")
 
 
-async def show_progress(console: Console, lifecycle: Lifecycle, catalog: Catalog) -> None:
+async def show_progress(console: Console, lifecycle: Lifecycle[Any], catalog: Catalog) -> None:
     """Until cancelled: one bar for whatever model is being fetched, built or loaded."""
     while True:
         status = next((s for s in map(lifecycle.status, catalog.entries) if s.state in _LONG), None)
@@ -22,18 +24,20 @@ async def show_progress(console: Console, lifecycle: Lifecycle, catalog: Catalog
             await _show(console, lifecycle, catalog, status)
 
 
-async def _show(console: Console, lifecycle: Lifecycle, catalog: Catalog, status: ModelStatus) -> None:
+async def _show(console: Console, lifecycle: Lifecycle[Any], catalog: Catalog, status: ModelStatus) -> None:
     """One model from the start of something long to its end."""
     entry = catalog.resolve(status.id)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(status.text, total=None)
-        said = ""
+        said: tuple[str, int] | None = None
         while status.state in _LONG:
             progress.update(task, description=f"{status.id}: {status.text}", completed=status.done, total=status.total)
-            if not console.is_terminal and status.state != said:
-                console.print(f"{status.id}: {status.text}", highlight=False)
-                said = status.state
+            # A line for every state, and for every tenth of a transfer.
+            stage = status.state, 10 * status.done // status.total if status.total else 0
+            if not console.is_terminal and stage != said:
+                console.print(f"{status.id}: {status.text}", highlight=False, soft_wrap=True)
+                said = stage
             await lifecycle.changed()
             status = lifecycle.status(entry)
     console.print(f"{status.id}: {status.text}", highlight=False)

@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--load-seconds", type=float, default=0.0)
     parser.add_argument("--load-error", default="", help="refuse to load with this sentence")
     parser.add_argument("--crash-at-load", action="store_true")
+    parser.add_argument("--crash-for", default="", help="crash at the load of a folder of this name")
     parser.add_argument("--crash-at-step", type=int, default=-1, help="SIGKILL itself at this step")
     parser.add_argument("--hang-at-step", type=int, default=-1)
     parser.add_argument("--fail-at-token", type=int, default=-1, help="each request fails at this token")
@@ -51,7 +52,7 @@ def main() -> None:
     if not isinstance(load, Load):
         raise SystemExit("no Load")
     time.sleep(script.load_seconds)
-    if script.crash_at_load:
+    if script.crash_at_load or Path(load.model_dir).name == script.crash_for:
         os.kill(os.getpid(), signal.SIGKILL)
     if script.load_error:
         socket.send(encode([Failed(None, "load", script.load_error)]))

@@ -308,8 +308,24 @@ def test_an_integer_has_at_most_64_bits_wherever_it_stands(server: Running, numb
 
 
 def test_several_errors_are_named_in_one_message_with_short_inputs(server: Running) -> None:
-    bias = {str(token): "x" * 1000 for token in range(100)}
-    error = _refuses(server, "/v1/chat/completions", _chat(temperature="hot", logit_bias=bias), "temperature")
-    assert error["message"].startswith("temperature should be a valid number, not 'hot'; logit_bias.0 ")
-    assert error["message"].endswith("; and 96 more.")
+    fields = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed")
+    error = _refuses(server, "/v1/chat/completions", _chat(**dict.fromkeys(fields, "x" * 1000)), "temperature")
+    assert error["message"].startswith("temperature should be a valid number, not 'xxx")
+    assert error["message"].endswith("; and 2 more.")
     assert len(error["message"]) < 1000
+
+
+MANY_BAD = {
+    "/v1/chat/completions stop": _raw("[" + "1," * 1_000_000 + "1]", "stop"),
+    "/v1/chat/completions logit_bias": _chat(logit_bias={str(token): "x" for token in range(300)}),
+    "/v1/completions prompt": _raw("[" + '"a",' * 1_000_000 + "1]", "prompt"),
+    "/detokenize tokens": b'{"tokens": [' + b'"a",' * 1_000_000 + b'"a"]}',
+}
+
+
+@pytest.mark.parametrize("case", MANY_BAD)
+def test_of_a_million_bad_items_the_first_is_named_and_the_rest_cost_nothing(server: Running, case: str) -> None:
+    path, field = case.split()
+    error = _refuses(server, path, MANY_BAD[case])
+    assert error["param"].startswith(field)
+    assert " more" not in error["message"]

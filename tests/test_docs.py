@@ -27,7 +27,8 @@ SECTIONS = {row.section for row in setting_rows()}
 
 
 def code_blocks(language: str) -> list[str]:
-    return [block for page in PAGES.values() for block in re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)]
+    pages = [(ROOT / "README.md").read_text(encoding="utf-8"), *PAGES.values()]
+    return [block for page in pages for block in re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)]
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -32,13 +32,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("faults") / "model", context=1_000_000)
 
 
+def send(server: Running, **fields: Any) -> http.client.HTTPConnection:
+    """A connection with the request sent and no answer read."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    body = json.dumps(ENDLESS | fields)
+    connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+    return connection
+
+
 class Stream:
     """One streaming chat request, read event by event."""
 
     def __init__(self, server: Running, **fields: Any) -> None:
-        self.connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-        body = json.dumps(ENDLESS | fields)
-        self.connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+        self.connection = send(server, **fields)
         self.response = self.connection.getresponse()
         assert self.response.status == 200
 
@@ -75,8 +81,16 @@ def until(condition: Callable[[], bool], seconds: float = 10) -> None:
 
 
 def running_sequences(server: Running) -> float:
+    return gauge(server, "configi_engine_running")
+
+
+def waiting_sequences(server: Running) -> float:
+    return gauge(server, "configi_engine_waiting")
+
+
+def gauge(server: Running, name: str) -> float:
     _, text = server.get("/metrics")
-    [line] = [row for row in text.splitlines() if row.startswith("configi_engine_running ")]
+    [line] = [row for row in text.splitlines() if row.startswith(f"{name} ")]
     return float(line.split()[1])
 
 
@@ -154,34 +168,41 @@ def test_one_failing_request_does_not_fail_its_neighbour(tmp_path: Path, model: 
 def test_a_client_that_leaves_while_decoding_frees_its_slot(tmp_path: Path, model: Path, streaming: bool) -> None:
     with serving(tmp_path, model, engine={"max_concurrent": 1}) as server:
         server.assert_still_serves()
-        s = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-        body = json.dumps(ENDLESS | {"stream": streaming})
-        s.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+        leaving = send(server, stream=streaming)
         until(lambda: running_sequences(server) == 1)
-        s.close() if not streaming else s.sock.close()
+        leaving.close()
         until(lambda: running_sequences(server) == 0, seconds=3)
         server.assert_still_serves()
 
 
-def test_a_client_that_leaves_while_its_prompt_is_read_frees_its_slot(tmp_path: Path, model: Path) -> None:
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_client_that_leaves_while_its_prompt_is_read_frees_its_slot(
+    tmp_path: Path, model: Path, streaming: bool
+) -> None:
     engine = {"max_concurrent": 1, "prefill_step_tokens": 64}
+    long = [{"role": "user", "content": "hello world " * 20_000}]
     with serving(tmp_path, model, engine=engine) as server:
         server.assert_still_serves()
-        with stream(server, messages=[{"role": "user", "content": "hello world " * 20_000}]) as s:
-            line = next(line for line in s.response if line.startswith(b": prompt") and b" 0 of" not in line)
-            assert b"of" in line
+        leaving = send(server, messages=long, stream=streaming)
+        if streaming:
+            progress = iter(leaving.getresponse())
+            assert next(line for line in progress if line.startswith(b": prompt") and b" 0 of" not in line)
+        until(lambda: running_sequences(server) == 1)
+        leaving.close()
         until(lambda: running_sequences(server) == 0, seconds=3)
         server.assert_still_serves()
 
 
-def test_a_client_that_leaves_the_queue_is_forgotten(tmp_path: Path, model: Path) -> None:
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_client_that_leaves_the_queue_is_forgotten(tmp_path: Path, model: Path, streaming: bool) -> None:
     engine = {"max_concurrent": 1, "queue_limit": 1}
     with serving_script(tmp_path, model, ["--interval", "0.01"], engine=engine) as server, stream(server) as first:
         first.text()
-        waiting = Stream(server)
+        waiting = send(server, stream=streaming)
+        until(lambda: waiting_sequences(server) == 1)
         status, answer = server.chat()
         assert (status, answer["error"]["code"]) == (503, "queue_full")
-        waiting.leave()
+        waiting.close()
         until(lambda: _joins(server))
         first.leave()
         server.assert_still_serves()
@@ -200,8 +221,7 @@ def test_a_full_queue_says_when_to_come_back_and_at_once(tmp_path: Path, model: 
     engine = {"max_concurrent": 1, "queue_limit": 0}
     with serving_script(tmp_path, model, ["--interval", "0.01"], engine=engine) as server, stream(server) as s:
         s.text()
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-        connection.request("POST", "/v1/chat/completions", json.dumps(ENDLESS), {"content-type": "application/json"})
+        connection = send(server)
         response = connection.getresponse()
         assert response.status == 503
         assert int(response.headers["retry-after"]) > 0
@@ -275,6 +295,28 @@ def _refuses(server: Running) -> bool:
     except OSError:
         return True
     return False
+
+
+def test_an_engine_that_does_not_listen_is_killed_at_the_end_without_a_false_word_in_the_log(
+    tmp_path: Path, model: Path
+) -> None:
+    with serving_script(tmp_path, model, engine={"load_timeout_s": 0.5}, log={"level": "warning"}) as server:
+        server.assert_still_serves()
+        [engine] = server.engines()
+        engine.suspend()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(15) == 0
+        assert not psutil.pid_exists(engine.pid)
+        assert server.log.read_text() == ""
+
+
+def test_a_stopped_engine_in_a_stream_is_a_hung_one(tmp_path: Path, model: Path) -> None:
+    engine = {"hang_timeout_s": 0.5, "restart_backoff_s": 0.01}
+    with serving(tmp_path, model, engine=engine) as server, stream(server) as s:
+        s.text()
+        server.engines()[0].suspend()
+        assert_ends_with_error(s, "no progress")
+        server.assert_still_serves()
 
 
 def test_the_engine_does_not_outlive_a_server_that_was_killed(tmp_path: Path, model: Path) -> None:

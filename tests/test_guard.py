@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import resource
 import socket
 import ssl
 from collections.abc import Iterator
@@ -195,6 +197,34 @@ def test_a_second_head_that_never_ends_is_closed_too(server: Running) -> None:
         assert (second.status, second.closed) == (408, True)
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_the_rest_of_a_body_that_nobody_reads_must_come_in_time(server: Running, method: str) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
+        unread = request(method, "/v1/models", connection=None, content_length="1000", content_type="text/plain")
+        sock.sendall(unread)
+        assert read_answer(sock) is not None
+        sock.sendall(b"x")
+        assert sock.recv(1) == b""
+
+
+def test_a_connection_survives_an_error_that_was_answered_before_its_body_came(server: Running) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
+        sock.sendall(request("POST", CHAT, connection=None, content_length=str(len(GOOD)), content_type="text/plain"))
+        refused = read_answer(sock)
+        assert refused is not None
+        assert refused.status == 415
+        sock.sendall(GOOD)
+        # Longer than an unfinished head or body may take: nothing comes, and nothing is closed.
+        sock.settimeout(1.2)
+        with pytest.raises(TimeoutError):
+            sock.recv(1)
+        sock.settimeout(10)
+        sock.sendall(request("POST", CHAT, GOOD))
+        answer = read_answer(sock)
+        assert answer is not None
+        assert answer.status == 200
+
+
 @pytest.mark.parametrize("headers", [b"x: " + b"y" * 2**20, b"".join(b"x%d: y\r\n" % i for i in range(10_000))])
 def test_huge_headers_are_refused(server: Running, headers: bytes) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
@@ -228,6 +258,17 @@ def test_a_wrong_method_is_405_with_allow(server: Running, method: str) -> None:
     assert answer is not None
     assert (answer.status, answer.headers["allow"]) == (405, "POST")
     assert answer.error["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize(("path", "status"), [("/health", 200), ("/v1/models", 200), ("/ready", 200), (CHAT, 405)])
+def test_head_is_get_without_its_body(server: Running, path: str, status: int) -> None:
+    server.assert_still_serves()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
+        sock.sendall(request("HEAD", path))
+        head, _, body = b"".join(iter(lambda: sock.recv(65536), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"content-length: " in head
+    assert body == b""
 
 
 @pytest.mark.parametrize(
@@ -292,3 +333,19 @@ def test_a_slow_upload_does_not_disturb_a_stream(server: Running) -> None:
         sock.sendall(request("POST", CHAT, b"{", content_length="1000"))
         with stream(server, max_tokens=50) as s:
             assert list(s.events())[-1] == "[DONE]"
+
+
+def test_a_hundred_idle_connections_under_a_shells_limit_keep_nobody_out(tmp_path: Path, model: Path) -> None:
+    shell = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, shell[1]))
+    try:
+        server = serving_script(tmp_path, model, server={"header_timeout_s": 600})
+        with contextlib.ExitStack() as stack:
+            running = stack.enter_context(server)
+            resource.setrlimit(resource.RLIMIT_NOFILE, shell)
+            for _ in range(100):
+                stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=10))
+            assert exchange(running.port, request("GET", "/health")) is not None
+            running.assert_still_serves()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, shell)

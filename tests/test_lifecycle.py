@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
+import signal
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.running import Running, config, running, serving, serving_script
-from tests.test_faults import stream, until
+from tests.test_faults import assert_ends_with_error, send, stream, until
 from tests.tiny_model import write_tiny_model
 
 
@@ -25,6 +30,15 @@ def state(server: Running) -> str:
 
 def states(server: Running) -> dict[str, str]:
     return {model["id"]: model["state"] for model in server.get("/v1/models")[1]["data"]}
+
+
+def serving_two(
+    folder: Path, tiny: Path, other: Path, *script: str, **sections: Mapping[str, Any]
+) -> contextlib.AbstractContextManager[Running]:
+    """Two models, `tiny` and `other`, on scripted engines."""
+    path = config(folder, tiny, **sections)
+    path.write_text(path.read_text() + f'[[models]]\nid = "other"\nacquire = "local"\npath = "{other}"\n')
+    return running(["-m", "tests.serve_scripted", str(path), *script], folder)
 
 
 def test_the_model_loads_at_the_first_request(tmp_path: Path, model: Path) -> None:
@@ -78,9 +92,7 @@ def test_an_idle_unload_that_races_with_requests_loses_none(tmp_path: Path, mode
 
 
 def test_a_running_request_keeps_its_model_while_another_is_asked_for(tmp_path: Path, model: Path) -> None:
-    path = config(tmp_path, model)
-    path.write_text(path.read_text() + f'[[models]]\nid = "other"\nacquire = "local"\npath = "{model}"\n')
-    with running(["-m", "tests.serve_scripted", str(path), "--interval", "0.01"], tmp_path) as server:
+    with serving_two(tmp_path, model, model, "--interval", "0.01") as server:
         with stream(server, max_tokens=100) as s:
             s.text()
             answer: list[Any] = []
@@ -95,10 +107,33 @@ def test_a_running_request_keeps_its_model_while_another_is_asked_for(tmp_path: 
         server.assert_still_serves()
 
 
+def test_a_model_that_nobody_waits_for_any_more_does_not_take_the_place_of_another(tmp_path: Path, model: Path) -> None:
+    with serving_two(tmp_path, model, model, "--interval", "0.01") as server, stream(server) as s:
+        s.text()
+        [engine] = server.engines()
+        with stream(server, model="other"):
+            until(lambda: states(server)["other"] == "loading")
+        until(lambda: states(server)["other"] == "absent")
+        # Nor does it keep others from the model that is there.
+        assert server.chat(max_tokens=1)[0] == 200
+        s.leave()
+        assert server.chat(max_tokens=1)[0] == 200
+        assert server.engines() == [engine]
+
+
+def test_a_model_whose_engine_gave_up_does_not_count_against_another(tmp_path: Path, model: Path) -> None:
+    crashing = shutil.copytree(model, tmp_path / "crashing")
+    engine = {"restart_backoff_s": 0.01, "restart_limit": 2}
+    with serving_two(tmp_path, crashing, model, "--crash-for", "crashing", engine=engine) as server:
+        assert server.chat()[0] == 503
+        assert server.get("/health")[0] == 503
+        assert server.chat(model="other")[0] == 200
+        assert server.get("/health")[0] == 200
+        assert states(server) == {"tiny": "failed", "other": "ready"}
+
+
 def test_an_engine_that_dies_while_another_model_waits_gives_way_to_it(tmp_path: Path, model: Path) -> None:
-    path = config(tmp_path, model)
-    path.write_text(path.read_text() + f'[[models]]\nid = "other"\nacquire = "local"\npath = "{model}"\n')
-    with running(["-m", "tests.serve_scripted", str(path), "--interval", "0.01"], tmp_path) as server:
+    with serving_two(tmp_path, model, model, "--interval", "0.01") as server:
         with stream(server) as s:
             s.text()
             answer: list[Any] = []
@@ -122,6 +157,40 @@ def test_a_model_that_does_not_fit_in_memory_is_refused_with_the_numbers(tmp_pat
         assert server.engines() == []
 
 
+def test_a_model_that_cannot_be_read_is_failed_before_it_takes_any_memory(tmp_path: Path, model: Path) -> None:
+    broken = shutil.copytree(model, tmp_path / "broken")
+    good = (broken / "tokenizer.json").read_bytes()
+    (broken / "tokenizer.json").write_text("{")
+    settings = {"load_at_start": True, "failed_retry_s": 0.1}
+    with serving_script(tmp_path, broken, lifecycle=settings) as server:
+        until(lambda: state(server) == "failed")
+        status, answer = server.chat()
+        assert (status, answer["error"]["code"]) == (503, "model_unavailable")
+        assert server.engines() == []
+        (broken / "tokenizer.json").write_bytes(good)
+        until(lambda: server.chat(max_tokens=1)[0] == 200)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_is_told_to_stop_while_it_loads_tells_who_waits_and_stops(
+    tmp_path: Path, model: Path, how: signal.Signals
+) -> None:
+    settings = {"shutdown_grace_s": 0.2}
+    with serving_script(tmp_path, model, ["--load-seconds", "60"], server=settings) as server, stream(server) as s:
+        waiting = send(server, stream=False)
+        # Answered after the request above has been read.
+        assert server.get("/health")[0] == 200
+        [engine] = server.engines()
+        server.process.send_signal(how)
+        assert_ends_with_error(s, "shutting down")
+        with contextlib.closing(waiting):
+            answer = waiting.getresponse()
+            assert (answer.status, json.load(answer)["error"]["code"]) == (503, "shutting_down")
+        # Long before an engine that loads would listen.
+        assert server.process.wait(4) == 0
+        assert not psutil.pid_exists(engine.pid)
+
+
 def test_metrics_tell_the_state_and_count_requests_and_tokens(tmp_path: Path, model: Path) -> None:
     with serving_script(tmp_path, model) as server:
         server.assert_still_serves()
@@ -135,6 +204,8 @@ def test_metrics_tell_the_state_and_count_requests_and_tokens(tmp_path: Path, mo
 def test_the_log_is_json_lines_with_request_ids_and_no_prompt(tmp_path: Path, model: Path) -> None:
     with serving_script(tmp_path, model) as server:
         server.chat(messages=[{"role": "user", "content": "a secret of mine"}])
+        # The line is written when the answer has left.
+        until(lambda: "completions" in server.log.read_text())
         lines = [json.loads(line) for line in server.log.read_text().splitlines()]
     [access] = [line for line in lines if line["logger"] == "configi.access" and line["path"].endswith("completions")]
     assert access["status"] == 200

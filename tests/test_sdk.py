@@ -135,8 +135,14 @@ def test_overload_is_a_503_that_says_when_to_come_back(tmp_path: Path, model: Pa
     with (
         serving(tmp_path, model, engine={"max_concurrent": 1, "queue_limit": 0}) as small,
         openai.OpenAI(base_url=f"{small.url}/v1", api_key="x", max_retries=0) as sdk,
-        pytest.raises(openai.InternalServerError) as full,
+        sdk.chat.completions.create(model="tiny", messages=HELLO, stream=True, max_tokens=-1) as running,
     ):
-        sdk.chat.completions.create(model="tiny", messages=HELLO, n=2)
-    assert full.value.status_code == 503
-    assert int(full.value.response.headers["retry-after"]) > 0
+        next(running)
+        with pytest.raises(openai.InternalServerError) as full:
+            sdk.chat.completions.create(model="tiny", messages=HELLO)
+        assert full.value.status_code == 503
+        assert int(full.value.response.headers["retry-after"]) > 0
+        # What can never fit is the request's own fault: a 503 would be sent again and again.
+        with pytest.raises(openai.BadRequestError) as never:
+            sdk.chat.completions.create(model="tiny", messages=HELLO, n=2)
+        assert never.value.param == "n"

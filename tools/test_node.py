@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.running import running
 
+_KEY = "key-of-the-test"
 _NODE = Path(__file__).parent.parent / "tests" / "node"
 
 
@@ -17,12 +18,17 @@ def main() -> int:
     subprocess.run(
         ["npm", "install", "--silent", "--no-package-lock", "--no-audit", "--no-fund"], cwd=_NODE, check=True
     )
+    # A key, and four places and no queue, so that the errors that come of them can be had.
+    os.environ |= {
+        "CONFIGI_SERVER__API_KEY": _KEY,
+        "CONFIGI_ENGINE__MAX_CONCURRENT": "4",
+        "CONFIGI_ENGINE__QUEUE_LIMIT": "0",
+    }
     with (
         tempfile.TemporaryDirectory() as folder,
         running(["-m", "server.cli", "demo", "--port", "0"], Path(folder)) as server,
     ):
-        server.assert_still_serves()
-        environment = {**os.environ, "BASE_URL": server.url}
+        environment = {**os.environ, "BASE_URL": server.url, "API_KEY": _KEY}
         return subprocess.run(["node", "--test", "sdk.test.mjs"], cwd=_NODE, env=environment, check=False).returncode
 
 

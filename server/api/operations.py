@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Request
-from pydantic import Field
+from pydantic import FailFast, Field
 from starlette.responses import Response
 
 from server.api.body import json_object, parsed_body
@@ -41,7 +41,7 @@ class TokenizeFields(Wire):
 
 class DetokenizeFields(Wire):
     model: str | None = None
-    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
+    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], FailFast()]
 
 
 @dataclass(frozen=True, slots=True)

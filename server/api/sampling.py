@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, FailFast, Field
 
 from server.api.wire import Wire, shown
 from server.chat.conversation import GenerationOptions
@@ -19,7 +19,9 @@ def _not_zero(value: int) -> int:
 
 
 # A list of one is the same wish as the string alone.
-StopStrings = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+StopStrings = Annotated[
+    list[str], FailFast(), BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+]
 TokenLimit = Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
 
 
@@ -40,7 +42,7 @@ class SamplingFields(Wire):
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field({})
+    logit_bias: dict[str, Any] = Field({})
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: StopStrings = Field([])
     n: int = Field(1, ge=1)
@@ -94,13 +96,16 @@ def _stop(stop: list[str], limits: LimitSettings) -> tuple[str, ...]:
     return tuple(stop)
 
 
-def _logit_bias(bias: dict[str, float], limits: LimitSettings) -> dict[int, float]:
+def _logit_bias(bias: dict[str, Any], limits: LimitSettings) -> dict[int, float]:
     if len(bias) > limits.max_logit_bias:
         message = f"logit_bias has {len(bias)} entries; at most {limits.max_logit_bias} are possible."
         raise InvalidRequest(message, param="logit_bias")
-    for key in bias:
+    for key, value in bias.items():
         # At most ten digits: token ids have 32 bits, and int() of a long string is slow.
         if not (key.isascii() and key.isdigit() and len(key) <= 10 and int(key) < 2**31):
             message = f"logit_bias has the key {shown(key)}, which is not a token id."
             raise InvalidRequest(message, param="logit_bias")
+        if type(value) not in (int, float) or not -100 <= value <= 100:
+            message = f"logit_bias.{key} must be a number from -100 to 100, not {shown(value)}."
+            raise InvalidRequest(message, param=f"logit_bias.{key}")
     return {int(key): float(value) for key, value in bias.items()}

@@ -1,7 +1,8 @@
 """The strict pydantic base of every request body, and its errors in one readable sentence. HTTP process.
 
 Strict: "5", 3.0 and true are not integers, 1 is not a boolean. Extra keys are ignored here because `fields.py` has
-already dealt with every one of them.
+already dealt with every one of them. A list whose length the client chooses is declared FailFast: pydantic makes an
+error object for every bad item, seconds of work for a million of them.
 """
 
 from __future__ import annotations

@@ -139,11 +139,13 @@ class EngineProcess:
 
     async def stop(self) -> None:
         """Ask, wait, kill. Afterwards the process is reaped and its memory is back."""
+        # Before the weights are there nobody listens, and nothing would be lost.
+        patience = _STOP_S if self._resident else 0
         self._resident = False
         self.client.close(EngineFailed("The engine was stopped."))
         self.client.stop()
         try:
-            async with asyncio.timeout(_STOP_S):
+            async with asyncio.timeout(patience):
                 await self._process.wait()
         except TimeoutError:
             self._kill()
@@ -152,8 +154,6 @@ class EngineProcess:
 
     async def _watch_exit(self) -> None:
         code = await self._process.wait()
-        if self.client.closed is not None:
-            return
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
         self._die(EngineFailed(f"The engine process {how}."))
 
@@ -171,6 +171,9 @@ class EngineProcess:
 
     def _die(self, error: ConfigiError) -> None:
         """End what waits for the process with `error`, and the process if it still runs."""
+        if self.client.closed is not None:
+            # It was asked to end, and no watcher has anything to say about that.
+            return
         log.error("engine %d: %s", self._process.pid, error.message)
         resident = self._resident
         self._kill()

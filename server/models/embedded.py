@@ -206,13 +206,15 @@ def _plain_os_errors() -> Iterator[None]:
             errno.ENOTDIR: "storage.cache_dir is not a folder.",
             errno.EEXIST: "storage.cache_dir is not a folder.",
         }
-        fallback = f"The embedded model could not be written ({errno.errorcode.get(error.errno or 0, 'unknown')})."
+        print(error, file=sys.stderr)
+        number = errno.errorcode.get(error.errno or 0, "unknown")
+        fallback = f"The embedded model could not be written below storage.cache_dir ({number})."
         raise PreparationFailed(reasons.get(error.errno or 0, fallback)) from error
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m server.models.embedded")
-    parser.add_argument("name", choices=sorted(EMBEDDED))
+    parser.add_argument("name")
     parser.add_argument("cache_dir", type=Path)
     parser.add_argument("--watch-stdin", action="store_true")
     args = parser.parse_args()
@@ -220,6 +222,8 @@ def main() -> None:
         exit_with_parent(sys.stdin.buffer)
     report = Report()
     try:
+        if args.name not in EMBEDDED:
+            raise PreparationFailed(f"There is no embedded model '{args.name}', only {', '.join(EMBEDDED)}.")
         report.folder(str(prepare(args.name, EMBEDDED[args.name], args.cache_dir, report)))
     except PreparationFailed as error:
         report.error(str(error), retryable=error.retryable)

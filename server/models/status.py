@@ -20,4 +20,3 @@ class ModelStatus:
     done: int = 0
     total: int | None = None
     context_length: int | None = None
-    on_disk: bool = False

@@ -1,9 +1,10 @@
-// The OpenAI Node SDK against a running server: BASE_URL=http://127.0.0.1:8080 node --test tests/node/
+// The OpenAI Node SDK against a running server that has a key and no queue: `make test-node` starts one.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import OpenAI from "openai";
 
-const client = new OpenAI({ baseURL: `${process.env.BASE_URL}/v1`, apiKey: "anything", maxRetries: 0 });
+const options = { baseURL: `${process.env.BASE_URL}/v1`, maxRetries: 0 };
+const client = new OpenAI({ ...options, apiKey: process.env.API_KEY });
 const messages = [{ role: "user", content: "What is the capital of France?" }];
 const [{ id: model }] = (await client.models.list()).data;
 
@@ -43,4 +44,21 @@ test("errors have their types", async () => {
   await assert.rejects(client.chat.completions.create({ model, messages, temperature: 9 }), OpenAI.BadRequestError);
   await assert.rejects(client.models.retrieve("nope"), OpenAI.NotFoundError);
   assert.equal((await client.models.retrieve(model)).id, model);
+});
+
+test("a wrong key is an AuthenticationError", async () => {
+  const wrong = new OpenAI({ ...options, apiKey: "wrong" });
+  await assert.rejects(wrong.models.list(), OpenAI.AuthenticationError);
+});
+
+test("a full server is a 503 that says when to come back", async () => {
+  const long = await client.chat.completions.create({ model, messages, n: 4, max_tokens: -1, stream: true });
+  const one = { model, messages, max_tokens: 1 };
+  await assert.rejects(client.chat.completions.create(one), (error) => {
+    assert.ok(error instanceof OpenAI.InternalServerError);
+    assert.equal(error.status, 503);
+    assert.ok(Number(error.headers.get("retry-after")) > 0);
+    return true;
+  });
+  long.controller.abort();
 });

@@ -1,0 +1,58 @@
+"""What the terminal says while a model comes up."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Coroutine
+from typing import Any
+
+from rich.console import Console
+
+from server.models.catalog import Catalog
+from server.models.record import ModelRecord
+from server.models.status import ModelStatus
+from server.settings import ModelSettings, Settings
+from server.terminal import show_progress
+
+ENTRY = ModelSettings(id="tiny", acquire="fetch", fetch="org/tiny")
+
+
+class OneModel:
+    """As much of a lifecycle as the terminal looks at."""
+
+    def __init__(self) -> None:
+        self.record = ModelRecord[None](ENTRY, self._on_change)
+        self._changed = asyncio.Event()
+
+    def _on_change(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def status(self, entry: ModelSettings) -> ModelStatus:
+        return self.record.status
+
+    def changed(self) -> Coroutine[None, None, object]:
+        return self._changed.wait()
+
+
+def test_without_a_terminal_a_long_transfer_is_a_line_for_every_tenth_of_it() -> None:
+    shown = io.StringIO()
+
+    async def transfer() -> None:
+        model: Any = OneModel()
+        console = Console(file=shown, width=40)
+        telling = asyncio.create_task(show_progress(console, model, Catalog(Settings(models=[ENTRY]))))
+        for done in range(1001):
+            model.record.set("fetching", f"{done} of 1000, in one line however long", done, 1000)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        model.record.rest()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        telling.cancel()
+
+    asyncio.run(transfer())
+    *lines, last = shown.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == [str(done) for done in range(0, 1001, 100)]
+    assert last == "tiny: on disk, not in memory"
