@@ -54,6 +54,11 @@ def test_what_is_asked_for_counts_up_to_the_horizon_only() -> None:
     assert admission.reserved([(request(100, max_tokens=10**6), 5000)]) == 1000 * (5000 + HORIZON)
 
 
+def test_a_short_sequence_beside_a_long_one_counts_as_long_for_batches_are_padded() -> None:
+    admission = Admission(limit=10**9, weights=7, footprint=Footprint(1000, (), 0, 0))
+    assert admission.reserved([(request(100), 100), (request(5000), 5000)]) == 7 + 2 * 1000 * 5008
+
+
 def test_one_that_does_not_fit_beside_others_fits_alone() -> None:
     admission = Admission(limit=10**6, weights=0, footprint=Footprint(1000, (), 0, 0))
     assert admission.fits(request(600), [])

@@ -34,7 +34,7 @@ class Admission:
 
     def fault(self, request: Generate) -> str | None:
         """Why the request can never run here, if so."""
-        need = self._need(len(request.prompt)) + SMALLEST_SLICE * self.footprint.activation
+        need = self.footprint.sequence(len(request.prompt)) + SMALLEST_SLICE * self.footprint.activation
         room = self.soft - self.weights
         if need <= room:
             return None
@@ -49,8 +49,9 @@ class Admission:
         return not running or self.reserved([*running, (request, len(request.prompt))]) <= self.soft
 
     def reserved(self, running: Iterable[tuple[Generate, int]]) -> int:
-        """Bytes of weights and sequences, as far ahead as the horizon."""
-        return self.weights + sum(self._need(self._horizon(request, tokens)) for request, tokens in running)
+        """Bytes of weights and sequences, as far ahead as the horizon. mlx-lm pads a batch to its longest sequence."""
+        lengths = [self._horizon(request, tokens) for request, tokens in running]
+        return self.weights + len(lengths) * self.footprint.sequence(max(lengths, default=0))
 
     def slice_tokens(self, active: int, activation: int) -> int:
         """Prompt tokens whose activations, of so many bytes each, fit beside `active` bytes in use."""
@@ -58,9 +59,6 @@ class Admission:
 
     def _horizon(self, request: Generate, tokens: int) -> int:
         return min(len(request.prompt) + request.max_tokens, max(tokens, len(request.prompt)) + HORIZON)
-
-    def _need(self, tokens: int) -> int:
-        return self.footprint.sequence(tokens)
 
 
 def _size(count: int) -> str:
