@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import random
 import sys
 import tempfile
 import time
@@ -56,6 +57,10 @@ class Log:
     broken: list[str] = field(default_factory=list)
 
 
+class Stuck(Exception):
+    """The server answers no more: there is nothing left to measure."""
+
+
 class Soak:
     def __init__(self, server: servers.Server, model: Path, minutes: float) -> None:
         self.log = Log()
@@ -63,9 +68,16 @@ class Soak:
         self._seconds = minutes * 60
         self._start = time.monotonic()
         self._process = psutil.Process(server.process.pid)
+        self._draw = random.Random(0)
         self._traffic = Traffic(server.url, model, self.log.tally)
 
     async def run(self) -> None:
+        try:
+            await self._halves()
+        except Stuck as error:
+            self.log.broken.append(str(error))
+
+    async def _halves(self) -> None:
         await self._steady(self._start + self._seconds / 2)
         if failed := self.log.tally.outcomes["failed"]:
             self.log.broken.append(f"{failed} requests were ended by an error of the engine, which nobody had killed")
@@ -99,13 +111,13 @@ class Soak:
         await self._traffic.leavers(_LEAVERS, _LEAVE_S)
         wait = await self._traffic.until_answered(_ANSWER_S)
         if wait is None:
-            self.log.broken.append(f"after {_LEAVERS} clients had left, a request had no answer in {_ANSWER_S:.0f} s")
-        else:
-            self.log.waits.append(wait)
+            raise Stuck(f"after {_LEAVERS} clients had left, a request had no answer in {_ANSWER_S:.0f} s")
+        self.log.waits.append(wait)
         print(f"{time.monotonic() - self._start:6.0f} s  {dict(self.log.tally.outcomes)}", file=sys.stderr, flush=True)
 
     async def _kill_engine(self) -> None:
-        await asyncio.sleep(_ROUND_S / 2)
+        """At any moment: also while it starts, and loads the model."""
+        await asyncio.sleep(self._draw.uniform(0.0, _ROUND_S))
         for engine in self._server.engines():
             engine.kill()
 

@@ -43,7 +43,7 @@ class Traffic:
     """Many clients of one server. The same seed asks the same."""
 
     def __init__(self, url: str, model: Path, tally: Tally, seed: int = 0) -> None:
-        self._client = Client(url, timeout=120)
+        self._client = Client(url, timeout=60)
         self._model = model
         self._tally = tally
         self._draw = random.Random(seed)
@@ -67,8 +67,8 @@ class Traffic:
         """Seconds until one small request is answered, asked again while the server is busy; None past `limit`."""
         start = time.monotonic()
         while time.monotonic() < start + limit:
-            answer = await self._client.attempt(prompts.chat("Hello.", max_tokens=4))
-            if answer.whole:
+            answer = await self._client.leave(prompts.chat("Hello.", max_tokens=4), start + limit - time.monotonic())
+            if answer is not None and answer.whole:
                 return time.monotonic() - start
             await asyncio.sleep(0.1)
         return None
