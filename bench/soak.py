@@ -136,7 +136,7 @@ class Soak:
 def result(log: Log, model: str, minutes: float) -> Result:
     never: tuple[Outcome, ...] = ("lost", "wrong")
     counts = [
-        Figure(f"requests {text}", "", None, log.tally.outcomes[name], _NONE_ALLOWED if name in never else None)
+        Figure(text, "", None, log.tally.outcomes[name], _NONE_ALLOWED if name in never else None)
         for name, text in OUTCOMES.items()
     ]
     longest = f"{_LEAVERS} clients left after {_LEAVE_S:g} s: the next answer, at worst"
@@ -154,13 +154,13 @@ def result(log: Log, model: str, minutes: float) -> Result:
         reference="before",
         setup=setup(),
         figures=(*counts, *growing),
-        notes=(*log.broken, *log.tally.complaints),
+        notes=(*log.broken, *(f"{count} x {what}" for what, count in log.tally.complaints.most_common(10))),
         curves=(Curve("soak", "Resident memory between rounds of traffic", "seconds", "MiB", sides),),
     )
 
 
 def _figure(name: str, growth: Growth) -> Figure:
-    bound = Target(growth.before + growth.allowed, absolute=True)
+    bound = Target(round(growth.before + growth.allowed, 1), absolute=True)
     return Figure(f"{name}: {growth.what}", "", growth.before, growth.after, bound)
 
 
