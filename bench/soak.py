@@ -40,7 +40,8 @@ _ANSWER_S = 30.0
 _QUIET_S = 1.0
 _SETTINGS: dict[str, dict[str, Any]] = {
     "lifecycle": {"idle_unload_s": _IDLE_UNLOAD_S, "load_at_start": True},
-    "engine": {"restart_backoff_s": 0.2},
+    # All who leave are to leave the queue, not to be turned away from it.
+    "engine": {"restart_backoff_s": 0.2, "queue_limit": 2 * _LEAVERS},
 }
 _NONE_ALLOWED = Target(0, absolute=True)
 
@@ -150,7 +151,7 @@ def result(log: Log, model: str, minutes: float) -> Result:
     sides = {name: tuple((s.at, s.rss / 2**20) for s in samples) for name, samples in held}
     return Result(
         scenario="soak",
-        title=f"Soak: {minutes:g} minutes of mixed traffic from {_CLIENTS} clients, {model} model",
+        title=f"Soak: {minutes:g} min of mixed traffic from {_CLIENTS} clients, {model} model",
         reference="before",
         setup=setup(),
         figures=(*counts, *growing),
