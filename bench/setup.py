@@ -71,6 +71,10 @@ def _cpu() -> str:
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return f" ({done.stdout.strip()})" if done.returncode == 0 else ""
+    """The commit, with a + when the code that is measured differs from it."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode != 0:
+        return ""
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "server"], check=False).returncode
+    return f" ({head.stdout.strip()}{'+' if changed else ''})"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import random
 import sys
 import tempfile
 import time
@@ -39,7 +40,8 @@ _ANSWER_S = 30.0
 _QUIET_S = 1.0
 _SETTINGS: dict[str, dict[str, Any]] = {
     "lifecycle": {"idle_unload_s": _IDLE_UNLOAD_S, "load_at_start": True},
-    "engine": {"restart_backoff_s": 0.2},
+    # All who leave are to leave the queue, not to be turned away from it.
+    "engine": {"restart_backoff_s": 0.2, "queue_limit": 2 * _LEAVERS},
 }
 _NONE_ALLOWED = Target(0, absolute=True)
 
@@ -56,6 +58,10 @@ class Log:
     broken: list[str] = field(default_factory=list)
 
 
+class Stuck(Exception):
+    """The server answers no more: there is nothing left to measure."""
+
+
 class Soak:
     def __init__(self, server: servers.Server, model: Path, minutes: float) -> None:
         self.log = Log()
@@ -63,9 +69,16 @@ class Soak:
         self._seconds = minutes * 60
         self._start = time.monotonic()
         self._process = psutil.Process(server.process.pid)
+        self._draw = random.Random(0)
         self._traffic = Traffic(server.url, model, self.log.tally)
 
     async def run(self) -> None:
+        try:
+            await self._halves()
+        except Stuck as error:
+            self.log.broken.append(str(error))
+
+    async def _halves(self) -> None:
         await self._steady(self._start + self._seconds / 2)
         if failed := self.log.tally.outcomes["failed"]:
             self.log.broken.append(f"{failed} requests were ended by an error of the engine, which nobody had killed")
@@ -99,13 +112,13 @@ class Soak:
         await self._traffic.leavers(_LEAVERS, _LEAVE_S)
         wait = await self._traffic.until_answered(_ANSWER_S)
         if wait is None:
-            self.log.broken.append(f"after {_LEAVERS} clients had left, a request had no answer in {_ANSWER_S:.0f} s")
-        else:
-            self.log.waits.append(wait)
+            raise Stuck(f"after {_LEAVERS} clients had left, a request had no answer in {_ANSWER_S:.0f} s")
+        self.log.waits.append(wait)
         print(f"{time.monotonic() - self._start:6.0f} s  {dict(self.log.tally.outcomes)}", file=sys.stderr, flush=True)
 
     async def _kill_engine(self) -> None:
-        await asyncio.sleep(_ROUND_S / 2)
+        """At any moment: also while it starts, and loads the model."""
+        await asyncio.sleep(self._draw.uniform(0.0, _ROUND_S))
         for engine in self._server.engines():
             engine.kill()
 
@@ -124,7 +137,7 @@ class Soak:
 def result(log: Log, model: str, minutes: float) -> Result:
     never: tuple[Outcome, ...] = ("lost", "wrong")
     counts = [
-        Figure(f"requests {text}", "", None, log.tally.outcomes[name], _NONE_ALLOWED if name in never else None)
+        Figure(text, "", None, log.tally.outcomes[name], _NONE_ALLOWED if name in never else None)
         for name, text in OUTCOMES.items()
     ]
     longest = f"{_LEAVERS} clients left after {_LEAVE_S:g} s: the next answer, at worst"
@@ -138,17 +151,17 @@ def result(log: Log, model: str, minutes: float) -> Result:
     sides = {name: tuple((s.at, s.rss / 2**20) for s in samples) for name, samples in held}
     return Result(
         scenario="soak",
-        title=f"Soak: {minutes:g} minutes of mixed traffic from {_CLIENTS} clients, {model} model",
+        title=f"Soak: {minutes:g} min of mixed traffic from {_CLIENTS} clients, {model} model",
         reference="before",
         setup=setup(),
         figures=(*counts, *growing),
-        notes=(*log.broken, *log.tally.complaints),
+        notes=(*log.broken, *(f"{count} x {what}" for what, count in log.tally.complaints.most_common(10))),
         curves=(Curve("soak", "Resident memory between rounds of traffic", "seconds", "MiB", sides),),
     )
 
 
 def _figure(name: str, growth: Growth) -> Figure:
-    bound = Target(growth.before + growth.allowed, absolute=True)
+    bound = Target(round(growth.before + growth.allowed, 1), absolute=True)
     return Figure(f"{name}: {growth.what}", "", growth.before, growth.after, bound)
 
 

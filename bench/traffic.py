@@ -15,35 +15,35 @@ from bench.sse import Answer, Client
 
 Outcome = Literal["answered", "refused", "busy", "failed", "left", "lost", "wrong"]
 OUTCOMES: dict[Outcome, str] = {
-    "answered": "answered whole",
+    "answered": "requests answered whole",
     "refused": "bad requests refused with a 4xx",
-    "busy": "turned away with a 503",
-    "failed": "ended by an error of the engine",
-    "left": "left by the client",
-    "lost": "lost: no whole answer and no error",
-    "wrong": "answered in a way that they must not be",
+    "busy": "requests turned away with a 503",
+    "failed": "requests ended by an error of the engine",
+    "left": "requests left by the client",
+    "lost": "requests lost: no whole answer and no error",
+    "wrong": "requests answered as they must not be",
 }
 _LONG = 1500
 
 
 @dataclass(slots=True)
 class Tally:
-    """What became of all requests; `complaints` keeps the first few that went wrong."""
+    """What became of all requests, and in which ways they went wrong."""
 
     outcomes: Counter[Outcome] = field(default_factory=Counter)
-    complaints: list[str] = field(default_factory=list)
+    complaints: Counter[str] = field(default_factory=Counter)
 
     def add(self, outcome: Outcome, complaint: str = "") -> None:
         self.outcomes[outcome] += 1
-        if outcome in ("lost", "wrong") and len(self.complaints) < 10:
-            self.complaints.append(f"{outcome}: {complaint}")
+        if outcome in ("lost", "wrong"):
+            self.complaints[f"{outcome}: {complaint}"] += 1
 
 
 class Traffic:
     """Many clients of one server. The same seed asks the same."""
 
     def __init__(self, url: str, model: Path, tally: Tally, seed: int = 0) -> None:
-        self._client = Client(url, timeout=120)
+        self._client = Client(url, timeout=60)
         self._model = model
         self._tally = tally
         self._draw = random.Random(seed)
@@ -67,8 +67,8 @@ class Traffic:
         """Seconds until one small request is answered, asked again while the server is busy; None past `limit`."""
         start = time.monotonic()
         while time.monotonic() < start + limit:
-            answer = await self._client.attempt(prompts.chat("Hello.", max_tokens=4))
-            if answer.whole:
+            answer = await self._client.leave(prompts.chat("Hello.", max_tokens=4), start + limit - time.monotonic())
+            if answer is not None and answer.whole:
                 return time.monotonic() - start
             await asyncio.sleep(0.1)
         return None
@@ -132,6 +132,8 @@ class Traffic:
         answer = await self._client.attempt(self._draw.choice(bodies))
         if 400 <= answer.status < 500:
             self._tally.add("refused")
+        elif answer.status == 503:
+            self._tally.add("busy")
         elif answer.lost:
             self._tally.add("lost", answer.lost)
         else:
