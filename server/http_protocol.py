@@ -71,9 +71,9 @@ def protocol_class(header_timeout_s: float, write_timeout_s: float) -> type[H11P
         def send_400_response(self, msg: str) -> None:
             error = sys.exception()
             too_large = getattr(error, "error_status_hint", 400) == 431
-            self._answer(
-                HeaderTooLarge("The headers are too large.") if too_large else InvalidRequest(f"{error or msg}.")
-            )
+            # h11 quotes the line at fault, however long it is.
+            reason, _, _ = str(error or msg).partition(": bytearray(")
+            self._answer(HeaderTooLarge("The headers are too large.") if too_large else InvalidRequest(f"{reason}."))
 
         def _arm(self) -> None:
             self._read_timer = self.loop.call_later(header_timeout_s, self._too_slow)
