@@ -52,7 +52,8 @@ def main() -> None:
     load = decode_command(socket.recv())
     if not isinstance(load, Load):
         raise SystemExit("no Load")
-    print("x" * script.noise, file=sys.stderr)
+    if script.noise:
+        print("x" * script.noise, file=sys.stderr)
     time.sleep(script.load_seconds)
     if script.crash_at_load or Path(load.model_dir).name == script.crash_for:
         os.kill(os.getpid(), signal.SIGKILL)
