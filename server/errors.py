@@ -31,6 +31,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+# What a client is told of an error that nobody thought of; the log has the rest.
+_UNFORESEEN = "The server failed at this request; its log has the reason."
+
 
 class SetupError(Exception):
     """The command cannot run as asked: one sentence on stderr, exit code 1."""
@@ -47,7 +50,7 @@ class ConfigiError(Exception):
     # False tells OpenAI SDKs not to send the same request again (`x-should-retry`).
     retryable: ClassVar[bool] = True
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
+    def __init__(self, message: str = _UNFORESEEN, *, param: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param

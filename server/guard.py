@@ -72,7 +72,7 @@ class Guard:
             await exchange.fail(error)
         except Exception:
             log.exception("unhandled error", extra={"request_id": exchange.request_id})
-            await exchange.fail(ConfigiError("The server failed on this request; its log has the reason."))
+            await exchange.fail(ConfigiError())
         finally:
             exchange.log_access(scope)
 

@@ -11,6 +11,7 @@ import asyncio
 import json
 import sys
 import uuid
+from typing import ClassVar
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -18,93 +19,99 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from server.errors import ConfigiError, HeaderTooLarge, InvalidRequest, RequestTooSlow
 
 
-def protocol_class(header_timeout_s: float, write_timeout_s: float) -> type[H11Protocol]:
-    """The class that uvicorn makes one of for each connection.
+class GuardedProtocol(H11Protocol):
+    """One connection. `write_timeout_s` is how long a full write buffer may stay full before it is cut."""
 
-    `write_timeout_s` is how long a full write buffer may stay full before the connection is cut.
-    """
+    header_timeout_s: ClassVar[float]
+    write_timeout_s: ClassVar[float]
+    _read_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
 
-    class GuardedProtocol(H11Protocol):
-        _read_timer: asyncio.TimerHandle | None = None
-        _write_timer: asyncio.TimerHandle | None = None
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._arm()
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._owes_bytes():
+            self._disarm()
+            if self.conn.their_state is h11.IDLE and self.timeout_keep_alive_task is None:
+                # The rest of an answered body has come; uvicorn took its timer away with the first byte.
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
+        elif self._read_timer is None:
+            # More bytes do not prolong the time.
             self._arm()
 
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if not self._owes_bytes():
-                self._disarm()
-                if self.conn.their_state is h11.IDLE and self.timeout_keep_alive_task is None:
-                    # The rest of an answered body has come; uvicorn took its timer away with the first byte.
-                    self.timeout_keep_alive_task = self.loop.call_later(
-                        self.timeout_keep_alive, self.timeout_keep_alive_handler
-                    )
-            elif self._read_timer is None:
-                # More bytes do not prolong the time.
-                self._arm()
+    def _owes_bytes(self) -> bool:
+        """Whether the next request of a kept connection has begun, or a body goes on that nobody reads any more."""
+        if self.conn.their_state is h11.IDLE:
+            return bool(self.conn.trailing_data[0])
+        answered = self.cycle is not None and self.cycle.response_complete
+        return self.conn.their_state is h11.SEND_BODY and answered
 
-        def _owes_bytes(self) -> bool:
-            """Whether the next request of a kept connection has begun, or a body goes on that nobody reads any more."""
-            if self.conn.their_state is h11.IDLE:
-                return bool(self.conn.trailing_data[0])
-            answered = self.cycle is not None and self.cycle.response_complete
-            return self.conn.their_state is h11.SEND_BODY and answered
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+        super().connection_lost(exc)
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._disarm()
-            if self._write_timer is not None:
-                self._write_timer.cancel()
-            super().connection_lost(exc)
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        # Closing would wait for the reader to take what is buffered, which a dead one never does.
+        self._write_timer = self.loop.call_later(self.write_timeout_s, self.transport.abort)
 
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            # Closing would wait for the reader to take what is buffered, which a dead one never does.
-            self._write_timer = self.loop.call_later(write_timeout_s, self.transport.abort)
+    def resume_writing(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+        super().resume_writing()
 
-        def resume_writing(self) -> None:
-            if self._write_timer is not None:
-                self._write_timer.cancel()
-            super().resume_writing()
+    def send_400_response(self, msg: str) -> None:
+        error = sys.exception()
+        too_large = getattr(error, "error_status_hint", 400) == 431
+        # h11 quotes the line at fault, however long it is.
+        reason, _, _ = str(error or msg).partition(": bytearray(")
+        self._answer(HeaderTooLarge("The headers are too large.") if too_large else InvalidRequest(f"{reason}."))
 
-        def send_400_response(self, msg: str) -> None:
-            error = sys.exception()
-            too_large = getattr(error, "error_status_hint", 400) == 431
-            self._answer(
-                HeaderTooLarge("The headers are too large.") if too_large else InvalidRequest(f"{error or msg}.")
-            )
+    def _arm(self) -> None:
+        self._read_timer = self.loop.call_later(self.header_timeout_s, self._too_slow)
 
-        def _arm(self) -> None:
-            self._read_timer = self.loop.call_later(header_timeout_s, self._too_slow)
-
-        def _disarm(self) -> None:
-            if self._read_timer is not None:
-                self._read_timer.cancel()
-                self._read_timer = None
-
-        def _too_slow(self) -> None:
+    def _disarm(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
             self._read_timer = None
-            self._answer(RequestTooSlow(f"The request did not arrive within {header_timeout_s:g} s."))
 
-        def _answer(self, error: ConfigiError) -> None:
-            """Answer and close; only close when an answer is already under way."""
-            if self.transport.is_closing():
-                return
-            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                body = json.dumps(error.envelope()).encode()
-                headers = [
-                    ("content-type", "application/json"),
-                    ("content-length", str(len(body))),
-                    ("x-request-id", f"req_{uuid.uuid4().hex}"),
-                    ("connection", "close"),
-                ]
-                for event in (
-                    h11.Response(status_code=error.status, headers=headers),
-                    h11.Data(data=body),
-                    h11.EndOfMessage(),
-                ):
-                    self.transport.write(self.conn.send(event) or b"")
-            self.transport.close()
+    def _too_slow(self) -> None:
+        self._read_timer = None
+        self._answer(RequestTooSlow(f"The request did not arrive within {self.header_timeout_s:g} s."))
 
-    return GuardedProtocol
+    def _answer(self, error: ConfigiError) -> None:
+        """Answer and close; only close when an answer is already under way."""
+        if self.transport.is_closing():
+            return
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = json.dumps(error.envelope()).encode()
+            headers = [
+                ("content-type", "application/json"),
+                ("content-length", str(len(body))),
+                ("x-request-id", f"req_{uuid.uuid4().hex}"),
+                ("connection", "close"),
+            ]
+            for event in (
+                h11.Response(status_code=error.status, headers=headers),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+def protocol_class(header_s: float, write_s: float) -> type[GuardedProtocol]:
+    """The class that uvicorn makes one of for each connection, with its timeouts in seconds."""
+
+    class Configured(GuardedProtocol):
+        header_timeout_s = header_s
+        write_timeout_s = write_s
+
+    return Configured

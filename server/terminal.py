@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from rich.console import Console
@@ -14,30 +15,34 @@ from server.models.status import ModelStatus
 _LONG = ("fetching", "building", "loading")
 
 
-async def show_progress(console: Console, lifecycle: Lifecycle[Any], catalog: Catalog) -> None:
-    """Until cancelled: one bar for whatever model is being fetched, built or loaded."""
+async def show_progress(
+    console: Console, lifecycle: Lifecycle[Any], catalog: Catalog, line_every_s: float = 15
+) -> None:
+    """Until cancelled: one bar for whatever model is being fetched, built or loaded; without a terminal, a line for
+    every state and for every `line_every_s` seconds of a long one."""
     while True:
         status = next((s for s in map(lifecycle.status, catalog.entries) if s.state in _LONG), None)
         if status is None:
             await lifecycle.changed()
         else:
-            await _show(console, lifecycle, catalog, status)
+            await _show(console, lifecycle, catalog, status, line_every_s)
 
 
-async def _show(console: Console, lifecycle: Lifecycle[Any], catalog: Catalog, status: ModelStatus) -> None:
+async def _show(
+    console: Console, lifecycle: Lifecycle[Any], catalog: Catalog, status: ModelStatus, line_every_s: float
+) -> None:
     """One model from the start of something long to its end."""
     entry = catalog.resolve(status.id)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(status.text, total=None)
-        said: tuple[str, int] | None = None
+        said, said_at = "", 0.0
         while status.state in _LONG:
             progress.update(task, description=f"{status.id}: {status.text}", completed=status.done, total=status.total)
-            # A line for every state, and for every tenth of a transfer.
-            stage = status.state, 10 * status.done // status.total if status.total else 0
-            if not console.is_terminal and stage != said:
+            news = status.state != said or time.monotonic() - said_at >= line_every_s
+            if news and not console.is_terminal:
                 console.print(f"{status.id}: {status.text}", highlight=False, soft_wrap=True)
-                said = stage
+                said, said_at = status.state, time.monotonic()
             await lifecycle.changed()
             status = lifecycle.status(entry)
     console.print(f"{status.id}: {status.text}", highlight=False)

@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--crash-for", default="", help="crash at the load of a folder of this name")
     parser.add_argument("--crash-at-step", type=int, default=-1, help="SIGKILL itself at this step")
     parser.add_argument("--hang-at-step", type=int, default=-1)
+    parser.add_argument("--noise", type=int, default=0, help="characters on stderr, in one line, before it loads")
     parser.add_argument("--fail-at-token", type=int, default=-1, help="each request fails at this token")
     parser.add_argument("--slots", type=int, default=0, help="0 = as Load says")
     script = parser.parse_args()
@@ -51,6 +52,8 @@ def main() -> None:
     load = decode_command(socket.recv())
     if not isinstance(load, Load):
         raise SystemExit("no Load")
+    if script.noise:
+        print("x" * script.noise, file=sys.stderr)
     time.sleep(script.load_seconds)
     if script.crash_at_load or Path(load.model_dir).name == script.crash_for:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -310,6 +310,11 @@ def test_an_engine_that_does_not_listen_is_killed_at_the_end_without_a_false_wor
         assert server.log.read_text() == ""
 
 
+def test_an_engine_may_write_as_much_to_its_log_as_it_likes(tmp_path: Path, model: Path) -> None:
+    with serving_script(tmp_path, model, ["--noise", "3000000"], engine={"load_timeout_s": 5}) as server:
+        server.assert_still_serves()
+
+
 def test_a_stopped_engine_in_a_stream_is_a_hung_one(tmp_path: Path, model: Path) -> None:
     engine = {"hang_timeout_s": 0.5, "restart_backoff_s": 0.01}
     with serving(tmp_path, model, engine=engine) as server, stream(server) as s:

@@ -59,6 +59,7 @@ def test_garbage_and_a_tls_hello_are_400_and_closed(server: Running, data: bytes
     assert answer is not None
     assert (answer.status, answer.closed) == (400, True)
     assert answer.error["type"] == "invalid_request_error"
+    assert answer.error["message"] == "illegal request line."
 
 
 def test_a_tls_client_gives_up_quickly(server: Running) -> None:

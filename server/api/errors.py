@@ -54,7 +54,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         return error_response(MethodNotAllowed(message), error.headers)
     if error.status_code < 500:
         return error_response(InvalidRequest("The request is not valid HTTP for this API."), error.headers)
-    return error_response(_unforeseen())
+    return error_response(ConfigiError())
 
 
 async def _on_request_validation(_: Request, __: Exception) -> Response:
@@ -66,8 +66,4 @@ async def _on_client_left(_: Request, __: Exception) -> Response:
 
 
 async def _on_unforeseen(_: Request, __: Exception) -> Response:
-    return error_response(_unforeseen())
-
-
-def _unforeseen() -> ConfigiError:
-    return ConfigiError("The server failed at this request; its log says why.")
+    return error_response(ConfigiError())

@@ -95,7 +95,7 @@ class EventStream(EventSourceResponse, Generic[E]):
             ending = frame(error.envelope())
         except Exception:
             _log.exception("A stream failed after it had started.")
-            ending = frame(ConfigiError("The server failed at this request; its log says why.").envelope())
+            ending = frame(ConfigiError().envelope())
         yield ending + DONE
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

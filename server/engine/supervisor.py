@@ -143,13 +143,15 @@ class EngineProcess:
         patience = _STOP_S if self._resident else 0
         self._resident = False
         self.client.close(EngineFailed("The engine was stopped."))
-        self.client.stop()
-        try:
-            async with asyncio.timeout(patience):
+        # Cancelled while the process was being made, there is none.
+        if self._tasks:
+            self.client.stop()
+            try:
+                async with asyncio.timeout(patience):
+                    await self._process.wait()
+            except TimeoutError:
+                self._kill()
                 await self._process.wait()
-        except TimeoutError:
-            self._kill()
-            await self._process.wait()
         self._release()
 
     async def _watch_exit(self) -> None:
@@ -195,8 +197,11 @@ class EngineProcess:
 
     async def _log_stderr(self) -> None:
         if (stderr := self._process.stderr) is not None:
-            async for line in stderr:
-                log.warning("engine %d: %s", self._process.pid, line.decode(errors="replace").rstrip())
+            while not stderr.at_eof():
+                # asyncio raises it at a line of more than 64 KiB; unread, a full pipe would stop the engine.
+                with contextlib.suppress(ValueError):
+                    if line := await stderr.readline():
+                        log.warning("engine %d: %s", self._process.pid, line.decode(errors="replace").rstrip())
 
 
 def _load_command(settings: Settings, folder: Path) -> Load:
