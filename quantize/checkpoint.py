@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +87,12 @@ class Checkpoint(Protocol):
         """The small files beside the weights."""
         ...
 
-    def open(self, shard: str) -> AbstractContextManager[ShardReader]:
-        """Waits until the shard is on this machine. Raises SourceError."""
+    def open(self, shard: str, then: str | None = None) -> AbstractContextManager[ShardReader]:
+        """Waits until the shard is on this machine; meanwhile and while it is read, `then` may be fetched.
+
+        Raises:
+            SourceError: it cannot be had, or is damaged.
+        """
         ...
 
 
@@ -125,13 +129,17 @@ def parse_config(text: bytes) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class HubOptions:
-    """`scratch` holds shards while they are used, where they are not kept in the Hub's cache (`keep`)."""
+    """`scratch` holds shards while they are used, where they are not kept in the Hub's cache (`keep`).
+
+    `waiting` is told of a shard that a build waits for: its name, the bytes of it that are here, and its size.
+    """
 
     scratch: Path | None = None
     keep: bool = True
     offline: bool = False
     timeout_s: float = 30
     backoff_s: float = 1
+    waiting: Callable[[str, int, int], None] = lambda shard, here, size: None
 
 
 @contextlib.contextmanager

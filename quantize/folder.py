@@ -60,7 +60,7 @@ class FolderCheckpoint:
             return {name: path.read_bytes() for name in COMPANIONS if (path := self._folder / name).is_file()}
 
     @contextlib.contextmanager
-    def open(self, shard: str) -> Iterator[ShardReader]:
+    def open(self, shard: str, then: str | None = None) -> Iterator[ShardReader]:
         with SafetensorsShard(self._folder / shard) as reader:
             yield reader
 

@@ -22,6 +22,7 @@ ITEM_SIZES = {
     "U64": 8, "I64": 8, "BOOL": 1,
 }  # fmt: skip
 _LENGTH = struct.Struct("<Q")
+LENGTH_SIZE = _LENGTH.size
 # The library's own bound.
 _LONGEST_HEADER = 100_000_000
 
@@ -58,17 +59,22 @@ def read_header(file: Path) -> Header:
     """The header of a whole file. Raises SourceError when the file is damaged or cut short."""
     try:
         with file.open("rb") as opened:
-            start = opened.read(_LENGTH.size)
-            length = _LENGTH.unpack(start)[0] if len(start) == _LENGTH.size else _LONGEST_HEADER + 1
-            if length > _LONGEST_HEADER:
-                raise SourceError(f"{file.name} is no safetensors file.")
-            header = parse_header(file.name, opened.read(length), _LENGTH.size + length)
+            data = data_start(file.name, opened.read(LENGTH_SIZE))
+            header = parse_header(file.name, opened.read(data - LENGTH_SIZE), data)
         size = file.stat().st_size
     except OSError as error:
         raise SourceError(f"{file.name} cannot be read: {error.strerror}.") from error
     if size != header.size:
         raise SourceError(f"{file.name} has {size} bytes; its header says {header.size}: it is cut short or damaged.")
     return header
+
+
+def data_start(file: str, start: bytes) -> int:
+    """Where the header ends and the tensors begin, from the file's first 8 bytes. Raises SourceError."""
+    length = _LENGTH.unpack(start)[0] if len(start) == LENGTH_SIZE else _LONGEST_HEADER + 1
+    if length > _LONGEST_HEADER:
+        raise SourceError(f"{file} is no safetensors file.")
+    return LENGTH_SIZE + int(length)
 
 
 def parse_header(file: str, text: bytes, data: int) -> Header:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from server.models.hub_faults import explain
+from quantize.hub_faults import explain
 from server.models.worker import Report
 from tests.loopback_hub import (
     COMMIT,

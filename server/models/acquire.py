@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from quantize.hub_cache import cached_folder
 from server.errors import ModelUnavailable
-from server.models.hub_cache import cached_folder
 from server.settings import ModelSettings, StorageSettings
 
 log = logging.getLogger("configi.acquire")
