@@ -125,7 +125,10 @@ def retrying(action: Callable[[], T], repo: str, backoff_s: float) -> T:
 
 
 def bound_every_wait(timeout_s: float) -> None:
-    """huggingface_hub 2.4 lists files without any timeout and sleeps for as long as Retry-After says."""
+    """huggingface_hub 2.4 lists files without any timeout and sleeps for as long as Retry-After says.
+
+    It also gathers 10 MB before it hands them on: on a slow line a minute without progress, and lost by a kill.
+    """
     from huggingface_hub import constants, set_client_factory
     from huggingface_hub.utils._http import default_client_factory
 
@@ -147,3 +150,4 @@ def bound_every_wait(timeout_s: float) -> None:
 
     set_client_factory(client)
     constants.HF_HUB_DOWNLOAD_TIMEOUT = timeout_s  # type: ignore[assignment]
+    constants.DOWNLOAD_CHUNK_SIZE = 2**20

@@ -80,11 +80,11 @@ def _attempt(repository: Repository, file: RepoFile, partial: Path, arrived: Arr
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-    if file.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
-        raise HubError(f"{file.name} is larger than the 50 GB that the Hub gives in one transfer.", retryable=False)
     if _size(partial) > file.size:
         partial.unlink()
     _check_space(partial, file)
+    if file.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
+        raise HubError(f"{file.name} is larger than the 50 GB that the Hub gives in one transfer.", retryable=False)
     silent: Any = _SilentBar
     with _Checked(partial, arrived) as checked:
         http_get(

@@ -181,7 +181,7 @@ def test_a_repository_or_revision_that_does_not_exist_is_not_tried_again(bench: 
 def test_passing_faults_are_ridden_out(bench: Bench) -> None:
     weights = f"GET /{REPO}/resolve/{COMMIT}/model.safetensors"
     bench.hub.fault("GET /api/", status(502), times=2)
-    bench.hub.fault(weights, cut("model.safetensors", 300), times=1)
+    bench.hub.fault(weights, cut(300), times=1)
     bench.hub.fault(weights, status(500), times=1)
     bench.hub.fault(weights, status(403), times=1)
     bench.hub.fault(weights, status(429, Retry_After="0"), times=1)
@@ -192,13 +192,13 @@ def test_passing_faults_are_ridden_out(bench: Bench) -> None:
 
 
 def test_a_flipped_bit_is_noticed_and_fetched_again(bench: Bench) -> None:
-    bench.hub.fault(f"GET /{REPO}/resolve/{COMMIT}/model.safetensors", corrupt("model.safetensors"), times=1)
+    bench.hub.fault(f"GET /{REPO}/resolve/{COMMIT}/model.safetensors", corrupt, times=1)
     folder = Path(bench.fetch().last["folder"])
     assert (folder / "model.safetensors").read_bytes() == bench.hub.files["model.safetensors"]
 
 
 def test_bits_flipped_for_ever_are_one_sentence_and_leave_no_model(bench: Bench) -> None:
-    bench.hub.fault(f"GET /{REPO}/resolve/{COMMIT}/model.safetensors", corrupt("model.safetensors"))
+    bench.hub.fault(f"GET /{REPO}/resolve/{COMMIT}/model.safetensors", corrupt)
     assert bench.fetch().message == "A file arrived corrupt (its sha256 is not the Hub's)."
     assert bench.fetch(REPO, "--offline").code == 1
 
@@ -219,7 +219,7 @@ def test_a_file_that_stalls_or_is_cut_for_ever_ends_in_a_sentence(tmp_path: Path
 
     with ThreadPoolExecutor() as pool:
         stalled = pool.submit(run, "stalled", stall)
-        broken = pool.submit(run, "cut", cut("model.safetensors", 0))
+        broken = pool.submit(run, "cut", cut(0))
     assert stalled.result() == "The Hub stopped answering."
     assert broken.result() == "The connection to the Hub was cut repeatedly."
 
