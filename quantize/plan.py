@@ -73,6 +73,11 @@ class Plan:
         return sum(target.nbytes for target in self.targets)
 
     @property
+    def output_bytes(self) -> int:
+        """The size of the files that hold the tensors."""
+        return sum(file.header.size for file in self.files)
+
+    @property
     def bits_per_weight(self) -> float:
         """Over all parameters of the text model, scales and biases included."""
         return self.tensor_bytes * 8 / self.parameters

@@ -126,20 +126,21 @@ _CONFIG_I_DENSE = _policy(
 _ALONE = [
     _policy(
         "config-i-no2bit",
-        "smaller than config-i without any 2-bit weight: experts 3, attention 6, dense mlp and embeddings 8",
+        "smaller than config-i, no weight at 2 bits: experts 3, attention 6 (boundary 8), dense mlp and embeddings 8",
         experts=(Width(3, 128), _W3),
         mlp=(_W8, _W8),
         attention=_W6,
         embedding=_W8,
+        boundary={"expert_gate_up": _W3, "expert_down": _W3, "attention": _W8},
     ),
     _policy(
         "config-i-16gb",
-        "for 16 GB Macs: experts 2-bit (down 3, boundary 4), attention 5, dense mlp 8, embeddings 6",
+        "for 16 GB Macs: experts 2-bit (down 3, boundary 4), attention 5 (boundary 8), dense mlp 8, embeddings 6",
         experts=(Width(2, 128), _W3),
         mlp=(_W8, _W8),
         attention=_W5,
         embedding=_W6,
-        boundary={"expert_gate_up": _W4, "expert_down": _W4},
+        boundary={"expert_gate_up": _W4, "expert_down": _W4, "attention": _W8},
     ),
     _policy(
         "config-i-paper",

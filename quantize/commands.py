@@ -1,0 +1,121 @@
+"""`plan`, `build` and `verify`, as `configi` and as `python -m quantize` have them.
+
+Exit codes: 0 done, 1 failed (one sentence on stderr), 2 usage. Imports stand inside the commands: help should not wait
+for MLX.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quantize.errors import QuantizeError
+
+if TYPE_CHECKING:
+    from quantize.progress import Progress
+
+SourceArgument = Annotated[
+    str, typer.Argument(help="A folder, a .gguf file, or a Hub repository with an optional @revision.")
+]
+PolicyOption = Annotated[str, typer.Option(help="Name of a policy, or a .toml file with one.")]
+MemoryOption = Annotated[str, typer.Option(help="Memory that the build may take, such as 3GB.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+DiscardOption = Annotated[bool, typer.Option(help="Do not keep what is fetched from the Hub.")]
+
+
+def plan(
+    source: SourceArgument,
+    policy: PolicyOption = "config-i",
+    memory_limit: MemoryOption = "3GB",
+    discard_source: DiscardOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Show what a build would make and need. Reads headers only."""
+    from rich.console import Console
+
+    from quantize import plan_report
+    from quantize.checkpoint import HubOptions
+    from quantize.memory import parse_bytes, share
+    from quantize.plan import make_plan
+    from quantize.sources import open_checkpoint
+
+    memory = share(parse_bytes(memory_limit))
+    checkpoint = open_checkpoint(source, HubOptions(keep=not discard_source))
+    made = make_plan(checkpoint, policy)
+    if json:
+        plan_report.print_json(made, memory, checkpoint.scratch_bytes)
+    else:
+        plan_report.print_report(Console(), made, memory, checkpoint.scratch_bytes)
+
+
+def build(
+    source: SourceArgument,
+    output: Annotated[Path, typer.Argument(help="The model folder to make.")],
+    policy: PolicyOption = "config-i",
+    memory_limit: MemoryOption = "3GB",
+    discard_source: DiscardOption = False,
+    json_progress: Annotated[bool, typer.Option("--json-progress", help="One JSON object a line on stdout.")] = False,
+) -> None:
+    """Build a quantized MLX model. Call it again after whatever stopped it: it goes on where it was."""
+    from rich.console import Console
+
+    from quantize.progress import JsonLines, on_terminal
+
+    if json_progress:
+        lines = JsonLines(sys.stdout)
+        try:
+            lines.folder(str(_build(source, output, policy, memory_limit, discard_source, lines)))
+        except QuantizeError as error:
+            lines.error(error.message, retryable=error.retryable)
+            raise
+        return
+    with on_terminal(Console(stderr=True)) as progress:
+        _build(source, output, policy, memory_limit, discard_source, progress)
+    typer.echo(str(output))
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A model folder.")],
+    json: JsonOption = False,
+) -> None:
+    """Check a model folder against its manifest and against itself."""
+    from quantize.verify import verify as check
+
+    problems = check(folder)
+    if json:
+        typer.echo(_json({"folder": str(folder), "ok": not problems, "problems": problems}))
+    else:
+        for problem in problems:
+            typer.echo(problem, err=True)
+        if not problems:
+            typer.echo(f"{folder} is whole.")
+    if problems:
+        raise typer.Exit(1)
+
+
+def hang(cli: typer.Typer) -> None:
+    """The three commands, under `cli`."""
+    for command in (plan, build, verify):
+        cli.command()(command)
+
+
+def _build(source: str, output: Path, policy: str, memory_limit: str, discard_source: bool, progress: Progress) -> Path:
+    from quantize.build import build as carry_out
+    from quantize.checkpoint import HubOptions
+    from quantize.memory import parse_bytes
+    from quantize.output import Output
+    from quantize.plan import make_plan
+    from quantize.sources import open_checkpoint
+
+    limit = parse_bytes(memory_limit)
+    scratch = Output(output).work / "source"
+    checkpoint = open_checkpoint(source, HubOptions(scratch=scratch, keep=not discard_source))
+    return carry_out(checkpoint, make_plan(checkpoint, policy), output, memory_limit=limit, progress=progress)
+
+
+def _json(value: object) -> str:
+    return json_module.dumps(value, indent=2)

@@ -1,0 +1,129 @@
+"""The place of a build: the output folder, and the hidden one beside it where everything stands until it is whole.
+
+    .NAME.building/lock        held while somebody builds
+    .NAME.building/journal     what is finished
+    .NAME.building/model/      becomes the output, by one rename
+
+So the output is never seen half made, and whatever a killed build leaves, the next one finds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from quantize.errors import OutputError, VerifyError, output_error
+from quantize.manifest import read_manifest
+from quantize.plan import Plan
+from quantize.progress import Progress
+
+# For the small files, the file system's own blocks, and room to breathe.
+_SPARE_BYTES = 64_000_000
+
+
+class Output:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.expanduser().resolve()
+        self._given = folder
+        self.work = self.folder.with_name(f".{self.folder.name}.building")
+        self.model = self.work / "model"
+        self.journal = self.work / "journal"
+
+    def is_built(self, plan: Plan) -> bool:
+        """Raises OutputError when something else is there. An empty folder is nothing."""
+        if not os.path.lexists(self.folder):
+            return False
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            return False
+        with contextlib.suppress(VerifyError):
+            manifest = read_manifest(self.folder) if self.folder.is_dir() else None
+            if manifest is not None and manifest.plan == plan.fingerprint:
+                sizes = {name: file.size for name, file in manifest.files.items()}
+                if all(_size(self.folder / name) == size for name, size in sizes.items()):
+                    return True
+                raise OutputError(f"{self._given} was built before and is damaged now; remove it to build it again.")
+        raise OutputError(f"{self._given} is there already and is not what this build makes; it is left as it is.")
+
+    @contextlib.contextmanager
+    def locked(self, progress: Progress) -> Iterator[None]:
+        """The only builder of this output, in this process or any other."""
+        lock = FileLock(self.work / "lock")
+        with written(f"Making {self._given}"):
+            self._acquire(lock, progress)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _acquire(self, lock: FileLock, progress: Progress) -> None:
+        while True:
+            self.work.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                progress("waiting", 0, None, "another process builds this model")
+                lock.acquire()
+            # Whoever published took the folder away, and with it the file that we locked.
+            if self.work.is_dir():
+                return
+            lock.release()
+
+    def check_space(self, plan: Plan, scratch_bytes: int) -> None:
+        """Raises OutputError when the disk cannot hold what is still to be written."""
+        there = sum(_allocated(path) for path in self.model.glob("*")) if self.model.is_dir() else 0
+        needed = plan.output_bytes - there + scratch_bytes + _SPARE_BYTES
+        free = shutil.disk_usage(self.work).free
+        if needed > free:
+            raise OutputError(
+                f"The build needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free at {self._given.parent}.",
+                retryable=True,
+            )
+
+    def clear(self) -> None:
+        """Forget a build of another plan."""
+        shutil.rmtree(self.model, ignore_errors=True)
+        self.model.mkdir()
+
+    def publish(self) -> None:
+        """Everything reaches the disk, then the folder its name."""
+        for path in [*self.model.iterdir(), self.model]:
+            _sync(path)
+        self.model.rename(self.folder)
+        _sync(self.folder.parent)
+
+    def sweep(self) -> None:
+        """What a build needed only while it ran."""
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def written(doing: str) -> Iterator[None]:
+    """An OSError while writing, as a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise output_error(error, doing) from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _allocated(path: Path) -> int:
+    return path.stat().st_blocks * 512

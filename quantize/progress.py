@@ -1,0 +1,113 @@
+"""How a build tells where it stands: a bar for people, plain lines where nobody looks, JSON lines for programs.
+
+{"phase": "building", "done": 1200, "total": 9000, "text": "..."}     bytes; at most five a second
+{"folder": "..."}                                                     the last line, and exit code 0
+{"error": {"message": "...", "retryable": true}}                      the last line, and exit code 1
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import (
+    Progress as Bar,
+)
+
+_LINES_INTERVAL_S = 10
+_JSON_INTERVAL_S = 0.2
+
+
+class Progress(Protocol):
+    """Called from any thread. `phase` is waiting, building, checking or done; `done` and `total` are bytes."""
+
+    def __call__(self, phase: str, done: int, total: int | None, text: str) -> None: ...
+
+
+def silent(phase: str, done: int, total: int | None, text: str) -> None:
+    pass
+
+
+@contextlib.contextmanager
+def on_terminal(console: Console) -> Iterator[Progress]:
+    """A bar with rate and time left; a line now and then when the output is no terminal."""
+    if not console.is_terminal:
+        yield _Lines(console)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=console, transient=True) as bar:
+        tasks: dict[str, object] = {}
+
+        def show(phase: str, done: int, total: int | None, text: str) -> None:
+            if phase not in tasks:
+                for task in bar.task_ids:
+                    bar.update(task, visible=False)
+                tasks[phase] = bar.add_task(text, total=total)
+            bar.update(tasks[phase], description=text, completed=done, total=total)  # type: ignore[arg-type]
+
+        yield show
+
+
+class _Lines:
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._lock = threading.Lock()
+        self._phase = ""
+        self._said = 0.0
+
+    def __call__(self, phase: str, done: int, total: int | None, text: str) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if phase == self._phase and now - self._said < _LINES_INTERVAL_S:
+                return
+            self._phase, self._said = phase, now
+            share = f" {done / total:.0%}" if total else ""
+            self._console.print(f"{phase}: {text}{share}", highlight=False)
+
+
+class JsonLines:
+    """One JSON object a line on `out`."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._lock = threading.Lock()
+        self._phase = ""
+        self._said = 0.0
+
+    def __call__(self, phase: str, done: int, total: int | None, text: str) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if phase == self._phase and now - self._said < _JSON_INTERVAL_S and done != total:
+                return
+            self._phase, self._said = phase, now
+            self._write({"phase": phase, "done": done, "total": total, "text": text})
+
+    def folder(self, folder: str) -> None:
+        with self._lock:
+            self._write({"folder": folder})
+
+    def error(self, message: str, *, retryable: bool) -> None:
+        with self._lock:
+            self._write({"error": {"message": message, "retryable": retryable}})
+
+    def _write(self, line: dict[str, object]) -> None:
+        self._out.write(json.dumps(line) + "\n")
+        self._out.flush()
