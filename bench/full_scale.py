@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -59,6 +60,8 @@ def main() -> int:
     if args.kills and not first:
         parser.error("the build without kills comes first: its hashes are needed")
     moments = sorted(random.random() for _ in range(args.kills))
+    # Beyond the moment itself, so that it hits transfers and syncs as well.
+    delays = [random.uniform(0, first["seconds"] / args.kills / 3) for _ in moments]
     output = args.work / f"model-{shape}"
     for folder in (output, output.with_name(f".{output.name}.building")):
         shutil.rmtree(folder, ignore_errors=True)
@@ -76,7 +79,7 @@ def main() -> int:
             args.memory_limit,
             "--json-progress",
         ]
-        seconds = run(build, environment, moments, peaks, args.work)
+        seconds = run(build, environment, list(zip(moments, delays, strict=True)), peaks, args.work)
         verified = ask(["verify", str(output)], environment)
     files = {path.name: hashed(path) for path in sorted(output.iterdir())}
     weights = sum(path.stat().st_size for path in output.glob("*.safetensors"))
@@ -119,21 +122,27 @@ def hub(args: argparse.Namespace) -> Iterator[dict[str, str]]:
         process.communicate()
 
 
-def run(build: list[str], environment: dict[str, str], moments: list[float], peaks: Peaks, work: Path) -> float:
-    """The build, killed soon after each of the `moments` (shares of its work), then to its end. Returns the seconds."""
+def run(
+    build: list[str], environment: dict[str, str], kills: list[tuple[float, float]], peaks: Peaks, work: Path
+) -> float:
+    """The build, killed so many seconds after each of the moments (shares of its work), then to its end.
+
+    Returns the seconds of it all.
+    """
     started = time.monotonic()
-    for moment in [*moments, 2]:
+    for moment, delay in [*kills, (math.inf, 0.0)]:
         with subprocess.Popen(build, env=environment, stdout=subprocess.PIPE, text=True) as process:
             watching = threading.Thread(target=watch, args=(process, peaks, work))
             watching.start()
             line = follow(process, moment)
-            # Beyond the moment itself, so that it hits transfers and syncs as well.
-            time.sleep(random.uniform(0, 3) if moment < 1 else 0)
+            time.sleep(delay)
             process.kill() if moment < 1 else process.wait()
         watching.join()
+        print(
+            f"{time.monotonic() - started:.0f} s: {'killed after' if moment < 1 else 'ended with'} {line}", flush=True
+        )
         if process.returncode > 0:
-            raise SystemExit(f"the build ended with {process.returncode}: {line}")
-        print(f"{time.monotonic() - started:.0f} s: {'killed at' if moment < 1 else 'ended with'} {line}", flush=True)
+            raise SystemExit(f"the build ended with {process.returncode}")
     return time.monotonic() - started
 
 
@@ -143,7 +152,7 @@ def follow(process: subprocess.Popen[str], moment: float) -> str:
     line = ""
     for line in process.stdout:
         told = json.loads(line)
-        if told.get("phase") == "building" and told["done"] >= moment * told["total"]:
+        if told.get("phase") == "building" and told["done"] >= moment * (told["total"] or math.inf):
             break
     return line.strip()
 
