@@ -7,6 +7,7 @@ the threads may work in any order, and a build that was cut off leaves nothing t
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -22,11 +23,12 @@ from quantize.card import write_card
 from quantize.checkpoint import Checkpoint, ShardReader
 from quantize.config_json import write_configs
 from quantize.errors import SourceError
+from quantize.finite import all_finite
 from quantize.journal import Journal
 from quantize.manifest import File, manifest_of, tools, write_manifest
 from quantize.memory import Share, share
 from quantize.output import Output, written
-from quantize.output_files import OutputFiles
+from quantize.output_files import OutputFiles, bytes_of
 from quantize.plan import Plan
 from quantize.progress import Progress, silent
 
@@ -103,10 +105,11 @@ class _Filling:
         workers = ThreadPoolExecutor(memory.threads, "quantize", initializer=_own_stream)
         syncing = _Syncing(self._files, self._journal)
         try:
-            for (shard, items), then in zip(shards.items(), [*list(shards)[1:], None], strict=True):
+            for shard, then in itertools.pairwise([*shards, None]):
+                assert shard is not None
                 self._say(f"waiting for {shard}")
                 with self._checkpoint.open(shard, then) as reader:
-                    self._shard(items, reader, workers, syncing)
+                    self._shard(shards[shard], reader, workers, syncing)
         finally:
             workers.shutdown(cancel_futures=True)
             syncing.close()
@@ -175,14 +178,13 @@ def _make(block: Block, reader: ShardReader, files: OutputFiles) -> int:
     target = block.target
     if target.width is None:
         arrays = {target.name: rows}
-        mx.eval(rows)
     else:
         made = quantize_rows(rows, target.width)
         arrays = {f"{target.path}.{suffix}": array for suffix, array in made.items()}
-        finite = mx.isfinite(made["scales"]).all() & mx.isfinite(made["biases"]).all()
-        mx.eval(finite, *arrays.values())
-        if not finite.item():
-            raise SourceError(f"{block.source.name} holds values that are not finite.")
+    mx.eval(arrays)
+    # Quantizing would make numbers of what is none.
+    if target.width is not None and not all_finite(bytes_of(rows), target.dtype):
+        raise SourceError(f"{block.source.name} holds values that are not finite.")
     files.write(arrays, block.at)
     return block.nbytes
 

@@ -14,12 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantize.folder import INDEX
 from quantize.plan import Plan
 from quantize.policy import BITS, GROUP_SIZES, Width
+from quantize.safetensors_format import INDEX
 
 TABLE, COPY = "quantization", "quantization_config"
 SETTINGS = ("group_size", "bits", "mode")
+# Of other makers; mlx-swift-lm passes over these three and no other.
+_PASSED_OVER = ("quant_method", "linear_class", "quantization_mode")
 # What only the dropped towers need; LM Studio takes a model with a vision_config for one that sees.
 _TOWERS = re.compile(r"(?:vision|audio|image|video|mm|boi|eoi|boa|eoa)_.*")
 
@@ -86,16 +88,11 @@ def read_widths(config: Mapping[str, Any]) -> tuple[dict[str, Width | None], Wid
     wrong = [] if config.get(COPY, table) == table else [f"config.json: {COPY} is no copy of {TABLE}."]
     widths: dict[str, Width | None] = {}
     for path, entry in table.items():
-        if path in SETTINGS:
+        if path in SETTINGS or path in _PASSED_OVER or entry is True:
             continue
-        if "." not in path and not isinstance(entry, dict):
-            wrong.append(f"config.json: {TABLE}.{path} is neither a setting nor a module; mlx-swift-lm refuses it.")
-        elif entry is False:
-            widths[path] = None
-        elif (width := _read_entry(entry)) is not None:
-            widths[path] = width
-        elif entry is not True:
-            wrong.append(f"config.json: {TABLE}.{path} is no width.")
+        widths[path] = None if entry is False else _read_entry(entry)
+        if entry is not False and widths[path] is None:
+            wrong.append(f"config.json: {TABLE}.{path} is neither a setting nor a width; mlx-swift-lm refuses it.")
     default = _read_entry({key: table[key] for key in SETTINGS if key in table})
     if default is None:
         wrong.append(f"config.json: {TABLE} lacks a whole group_size or bits.")

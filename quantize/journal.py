@@ -22,12 +22,14 @@ class Journal:
     def __init__(self, file: Path, build: str) -> None:
         self.done: set[int] = set()
         head = {"build": build, "boot": boot()}
-        lines = _lines(file)
+        lines, said = _lines(file), list[str]()
         if lines and (old := _head(lines[0])).get("build") == build:
             items, synced = _read(lines[1:])
-            self.done = set(items if old.get("boot") == head["boot"] else items[:synced])
-        items = sorted(self.done)
-        self._rewrite(file, [json.dumps(head), *(f"done {item}" for item in items)])
+            kept = items if old.get("boot") == head["boot"] else items[:synced]
+            self.done = set(kept)
+            said = [f"done {item}" for item in kept]
+            said.insert(synced, f"synced {synced}")
+        self._rewrite(file, [json.dumps(head), *said])
         self._file = os.open(file, os.O_WRONLY | os.O_APPEND)
 
     def add(self, item: int) -> None:

@@ -63,15 +63,16 @@ class Output:
     def _acquire(self, lock: FileLock, progress: Progress) -> None:
         while True:
             self.work.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                progress("waiting", 0, None, "another process builds this model")
-                lock.acquire()
-            # Whoever published took the folder away, and with it the file that we locked.
-            if self.work.is_dir():
-                return
-            lock.release()
+            # Whoever publishes takes the folder away, and with it the file that others wait for.
+            with contextlib.suppress(FileNotFoundError):
+                try:
+                    lock.acquire(blocking=False)
+                except Timeout:
+                    progress("waiting", 0, None, "another process builds this model")
+                    lock.acquire()
+                if self.work.is_dir():
+                    return
+                lock.release()
 
     def check_space(self, plan: Plan, scratch_bytes: int) -> None:
         """Raises OutputError when the disk cannot hold what is still to be written."""

@@ -38,13 +38,16 @@ class OutputFiles:
         """Evaluated rows of stored tensors, by name, to the rows from `row` on."""
         for name, array in arrays.items():
             descriptor, offset, row_bytes = self._places[name]
-            # numpy has no bfloat16; bytes are bytes.
-            carrier = np.array(array.view(mx.uint8), copy=False)
-            _write(descriptor, carrier.data.cast("B"), offset + row * row_bytes)
+            _write(descriptor, bytes_of(array), offset + row * row_bytes)
 
     def sync(self) -> None:
         for descriptor in self._open:
             os.fsync(descriptor)
+
+
+def bytes_of(array: mx.array) -> memoryview:
+    """Of an evaluated array, without a copy."""
+    return np.array(array.view(mx.uint8), copy=False).data.cast("B")
 
 
 def _write(descriptor: int, data: memoryview, offset: int) -> None:

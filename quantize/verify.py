@@ -1,7 +1,7 @@
 """Whether a model folder is whole: its files against its manifest, its tensors against its config. Needs no MLX.
 
-A folder without configi.json is checked for what it says of itself: the index, the headers, the widths. Modes other than
-affine are mlx-lm's business.
+A folder without configi.json is checked for what it says of itself: index, headers, widths. Modes other than affine are
+left to mlx-lm.
 """
 
 from __future__ import annotations
@@ -12,17 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from quantize.config_json import is_affine, read_widths
-from quantize.errors import QuantizeError, SourceError, VerifyError
-from quantize.folder import INDEX, parse_index
+from quantize.errors import QuantizeError, VerifyError
+from quantize.finite import all_finite
 from quantize.manifest import MANIFEST, Manifest, read_manifest
-from quantize.safetensors_format import Entry, Header, read_header
+from quantize.safetensors_format import INDEX, Entry, Header, parse_index, read_header
 from quantize.tensor_rules import tensor_problems
-
-# Of a 16-bit or 32-bit float: all ones are infinities and what is not a number.
-_EXPONENTS = {"BF16": (np.uint16, 0x7F80), "F16": (np.uint16, 0x7C00), "F32": (np.uint32, 0x7F800000)}
 
 
 def verify(folder: Path) -> list[str]:
@@ -142,13 +137,9 @@ def _not_finite(folder: Path, headers: Mapping[str, Header]) -> Iterator[str]:
 
 
 def _is_finite(file: Path, header: Header, entry: Entry) -> bool:
-    if entry.dtype not in _EXPONENTS:
-        raise SourceError(f"{entry.name} is {entry.dtype}, which is no dtype of scales.")
-    carrier, exponent = _EXPONENTS[entry.dtype]
-    values = np.fromfile(
-        file, carrier, count=entry.nbytes // np.dtype(carrier).itemsize, offset=header.data + entry.begin
-    )
-    return not bool(((values & exponent) == exponent).any())
+    with file.open("rb") as opened:
+        opened.seek(header.data + entry.begin)
+        return all_finite(opened.read(entry.nbytes), entry.dtype)
 
 
 def _sha256(path: Path) -> str:

@@ -145,6 +145,31 @@ def qwen3_moe(*, layers: int = 5, hidden: int = 64, experts: int = 4) -> tuple[d
     return config, shapes
 
 
+def llama(*, layers: int = 5, hidden: int = 64, width: int = 128) -> tuple[dict[str, Any], Shapes]:
+    heads, kv_heads, head_dim = 4, 2, hidden // 4
+    shapes: Shapes = {"model.embed_tokens.weight": (VOCAB_SIZE, hidden), "model.norm.weight": (hidden,)}
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}."
+        shapes |= {
+            prefix + "input_layernorm.weight": (hidden,),
+            prefix + "post_attention_layernorm.weight": (hidden,),
+            prefix + "self_attn.q_proj.weight": (heads * head_dim, hidden),
+            prefix + "self_attn.k_proj.weight": (kv_heads * head_dim, hidden),
+            prefix + "self_attn.v_proj.weight": (kv_heads * head_dim, hidden),
+            prefix + "self_attn.o_proj.weight": (hidden, heads * head_dim),
+            prefix + "mlp.gate_proj.weight": (width, hidden),
+            prefix + "mlp.up_proj.weight": (width, hidden),
+            prefix + "mlp.down_proj.weight": (hidden, width),
+        }
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16", "hidden_size": hidden,
+        "num_hidden_layers": layers, "intermediate_size": width, "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "vocab_size": VOCAB_SIZE,
+        "tie_word_embeddings": True, "max_position_embeddings": 2048, "eos_token_id": END_ID,
+    }  # fmt: skip
+    return config, shapes
+
+
 def write(
     folder: Path, config: Mapping[str, Any], shapes: Shapes, *, shards: int = 3, seed: int = 0, holes: bool = False
 ) -> Path:
