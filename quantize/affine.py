@@ -8,10 +8,12 @@ mlx_lm.convert would give, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import mlx.core as mx
+from typing import TYPE_CHECKING
 
 from quantize.policy import GROUP_SIZES, Width
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 
 def fitting_width(wanted: Width, columns: int) -> Width | None:
@@ -32,5 +34,8 @@ def stored_shapes(shape: tuple[int, ...], width: Width) -> dict[str, tuple[str |
 
 def quantize_rows(rows: mx.array, width: Width) -> Mapping[str, mx.array]:
     """(rows, columns) of any float dtype -> weight, scales and biases, not yet evaluated."""
+    # Here, so that what only asks for shapes starts without MLX.
+    import mlx.core as mx
+
     weight, scales, biases = mx.quantize(rows, group_size=width.group_size, bits=width.bits, mode="affine")
     return {"weight": weight, "scales": scales, "biases": biases}

@@ -20,9 +20,8 @@ import numpy as np
 
 from quantize.checkpoint import COMPANIONS, Shard, ShardReader, SourceTensor, parse_config, read_errors, with_fp8_scales
 from quantize.errors import SourceError
-from quantize.safetensors_format import ITEM_SIZES, Entry, Header, read_header
+from quantize.safetensors_format import INDEX, ITEM_SIZES, Entry, Header, parse_index, read_header
 
-INDEX = "model.safetensors.index.json"
 # numpy has neither bfloat16 nor fp8: such tensors travel as integers of their size.
 _CARRIERS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 DTYPES = {
@@ -140,14 +139,6 @@ def shard_names(folder: Path) -> list[str]:
         if "/" in name or not (folder / name).is_file():
             raise SourceError(f"The source lacks the shard {name}.")
     return names
-
-
-def parse_index(text: bytes) -> dict[str, str]:
-    """Tensor name -> shard. Raises SourceError."""
-    try:
-        return {str(name): str(shard) for name, shard in json.loads(text)["weight_map"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise SourceError(f"The source's {INDEX} is damaged.") from None
 
 
 def _index(folder: Path) -> dict[str, str] | None:

@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 from quantize import hub_cache
 from quantize.checkpoint import COMPANIONS, Checkpoint, HubOptions, Shard, ShardReader, SourceTensor, parse_config
 from quantize.errors import HubError, SourceError
-from quantize.folder import INDEX, FolderCheckpoint, SafetensorsShard, parse_index, source_tensors
+from quantize.folder import FolderCheckpoint, SafetensorsShard, source_tensors
 from quantize.hub_cache import RepoFile
 from quantize.hub_client import Patience, bound_every_wait, describe, hub_errors, read_range
 from quantize.hub_transfer import into_cache, transfer
-from quantize.safetensors_format import LENGTH_SIZE, Header, data_start, parse_header
+from quantize.safetensors_format import INDEX, LENGTH_SIZE, Header, data_start, parse_header, parse_index
 
 # Nearly every header is shorter.
 _FIRST_READ = 100_000

@@ -16,6 +16,8 @@ from typing import Any
 
 from quantize.errors import SourceError
 
+# Beside several files: which tensor is in which.
+INDEX = "model.safetensors.index.json"
 # Bytes per element.
 ITEM_SIZES = {
     "BF16": 2, "F16": 2, "F32": 4, "F64": 8, "F8_E4M3": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4,
@@ -98,6 +100,14 @@ def parse_header(file: str, text: bytes, data: int) -> Header:
 def _entry(name: str, value: Any) -> Entry:
     begin, end = value["data_offsets"]
     return Entry(name, value["dtype"], tuple(map(int, value["shape"])), int(begin), int(end))
+
+
+def parse_index(text: bytes) -> dict[str, str]:
+    """Tensor name -> shard. Raises SourceError."""
+    try:
+        return {str(name): str(shard) for name, shard in json.loads(text)["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise SourceError(f"The source's {INDEX} is damaged.") from None
 
 
 def lay_out(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[bytes, Header]:

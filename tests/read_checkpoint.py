@@ -1,6 +1,6 @@
 """Reads a checkpoint from end to end as a build does: `python -m tests.read_checkpoint SOURCE [--scratch DIR] [...]`.
 
-JSON lines: {"tensors": {name: shape}, ...} from the headers, {"shard": name, "files": names in scratch} as each is opened,
+JSON lines: {"tensors": {name: shape}, ...} from the headers, {"shard": name, "files": in scratch} as each is opened,
 {"waiting": [shard, here, size]} while it comes, {"sha256": of all rows} or {"error": sentence} at the end.
 """
 
@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--scratch", type=Path)
     parser.add_argument("--headers-only", action="store_true")
     parser.add_argument("--offline", action="store_true")
-    parser.add_argument("--timeout", type=float, default=0.3)
+    parser.add_argument("--timeout", type=float, default=10)
     args = parser.parse_args()
     keep = args.scratch is None
     options = HubOptions(args.scratch, keep, args.offline, args.timeout, 0.02, lambda *waited: say(waiting=waited))

@@ -106,8 +106,8 @@ class Bench:
         assert lines, done.stderr
         return Result(done.returncode, lines, done.stderr)
 
-    def discarding(self, **environment: str) -> Result:
-        return self.read("--scratch", str(self.scratch), **environment)
+    def discarding(self, *options: str) -> Result:
+        return self.read("--scratch", str(self.scratch), *options)
 
     @contextmanager
     def held(self, action: Action, *options: str, line: str = FIRST) -> Iterator[subprocess.Popen[str]]:
@@ -257,7 +257,7 @@ def test_a_fault_of_the_hub_is_one_sentence(
     bench: Bench, line: str, action: Action, sentence: str, retryable: bool
 ) -> None:
     bench.hub.fault(line, action)
-    result = bench.discarding()
+    result = bench.discarding("--timeout", "0.5")
     assert (result.code, result.last) == (1, {"error": sentence, "retryable": retryable})
     assert "hf_of_the_test" not in result.stderr
 
@@ -301,7 +301,7 @@ def test_a_transfer_that_stalls_or_is_cut_for_ever_ends_in_a_sentence(tmp_path: 
         with loopback_hub(LoopbackHub(source_files())) as hub:
             hub.fault(FIRST, header, times=1)
             hub.fault(FIRST, action)
-            return Bench(hub, tmp_path / name).discarding().last
+            return Bench(hub, tmp_path / name).discarding("--timeout", "0.5").last
 
     with ThreadPoolExecutor() as pool:
         stalled, broken = pool.submit(run, "stalled", hold(1000)), pool.submit(run, "cut", cut(0))
