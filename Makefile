@@ -31,7 +31,8 @@ check: $(VENV)/.dev
 	@$(BIN)/mypy
 
 bench: $(VENV)/.dev
-	@$(BIN)/python -m bench.overhead $(ARGS)
+	@$(BIN)/python -m bench.overhead
+	@$(BIN)/python -m bench.build
 
 docs: $(VENV)/.docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

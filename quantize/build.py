@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -55,22 +55,32 @@ def build(
     output = Output(folder)
     if output.is_built(plan):
         return output.folder
+    # What cannot end well leaves nothing behind.
+    companions = _companions(checkpoint)
+    output.check_space(plan, checkpoint.scratch_bytes)
     with output.locked(progress), written("Writing the model"):
         if not output.is_built(plan):
-            _build(checkpoint, plan, output, memory, progress)
+            _build(checkpoint, plan, companions, output, memory, progress)
         output.sweep()
     return output.folder
 
 
-def _build(checkpoint: Checkpoint, plan: Plan, output: Output, memory: Share, progress: Progress) -> None:
+def _build(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    companions: Mapping[str, bytes],
+    output: Output,
+    memory: Share,
+    progress: Progress,
+) -> None:
     device = mx.default_device().type.name
     output.model.mkdir(exist_ok=True)
     journal = Journal(output.journal, json.dumps([plan.fingerprint, tools(), device]))
     try:
         if not journal.done:
             output.clear()
-        output.check_space(plan, checkpoint.scratch_bytes)
-        _write_companions(checkpoint, output.model)
+        for name, content in companions.items():
+            (output.model / name).write_bytes(content)
         with OutputFiles(output.model, plan.files) as files:
             _Filling(checkpoint, plan, files, journal, progress).run(memory)
     finally:
@@ -189,13 +199,11 @@ def _make(block: Block, reader: ShardReader, files: OutputFiles) -> int:
     return block.nbytes
 
 
-def _write_companions(checkpoint: Checkpoint, folder: Path) -> None:
-    """First of all: a source without a tokenizer should fail in its first second."""
+def _companions(checkpoint: Checkpoint) -> Mapping[str, bytes]:
     companions = checkpoint.companions()
     if not companions.keys() & {"tokenizer.json", "tokenizer.model", "vocab.json"}:
         raise SourceError("The source holds no tokenizer (tokenizer.json).")
-    for name, content in companions.items():
-        (folder / name).write_bytes(content)
+    return companions
 
 
 def _hashed(folder: Path, progress: Progress) -> dict[str, File]:

@@ -78,7 +78,7 @@ class Output:
         """Raises OutputError when the disk cannot hold what is still to be written."""
         there = sum(_allocated(path) for path in self.model.glob("*")) if self.model.is_dir() else 0
         needed = plan.output_bytes - there + scratch_bytes + _SPARE_BYTES
-        free = shutil.disk_usage(self.work).free
+        free = shutil.disk_usage(next(folder for folder in self.work.parents if folder.is_dir())).free
         if needed > free:
             raise OutputError(
                 f"The build needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free at {self._given.parent}.",

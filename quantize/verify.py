@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from quantize.config_json import is_affine, read_widths
 from quantize.errors import QuantizeError, VerifyError
 from quantize.finite import all_finite
-from quantize.manifest import MANIFEST, Manifest, read_manifest
+from quantize.manifest import MANIFEST, File, Manifest, read_manifest
 from quantize.safetensors_format import INDEX, Entry, Header, parse_index, read_header
 from quantize.tensor_rules import tensor_problems
 
@@ -55,10 +55,12 @@ def _problems(folder: Path, *, thorough: bool) -> list[str]:
         if not folder.is_dir():
             return [f"{folder} is no folder."]
         config, manifest = _config(folder), read_manifest(folder)
-        found = [*_file_problems(folder, manifest, thorough=thorough), *_stray_shards(folder, manifest)]
-        if any(not (folder / name).is_file() for name in _shards(folder, manifest)):
+        shards = _shards(folder, manifest)
+        files = _file_problems(folder, shards, manifest, thorough=thorough)
+        found = [*files.values(), *_stray_shards(folder, shards)]
+        if files.keys() & set(shards):
             return found
-        headers = {name: read_header(folder / name) for name in _shards(folder, manifest)}
+        headers = {name: read_header(folder / name) for name in shards}
         found += _index_problems(folder, headers)
         entries = {name: entry for header in headers.values() for name, entry in header.entries.items()}
         if not is_affine(config):
@@ -97,26 +99,32 @@ def _shards(folder: Path, manifest: Manifest | None) -> list[str]:
     raise VerifyError("The folder has no model*.safetensors.")
 
 
-def _file_problems(folder: Path, manifest: Manifest | None, *, thorough: bool) -> Iterator[str]:
+def _file_problems(
+    folder: Path, shards: Sequence[str], manifest: Manifest | None, *, thorough: bool
+) -> Mapping[str, str]:
+    """By the name of the file."""
     if manifest is None:
-        yield from (f"{name} is missing." for name in _shards(folder, None) if not (folder / name).is_file())
-        return
-    for name, file in sorted(manifest.files.items()):
-        path = folder / name
-        # A manifest may not lead out of its folder.
-        if Path(name).name != name or not path.is_file():
-            yield f"{name} is missing."
-        elif path.stat().st_size != file.size:
-            yield f"{name} has {path.stat().st_size} bytes; {MANIFEST} says {file.size}."
-        elif thorough and _sha256(path) != file.sha256:
-            yield f"{name} is damaged: its sha256 is not the one in {MANIFEST}."
+        return {name: f"{name} is missing." for name in shards if not (folder / name).is_file()}
+    found = {name: _file_problem(folder, name, file, thorough) for name, file in sorted(manifest.files.items())}
+    return {name: problem for name, problem in found.items() if problem}
 
 
-def _stray_shards(folder: Path, manifest: Manifest | None) -> Iterator[str]:
+def _file_problem(folder: Path, name: str, file: File, thorough: bool) -> str | None:
+    path = folder / name
+    # A manifest may not lead out of its folder.
+    if Path(name).name != name or not path.is_file():
+        return f"{name} is missing."
+    if (size := path.stat().st_size) != file.size:
+        return f"{name} has {size} bytes; {MANIFEST} says {file.size}."
+    if thorough and _sha256(path) != file.sha256:
+        return f"{name} is damaged: its sha256 is not the one in {MANIFEST}."
+    return None
+
+
+def _stray_shards(folder: Path, shards: Sequence[str]) -> Iterator[str]:
     """mlx-lm loads every model*.safetensors that it finds, whatever the index says."""
-    known = set(_shards(folder, manifest))
     for path in sorted(folder.glob("model*.safetensors")):
-        if path.name not in known:
+        if path.name not in shards:
             yield f"{path.name} does not belong to the model; mlx-lm would load it over the right weights."
 
 

@@ -239,6 +239,7 @@ def test_a_source_without_a_tokenizer_is_refused_at_once(tmp_path: Path) -> None
     (source / "tokenizer.json").unlink()
     with pytest.raises(SourceError, match="holds no tokenizer"):
         built(source, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_what_is_there_already_is_used_or_left_alone(gemma: Model, tmp_path: Path) -> None:

@@ -198,6 +198,7 @@ def test_a_disk_that_is_too_small_is_refused_up_front(source: Path, small_disk: 
     (small_disk / "filler").write_bytes(bytes(6_000_000))
     with pytest.raises(OutputError, match=r"The build needs 0\.1 GB of disk, 0\.1 GB are free at .*disk"):
         build_whole(source, small_disk / "out")
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
 
 
 def test_a_folder_that_cannot_be_written_to_is_a_sentence(source: Path, tmp_path: Path) -> None:
