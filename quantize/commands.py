@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ import typer
 from quantize.errors import QuantizeError
 
 if TYPE_CHECKING:
+    from quantize.checkpoint import HubOptions
     from quantize.progress import Progress
 
 SourceArgument = Annotated[
@@ -25,6 +27,7 @@ PolicyOption = Annotated[str, typer.Option(help="Name of a policy, or a .toml fi
 MemoryOption = Annotated[str, typer.Option(help="Memory that the build may take, such as 3GB.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 DiscardOption = Annotated[bool, typer.Option(help="Do not keep what is fetched from the Hub.")]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Ask no Hub; use what is on this machine.")]
 
 
 def plan(
@@ -32,6 +35,7 @@ def plan(
     policy: PolicyOption = "config-i",
     memory_limit: MemoryOption = "3GB",
     discard_source: DiscardOption = False,
+    offline: OfflineOption = False,
     json: JsonOption = False,
 ) -> None:
     """Show what a build would make and need. Reads headers only."""
@@ -44,7 +48,7 @@ def plan(
     from quantize.sources import open_checkpoint
 
     memory = share(parse_bytes(memory_limit))
-    checkpoint = open_checkpoint(source, HubOptions(keep=not discard_source))
+    checkpoint = open_checkpoint(source, HubOptions(keep=not discard_source, offline=offline))
     made = make_plan(checkpoint, policy)
     if json:
         plan_report.print_json(made, memory, checkpoint.scratch_bytes)
@@ -58,23 +62,31 @@ def build(
     policy: PolicyOption = "config-i",
     memory_limit: MemoryOption = "3GB",
     discard_source: DiscardOption = False,
+    offline: OfflineOption = False,
+    hub_timeout: Annotated[float, typer.Option(help="Seconds of silence of the Hub before a retry.")] = 30,
     json_progress: Annotated[bool, typer.Option("--json-progress", help="One JSON object a line on stdout.")] = False,
+    watch_stdin: Annotated[bool, typer.Option("--watch-stdin", help="End when stdin closes.")] = False,
 ) -> None:
     """Build a quantized MLX model. Call it again after whatever stopped it: it goes on where it was."""
     from rich.console import Console
 
-    from quantize.progress import JsonLines, on_terminal
+    from quantize.checkpoint import HubOptions
+    from quantize.progress import on_terminal
+    from quantize.worker import JsonLines, exit_with_parent
 
+    if watch_stdin:
+        exit_with_parent(sys.stdin.buffer)
+    hub = HubOptions(keep=not discard_source, offline=offline, timeout_s=hub_timeout)
     if json_progress:
         lines = JsonLines(sys.stdout)
         try:
-            lines.folder(str(_build(source, output, policy, memory_limit, discard_source, lines)))
+            lines.folder(str(_build(source, output, policy, memory_limit, hub, lines)))
         except QuantizeError as error:
             lines.error(error.message, retryable=error.retryable)
             raise
         return
     with on_terminal(Console(stderr=True)) as progress:
-        _build(source, output, policy, memory_limit, discard_source, progress)
+        _build(source, output, policy, memory_limit, hub, progress)
     typer.echo(str(output))
 
 
@@ -103,18 +115,18 @@ def hang(cli: typer.Typer) -> None:
         cli.command()(command)
 
 
-def _build(source: str, output: Path, policy: str, memory_limit: str, discard_source: bool, progress: Progress) -> Path:
+def _build(source: str, output: Path, policy: str, memory_limit: str, hub: HubOptions, progress: Progress) -> Path:
     from quantize.build import build as carry_out
-    from quantize.checkpoint import HubOptions
     from quantize.memory import parse_bytes
     from quantize.output import Output
     from quantize.plan import make_plan
+    from quantize.progress import Waiting
     from quantize.sources import open_checkpoint
 
     limit = parse_bytes(memory_limit)
-    scratch = Output(output).work / "source"
-    checkpoint = open_checkpoint(source, HubOptions(scratch=scratch, keep=not discard_source))
-    return carry_out(checkpoint, make_plan(checkpoint, policy), output, memory_limit=limit, progress=progress)
+    waiting = Waiting(progress)
+    checkpoint = open_checkpoint(source, replace(hub, scratch=Output(output).work / "source", waiting=waiting.shard))
+    return carry_out(checkpoint, make_plan(checkpoint, policy), output, memory_limit=limit, progress=waiting)
 
 
 def _json(value: object) -> str:

@@ -1,18 +1,12 @@
-"""How a build tells where it stands: a bar for people, plain lines where nobody looks, JSON lines for programs.
-
-{"phase": "building", "done": 1200, "total": 9000, "text": "..."}     bytes; at most five a second
-{"folder": "..."}                                                     the last line, and exit code 0
-{"error": {"message": "...", "retryable": true}}                      the last line, and exit code 1
-"""
+"""How a build tells where it stands: a bar for people, plain lines where nobody looks, JSON lines for programs."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Iterator
-from typing import Protocol, TextIO
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -27,7 +21,6 @@ from rich.progress import (
 )
 
 _LINES_INTERVAL_S = 10
-_JSON_INTERVAL_S = 0.2
 
 
 class Progress(Protocol):
@@ -83,31 +76,16 @@ class _Lines:
             self._console.print(f"{phase}: {text}{share}", highlight=False)
 
 
-class JsonLines:
-    """One JSON object a line on `out`."""
+class Waiting:
+    """Progress, and a way to say meanwhile that a shard of the source is still coming."""
 
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-        self._lock = threading.Lock()
-        self._phase = ""
-        self._said = 0.0
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._last: tuple[str, int, int | None] = ("building", 0, None)
 
     def __call__(self, phase: str, done: int, total: int | None, text: str) -> None:
-        with self._lock:
-            now = time.monotonic()
-            if phase == self._phase and now - self._said < _JSON_INTERVAL_S and done != total:
-                return
-            self._phase, self._said = phase, now
-            self._write({"phase": phase, "done": done, "total": total, "text": text})
+        self._last = phase, done, total
+        self._progress(phase, done, total, text)
 
-    def folder(self, folder: str) -> None:
-        with self._lock:
-            self._write({"folder": folder})
-
-    def error(self, message: str, *, retryable: bool) -> None:
-        with self._lock:
-            self._write({"error": {"message": message, "retryable": retryable}})
-
-    def _write(self, line: dict[str, object]) -> None:
-        self._out.write(json.dumps(line) + "\n")
-        self._out.flush()
+    def shard(self, name: str, here: int, size: int) -> None:
+        self._progress(*self._last, f"waiting for {name}, {here / 1e9:.1f} of {size / 1e9:.1f} GB are here")

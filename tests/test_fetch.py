@@ -18,7 +18,7 @@ import pytest
 from filelock import FileLock
 
 from quantize.hub_faults import explain
-from server.models.worker import Report
+from quantize.worker import JsonLines
 from tests.loopback_hub import (
     COMMIT,
     REPO,
@@ -60,7 +60,7 @@ class Bench:
 
     def fetch(self, source: str = REPO, *options: str, **environment: str) -> Result:
         done = subprocess.run(
-            [sys.executable, "-m", "server.models.fetch", source, "--timeout", "0.3", "--backoff", "0.05", *options],
+            [sys.executable, "-m", "server.models.fetch", source, "--timeout", "5", "--backoff", "0.05", *options],
             env={**os.environ, **hub_environment(self.hub, self.home), **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -164,7 +164,7 @@ def test_a_fault_of_the_hub_is_one_sentence(
     bench: Bench, fragment: str, action: Any, sentence: str, retryable: bool
 ) -> None:
     bench.hub.fault(fragment, action)
-    result = bench.fetch()
+    result = bench.fetch(REPO, "--timeout", "0.3")
     assert (result.code, result.last) == (1, {"error": {"message": sentence, "retryable": retryable}})
     assert "hf_of_the_test" not in result.stderr
 
@@ -215,7 +215,7 @@ def test_a_file_that_stalls_or_is_cut_for_ever_ends_in_a_sentence(tmp_path: Path
     def run(name: str, action: Any) -> str:
         with loopback_hub(LoopbackHub()) as hub:
             hub.fault("GET /loopback/tiny/resolve/" + COMMIT + "/model.safetensors", action)
-            return Bench(hub, tmp_path / name).fetch().message
+            return Bench(hub, tmp_path / name).fetch(REPO, "--timeout", "0.3").message
 
     with ThreadPoolExecutor() as pool:
         stalled = pool.submit(run, "stalled", stall)
@@ -333,9 +333,9 @@ def test_the_worker_ends_when_its_parent_does(bench: Bench) -> None:
 
 def test_a_report_is_a_few_lines_a_second_and_the_last_one_is_never_left_out() -> None:
     out = io.StringIO()
-    report = Report(out)
+    report = JsonLines(out)
     for done in range(1001):
-        report.progress("fetching", done, 1000, "")
+        report("fetching", done, 1000, "")
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert lines[0]["done"] == 0
     assert lines[-1]["done"] == 1000

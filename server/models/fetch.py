@@ -23,13 +23,13 @@ from quantize.hub_cache import RepoFile
 from quantize.hub_client import Patience, Repository, bound_every_wait, describe
 from quantize.hub_faults import cache_not_writable, explain
 from quantize.hub_transfer import SPARE_BYTES
-from server.models.worker import Report, exit_with_parent
+from quantize.worker import JsonLines, exit_with_parent
 
 
 class Fetch:
     """One repository at one commit."""
 
-    def __init__(self, repo: str, revision: str | None, report: Report, patience: Patience) -> None:
+    def __init__(self, repo: str, revision: str | None, report: JsonLines, patience: Patience) -> None:
         self._repo = repo
         self._revision = revision
         self._report = report
@@ -81,7 +81,7 @@ class Fetch:
 
     def _progress(self, done: int, total: int) -> None:
         text = f"fetching {self._repo}: {done / 1e9:.2f} of {total / 1e9:.2f} GB"
-        self._report.progress("fetching", done, total, text)
+        self._report("fetching", done, total, text)
 
     def _check_writable(self) -> None:
         storage = hub_cache.storage_folder(self._repo)
@@ -159,7 +159,7 @@ def main() -> int:
     if args.watch_stdin:
         exit_with_parent(sys.stdin.buffer)
     repo, _, revision = args.source.partition("@")
-    report = Report()
+    report = JsonLines(sys.stdout)
     try:
         folder = hub_cache.cached_folder(repo, revision or None)
         if folder is None and args.offline:
