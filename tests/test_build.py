@@ -22,6 +22,7 @@ from quantize.sources import open_checkpoint
 from quantize.verify import verify
 from tests.checkpoints import Shapes, gemma4, llama, qwen3_moe, write
 from tests.running import serving
+from tests.test_embedded import worker
 
 
 def built(source: Path, output: Path, policy: str = "config-i") -> Plan:
@@ -137,6 +138,19 @@ def test_it_is_served_and_answers(kind: str, request: pytest.FixtureRequest, tmp
     model = request.getfixturevalue(kind)
     with serving(tmp_path, model.output) as server:
         server.assert_still_serves()
+
+
+@pytest.mark.slow
+def test_the_embedded_model_in_config_i_still_knows_the_capital_of_france(tmp_path: Path) -> None:
+    out, _ = worker(tmp_path / "cache").communicate()
+    plan = built(Path(json.loads(out.splitlines()[-1])["folder"]), tmp_path / "out")
+    assert 4.5 < plan.bits_per_weight < 9
+    assert verify(tmp_path / "out") == []
+    with serving(tmp_path, tmp_path / "out") as server:
+        body = {"prompt": "The capital of France is", "max_tokens": 3, "temperature": 0}
+        status, answer = server.post("/v1/completions", body)
+    assert status == 200, answer
+    assert "Paris" in answer["choices"][0]["text"]
 
 
 def test_the_config_is_the_sources_without_the_towers_and_with_every_width(gemma: Model) -> None:

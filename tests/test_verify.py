@@ -16,7 +16,6 @@ from quantize import verify as verify_module
 from quantize.build import build
 from quantize.checkpoint import HubOptions
 from quantize.plan import make_plan
-from quantize.safetensors_format import read_header
 from quantize.sources import open_checkpoint
 from quantize.verify import check, verify, verify_if_changed
 from tests.checkpoints import gemma4, write
@@ -221,48 +220,3 @@ def test_no_folder_and_an_empty_folder_are_a_sentence(tmp_path: Path) -> None:
     assert verify(tmp_path) == ["The folder has no config.json."]
     (tmp_path / "config.json").write_text("{}")
     assert verify(tmp_path) == ["The folder has no model*.safetensors."]
-
-
-# ---- how others read the config
-
-
-def test_mlx_swift_lm_reads_every_width(built: Path) -> None:
-    """Its rules, as BaseConfiguration.swift and Load.swift have them."""
-    config = json.loads((built / "config.json").read_text())
-    default, modules = swift_quantization(config["quantization"])
-    shapes = {
-        entry.name: entry.shape for file in swift_weight_files(built) for entry in read_header(file).entries.values()
-    }
-    for name in (name for name in shapes if name.endswith(".scales")):
-        path = name.removesuffix(".scales")
-        assert path in modules, f"{path} would be read at the default width {default}"
-        group_size, bits = modules[path]
-        columns = shapes[f"{path}.weight"][-1] * 32 // bits
-        assert columns == shapes[name][-1] * group_size, path
-
-
-def swift_quantization(table: dict[str, Any]) -> tuple[tuple[int, int], dict[str, tuple[int, int]]]:
-    """The default and each module's (group size, bits). What Swift's decoder throws on fails."""
-
-    def width(entry: Any) -> tuple[int, int]:
-        assert isinstance(entry, dict), entry
-        for key in ("group_size", "bits"):
-            assert type(entry[key]) is int, entry
-        assert entry.get("mode", "affine") in ("affine", "mxfp4", "mxfp8", "nvfp4"), entry
-        return entry["group_size"], entry["bits"]
-
-    default = width(table)
-    settings = {"group_size", "bits", "mode", "quant_method", "linear_class", "quantization_mode"}
-    modules = {}
-    for key, value in table.items():
-        if key not in settings and not isinstance(value, bool):
-            modules[key] = width(value)
-    return default, modules
-
-
-def swift_weight_files(folder: Path) -> list[Path]:
-    """Those of the index if all are there, else model*.safetensors."""
-    index = json.loads((folder / "model.safetensors.index.json").read_text())
-    names = sorted(set(index["weight_map"].values()))
-    assert all((folder / name).is_file() for name in names)
-    return [folder / name for name in names]
