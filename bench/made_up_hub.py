@@ -141,6 +141,8 @@ def main() -> None:
     args = parser.parse_args()
     files = repository(args.layers, args.experts, int(args.shard_bytes))
     add_digests(files, args.digests)
+    # Before the first request, and in one thread.
+    _weights()
     with loopback_hub(LoopbackHub(others={REPO: files})) as hub:
         print(hub.url, flush=True)
         sys.stdin.read()
