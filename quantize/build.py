@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -22,7 +23,7 @@ from quantize.blocks import Block, cut
 from quantize.card import write_card
 from quantize.checkpoint import Checkpoint, ShardReader
 from quantize.config_json import write_configs
-from quantize.errors import SourceError
+from quantize.errors import OutputError, SourceError
 from quantize.finite import all_finite
 from quantize.journal import Journal
 from quantize.manifest import File, manifest_of, tools, write_manifest
@@ -31,6 +32,7 @@ from quantize.output import Output, written
 from quantize.output_files import OutputFiles, bytes_of
 from quantize.plan import Plan
 from quantize.progress import Progress, silent
+from quantize.verify import check
 
 DEFAULT_MEMORY_LIMIT = 3_000_000_000
 # Between two calls for everything that is written to reach the disk: what a power cut may cost.
@@ -73,12 +75,10 @@ def _build(
     memory: Share,
     progress: Progress,
 ) -> None:
-    device = mx.default_device().type.name
     output.model.mkdir(exist_ok=True)
-    journal = Journal(output.journal, json.dumps([plan.fingerprint, tools(), device]))
+    journal = Journal(output.journal, json.dumps([plan.fingerprint, tools()]))
     try:
-        if not journal.done:
-            output.clear()
+        output.keep([file.name for file in plan.files] if journal.done else [])
         for name, content in companions.items():
             (output.model / name).write_bytes(content)
         with OutputFiles(output.model, plan.files) as files:
@@ -88,7 +88,9 @@ def _build(
     write_configs(plan, output.model)
     write_card(plan, output.model)
     made = _hashed(output.model, progress)
-    write_manifest(output.model, manifest_of(plan, made, device))
+    write_manifest(output.model, manifest_of(plan, made))
+    if problems := check(output.model):
+        raise OutputError(f"What was built is not whole: {problems[0]}")
     output.publish()
 
 
@@ -112,7 +114,7 @@ class _Filling:
                 shards.setdefault(tensor.shard, []).append(item)
         self._block_bytes = memory.block_bytes
         mx.set_cache_limit(memory.cache_bytes)
-        workers = ThreadPoolExecutor(memory.threads, "quantize", initializer=_own_stream)
+        workers = ThreadPoolExecutor(memory.threads, "quantize", initializer=_OWN.begin)
         syncing = _Syncing(self._files, self._journal)
         try:
             for shard, then in itertools.pairwise([*shards, None]):
@@ -177,25 +179,35 @@ class _Syncing:
         self._thread.shutdown()
 
 
-def _own_stream() -> None:
-    # One stream is one thread of MLX's CPU backend.
-    mx.set_default_stream(mx.new_stream(mx.default_device()))
+class _Own(threading.local):
+    """A stream for each thread, always on the CPU.
+
+    One stream is one thread of MLX's CPU backend. A few of them keep up with any disk, and the bytes do not depend on
+    whether there is a GPU.
+    """
+
+    def begin(self) -> None:
+        self.stream = mx.new_stream(mx.cpu)
+
+
+_OWN = _Own()
 
 
 def _make(block: Block, reader: ShardReader, files: OutputFiles) -> int:
     """One block from the source into the output files. Returns its bytes in the source."""
-    rows = reader.rows(block.source, block.start, block.stop)
     target = block.target
-    if target.width is None:
-        arrays = {target.name: rows}
-    else:
-        made = quantize_rows(rows, target.width)
-        arrays = {f"{target.path}.{suffix}": array for suffix, array in made.items()}
-    mx.eval(arrays)
-    # Quantizing would make numbers of what is none.
-    if target.width is not None and not all_finite(bytes_of(rows), target.dtype):
-        raise SourceError(f"{block.source.name} holds values that are not finite.")
-    files.write(arrays, block.at)
+    with mx.stream(_OWN.stream):
+        rows = reader.rows(block.source, block.start, block.stop)
+        if target.width is None:
+            arrays = {target.name: rows}
+        else:
+            made = quantize_rows(rows, target.width)
+            arrays = {f"{target.path}.{suffix}": array for suffix, array in made.items()}
+        mx.eval(arrays)
+        # Quantizing would make numbers of what is none.
+        if target.width is not None and not all_finite(bytes_of(rows), target.dtype):
+            raise SourceError(f"{block.source.name} holds values that are not finite.")
+        files.write(arrays, block.at)
     return block.nbytes
 
 

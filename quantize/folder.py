@@ -38,8 +38,8 @@ class FolderCheckpoint:
 
     def __init__(self, folder: Path, *, label: str | None = None) -> None:
         self._folder = folder
-        self.label = label or folder.resolve().name
         self.repository, self.revision = _of_cache(folder.resolve())
+        self.label = label or self.repository or folder.resolve().name
         with read_errors("config.json"):
             self.config: Mapping[str, Any] = parse_config((folder / "config.json").read_bytes())
         names = shard_names(folder)
@@ -49,7 +49,9 @@ class FolderCheckpoint:
 
     @cached_property
     def identity(self) -> str:
-        """Names, sizes and times of change: reading every byte would take as long as building."""
+        """A commit, or names, sizes and times of change: reading every byte would take as long as building."""
+        if self.revision is not None:
+            return f"{self.repository}@{self.revision}"
         stats = [(self._folder / shard.name).stat() for shard in self.shards]
         facts = [[shard.name, stat.st_size, stat.st_mtime_ns] for shard, stat in zip(self.shards, stats, strict=True)]
         return hashlib.sha256(json.dumps([self.config, facts], sort_keys=True).encode()).hexdigest()

@@ -62,7 +62,7 @@ class Manifest(msgspec.Struct, frozen=True):
     made_with: dict[str, str]
 
 
-def manifest_of(plan: Plan, files: Mapping[str, File], device: str) -> Manifest:
+def manifest_of(plan: Plan, files: Mapping[str, File]) -> Manifest:
     return Manifest(
         FORMAT,
         plan.fingerprint,
@@ -72,7 +72,7 @@ def manifest_of(plan: Plan, files: Mapping[str, File], device: str) -> Manifest:
         round(plan.bits_per_weight, 4),
         {target.name: _tensor(target) for target in plan.targets},
         dict(files),
-        tools() | {"device": device},
+        tools(),
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -85,10 +85,11 @@ class Output:
                 retryable=True,
             )
 
-    def clear(self) -> None:
-        """Forget a build of another plan."""
-        shutil.rmtree(self.model, ignore_errors=True)
-        self.model.mkdir()
+    def keep(self, names: Sequence[str]) -> None:
+        """Of what an earlier build left, only these files."""
+        for path in self.model.iterdir():
+            if path.name not in names:
+                path.unlink()
 
     def publish(self) -> None:
         """Everything reaches the disk, then the folder its name."""

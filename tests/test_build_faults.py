@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,27 @@ def test_a_build_goes_on_where_it_was(source: Path, whole: tuple[dict[str, str],
     build_whole(source, tmp_path / "out", lambda phase, done, total, text: reports.append((phase, done)))
     assert reports[0][0] == "building"
     assert reports[0][1] > 0
+
+
+def test_what_a_kill_at_the_very_end_leaves_is_no_part_of_the_model(
+    source: Path, whole: tuple[dict[str, str], int], tmp_path: Path
+) -> None:
+    start(source, tmp_path / "out", whole[1] - 1, "kill").communicate(timeout=120)
+    for name in ("configi.json", "another.txt"):
+        (Output(tmp_path / "out").model / name).write_text("{}")
+    build_whole(source, tmp_path / "out")
+    assert hashes(tmp_path / "out") == whole[0]
+
+
+def test_a_snapshot_in_the_hubs_cache_is_known_by_its_commit(source: Path, tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = shutil.copytree(source, tmp_path / "models--owner--name" / "snapshots" / commit)
+    build_whole(snapshot, tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "configi.json").read_text())
+    assert manifest["source"] == {
+        "label": "owner/name", "repository": "owner/name", "revision": commit, "identity": f"owner/name@{commit}"
+    }  # fmt: skip
+    assert "base_model: owner/name" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_two_at_once_make_one_model(source: Path, whole: tuple[dict[str, str], int], tmp_path: Path) -> None:
