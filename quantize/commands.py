@@ -85,8 +85,12 @@ def build(
             lines.error(error.message, retryable=error.retryable)
             raise
         return
-    with on_terminal(Console(stderr=True)) as progress:
-        _build(source, output, policy, memory_limit, hub, progress)
+    try:
+        with on_terminal(Console(stderr=True)) as progress:
+            _build(source, output, policy, memory_limit, hub, progress)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. What is done is kept; the same call goes on.", err=True)
+        raise typer.Exit(130) from None
     typer.echo(str(output))
 
 

@@ -1,4 +1,8 @@
-"""What a machine can hold. The macOS part follows Metal's documented and observed limits."""
+"""What a machine can hold.
+
+The macOS part follows Metal's documented and observed limits; it was tested with stand-in numbers only and has not been
+run on Metal.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """A build that is cut off: `python -m tests.killed_build SOURCE OUTPUT POLICY CALL HOW`, in a process of its own.
 
-At the CALL-th progress report it does HOW: `kill` sends itself SIGKILL; `fill` leaves the disk of OUTPUT without room.
+At the CALL-th progress report it does HOW: `kill` and `interrupt` send it SIGKILL and SIGINT, `fill` leaves the disk of
+OUTPUT without room.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class Saboteur:
         self._left -= 1
         if self._left == 0 and self._how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self._left == 0 and self._how == "interrupt":
+            signal.raise_signal(signal.SIGINT)
         if self._left == 0 and self._how == "fill":
             self._fill()
 
@@ -49,6 +52,8 @@ def main() -> None:
         build(checkpoint, plan, Path(output), memory_limit=260_000_000, progress=saboteur)
     except QuantizeError as error:
         sys.exit(error.message)
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
 
 
 if __name__ == "__main__":

@@ -141,6 +141,36 @@ def test_two_at_once_make_one_model(source: Path, whole: tuple[dict[str, str], i
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_ctrl_c_while_waiting_for_another_is_a_sentence(source: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "server.cli", "build", str(source), str(tmp_path / "out")]
+    others: list[subprocess.Popen[str]] = []
+
+    def first_report(*_: object) -> None:
+        if not others:
+            others.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+            stderr = others[0].stderr
+            assert stderr is not None
+            assert stderr.readline().startswith("waiting: another process builds this model")
+            others[0].send_signal(signal.SIGINT)
+            others[0].wait(60)
+
+    build_whole(source, tmp_path / "out", first_report)
+    _, said = others[0].communicate()
+    assert others[0].returncode == 130
+    assert said == "Interrupted. What is done is kept; the same call goes on.\n"
+
+
+def test_ctrl_c_while_building_ends_it_in_order(
+    source: Path, whole: tuple[dict[str, str], int], tmp_path: Path
+) -> None:
+    process = start(source, tmp_path / "out", whole[1] // 2, "interrupt")
+    _, said = process.communicate(timeout=120)
+    assert (process.returncode, said) == (1, "interrupted\n")
+    assert finished(tmp_path / "out")
+    build_whole(source, tmp_path / "out")
+    assert hashes(tmp_path / "out") == whole[0]
+
+
 def test_another_plan_for_the_same_output_starts_anew(
     source: Path, whole: tuple[dict[str, str], int], tmp_path: Path
 ) -> None:
