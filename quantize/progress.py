@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -19,6 +18,8 @@ from rich.progress import (
 from rich.progress import (
     Progress as Bar,
 )
+
+from quantize.worker import Pace
 
 _LINES_INTERVAL_S = 10
 
@@ -63,17 +64,13 @@ class _Lines:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._lock = threading.Lock()
-        self._phase = ""
-        self._said = 0.0
+        self._pace = Pace(_LINES_INTERVAL_S)
 
     def __call__(self, phase: str, done: int, total: int | None, text: str) -> None:
         with self._lock:
-            now = time.monotonic()
-            if phase == self._phase and now - self._said < _LINES_INTERVAL_S:
-                return
-            self._phase, self._said = phase, now
-            share = f" {done / total:.0%}" if total else ""
-            self._console.print(f"{phase}: {text}{share}", highlight=False)
+            if self._pace.lets(phase):
+                share = f" {done / total:.0%}" if total else ""
+                self._console.print(f"{phase}: {text}{share}", highlight=False)
 
 
 class Waiting:

@@ -16,22 +16,34 @@ from typing import BinaryIO, TextIO
 _INTERVAL_S = 0.2
 
 
+class Pace:
+    """Lets something be said at the start of each phase, and then once in `interval_s`."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._phase = ""
+        self._said = 0.0
+
+    def lets(self, phase: str) -> bool:
+        now = time.monotonic()
+        if phase == self._phase and now - self._said < self._interval_s:
+            return False
+        self._phase, self._said = phase, now
+        return True
+
+
 class JsonLines:
     """The worker's side of the pipe. Used from several threads."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._lock = threading.Lock()
-        self._phase = ""
-        self._said = 0.0
+        self._pace = Pace(_INTERVAL_S)
 
     def __call__(self, phase: str, done: int, total: int | None, text: str) -> None:
         with self._lock:
-            now = time.monotonic()
-            if phase == self._phase and now - self._said < _INTERVAL_S and done != total:
-                return
-            self._phase, self._said = phase, now
-            self._write({"phase": phase, "done": done, "total": total, "text": text})
+            if self._pace.lets(phase) or done == total:
+                self._write({"phase": phase, "done": done, "total": total, "text": text})
 
     def folder(self, folder: str) -> None:
         with self._lock:

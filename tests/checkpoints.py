@@ -120,12 +120,7 @@ def qwen3_moe(*, layers: int = 5, hidden: int = 64, experts: int = 4) -> tuple[d
     for layer in range(layers):
         prefix = f"model.layers.{layer}."
         shapes |= {
-            prefix + "input_layernorm.weight": (hidden,),
-            prefix + "post_attention_layernorm.weight": (hidden,),
-            prefix + "self_attn.q_proj.weight": (heads * head_dim, hidden),
-            prefix + "self_attn.k_proj.weight": (kv_heads * head_dim, hidden),
-            prefix + "self_attn.v_proj.weight": (kv_heads * head_dim, hidden),
-            prefix + "self_attn.o_proj.weight": (hidden, heads * head_dim),
+            **_attention(prefix, hidden, heads, kv_heads, head_dim),
             prefix + "self_attn.q_norm.weight": (head_dim,),
             prefix + "self_attn.k_norm.weight": (head_dim,),
             prefix + "mlp.gate.weight": (experts, hidden),
@@ -151,12 +146,7 @@ def llama(*, layers: int = 5, hidden: int = 64, width: int = 128) -> tuple[dict[
     for layer in range(layers):
         prefix = f"model.layers.{layer}."
         shapes |= {
-            prefix + "input_layernorm.weight": (hidden,),
-            prefix + "post_attention_layernorm.weight": (hidden,),
-            prefix + "self_attn.q_proj.weight": (heads * head_dim, hidden),
-            prefix + "self_attn.k_proj.weight": (kv_heads * head_dim, hidden),
-            prefix + "self_attn.v_proj.weight": (kv_heads * head_dim, hidden),
-            prefix + "self_attn.o_proj.weight": (hidden, heads * head_dim),
+            **_attention(prefix, hidden, heads, kv_heads, head_dim),
             prefix + "mlp.gate_proj.weight": (width, hidden),
             prefix + "mlp.up_proj.weight": (width, hidden),
             prefix + "mlp.down_proj.weight": (hidden, width),
@@ -168,6 +158,17 @@ def llama(*, layers: int = 5, hidden: int = 64, width: int = 128) -> tuple[dict[
         "tie_word_embeddings": True, "max_position_embeddings": 2048, "eos_token_id": END_ID,
     }  # fmt: skip
     return config, shapes
+
+
+def _attention(prefix: str, hidden: int, heads: int, kv_heads: int, head_dim: int) -> Shapes:
+    return {
+        prefix + "input_layernorm.weight": (hidden,),
+        prefix + "post_attention_layernorm.weight": (hidden,),
+        prefix + "self_attn.q_proj.weight": (heads * head_dim, hidden),
+        prefix + "self_attn.k_proj.weight": (kv_heads * head_dim, hidden),
+        prefix + "self_attn.v_proj.weight": (kv_heads * head_dim, hidden),
+        prefix + "self_attn.o_proj.weight": (hidden, heads * head_dim),
+    }
 
 
 def write(
