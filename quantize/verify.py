@@ -6,6 +6,7 @@ left to mlx-lm.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,15 +33,20 @@ def check(folder: Path) -> list[str]:
 
 def verify_if_changed(folder: Path, stamp: Path) -> list[str]:
     """`check`, and `verify` if a file changed since the last call that found nothing wrong and left `stamp`."""
-    if problems := check(folder):
+    if (problems := check(folder)) or is_unchanged(folder, stamp):
         return problems
     now = _stamp(folder)
-    if stamp.is_file() and stamp.read_text(encoding="ascii") == now:
-        return []
     if not (problems := verify(folder)):
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        stamp.write_text(now, encoding="ascii")
+        # Where no stamp can be left, it is only verified again next time.
+        with contextlib.suppress(OSError):
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            stamp.write_text(now, encoding="ascii")
     return problems
+
+
+def is_unchanged(folder: Path, stamp: Path) -> bool:
+    """Whether `stamp` is what `verify_if_changed` left for these very files."""
+    return stamp.is_file() and stamp.read_text(encoding="ascii") == _stamp(folder)
 
 
 def _stamp(folder: Path) -> str:

@@ -23,6 +23,7 @@ from server.models.acquire import Acquirer, Progress
 from server.models.catalog import Catalog
 from server.models.memory import Memory
 from server.models.status import ModelStatus, State
+from server.models.verified import Verifier
 from server.settings import LifecycleSettings, ModelSettings
 
 log = logging.getLogger("configi.models")
@@ -70,11 +71,13 @@ class Lifecycle:
         settings: LifecycleSettings,
         catalog: Catalog,
         acquirer: Acquirer,
+        verifier: Verifier,
         memory: Memory,
         supervisor: Supervisor,
     ) -> None:
         self._settings = settings
         self._acquirer = acquirer
+        self._verifier = verifier
         self._memory = memory
         self._supervisor = supervisor
         self._models = {entry.id: _Model(entry) for entry in catalog.entries}
@@ -169,7 +172,7 @@ class Lifecycle:
         try:
             m.folder = await asyncio.to_thread(self._acquirer.locate, m.entry)
             if m.folder is None:
-                self._set(m, "fetching", "starting the transfer")
+                self._set(m, "fetching", "looking for its files")
                 m.folder = await self._acquirer.acquire(m.entry, lambda p: self._progress(m, p))
                 self._set(m, "absent", "on disk, not in memory")
             return m.folder
@@ -202,13 +205,15 @@ class Lifecycle:
             self._load_failed(m, error)
 
     async def _replace_resident(self, m: _Model) -> EngineClient:
+        if m.folder is None:
+            raise ModelUnavailable(f"The files of model '{m.entry.id}' are gone.")
+        self._set(m, "loading", "checking its files")
+        await self._verifier.check(m.folder, lambda text: self._set(m, "loading", text))
         if not self._unused.is_set():
             self._set(m, "loading", "waiting for the requests of another model to end")
             await self._unused.wait()
         await self._unload()
         self._set(m, "loading", "loading into memory")
-        if m.folder is None:
-            raise ModelUnavailable(f"The files of model '{m.entry.id}' are gone.")
         await asyncio.to_thread(self._memory.check, m.folder)
         while True:
             try:
