@@ -26,7 +26,7 @@ SourceArgument = Annotated[
 PolicyOption = Annotated[str, typer.Option(help="Name of a policy, or a .toml file with one.")]
 MemoryOption = Annotated[str, typer.Option(help="Memory that the build may take, such as 3GB.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-DiscardOption = Annotated[bool, typer.Option(help="Do not keep what is fetched from the Hub.")]
+DiscardOption = Annotated[bool, typer.Option("--discard-source", help="Do not keep what is fetched from the Hub.")]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Ask no Hub; use what is on this machine.")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,31 @@ def test_the_report_tells_size_build_and_what_a_small_mac_can_hold(real_shapes: 
     assert "25,233,141,790" in said
     assert "Metal gives 11.45 GB (10.67 GiB) by default: it does not fit" in said
     assert "expert_gate_up  2-27        2-bit gs64  13,195,280,384  4,123,525,120" in said
+
+
+def test_the_example_in_the_docs_is_what_is_printed(real_shapes: Path) -> None:
+    [example] = [block for block in docs_blocks("text") if block.startswith("role ")]
+    said = configi("plan", str(real_shapes)).stdout.splitlines()
+    for line in filter(None, example.splitlines()):
+        assert any(spoken.startswith(line) for spoken in said), line
+
+
+def docs_blocks(language: str) -> list[str]:
+    page = (ROOT / "docs" / "building.md").read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+
+
+def test_the_policy_in_the_docs_is_one(real_shapes: Path, tmp_path: Path) -> None:
+    [example] = docs_blocks("toml")
+    (tmp_path / "mine.toml").write_text(example)
+    assert plan_of(real_shapes, str(tmp_path / "mine.toml")).policy.name == "mine"
+
+
+def test_the_options_in_the_docs_are_those_that_there_are() -> None:
+    page = (ROOT / "docs" / "building.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\| `(--[a-z-]+)", page, re.MULTILINE))
+    there = set(re.findall(r"--[a-z-]+", configi("build", "--help").stdout))
+    assert documented == there - {"--help"}
 
 
 def test_the_json_says_the_same(real_shapes: Path) -> None:
