@@ -75,13 +75,14 @@ def _build(
     memory: Share,
     progress: Progress,
 ) -> None:
-    output.model.mkdir(exist_ok=True)
+    output.begin(plan)
     journal = Journal(output.journal, json.dumps([plan.fingerprint, tools()]))
     try:
         output.keep([file.name for file in plan.files] if journal.done else [])
         for name, content in companions.items():
             (output.model / name).write_bytes(content)
         with OutputFiles(output.model, plan.files) as files:
+            output.sync_folders()
             _Filling(checkpoint, plan, files, journal, progress).run(memory)
     finally:
         journal.close()

@@ -123,4 +123,6 @@ def _load(file: Path) -> tuple[dict[str, mx.array], dict[str, Any]]:
     except (RuntimeError, ValueError) as error:
         raise SourceError(f"{file.name} cannot be read as GGUF.") from error
     weights, metadata = loaded
+    # Threads share them.
+    mx.eval(weights)
     return weights, metadata

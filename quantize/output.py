@@ -76,7 +76,7 @@ class Output:
 
     def check_space(self, plan: Plan, scratch_bytes: int) -> None:
         """Raises OutputError when the disk cannot hold what is still to be written."""
-        there = sum(_allocated(path) for path in self.model.glob("*")) if self.model.is_dir() else 0
+        there = sum(_allocated(path) for path in self.work.rglob("*"))
         needed = plan.output_bytes - there + scratch_bytes + _SPARE_BYTES
         free = shutil.disk_usage(next(folder for folder in self.work.parents if folder.is_dir())).free
         if needed > free:
@@ -84,6 +84,17 @@ class Output:
                 f"The build needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free at {self._given.parent}.",
                 retryable=True,
             )
+
+    def begin(self, plan: Plan) -> None:
+        """The folder of the model; a journal counts for nothing without the files that it speaks of."""
+        self.model.mkdir(exist_ok=True)
+        if any(_size(self.model / file.name) != file.header.size for file in plan.files):
+            self.journal.unlink(missing_ok=True)
+
+    def sync_folders(self) -> None:
+        """The names of new files reach the disk, as their contents will."""
+        for folder in (self.model, self.work, self.work.parent):
+            _sync(folder)
 
     def keep(self, names: Sequence[str]) -> None:
         """Of what an earlier build left, only these files."""

@@ -181,6 +181,15 @@ def test_another_plan_for_the_same_output_starts_anew(
     assert hashes(tmp_path / "out") == whole[0]
 
 
+def test_a_file_that_was_taken_from_an_unfinished_build_is_made_again(
+    source: Path, whole: tuple[dict[str, str], int], tmp_path: Path
+) -> None:
+    start(source, tmp_path / "out", whole[1] // 2, "kill").communicate(timeout=120)
+    (Output(tmp_path / "out").model / "model.safetensors").unlink()
+    build_whole(source, tmp_path / "out")
+    assert hashes(tmp_path / "out") == whole[0]
+
+
 def test_a_source_that_changed_meanwhile_is_not_mixed_with_what_it_was(source: Path, tmp_path: Path) -> None:
     changing = write(tmp_path / "source", *gemma4(), seed=1)
     start(changing, tmp_path / "out", 60, "kill").communicate(timeout=120)
