@@ -44,6 +44,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "minimax": _MOE | _MINIMAX,
     "minimax_m2": _MOE | _MINIMAX,
 }
+# The small Gemma 4 models: inputs for each layer, and last layers that use the keys of earlier ones.
+_GEMMA4_SMALL = {
+    "head_dim": 32, "global_head_dim": 64, "hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": 448,
+    "num_kv_shared_layers": 2, "sliding_window_pattern": 3, "sliding_window": 64, "tie_word_embeddings": True,
+}  # fmt: skip
 # mlx-lm's stacked matrices, and the names of the single ones on the Hub.
 _STACKED = re.compile(r"(.*block_sparse_moe)\.switch_mlp\.(gate|down|up)_proj\.weight")
 _SINGLE = {"gate": "w1", "down": "w2", "up": "w3"}
@@ -57,7 +62,11 @@ def checkpoint(model_type: str) -> tuple[dict[str, Any], Shapes]:
         config, shapes = gemma4()
         kept = {name.replace("language_model.", ""): shape for name, shape in shapes.items() if "vision" not in name}
         return config["text_config"], kept
-    config = {"model_type": model_type} | _COMMON | CONFIGS[model_type]
+    return from_mlx_lm({"model_type": model_type} | _COMMON | CONFIGS[model_type])
+
+
+def from_mlx_lm(config: dict[str, Any]) -> tuple[dict[str, Any], Shapes]:
+    model_type = config["model_type"]
     model_class, arguments = _get_classes(json.loads(json.dumps(config)))
     model = model_class(arguments.from_dict(json.loads(json.dumps(config))))
     shapes = {}
@@ -80,7 +89,21 @@ def _on_the_hub(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_it_is_what_mlx_lm_makes_of_the_source(model_type: str, tmp_path: Path) -> None:
-    source = write(tmp_path / "source", *checkpoint(model_type))
+    same_as_mlx_lm(write(tmp_path / "source", *checkpoint(model_type)), tmp_path)
+
+
+def test_keys_that_a_small_gemma_4_never_uses_are_left_out(tmp_path: Path) -> None:
+    config, shapes = from_mlx_lm({"model_type": "gemma4_text"} | _COMMON | _GEMMA4_SMALL)
+    unused = {
+        name.replace("layers.0.", "layers.4."): shape for name, shape in shapes.items() if "0.self_attn.k" in name
+    }
+    assert len(unused) == 2
+    source = write(tmp_path / "source", config, shapes | unused)
+    assert make_plan(open_checkpoint(str(source), HubOptions()), "config-i").dropped == list(unused)
+    same_as_mlx_lm(source, tmp_path)
+
+
+def same_as_mlx_lm(source: Path, tmp_path: Path) -> None:
     opened = open_checkpoint(str(source), HubOptions())
     build(opened, make_plan(opened, "source"), tmp_path / "kept")
     build(opened, make_plan(opened, "uniform-8"), tmp_path / "quantized")
