@@ -118,9 +118,9 @@ class _Filling:
         workers = ThreadPoolExecutor(memory.threads, "quantize", initializer=_OWN.begin)
         syncing = _Syncing(self._files, self._journal)
         try:
+            self._say(f"shards to read: {len(shards)}")
             for shard, then in itertools.pairwise([*shards, None]):
                 assert shard is not None
-                self._say(f"waiting for {shard}")
                 with self._checkpoint.open(shard, then) as reader:
                     self._shard(shards[shard], reader, workers, syncing)
         finally:

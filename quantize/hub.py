@@ -22,7 +22,7 @@ from quantize.errors import HubError, SourceError
 from quantize.folder import FolderCheckpoint, SafetensorsShard, source_tensors
 from quantize.hub_cache import RepoFile
 from quantize.hub_client import Patience, bound_every_wait, describe, hub_errors, read_range
-from quantize.hub_transfer import into_cache, transfer
+from quantize.hub_transfer import CorruptFile, into_cache, transfer
 from quantize.safetensors_format import INDEX, LENGTH_SIZE, Header, data_start, parse_header, parse_index
 
 # Nearly every header is shorter.
@@ -122,12 +122,19 @@ class HubCheckpoint:
     # ---- shards
 
     def _wait(self, shard: str) -> Path:
+        coming = self._coming.pop(shard, None)
+        if coming is None or not coming.done():
+            self._options.waiting(shard, 0, self._repository.files[shard].size)
         self._awaited = shard
         try:
-            if (coming := self._coming.pop(shard, None)) is not None:
-                # What stood in its way, such as a disk that was full, may be gone by now.
-                with contextlib.suppress(HubError):
+            if coming is not None:
+                try:
                     return coming.result()
+                except CorruptFile:
+                    raise
+                except HubError:
+                    # What stood in its way, such as a disk that was full, may be gone by now.
+                    pass
             return self._fetch(shard)
         finally:
             self._awaited = ""

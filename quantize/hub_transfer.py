@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,15 @@ from quantize.hub_client import Repository
 # Left free beside the file, for the file system's own needs.
 SPARE_BYTES = 100_000_000
 _CHUNK = 2**20
+# A corrupt file is fetched again once.
+_TIMES = 2
 
 # Told the bytes that are here.
 Arrived = Callable[[int], None]
+
+
+class CorruptFile(HubError):
+    """It arrived twice, and not as the Hub describes it."""
 
 
 def transfer(repository: Repository, file: RepoFile, target: Path, arrived: Arrived) -> None:
@@ -33,16 +40,26 @@ def transfer(repository: Repository, file: RepoFile, target: Path, arrived: Arri
         HubError: it cannot be had. What has arrived is kept, unless it is corrupt.
     """
     partial = target.with_name(f"{target.name}.part")
+    for _ in range(_TIMES):
+        sha256 = _arrive(repository, file, partial, arrived)
+        if file.sha256 is None or sha256 == file.sha256:
+            partial.replace(target)
+            return
+        partial.unlink()
+        print(f"{file.name} arrived corrupt.", file=sys.stderr)
+    raise CorruptFile(f"{file.name} arrives corrupt (its sha256 is not the Hub's).", retryable=True)
+
+
+def _arrive(repository: Repository, file: RepoFile, partial: Path, arrived: Arrived) -> str:
+    """All of the file into `partial`. Returns its sha256."""
     while True:
         before = _size(partial)
         try:
-            repository.retrying(functools.partial(_attempt, repository, file, partial, arrived))
-            break
+            return repository.retrying(functools.partial(_attempt, repository, file, partial, arrived))
         except HubError as error:
             # Tries are counted from the last byte that came: 50 GB may meet more cuts than one request.
             if not error.again or _size(partial) <= before:
                 raise
-    partial.replace(target)
 
 
 def into_cache(repository: Repository, file: RepoFile, arrived: Arrived) -> Path:
@@ -75,7 +92,7 @@ def _blob_into_cache(repository: Repository, file: RepoFile, arrived: Arrived) -
             transfer(repository, file, blob, arrived)
 
 
-def _attempt(repository: Repository, file: RepoFile, partial: Path, arrived: Arrived) -> None:
+def _attempt(repository: Repository, file: RepoFile, partial: Path, arrived: Arrived) -> str:
     from huggingface_hub import constants
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
@@ -95,9 +112,7 @@ def _attempt(repository: Repository, file: RepoFile, partial: Path, arrived: Arr
             expected_size=file.size,
             tqdm_class=silent,
         )
-    if file.sha256 is not None and checked.sha256 != file.sha256:
-        partial.unlink()
-        raise HubError(f"{file.name} arrived corrupt (its sha256 is not the Hub's).", retryable=True, again=True)
+    return checked.sha256
 
 
 class _Checked:

@@ -25,7 +25,7 @@ _LINES_INTERVAL_S = 10
 
 
 class Progress(Protocol):
-    """Called from any thread. `phase` is waiting, building, checking or done; `done` and `total` are bytes."""
+    """Called from any thread. `phase` is waiting, fetching, building or checking; `done` and `total` are bytes."""
 
     def __call__(self, phase: str, done: int, total: int | None, text: str) -> None: ...
 
@@ -51,6 +51,8 @@ def on_terminal(console: Console) -> Iterator[Progress]:
         tasks: dict[str, object] = {}
 
         def show(phase: str, done: int, total: int | None, text: str) -> None:
+            # Shards arrive while others are used: one bar for both.
+            phase = "building" if phase == "fetching" else phase
             if phase not in tasks:
                 for task in bar.task_ids:
                     bar.update(task, visible=False)
@@ -78,11 +80,11 @@ class Waiting:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._last: tuple[str, int, int | None] = ("building", 0, None)
+        self._last: tuple[int, int | None] = (0, None)
 
     def __call__(self, phase: str, done: int, total: int | None, text: str) -> None:
-        self._last = phase, done, total
+        self._last = done, total
         self._progress(phase, done, total, text)
 
     def shard(self, name: str, here: int, size: int) -> None:
-        self._progress(*self._last, f"waiting for {name}, {here / 1e9:.1f} of {size / 1e9:.1f} GB are here")
+        self._progress("fetching", *self._last, f"waiting for {name}, {here / 1e9:.1f} of {size / 1e9:.1f} GB are here")

@@ -39,5 +39,5 @@ def test_programs_read_an_error_and_whether_to_try_again(tmp_path: Path) -> None
 def test_people_read_a_few_lines_where_there_is_no_terminal(source: Path, tmp_path: Path) -> None:
     done = configi("build", str(source), str(tmp_path / "out"), "--policy", "uniform-4")
     assert done.stdout == f"{tmp_path / 'out'}\n"
-    assert done.stderr.startswith("building: waiting for model-00001-of-00003.safetensors 0%\n")
+    assert done.stderr.startswith("building: shards to read: 3 0%\n")
     assert "checking: sha256 of the files" in done.stderr

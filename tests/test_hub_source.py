@@ -320,7 +320,7 @@ def test_a_flipped_bit_is_noticed_and_fetched_again(bench: Bench, keep: bool) ->
 def test_bits_flipped_for_ever_are_one_sentence_and_nothing_corrupt_is_left(bench: Bench) -> None:
     bench.hub.fault(SECOND, header, times=1)
     bench.hub.fault(SECOND, corrupt)
-    sentence = f"{SHARDS[1]} arrived corrupt (its sha256 is not the Hub's)."
+    sentence = f"{SHARDS[1]} arrives corrupt (its sha256 is not the Hub's)."
     assert bench.discarding().last == {"error": sentence, "retryable": True}
     assert [path for path in bench.scratch.rglob(f"{SHARDS[1]}*")] == []
 

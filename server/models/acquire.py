@@ -111,8 +111,8 @@ class Acquirer:
 
     async def _build(self, source: str, policy: str, progress: Callable[[Progress], None]) -> Path:
         def told(line: child.Line) -> None:
-            share = f" {line.done / line.total:.0%}" if line.total else ""
-            progress(Progress("building", line.done, line.total, f"{line.phase} {source}:{share} {line.text}"))
+            share = f", {line.done / line.total:.0%}" if line.total else ""
+            progress(Progress("building", line.done, line.total, f"building from {source}{share}: {line.text}"))
 
         progress(Progress("building", 0, None, f"building from {source}"))
         return await child.run([*self._python, *build_arguments(source, policy, self._storage)], told)
