@@ -33,6 +33,7 @@ check: $(VENV)/.dev
 # Each command writes below bench/results/; the last makes the tables and pictures of docs/performance.md of it.
 bench: $(VENV)/.dev
 	@$(BIN)/python -m bench.overhead
+	@$(BIN)/python -m bench.build
 	@$(BIN)/python -m bench.serving $(ARGS); status=$$?; $(BIN)/python -m bench.report; exit $$status
 
 soak: $(VENV)/.dev

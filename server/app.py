@@ -23,6 +23,7 @@ from server.models.acquire import Acquirer
 from server.models.catalog import Catalog
 from server.models.lifecycle import Lifecycle
 from server.models.memory import Memory
+from server.models.verified import Verifier
 from server.settings import Settings
 
 # Runs beside the server for as long as it is up, e.g. to show progress on the terminal.
@@ -50,6 +51,7 @@ def create_app(
         settings.lifecycle,
         catalog,
         acquirer or Acquirer(settings.storage),
+        Verifier(settings.storage),
         Memory(settings.lifecycle),
         supervisor or Supervisor(settings),
         TextSide.load,

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantize.commands import hang
+from quantize.errors import QuantizeError
 from server import __version__
 from server.errors import SetupError
 
@@ -85,6 +87,10 @@ def models(config: ConfigOption = None, json: JsonOption = False) -> None:
     report(load_settings(config, {}), as_json=json)
 
 
+# plan, build and verify.
+hang(cli)
+
+
 @cli.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -93,10 +99,10 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 def main() -> None:
-    """The entry point: a SetupError is one sentence, never a traceback."""
+    """The entry point: what a user can cause is one sentence, never a traceback."""
     try:
         cli()
-    except SetupError as error:
+    except (SetupError, QuantizeError) as error:
         typer.echo(f"configi: {error}", err=True)
         sys.exit(1)
 

@@ -190,7 +190,9 @@ class ModelSettings(Section):
     fetch: str | None = Field(
         None, description="A ready MLX repository on the Hub, optionally @revision; or embedded:NAME."
     )
-    build_from: str | None = Field(None, description="The unquantized repository to build from, optionally @revision.")
+    build_from: str | None = Field(
+        None, description="The unquantized repository, optionally @revision, or folder to build from."
+    )
     policy: str = Field("config-i", description="The quantization policy of the build.")
     path: UserPath | None = Field(None, description='The MLX model folder, for acquire = "local".')
     context_length: int | None = Field(

@@ -1,4 +1,4 @@
-"""A Hub on loopback: as much of its API as huggingface_hub needs to describe and download a model repository.
+"""A Hub on loopback: as much of its API as huggingface_hub needs to describe and download model repositories.
 
 Faults are injected per request: `hub.fault(fragment, action, times)` runs `action` instead of the honest answer for the
 next `times` requests whose "METHOD path" holds `fragment`.
@@ -9,18 +9,33 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "loopback/tiny"
 
 Action = Callable[["Handler"], None]
+
+
+class Content(Protocol):
+    """Bytes of a file, made up as they are read: what it needs of `bytes`, and its sha256."""
+
+    sha256: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice) -> bytes | memoryview: ...
+
+
+Files = dict[str, "bytes | Content"]
+_PIECE = 2**20
 
 
 def safetensors(size: int) -> bytes:
@@ -50,12 +65,16 @@ class Fault:
 
 @dataclass
 class LoopbackHub:
-    files: dict[str, bytes] = field(default_factory=model_files)
+    # Of the repository REPO, and of further ones by their names.
+    files: Files = field(default_factory=lambda: Files(model_files()))
+    others: dict[str, Files] = field(default_factory=dict)
     # Sizes that the description claims, where they are not the true ones.
     claimed: dict[str, int] = field(default_factory=dict)
     url: str = ""
     requests: list[str] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
+    # Bytes of the bodies that were sent.
+    served: int = 0
     # Set at the end, so that stalled answers do not outlive the test.
     closing: threading.Event = field(default_factory=threading.Event)
     # Set by `stall`: a test can wait until the download hangs.
@@ -74,17 +93,19 @@ class LoopbackHub:
                     return fault.action
         return None
 
-    def info(self) -> dict[str, Any]:
+    def files_of(self, repo: str) -> Files | None:
+        return self.files if repo == REPO else self.others.get(repo)
+
+    def count(self, sent: int) -> None:
+        with self._lock:
+            self.served += sent
+
+    def info(self, repo: str, files: Files) -> dict[str, Any]:
         siblings = [
             {"rfilename": name, "size": self.claimed.get(name, len(data)), "blobId": _etag(data), **_lfs(name, data)}
-            for name, data in self.files.items()
+            for name, data in files.items()
         ]
-        return {"id": REPO, "modelId": REPO, "sha": COMMIT, "tags": [], "private": False, "siblings": siblings}
-
-    def tree(self) -> list[dict[str, Any]]:
-        return [
-            {"type": "file", "path": name, "size": len(data), "oid": _etag(data)} for name, data in self.files.items()
-        ]
+        return {"id": repo, "modelId": repo, "sha": COMMIT, "tags": [], "private": False, "siblings": siblings}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -111,52 +132,96 @@ class Handler(BaseHTTPRequestHandler):
             self.honest(path)
 
     def honest(self, path: str) -> None:
-        if path.startswith((f"/api/models/{REPO}/tree/{COMMIT}", f"/api/models/{REPO}/tree/main")):
-            self.answer(200, json.dumps(self.hub.tree()).encode(), {"Content-Type": "application/json"})
-        elif path in (
-            f"/api/models/{REPO}",
-            f"/api/models/{REPO}/revision/main",
-            f"/api/models/{REPO}/revision/{COMMIT}",
-        ):
-            self.answer(200, json.dumps(self.hub.info()).encode(), {"Content-Type": "application/json"})
-        elif path.startswith(f"/api/models/{REPO}/revision/"):
-            self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        elif path.startswith("/api/models/"):
+        match path.strip("/").split("/"):
+            case ["api", "models", owner, name, *rest]:
+                self.describe(f"{owner}/{name}", rest)
+            case [owner, name, "resolve", _, *file]:
+                self.resolve(f"{owner}/{name}", "/".join(file))
+            case _:
+                self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+
+    def describe(self, repo: str, rest: list[str]) -> None:
+        json_type = {"Content-Type": "application/json"}
+        if (files := self.hub.files_of(repo)) is None:
             self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-        elif (data := self.hub.files.get(path.removeprefix(f"/{REPO}/resolve/{COMMIT}/"))) is not None:
-            self.file(data)
+        elif rest[1:] and rest[1] not in (COMMIT, "main"):
+            self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        elif rest[:1] == ["tree"]:
+            tree = [{"type": "file", "path": name, "size": len(f), "oid": _etag(f)} for name, f in files.items()]
+            self.answer(200, json.dumps(tree).encode(), json_type)
         else:
+            self.answer(200, json.dumps(self.hub.info(repo, files)).encode(), json_type)
+
+    def resolve(self, repo: str, name: str) -> None:
+        files = self.hub.files_of(repo)
+        if files is None or name not in files or f"/resolve/{COMMIT}/" not in self.path:
             self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+        else:
+            self.file(name, files[name])
 
-    def file(self, data: bytes, stop_after: int | None = None) -> None:
-        """A file or the rest of it; `stop_after` bytes of it and a cut connection."""
-        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
-        body = data[start:]
+    def file(self, name: str, data: bytes | Content, stop_after: int | None = None, *, hold: bool = False) -> None:
+        """The range of a file that is asked for; `stop_after` bytes of it, then a cut or silence."""
+        asked = self.headers.get("Range", "bytes=0-").removeprefix("bytes=")
+        start, _, last = asked.partition("-")
+        begin, end = int(start), min(int(last) + 1, len(data)) if last else len(data)
         headers = {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        self.answer(206 if start else 200, body, headers, stop_after)
-
-    def answer(self, status: int, body: bytes, headers: dict[str, str], stop_after: int | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
+        if lfs := _lfs(name, data):
+            headers |= {"X-Linked-Etag": f'"{lfs["lfs"]["sha256"]}"', "X-Linked-Size": str(len(data))}
+        if "Range" in self.headers:
+            headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(data)}"
+        self.head(206 if "Range" in self.headers else 200, {"Content-Length": str(end - begin), **headers})
+        stop = end if stop_after is None else min(begin + stop_after, end)
         if self.command != "HEAD":
-            self.wfile.write(body[:stop_after])
+            for position in range(begin, stop, _PIECE):
+                self.send(data[position : min(position + _PIECE, stop)])
+        if hold:
+            self.hang()
         if stop_after is not None:
             self.wfile.flush()
             self.close_connection = True
 
+    def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.head(status, {"Content-Length": str(len(body)), **headers})
+        if self.command != "HEAD":
+            self.send(body)
 
-def corrupt(name: str) -> Action:
+    def head(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def send(self, body: bytes | memoryview) -> None:
+        self.wfile.write(body)
+        self.hub.count(len(body))
+
+    def hang(self) -> None:
+        self.hub.stalled.set()
+        self.hub.closing.wait(60)
+        self.close_connection = True
+
+    def named(self) -> tuple[str, bytes | Content]:
+        """The file that the request is for."""
+        owner, name, _, _, *file = unquote(urlsplit(self.path).path).strip("/").split("/")
+        files = self.hub.files_of(f"{owner}/{name}")
+        assert files is not None
+        return "/".join(file), files["/".join(file)]
+
+
+def corrupt(handler: Handler) -> None:
     """The right size with a flipped bit."""
+    _, data = handler.named()
+    flipped = bytes(data[:-1]) + bytes([data[-1:][0] ^ 1])
+    handler.answer(200, flipped, {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": COMMIT})
 
-    def action(handler: Handler) -> None:
-        data = handler.hub.files[name]
-        handler.answer(200, data[:-1] + bytes([data[-1] ^ 1]), {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": COMMIT})
 
-    return action
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A client that has what it wanted, or was killed, is no fault of this side.
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def status(code: int, **headers: str) -> Action:
@@ -165,19 +230,25 @@ def status(code: int, **headers: str) -> Action:
     return lambda handler: handler.answer(code, b"{}", named)
 
 
-def cut(name: str, after: int) -> Action:
+def cut(after: int) -> Action:
     """The connection ends after so many bytes of the file."""
-    return lambda handler: handler.file(handler.hub.files[name], stop_after=after)
+    return lambda handler: handler.file(*handler.named(), stop_after=after)
+
+
+def hold(after: int) -> Action:
+    """So many bytes of the file, then silence."""
+    return lambda handler: handler.file(*handler.named(), stop_after=after, hold=True)
+
+
+def elsewhere(url: str) -> Action:
+    """The file is on another host, as the Hub's large files are."""
+    return lambda handler: handler.answer(302, b"", {"Location": url + handler.path})
 
 
 def stall(handler: Handler) -> None:
     """Headers, then silence."""
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    handler.hub.stalled.set()
-    handler.hub.closing.wait(60)
-    handler.close_connection = True
+    handler.head(200, {"Content-Length": "1000"})
+    handler.hang()
 
 
 def html(handler: Handler) -> None:
@@ -187,8 +258,7 @@ def html(handler: Handler) -> None:
 
 @contextmanager
 def loopback_hub(hub: LoopbackHub) -> Iterator[LoopbackHub]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("HubHandler", (Handler,), {"hub": hub}))
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), type("HubHandler", (Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -215,12 +285,13 @@ def hub_environment(hub: LoopbackHub, home: Any) -> dict[str, str]:
     }
 
 
-def _etag(data: bytes) -> str:
-    return hashlib.sha1(data).hexdigest()
+def _etag(data: bytes | Content) -> str:
+    return hashlib.sha1(data).hexdigest() if isinstance(data, bytes) else data.sha256
 
 
-def _lfs(name: str, data: bytes) -> dict[str, Any]:
+def _lfs(name: str, data: bytes | Content) -> dict[str, Any]:
     """What the Hub says of large files only."""
     if not name.endswith(".safetensors"):
         return {}
-    return {"lfs": {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 130}}
+    sha256 = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else data.sha256
+    return {"lfs": {"size": len(data), "sha256": sha256, "pointerSize": 130}}

@@ -14,6 +14,7 @@ import pytest
 
 from server.errors import ModelUnavailable
 from server.models.acquire import Acquirer, Progress
+from server.models.built import build_arguments
 from server.settings import ModelSettings, StorageSettings
 from tests.loopback_hub import COMMIT, REPO, LoopbackHub, hub_environment, loopback_hub, stall, status
 
@@ -64,15 +65,28 @@ def test_the_workers_sentence_is_the_users(hub: LoopbackHub, tmp_path: Path) -> 
     assert "accept its licence" in refusal(acquirer(tmp_path), FETCHED)
 
 
-def test_a_failed_fetch_says_that_building_is_to_come(hub: LoopbackHub, tmp_path: Path) -> None:
-    hub.files.clear()
-    model = ModelSettings(id="tiny", fetch=REPO, build_from="org/source")
-    built = "The model 'tiny' would have to be built from its source, which this version cannot do."
-    assert refusal(acquirer(tmp_path), model) == (
-        f"{REPO} holds no MLX model (config.json and safetensors files). {built}"
+def test_a_transfer_that_breaks_off_is_no_reason_to_build(hub: LoopbackHub, tmp_path: Path) -> None:
+    subject = scripted(
+        tmp_path,
+        "import json, sys\n"
+        "assert 'server.models.fetch' in sys.argv, sys.argv\n"
+        "print(json.dumps({'phase': 'fetching', 'done': 1, 'total': 2, 'text': ''}))\n"
+        "print(json.dumps({'error': {'message': 'The Hub stopped answering.', 'retryable': True}}))\n",
     )
-    assert refusal(acquirer(tmp_path), ModelSettings(id="tiny", acquire="build", build_from="org/source")) == built
-    assert refusal(acquirer(tmp_path), ModelSettings(id="tiny", build_from="org/source")) == built
+    model = ModelSettings(id="tiny", fetch=REPO, build_from="org/source")
+    assert refusal(subject, model) == "The Hub stopped answering."
+
+
+def test_a_source_of_another_name_or_policy_is_another_model(hub: LoopbackHub, tmp_path: Path) -> None:
+    models = [
+        ModelSettings(id="a", build_from="org/source"),
+        ModelSettings(id="b", build_from="org/source@v2"),
+        ModelSettings(id="c", build_from="other/source"),
+        ModelSettings(id="d", build_from="org/source", policy="uniform-4"),
+    ]
+    places = [build_arguments(str(m.build_from), m.policy, StorageSettings(cache_dir=tmp_path))[4] for m in models]
+    assert len(set(places)) == len(models)
+    assert {Path(place).parent for place in places} == {tmp_path / "models"}
 
 
 def test_downloads_can_be_switched_off(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -140,7 +154,7 @@ def test_a_worker_that_dies_without_a_word_is_one_sentence_and_its_stderr_is_log
     subject = scripted(tmp_path, "import sys; print('not json'); sys.exit('secret /path of a traceback')")
     with pytest.raises(ModelUnavailable) as caught:
         asyncio.run(subject.acquire(FETCHED, lambda _: None))
-    assert caught.value.message == "Fetching the model ended unexpectedly; the server's log has the reason."
+    assert caught.value.message == "Preparing the model ended unexpectedly; the server's log has the reason."
     assert "secret /path of a traceback" in caplog.text
     assert "not json" in caplog.text
 

@@ -22,8 +22,8 @@ import regex
 from mlx_lm import generate, load
 from tokenizers.pre_tokenizers import ByteLevel
 
+from quantize.worker import JsonLines
 from server.models.embedded import EMBEDDED, EmbeddedModel, PreparationFailed, embedded_folder, prepare
-from server.models.worker import Report
 from tests.running import ROOT
 from tests.test_gguf import reference, write_gguf
 
@@ -47,8 +47,8 @@ def tiny(tmp_path: Path, cache: Path) -> EmbeddedModel:
     return replace(model, sha256=hashlib.sha256(wheel.read_bytes()).hexdigest())
 
 
-def quiet() -> Report:
-    return Report(io.StringIO())
+def quiet() -> JsonLines:
+    return JsonLines(io.StringIO())
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from server.models.hub_faults import explain
-from server.models.worker import Report
+from quantize.hub_faults import explain
+from quantize.worker import JsonLines
 from tests.loopback_hub import (
     COMMIT,
     REPO,
@@ -60,7 +60,7 @@ class Bench:
 
     def fetch(self, source: str = REPO, *options: str, **environment: str) -> Result:
         done = subprocess.run(
-            [sys.executable, "-m", "server.models.fetch", source, "--timeout", "0.3", "--backoff", "0.05", *options],
+            [sys.executable, "-m", "server.models.fetch", source, "--timeout", "5", "--backoff", "0.05", *options],
             env={**os.environ, **hub_environment(self.hub, self.home), **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -164,7 +164,7 @@ def test_a_fault_of_the_hub_is_one_sentence(
     bench: Bench, fragment: str, action: Any, sentence: str, retryable: bool
 ) -> None:
     bench.hub.fault(fragment, action)
-    result = bench.fetch()
+    result = bench.fetch(REPO, "--timeout", "0.3")
     assert (result.code, result.last) == (1, {"error": {"message": sentence, "retryable": retryable}})
     assert "hf_of_the_test" not in result.stderr
 
@@ -181,7 +181,7 @@ def test_a_repository_or_revision_that_does_not_exist_is_not_tried_again(bench: 
 def test_passing_faults_are_ridden_out(bench: Bench) -> None:
     weights = f"GET /{REPO}/resolve/{COMMIT}/model.safetensors"
     bench.hub.fault("GET /api/", status(502), times=2)
-    bench.hub.fault(weights, cut("model.safetensors", 300), times=1)
+    bench.hub.fault(weights, cut(300), times=1)
     bench.hub.fault(weights, status(500), times=1)
     bench.hub.fault(weights, status(403), times=1)
     bench.hub.fault(weights, status(429, Retry_After="0"), times=1)
@@ -192,13 +192,13 @@ def test_passing_faults_are_ridden_out(bench: Bench) -> None:
 
 
 def test_a_flipped_bit_is_noticed_and_fetched_again(bench: Bench) -> None:
-    bench.hub.fault(f"GET /{REPO}/resolve/{COMMIT}/model.safetensors", corrupt("model.safetensors"), times=1)
+    bench.hub.fault(f"GET /{REPO}/resolve/{COMMIT}/model.safetensors", corrupt, times=1)
     folder = Path(bench.fetch().last["folder"])
     assert (folder / "model.safetensors").read_bytes() == bench.hub.files["model.safetensors"]
 
 
 def test_bits_flipped_for_ever_are_one_sentence_and_leave_no_model(bench: Bench) -> None:
-    bench.hub.fault(f"GET /{REPO}/resolve/{COMMIT}/model.safetensors", corrupt("model.safetensors"))
+    bench.hub.fault(f"GET /{REPO}/resolve/{COMMIT}/model.safetensors", corrupt)
     assert bench.fetch().message == "A file arrived corrupt (its sha256 is not the Hub's)."
     assert bench.fetch(REPO, "--offline").code == 1
 
@@ -215,11 +215,11 @@ def test_a_file_that_stalls_or_is_cut_for_ever_ends_in_a_sentence(tmp_path: Path
     def run(name: str, action: Any) -> str:
         with loopback_hub(LoopbackHub()) as hub:
             hub.fault("GET /loopback/tiny/resolve/" + COMMIT + "/model.safetensors", action)
-            return Bench(hub, tmp_path / name).fetch().message
+            return Bench(hub, tmp_path / name).fetch(REPO, "--timeout", "0.3").message
 
     with ThreadPoolExecutor() as pool:
         stalled = pool.submit(run, "stalled", stall)
-        broken = pool.submit(run, "cut", cut("model.safetensors", 0))
+        broken = pool.submit(run, "cut", cut(0))
     assert stalled.result() == "The Hub stopped answering."
     assert broken.result() == "The connection to the Hub was cut repeatedly."
 
@@ -333,9 +333,9 @@ def test_the_worker_ends_when_its_parent_does(bench: Bench) -> None:
 
 def test_a_report_is_a_few_lines_a_second_and_the_last_one_is_never_left_out() -> None:
     out = io.StringIO()
-    report = Report(out)
+    report = JsonLines(out)
     for done in range(1001):
-        report.progress("fetching", done, 1000, "")
+        report("fetching", done, 1000, "")
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert lines[0]["done"] == 0
     assert lines[-1]["done"] == 1000

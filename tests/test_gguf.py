@@ -13,7 +13,10 @@ from mlx_lm.models import llama
 from mlx_lm.utils import load_model
 from tokenizers.pre_tokenizers import ByteLevel
 
-from quantize.gguf import UnsupportedGGUF, convert, mlx_name, unpermuted
+from quantize.build import build
+from quantize.errors import SourceError
+from quantize.gguf import GgufCheckpoint, mlx_name, row_order
+from quantize.plan import make_plan
 
 _HIDDEN, _HEADS, _KV_HEADS, _FEED_FORWARD, _LAYERS = 32, 4, 2, 64, 2
 _TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(ByteLevel.alphabet()), "ab"]
@@ -74,9 +77,14 @@ def write_gguf(path: Path, weights: dict[str, mx.array], **changes: Any) -> Path
     return path
 
 
+def convert(gguf: Path, output: Path, dtype: str = "BF16") -> None:
+    checkpoint = GgufCheckpoint(gguf, dtype)
+    build(checkpoint, make_plan(checkpoint, "source"), output)
+
+
 def test_the_folder_gives_the_logits_of_the_model_that_was_packed(tmp_path: Path) -> None:
     model, weights = reference()
-    convert(write_gguf(tmp_path / "m.gguf", weights), tmp_path / "out", dtype="float32")
+    convert(write_gguf(tmp_path / "m.gguf", weights), tmp_path / "out", dtype="F32")
     converted, _ = load_model(tmp_path / "out")
     tokens = mx.array([[5, 9, 40, 41, 7]])
     assert mx.allclose(converted(tokens), model(tokens), atol=1e-4)
@@ -93,9 +101,9 @@ def test_the_folder_is_a_normal_one_with_tokenizer_and_template(tmp_path: Path) 
     assert dtypes == {mx.bfloat16}
 
 
-def test_unpermuted_undoes_the_permutation() -> None:
+def test_the_order_of_the_rows_undoes_the_permutation() -> None:
     weight = mx.random.normal((_HIDDEN, 8))
-    assert mx.array_equal(unpermuted(permuted(weight, _HEADS), _HEADS), weight)
+    assert mx.array_equal(permuted(weight, _HEADS)[row_order(_HIDDEN, _HEADS)], weight)
 
 
 @pytest.mark.parametrize(
@@ -112,14 +120,14 @@ def test_what_is_not_supported_is_one_sentence_and_leaves_nothing(
 ) -> None:
     _, weights = reference()
     gguf = write_gguf(tmp_path / "m.gguf", weights, **changes)
-    with pytest.raises(UnsupportedGGUF, match=sentence):
+    with pytest.raises(SourceError, match=sentence):
         convert(gguf, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf"]
 
 
 def test_a_file_that_is_no_gguf_and_a_tensor_without_a_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"nothing of the kind")
-    with pytest.raises(UnsupportedGGUF, match="cannot be read"):
+    with pytest.raises(SourceError, match="cannot be read"):
         convert(tmp_path / "x.gguf", tmp_path / "out")
-    with pytest.raises(UnsupportedGGUF, match=r"blk\.0\.ssm_in\.weight"):
+    with pytest.raises(SourceError, match=r"blk\.0\.ssm_in\.weight"):
         mlx_name("blk.0.ssm_in.weight")

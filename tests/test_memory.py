@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from quantize.machine import metal_limit
 from server.errors import InsufficientMemory
-from server.models.memory import Memory, available_bytes, gpu_share, weight_bytes
+from server.models.memory import Memory, available_bytes, weight_bytes
 from server.settings import LifecycleSettings
 
 GIB = 2**30
@@ -56,4 +57,4 @@ def test_this_machine_reports_some_memory() -> None:
     [(36 * GIB, 0, 24 * GIB), (64 * GIB, 0, 48 * GIB), (64 * GIB, 57344, 56 * GIB)],
 )
 def test_a_mac_gives_the_gpu_a_share_of_its_memory(total: int, wired_limit_mb: int, share: int) -> None:
-    assert gpu_share(total, wired_limit_mb) == share
+    assert metal_limit(total, wired_limit_mb) == share

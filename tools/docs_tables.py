@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bench.tables import results
 from bench.tables import tables as bench_tables
+from quantize.policy import DENSE, MOE
 from server.api.fields import Fields
 from server.api.tables import ENDPOINTS
 from server.app import create_app
@@ -28,7 +29,13 @@ _MARKED = re.compile(r"(<!-- table:(?P<name>[^ ]+) -->\n).*?(<!-- /table:(?P=nam
 
 def tables() -> Mapping[str, str]:
     """Every generated table by its name."""
-    made = {"settings": _settings(), "errors": _errors(), "metrics": _metrics(), "modules": _modules()}
+    made = {
+        "settings": _settings(),
+        "errors": _errors(),
+        "metrics": _metrics(),
+        "modules": _modules(),
+        "policies": _policies(),
+    }
     made |= bench_tables(results())
     return made | {f"fields{path}": _fields(fields) for path, fields in ENDPOINTS.items()}
 
@@ -76,6 +83,12 @@ def _errors() -> str:
         for cls in error_classes()
     ]
     return _table(("Class", "Status", "`type`", "`code`", "Headers"), rows)
+
+
+def _policies() -> str:
+    rows = [(name, f"With experts: {policy.description}") for name, policy in MOE.items() if DENSE[name] != policy]
+    rows += [(name, policy.description) for name, policy in DENSE.items()]
+    return _table(("Policy", "What it gives"), [(_code(name), about) for name, about in rows])
 
 
 def _retry(cls: type[ConfigiError]) -> str:

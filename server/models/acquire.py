@@ -1,35 +1,28 @@
-"""Where a model's files are, and how they are had when they are not there. HTTP process.
-
-The transfer runs in a child process, which is killed with everything it started when nobody wants it any more.
-"""
+"""Where a model's files are, and how they are had when they are not there: fetched, or built. HTTP process."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
 import logging
-import os
-import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from quantize.hub_cache import cached_folder
 from server.errors import ModelUnavailable
-from server.models.hub_cache import cached_folder
+from server.models import child
+from server.models.built import build_arguments, built_folder, source_is_here
 from server.settings import ModelSettings, StorageSettings
 
 log = logging.getLogger("configi.acquire")
 
 _EMBEDDED = "embedded:"
-_LONGEST_LINE = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the transfer is, in bytes; `text` is one line."""
+    """How far the transfer or the build is, in bytes; `text` is one line."""
 
     phase: Literal["fetching", "building"]
     done: int
@@ -48,17 +41,13 @@ class Acquirer:
         """The folder of `model` if it is complete on this machine. No network; reads the disk."""
         if model.acquire == "local":
             return model.path if model.path is not None and (model.path / "config.json").is_file() else None
-        if model.acquire == "build" or model.fetch is None:
-            return None
-        if model.fetch.startswith(_EMBEDDED):
-            from server.models.embedded import embedded_folder
-
-            return embedded_folder(model.fetch.removeprefix(_EMBEDDED), self._storage.cache_dir)
-        repo, _, revision = model.fetch.partition("@")
-        return cached_folder(repo, revision or None)
+        fetched = self._fetched(model.fetch) if model.acquire != "build" and model.fetch is not None else None
+        if fetched is not None or model.acquire == "fetch":
+            return fetched
+        return built_folder(model, self._storage.cache_dir)
 
     async def acquire(self, model: ModelSettings, progress: Callable[[Progress], None]) -> Path:
-        """Fetch `model`. Cancelling ends the transfer; what is whole by then is kept.
+        """Fetch or build `model`. Cancelling ends it; what is done by then is kept.
 
         Raises:
             ModelUnavailable: it cannot be had; the message says why.
@@ -66,79 +55,64 @@ class Acquirer:
         if model.acquire == "local":
             log.error("model %s: no config.json in %s", model.id, model.path)
             raise ModelUnavailable(f"The folder of the model '{model.id}' is missing or holds no config.json.")
-        if model.acquire == "build" or model.fetch is None:
-            raise _needs_building(model)
+        source = model.build_from if model.acquire != "fetch" else None
         if not self._storage.allow_download:
-            message = f"The model '{model.id}' is not on this machine, and storage.allow_download is false."
-            raise ModelUnavailable(message)
-        try:
-            return await self._run(self._command(model.fetch), progress)
-        except ModelUnavailable as error:
-            if model.acquire == "fetch-or-build" and model.build_from is not None:
-                raise _needs_building(model, error.message) from error
-            raise
+            if source is None or not source_is_here(source):
+                message = f"The model '{model.id}' is not on this machine, and storage.allow_download is false."
+                raise ModelUnavailable(message)
+            return await self._build(source, model.policy, progress)
+        if model.acquire == "build" or model.fetch is None:
+            return await self._build(str(source), model.policy, progress)
+        if source is None:
+            return await self._fetch(model.fetch, progress)
+        return await self._fetch_or_build(model.fetch, source, model.policy, progress)
 
-    def _command(self, fetch: str) -> list[str]:
+    async def _fetch_or_build(self, fetch: str, source: str, policy: str, progress: Callable[[Progress], None]) -> Path:
+        arrived = 0
+
+        def fetching(now: Progress) -> None:
+            nonlocal arrived
+            arrived = max(arrived, now.done)
+            progress(now)
+
+        try:
+            return await self._fetch(fetch, fetching)
+        except ModelUnavailable as fetch_failed:
+            if arrived:
+                # It can be had, and the next try goes on from here: no reason to fetch a source many times its size.
+                raise
+            log.warning("%s cannot be fetched: %s; building from %s", fetch, fetch_failed.message, source)
+            try:
+                return await self._build(source, policy, progress)
+            except ModelUnavailable as error:
+                if error.message == fetch_failed.message:
+                    raise
+                message = f"{fetch_failed.message} Building it from {source} failed as well: {error.message}"
+                raise ModelUnavailable(message) from error
+
+    def _fetched(self, fetch: str) -> Path | None:
         if fetch.startswith(_EMBEDDED):
-            name = fetch.removeprefix(_EMBEDDED)
-            arguments = ["server.models.embedded", name, str(self._storage.cache_dir)]
+            from server.models.embedded import embedded_folder
+
+            return embedded_folder(fetch.removeprefix(_EMBEDDED), self._storage.cache_dir)
+        repo, _, revision = fetch.partition("@")
+        return cached_folder(repo, revision or None)
+
+    async def _fetch(self, fetch: str, progress: Callable[[Progress], None]) -> Path:
+        if fetch.startswith(_EMBEDDED):
+            arguments = ["server.models.embedded", fetch.removeprefix(_EMBEDDED), str(self._storage.cache_dir)]
         else:
             arguments = ["server.models.fetch", fetch, "--timeout", str(self._storage.hub_timeout_s)]
-        return [*self._python, "-m", *arguments, "--watch-stdin"]
 
-    async def _run(self, command: Sequence[str], progress: Callable[[Progress], None]) -> Path:
-        pipe = asyncio.subprocess.PIPE
-        # A session of its own: Ctrl-C on the terminal is ours to handle, and killpg reaches all it started.
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=pipe, stdout=pipe, stderr=pipe, limit=_LONGEST_LINE, start_new_session=True
-        )
-        errors = asyncio.create_task(_log_lines(process.stderr))
-        try:
-            last = await _read_report(process.stdout, progress)
-            await process.wait()
-            await errors
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-            errors.cancel()
-        if "folder" in last:
-            return Path(last["folder"])
-        if "error" in last:
-            raise ModelUnavailable(last["error"]["message"])
-        log.error("the worker ended with code %s and no last line", process.returncode)
-        raise ModelUnavailable("Fetching the model ended unexpectedly; the server's log has the reason.")
+        def told(line: child.Line) -> None:
+            progress(Progress("fetching", line.done, line.total, line.text))
 
+        return await child.run([*self._python, "-m", *arguments], told)
 
-def _needs_building(model: ModelSettings, reason: str | None = None) -> ModelUnavailable:
-    """The seam for the builder: it will build `model.build_from` here instead."""
-    text = f"The model '{model.id}' would have to be built from its source, which this version cannot do."
-    return ModelUnavailable(f"{reason} {text}" if reason else text)
+    async def _build(self, source: str, policy: str, progress: Callable[[Progress], None]) -> Path:
+        def told(line: child.Line) -> None:
+            share = f", {line.done / line.total:.0%}" if line.total else ""
+            progress(Progress("building", line.done, line.total, f"building from {source}{share}: {line.text}"))
 
-
-async def _read_report(stdout: asyncio.StreamReader | None, progress: Callable[[Progress], None]) -> dict[str, Any]:
-    """Pass progress on; the line that is none is the last."""
-    last: dict[str, Any] = {}
-    async for raw in _lines(stdout):
-        try:
-            line = json.loads(raw)
-        except ValueError:
-            log.warning("not a report line: %r", raw[:200])
-            continue
-        if "phase" in line:
-            progress(Progress(line["phase"], line["done"], line["total"], line["text"]))
-        else:
-            last = line
-    return last
-
-
-async def _log_lines(stderr: asyncio.StreamReader | None) -> None:
-    async for raw in _lines(stderr):
-        log.warning("%s", raw.decode(errors="replace").rstrip())
-
-
-async def _lines(pipe: asyncio.StreamReader | None) -> AsyncIterator[bytes]:
-    """None is asyncio's type for a pipe that was not asked for."""
-    if pipe is not None:
-        async for line in pipe:
-            yield line
+        progress(Progress("building", 0, None, f"building from {source}"))
+        return await child.run([*self._python, *build_arguments(source, policy, self._storage)], told)

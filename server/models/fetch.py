@@ -12,69 +12,52 @@ import shutil
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
-from server.models import hub_cache
-from server.models.hub_cache import RepoFile
-from server.models.hub_faults import FetchFailed, cache_not_writable, explain
-from server.models.worker import Report, exit_with_parent
-
-_TRIES = 4
-# The Hub may ask for a wait; a longer one is reported instead of slept through.
-_LONGEST_WAIT_S = 60
-# Left free beside the model, for the file system's own needs.
-_SPARE_BYTES = 100_000_000
-
-T = TypeVar("T")
+from quantize import hub_cache
+from quantize.errors import HubError
+from quantize.hub_cache import RepoFile
+from quantize.hub_client import Patience, Repository, bound_every_wait, describe
+from quantize.hub_faults import cache_not_writable, explain
+from quantize.hub_transfer import SPARE_BYTES
+from quantize.worker import JsonLines, exit_with_parent
 
 
 class Fetch:
     """One repository at one commit."""
 
-    def __init__(self, repo: str, revision: str | None, report: Report, *, timeout_s: float, backoff_s: float) -> None:
+    def __init__(self, repo: str, revision: str | None, report: JsonLines, patience: Patience) -> None:
         self._repo = repo
         self._revision = revision
         self._report = report
-        self._timeout_s = timeout_s
-        self._backoff_s = backoff_s
+        self._patience = patience
 
     def run(self) -> Path:
-        """The folder of the complete model. Raises FetchFailed."""
-        commit, files = self._retrying(self._describe)
+        """The folder of the complete model. Raises HubError."""
+        repository = describe(self._repo, self._revision, self._patience)
+        commit, files = repository.commit, self._wanted(repository)
         folder = hub_cache.storage_folder(self._repo) / "snapshots" / commit
         self._check_writable()
         hub_cache.drop_cut(folder, files)
         hub_cache.sweep_orphans(self._repo)
         missing = [file for file in files if not (folder / file.name).exists()]
         self._check_space(sum(file.size for file in missing))
-        self._retrying(functools.partial(self._download, commit, files, missing))
+        repository.retrying(functools.partial(self._download, commit, files, missing))
         hub_cache.remember_revision(self._repo, self._revision, commit)
         if hub_cache.cached_folder(self._repo, commit) is None:
-            raise FetchFailed(f"The files of {self._repo} are damaged or incomplete on the Hub.", retryable=False)
+            raise HubError(f"The files of {self._repo} are damaged or incomplete on the Hub.", retryable=False)
         return folder
 
-    def _describe(self) -> tuple[str, list[RepoFile]]:
-        """The commit that the revision means now, and the files to fetch."""
-        from huggingface_hub import HfApi
-
-        info = HfApi().model_info(self._repo, revision=self._revision, files_metadata=True, timeout=self._timeout_s)
-        listed = [
-            RepoFile(item.rfilename, item.size or 0, item.lfs.sha256 if item.lfs else None)
-            for item in info.siblings or []
-        ]
-        if any(file.name.startswith("/") or ".." in file.name.split("/") or "\\" in file.name for file in listed):
-            raise FetchFailed(f"{self._repo} lists files outside of its own folder; refused.", retryable=False)
-        files = [file for file in listed if hub_cache.is_wanted(file.name)]
+    def _wanted(self, repository: Repository) -> list[RepoFile]:
+        """The files to fetch."""
+        files = [file for file in repository.files.values() if hub_cache.is_wanted(file.name)]
         names = {file.name for file in files}
         if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
-            raise FetchFailed(f"{self._repo} holds no MLX model (config.json and safetensors files).", retryable=False)
-        if info.sha is None:
-            raise FetchFailed("The Hub did not name the commit of the repository.", retryable=True)
-        return info.sha, files
+            raise HubError(f"{self._repo} holds no MLX model (config.json and safetensors files).", retryable=False)
+        return files
 
     def _download(self, commit: str, files: Sequence[RepoFile], missing: Sequence[RepoFile]) -> None:
         """Everything that is not here, then a check of what came."""
@@ -90,28 +73,15 @@ class Fetch:
             # A commit, so that every file is of the same state of the repository.
             revision=commit,
             allow_patterns=[file.name for file in files],
-            etag_timeout=self._timeout_s,
+            etag_timeout=self._patience.timeout_s,
             tqdm_class=bar,
         )
         if hub_cache.drop_corrupt(folder, missing):
-            raise FetchFailed("A file arrived corrupt (its sha256 is not the Hub's).", retryable=True, again=True)
+            raise HubError("A file arrived corrupt (its sha256 is not the Hub's).", retryable=True, again=True)
 
     def _progress(self, done: int, total: int) -> None:
         text = f"fetching {self._repo}: {done / 1e9:.2f} of {total / 1e9:.2f} GB"
-        self._report.progress("fetching", done, total, text)
-
-    def _retrying(self, action: Callable[[], T]) -> T:
-        """What huggingface_hub does not try again itself, such as a 5xx on a file, is tried again here."""
-        for attempt in range(_TRIES):
-            try:
-                return action()
-            except Exception as error:
-                failed = explain(error, self._repo)
-                print(f"{type(error).__name__}: {error}", file=sys.stderr)
-                if not failed.again or attempt == _TRIES - 1:
-                    raise failed from error
-                time.sleep(self._backoff_s * 2**attempt)
-        raise AssertionError("unreachable")
+        self._report("fetching", done, total, text)
 
     def _check_writable(self) -> None:
         storage = hub_cache.storage_folder(self._repo)
@@ -126,9 +96,9 @@ class Fetch:
     def _check_space(self, needed: int) -> None:
         """Up front: huggingface_hub only warns, and fails when the disk is full."""
         free = shutil.disk_usage(hub_cache.storage_folder(self._repo)).free
-        if needed and needed + _SPARE_BYTES > free:
+        if needed and needed + SPARE_BYTES > free:
             message = f"{self._repo} needs {needed / 1e9:.1f} GB of disk space, {free / 1e9:.1f} GB are free."
-            raise FetchFailed(message, retryable=True)
+            raise HubError(message, retryable=True)
 
 
 class _Counter:
@@ -178,32 +148,6 @@ class _Bar:
     ) -> None: ...
 
 
-def _bound_every_wait(timeout_s: float) -> None:
-    """huggingface_hub 2.4 lists files without any timeout and sleeps for as long as Retry-After says."""
-    import httpx2
-    from huggingface_hub import constants, set_client_factory
-    from huggingface_hub.utils._http import default_client_factory
-
-    def before(request: httpx2.Request) -> None:
-        given = request.extensions.get("timeout", {})
-        names = ("connect", "read", "write", "pool")
-        request.extensions["timeout"] = {name: given.get(name) or timeout_s for name in names}
-
-    def after(response: httpx2.Response) -> None:
-        wait = response.headers.get("retry-after", "")
-        if wait.isdigit() and int(wait) > _LONGEST_WAIT_S:
-            raise FetchFailed(f"The Hub asks to wait {wait} s before the next request.", retryable=True)
-
-    def client() -> httpx2.Client:
-        made = default_client_factory()
-        made.event_hooks["request"].append(before)
-        made.event_hooks["response"].append(after)
-        return made
-
-    set_client_factory(client)
-    constants.HF_HUB_DOWNLOAD_TIMEOUT = timeout_s  # type: ignore[assignment]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m server.models.fetch")
     parser.add_argument("source", metavar="REPO[@REVISION]")
@@ -215,15 +159,14 @@ def main() -> int:
     if args.watch_stdin:
         exit_with_parent(sys.stdin.buffer)
     repo, _, revision = args.source.partition("@")
-    report = Report()
+    report = JsonLines(sys.stdout)
     try:
         folder = hub_cache.cached_folder(repo, revision or None)
         if folder is None and args.offline:
-            raise FetchFailed(f"{repo} is not on this machine, and downloads are switched off.", retryable=False)
+            raise HubError(f"{repo} is not on this machine, and downloads are switched off.", retryable=False)
         if folder is None:
-            _bound_every_wait(args.timeout)
-            fetch = Fetch(repo, revision or None, report, timeout_s=args.timeout, backoff_s=args.backoff)
-            folder = fetch.run()
+            bound_every_wait(args.timeout)
+            folder = Fetch(repo, revision or None, report, Patience(args.timeout, args.backoff)).run()
     except Exception as error:
         failed = explain(error, repo)
         report.error(failed.message, retryable=failed.retryable)

@@ -23,6 +23,7 @@ from server.models.lease import Lease
 from server.models.memory import Memory
 from server.models.record import ModelRecord
 from server.models.status import ModelStatus
+from server.models.verified import Verifier
 from server.settings import LifecycleSettings, ModelSettings
 
 log = logging.getLogger("configi.models")
@@ -38,12 +39,14 @@ class Lifecycle(Generic[T]):
         settings: LifecycleSettings,
         catalog: Catalog,
         acquirer: Acquirer,
+        verifier: Verifier,
         memory: Memory,
         supervisor: Supervisor,
         opener: Callable[[Path, int | None], T],
     ) -> None:
         self._settings = settings
         self._acquirer = acquirer
+        self._verifier = verifier
         self._memory = memory
         self._supervisor = supervisor
         self._opener = opener
@@ -134,7 +137,7 @@ class Lifecycle(Generic[T]):
         try:
             folder = await asyncio.to_thread(self._acquirer.locate, m.entry)
             if folder is None:
-                m.set("fetching", "starting the transfer")
+                m.set("fetching", "looking for its files")
                 folder = await self._acquirer.acquire(m.entry, lambda p: self._progress(m, p))
                 m.rest()
             opened = await asyncio.to_thread(self._opener, folder, m.entry.context_length)
@@ -159,8 +162,10 @@ class Lifecycle(Generic[T]):
         try:
             async with self._turn:
                 engine = self._engine if self._resident is m else None
-                if engine is None and await self._others_end(m):
-                    engine = await self._replace_resident(m)
+                if engine is None:
+                    folder = await self._checked(m)
+                    if await self._others_end(m):
+                        engine = await self._replace_resident(m, folder)
                 m.loading = None
                 while m.queue:
                     lease = m.queue.popleft()
@@ -172,6 +177,15 @@ class Lifecycle(Generic[T]):
             while m.queue:
                 m.queue.popleft().refuse(told)
 
+    async def _checked(self, m: ModelRecord[T]) -> Path:
+        """The folder of `m`, whose files are what they should be."""
+        m.set("loading", "checking its files")
+        if m.folder is None:
+            m.raise_failure()
+            raise ModelUnavailable(f"The files of model '{m.entry.id}' are gone.")
+        await self._verifier.check(m.folder, lambda text: m.set("loading", text))
+        return m.folder
+
     async def _others_end(self, m: ModelRecord[T]) -> bool:
         """Wait for the requests of the resident model; False when meanwhile nobody wants `m` any more."""
         while self._engine is not None and self._leases:
@@ -182,17 +196,14 @@ class Lifecycle(Generic[T]):
             await self._lease_ended.wait()
         return True
 
-    async def _replace_resident(self, m: ModelRecord[T]) -> EngineClient:
+    async def _replace_resident(self, m: ModelRecord[T], folder: Path) -> EngineClient:
         await self._unload()
         m.set("loading", "loading into memory")
-        if m.folder is None:
-            m.raise_failure()
-            raise ModelUnavailable(f"The files of model '{m.entry.id}' are gone.")
         if self._tried is not m:
             self._tried = m
             self._supervisor.forgive()
-        await asyncio.to_thread(self._memory.check, m.folder)
-        engine = await self._start_engine(m, m.folder)
+        await asyncio.to_thread(self._memory.check, folder)
+        engine = await self._start_engine(m, folder)
         self._resident, self._engine = m, engine
         m.set("ready", "in memory")
         self._arm_idle()

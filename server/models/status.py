@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-# absent: not in memory (its files may be on disk). building: arrives with the builder.
+# absent: not in memory (its files may be on disk).
 State = Literal["absent", "fetching", "building", "loading", "ready", "unloading", "failed"]
 STATES: tuple[State, ...] = ("absent", "fetching", "building", "loading", "ready", "unloading", "failed")
 

@@ -9,17 +9,18 @@ import contextlib
 import hashlib
 import json
 import re
-import struct
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from quantize.errors import SourceError
+from quantize.safetensors_format import read_header
+
 # What a model needs: data only. Python, pickles and the formats of other runtimes never come in.
 _WANTED = ("model*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_LONGEST_HEADER = 100_000_000
 
 
 def is_wanted(name: str) -> bool:
@@ -81,13 +82,13 @@ def drop_cut(folder: Path, files: Sequence[RepoFile]) -> None:
 
 def drop_corrupt(folder: Path, files: Sequence[RepoFile]) -> bool:
     """Remove files whose sha256 is not the repository's; whether there were any. A flipped bit would load silently."""
-    corrupt = [folder / file.name for file in files if file.sha256 and _sha256(folder / file.name) != file.sha256]
+    corrupt = [folder / file.name for file in files if file.sha256 and sha256(folder / file.name) != file.sha256]
     for path in corrupt:
         _remove(path)
     return bool(corrupt)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -98,12 +99,19 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def sweep_orphans(repo: str) -> None:
-    """Remove partial files of processes that are gone. Their locks are free; those of live downloads are not."""
+def sweep_orphans(repo: str, wanted: Collection[RepoFile] = ()) -> None:
+    """Remove partial files of processes that are gone, but those that a transfer of `wanted` files goes on with.
+
+    Their locks are free; those of live downloads are not.
+    """
     from filelock import FileLock, Timeout
 
     locks = cache_folder() / ".locks" / storage_folder(repo).name
-    for partial in storage_folder(repo).glob("blobs/*.incomplete"):
+    blobs = storage_folder(repo) / "blobs"
+    goes_on = {f"{file.sha256}.part" for file in wanted}
+    for partial in (path for pattern in ("*.incomplete", "*.part") for path in blobs.glob(pattern)):
+        if partial.name in goes_on:
+            continue
         lock = locks / f"{partial.name.split('.')[0]}.lock"
         with contextlib.suppress(Timeout, OSError):
             lock.parent.mkdir(parents=True, exist_ok=True)
@@ -135,16 +143,10 @@ def _shards(folder: Path) -> Iterable[str]:
 
 def _is_whole(path: Path) -> bool:
     """Whether a safetensors file is as long as its header says."""
-    if not path.is_file():
+    try:
+        return read_header(path).size > 0
+    except SourceError:
         return False
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else _LONGEST_HEADER + 1
-        if length > _LONGEST_HEADER:
-            return False
-        tensors = json.loads(file.read(length))
-    ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
-    return path.stat().st_size == 8 + length + max(ends, default=0)
 
 
 def _has_all_listed(repo: str, commit: str, folder: Path) -> bool:

@@ -1,6 +1,6 @@
 """How a worker process reports to the process that started it: JSON lines on stdout, an end when that one ends.
 
-{"phase": "fetching", "done": 1200, "total": 9000, "text": "..."}     at most five a second
+{"phase": "fetching", "done": 1200, "total": 9000, "text": "..."}     bytes; at most five a second
 {"folder": "..."}                                                     the last line, and exit code 0
 {"error": {"message": "...", "retryable": true}}                      the last line, and exit code 1
 """
@@ -9,29 +9,41 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import time
-from typing import Any, BinaryIO, TextIO
+from typing import BinaryIO, TextIO
 
 _INTERVAL_S = 0.2
 
 
-class Report:
+class Pace:
+    """Lets something be said at the start of each phase, and then once in `interval_s`."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._phase = ""
+        self._said = 0.0
+
+    def lets(self, phase: str) -> bool:
+        now = time.monotonic()
+        if phase == self._phase and now - self._said < self._interval_s:
+            return False
+        self._phase, self._said = phase, now
+        return True
+
+
+class JsonLines:
     """The worker's side of the pipe. Used from several threads."""
 
-    def __init__(self, out: TextIO = sys.stdout) -> None:
+    def __init__(self, out: TextIO) -> None:
         self._out = out
         self._lock = threading.Lock()
-        self._last = -_INTERVAL_S
+        self._pace = Pace(_INTERVAL_S)
 
-    def progress(self, phase: str, done: int, total: int | None, text: str) -> None:
+    def __call__(self, phase: str, done: int, total: int | None, text: str) -> None:
         with self._lock:
-            now = time.monotonic()
-            if now - self._last < _INTERVAL_S and done != total:
-                return
-            self._last = now
-            self._write({"phase": phase, "done": done, "total": total, "text": text})
+            if self._pace.lets(phase) or done == total:
+                self._write({"phase": phase, "done": done, "total": total, "text": text})
 
     def folder(self, folder: str) -> None:
         with self._lock:
@@ -41,7 +53,7 @@ class Report:
         with self._lock:
             self._write({"error": {"message": message, "retryable": retryable}})
 
-    def _write(self, line: dict[str, Any]) -> None:
+    def _write(self, line: dict[str, object]) -> None:
         self._out.write(json.dumps(line) + "\n")
         self._out.flush()
 

@@ -1,0 +1,27 @@
+"""`python -m quantize`: the builder by itself, without the server."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from quantize.commands import hang
+from quantize.errors import QuantizeError
+
+cli = typer.Typer(
+    name="quantize", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
+)
+hang(cli)
+
+
+def main() -> None:
+    try:
+        cli()
+    except QuantizeError as error:
+        typer.echo(f"quantize: {error.message}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

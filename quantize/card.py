@@ -1,0 +1,60 @@
+"""README.md of a built model: what it is, from the numbers of its plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quantize.plan import Plan
+from quantize.plan_report import rows_of
+
+_CARD = """\
+---
+library_name: mlx
+pipeline_tag: text-generation
+tags:
+- mlx
+- quantized
+{base}---
+
+# {name}
+
+{origin} in {policy}: {description}.
+
+| | |
+| --- | --- |
+| Parameters | {parameters:,} |
+| Bits per weight | {bits:.4f}, scales and biases included |
+| Size | {gigabytes:.2f} GB ({gibibytes:.2f} GiB) |
+
+| Role | Layers | Width | Parameters | Bytes |
+| --- | --- | --- | --- | --- |
+{rows}
+Weights are rounded to nearest, without calibration. Text only. Every width stands in `config.json`, and every file's
+sha256 in `configi.json`. It loads in mlx-lm:
+
+```sh
+mlx_lm.generate --model . --prompt "Hello"
+```
+
+Ollama cannot load it: it knows neither these widths nor MLX's names of stacked experts.
+"""
+
+
+def write_card(plan: Plan, folder: Path) -> None:
+    rows = "".join(
+        f"| {row.role} | {row.layers} | {row.width} | {row.parameters:,} | {row.nbytes:,} |\n" for row in rows_of(plan)
+    )
+    revision = f" (revision `{plan.revision}`)" if plan.revision else ""
+    text = _CARD.format(
+        base=f"base_model: {plan.repository}\n" if plan.repository else "",
+        name=f"{plan.label.rpartition('/')[2]} {plan.policy.name}",
+        origin=f"{plan.label}{revision}",
+        policy=plan.policy.name,
+        description=plan.policy.description,
+        parameters=plan.parameters,
+        bits=plan.bits_per_weight,
+        gigabytes=plan.tensor_bytes / 1e9,
+        gibibytes=plan.tensor_bytes / 2**30,
+        rows=rows,
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")

@@ -1,0 +1,137 @@
+"""`plan`, `build` and `verify`, as `configi` and as `python -m quantize` have them.
+
+Exit codes: 0 done, 1 failed (one sentence on stderr), 2 usage. Imports stand inside the commands: help should not wait
+for MLX.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quantize.errors import QuantizeError
+
+if TYPE_CHECKING:
+    from quantize.checkpoint import HubOptions
+    from quantize.progress import Progress
+
+SourceArgument = Annotated[
+    str, typer.Argument(help="A folder, a .gguf file, or a Hub repository with an optional @revision.")
+]
+PolicyOption = Annotated[str, typer.Option(help="Name of a policy, or a .toml file with one.")]
+MemoryOption = Annotated[str, typer.Option(help="Memory that the build may take, such as 3GB.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+DiscardOption = Annotated[bool, typer.Option("--discard-source", help="Do not keep what is fetched from the Hub.")]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Ask no Hub; use what is on this machine.")]
+
+
+def plan(
+    source: SourceArgument,
+    policy: PolicyOption = "config-i",
+    memory_limit: MemoryOption = "3GB",
+    discard_source: DiscardOption = False,
+    offline: OfflineOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Show what a build would make and need. Reads headers only."""
+    from rich.console import Console
+
+    from quantize import plan_report
+    from quantize.checkpoint import HubOptions
+    from quantize.memory import parse_bytes, share
+    from quantize.plan import make_plan
+    from quantize.sources import open_checkpoint
+
+    memory = share(parse_bytes(memory_limit))
+    checkpoint = open_checkpoint(source, HubOptions(keep=not discard_source, offline=offline))
+    made = make_plan(checkpoint, policy)
+    if json:
+        plan_report.print_json(made, memory, checkpoint.scratch_bytes)
+    else:
+        plan_report.print_report(Console(), made, memory, checkpoint.scratch_bytes)
+
+
+def build(
+    source: SourceArgument,
+    output: Annotated[Path, typer.Argument(help="The model folder to make.")],
+    policy: PolicyOption = "config-i",
+    memory_limit: MemoryOption = "3GB",
+    discard_source: DiscardOption = False,
+    offline: OfflineOption = False,
+    hub_timeout: Annotated[float, typer.Option(help="Seconds of silence of the Hub before a retry.")] = 30,
+    json_progress: Annotated[bool, typer.Option("--json-progress", help="One JSON object a line on stdout.")] = False,
+    watch_stdin: Annotated[bool, typer.Option("--watch-stdin", help="End when stdin closes.")] = False,
+) -> None:
+    """Build a quantized MLX model. Call it again after whatever stopped it: it goes on where it was."""
+    from rich.console import Console
+
+    from quantize.checkpoint import HubOptions
+    from quantize.progress import on_terminal
+    from quantize.worker import JsonLines, exit_with_parent
+
+    if watch_stdin:
+        exit_with_parent(sys.stdin.buffer)
+    hub = HubOptions(keep=not discard_source, offline=offline, timeout_s=hub_timeout)
+    if json_progress:
+        lines = JsonLines(sys.stdout)
+        try:
+            lines.folder(str(_build(source, output, policy, memory_limit, hub, lines)))
+        except QuantizeError as error:
+            lines.error(error.message, retryable=error.retryable)
+            raise
+        return
+    try:
+        with on_terminal(Console(stderr=True)) as progress:
+            _build(source, output, policy, memory_limit, hub, progress)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. What is done is kept; the same call goes on.", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(str(output))
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A model folder.")],
+    json: JsonOption = False,
+) -> None:
+    """Check a model folder against its manifest and against itself."""
+    from quantize.verify import verify as check
+
+    problems = check(folder)
+    if json:
+        typer.echo(_json({"folder": str(folder), "ok": not problems, "problems": problems}))
+    else:
+        for problem in problems:
+            typer.echo(problem, err=True)
+        if not problems:
+            typer.echo(f"{folder} is whole.")
+    if problems:
+        raise typer.Exit(1)
+
+
+def hang(cli: typer.Typer) -> None:
+    """The three commands, under `cli`."""
+    for command in (plan, build, verify):
+        cli.command()(command)
+
+
+def _build(source: str, output: Path, policy: str, memory_limit: str, hub: HubOptions, progress: Progress) -> Path:
+    from quantize.build import build as carry_out
+    from quantize.memory import parse_bytes
+    from quantize.output import Output
+    from quantize.plan import make_plan
+    from quantize.progress import Waiting
+    from quantize.sources import open_checkpoint
+
+    limit = parse_bytes(memory_limit)
+    waiting = Waiting(progress)
+    checkpoint = open_checkpoint(source, replace(hub, scratch=Output(output).work / "source", waiting=waiting.shard))
+    return carry_out(checkpoint, make_plan(checkpoint, policy), output, memory_limit=limit, progress=waiting)
+
+
+def _json(value: object) -> str:
+    return json_module.dumps(value, indent=2)

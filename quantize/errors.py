@@ -1,0 +1,63 @@
+"""What can go wrong with a plan, a build or a check: one sentence for the person who asked for it.
+
+    QuantizeError
+    ├── PolicyError       the policy does not exist, is malformed, or says nothing about a role of the model
+    ├── SourceError       the checkpoint cannot be read, is damaged, or is of a kind that is not supported
+    │   └── HubError      the Hub does not give it
+    ├── OutputError       the output folder cannot be written, is taken, or does not fit on the disk
+    └── VerifyError       a model folder is not what its manifest or its config says
+
+The sentences hold no path but those that the user gave; details are on stderr.
+"""
+
+from __future__ import annotations
+
+import errno
+
+
+class QuantizeError(Exception):
+    """`retryable`: the same call may work later as it stands."""
+
+    retryable = False
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retryable = retryable
+
+
+class PolicyError(QuantizeError): ...
+
+
+class SourceError(QuantizeError): ...
+
+
+class HubError(SourceError):
+    """`again`: worth another try within this very call."""
+
+    def __init__(self, message: str, *, retryable: bool, again: bool = False) -> None:
+        super().__init__(message, retryable=retryable)
+        self.again = again
+
+
+class OutputError(QuantizeError): ...
+
+
+class VerifyError(QuantizeError): ...
+
+
+_DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "the folder cannot be written to",
+    errno.EPERM: "the folder cannot be written to",
+    errno.EROFS: "the disk is read-only",
+    errno.ENOTDIR: "a part of the path is not a folder",
+}
+
+
+def output_error(error: OSError, doing: str) -> OutputError:
+    """`error` from writing, in words; a full disk may have room again later."""
+    reason = _DISK.get(error.errno or 0, error.strerror or type(error).__name__)
+    retryable = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return OutputError(f"{doing} failed: {reason}. What is done is kept; the same call goes on.", retryable=retryable)

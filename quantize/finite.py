@@ -1,0 +1,25 @@
+"""Whether floats hold infinities or what is not a number, told from their bits: numpy has no bfloat16."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from quantize.errors import SourceError
+
+# Carrier, all bits but the sign, and the least of them that is no number.
+_BITS: dict[str, tuple[type[np.unsignedinteger[Any]], int, int]] = {
+    "BF16": (np.uint16, 0x7FFF, 0x7F80),
+    "F16": (np.uint16, 0x7FFF, 0x7C00),
+    "F32": (np.uint32, 0x7FFFFFFF, 0x7F800000),
+}
+
+
+def all_finite(raw: Any, dtype: str) -> bool:
+    """`raw` is a buffer with the bytes of `dtype` elements. Raises SourceError for a dtype that holds no weights."""
+    if dtype not in _BITS:
+        raise SourceError(f"{dtype} is no dtype of weights or scales.")
+    carrier, without_sign, least = _BITS[dtype]
+    values = np.frombuffer(raw, carrier)
+    return not values.size or bool((values & carrier(without_sign)).max() < least)

@@ -1,0 +1,154 @@
+"""A folder of safetensors shards as a checkpoint, and the reading of one shard by byte ranges.
+
+`mx.load` would read a whole tensor for each slice of it; here only the bytes of the rows asked for are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from quantize.checkpoint import COMPANIONS, Shard, ShardReader, SourceTensor, parse_config, read_errors, with_fp8_scales
+from quantize.errors import SourceError
+from quantize.safetensors_format import INDEX, ITEM_SIZES, Entry, Header, parse_index, read_header
+
+# numpy has neither bfloat16 nor fp8: such tensors travel as integers of their size.
+_CARRIERS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+DTYPES = {
+    "BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "U8": mx.uint8, "I8": mx.int8, "U16": mx.uint16,
+    "I16": mx.int16, "U32": mx.uint32, "I32": mx.int32, "U64": mx.uint64, "I64": mx.int64, "BOOL": mx.bool_,
+}  # fmt: skip
+_FP8_BLOCK = 128
+
+
+class FolderCheckpoint:
+    """Raises SourceError for a missing index, shard or tensor."""
+
+    scratch_bytes = 0
+
+    def __init__(self, folder: Path, *, label: str | None = None) -> None:
+        self._folder = folder
+        self.repository, self.revision = _of_cache(folder.resolve())
+        self.label = label or self.repository or folder.resolve().name
+        with read_errors("config.json"):
+            self.config: Mapping[str, Any] = parse_config((folder / "config.json").read_bytes())
+        names = shard_names(folder)
+        headers = {name: read_header(folder / name) for name in names}
+        self.tensors: Mapping[str, SourceTensor] = source_tensors(headers, _index(folder))
+        self.shards: Sequence[Shard] = [Shard(name, headers[name].size) for name in names]
+
+    @cached_property
+    def identity(self) -> str:
+        """A commit, or names, sizes and times of change: reading every byte would take as long as building."""
+        if self.revision is not None:
+            return f"{self.repository}@{self.revision}"
+        stats = [(self._folder / shard.name).stat() for shard in self.shards]
+        facts = [[shard.name, stat.st_size, stat.st_mtime_ns] for shard, stat in zip(self.shards, stats, strict=True)]
+        return hashlib.sha256(json.dumps([self.config, facts], sort_keys=True).encode()).hexdigest()
+
+    def companions(self) -> Mapping[str, bytes]:
+        with read_errors("The tokenizer"):
+            return {name: path.read_bytes() for name in COMPANIONS if (path := self._folder / name).is_file()}
+
+    @contextlib.contextmanager
+    def open(self, shard: str, then: str | None = None) -> Iterator[ShardReader]:
+        with SafetensorsShard(self._folder / shard) as reader:
+            yield reader
+
+
+class SafetensorsShard:
+    """One open file. Threads may read at once: each read names its own position."""
+
+    def __init__(self, path: Path) -> None:
+        self._header = read_header(path)
+        self._name = path.name
+        with read_errors(path.name):
+            self._file = os.open(path, os.O_RDONLY)
+
+    def __enter__(self) -> SafetensorsShard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+    def rows(self, tensor: SourceTensor, start: int, stop: int) -> mx.array:
+        entry = self._entry(tensor.name)
+        columns = tensor.matrix[1]
+        read = self._read(entry, start * columns, stop * columns)
+        if tensor.scale is None:
+            return mx.array(read).view(DTYPES[tensor.dtype]).reshape(stop - start, columns)
+        return self._from_fp8(mx.array(read).reshape(stop - start, columns), tensor.scale, start)
+
+    def _from_fp8(self, rows: mx.array, scale_name: str, start: int) -> mx.array:
+        """Each 128 x 128 block has a scale of its own: (ceil(rows / 128), ceil(columns / 128))."""
+        entry = self._entry(scale_name)
+        scales = mx.array(self._read(entry, 0, entry.nbytes // ITEM_SIZES[entry.dtype]))
+        scales = scales.view(DTYPES[entry.dtype]).reshape(entry.shape)
+        block_rows = (mx.arange(start, start + rows.shape[0])) // _FP8_BLOCK
+        block_columns = mx.arange(rows.shape[1]) // _FP8_BLOCK
+        factors = scales[block_rows][:, block_columns]
+        return (mx.from_fp8(rows, dtype=mx.bfloat16) * factors).astype(mx.bfloat16)
+
+    def _entry(self, name: str) -> Entry:
+        if name not in self._header.entries:
+            raise SourceError(f"{self._name} holds no tensor {name}: it changed since its header was read.")
+        return self._header.entries[name]
+
+    def _read(self, entry: Entry, first: int, last: int) -> np.ndarray[Any, Any]:
+        """Elements first..last of a tensor."""
+        size = ITEM_SIZES[entry.dtype]
+        buffer = np.empty(last - first, _CARRIERS[size])
+        view = buffer.data.cast("B")
+        position, done = self._header.data + entry.begin + first * size, 0
+        with read_errors(self._name):
+            while done < len(view):
+                count = os.preadv(self._file, [view[done:]], position + done)
+                if count == 0:
+                    raise SourceError(f"{self._name} ends inside {entry.name}: it was cut while it was read.")
+                done += count
+        return buffer
+
+
+def source_tensors(headers: Mapping[str, Header], index: Mapping[str, str] | None) -> dict[str, SourceTensor]:
+    """All tensors, in order. Raises SourceError for one that is there twice, or not where the index says."""
+    found: dict[str, SourceTensor] = {}
+    for shard, header in headers.items():
+        for entry in header.entries.values():
+            if entry.name in found:
+                raise SourceError(f"The tensor {entry.name} is in {found[entry.name].shard} and in {shard}.")
+            found[entry.name] = SourceTensor(entry.name, entry.dtype, entry.shape, shard, entry.nbytes)
+    for name, shard in (index or {}).items():
+        if name not in found or found[name].shard != shard:
+            raise SourceError(f"The index says that {shard} holds {name}; it does not.")
+    return with_fp8_scales(list(found.values()))
+
+
+def shard_names(folder: Path) -> list[str]:
+    """The shards of the index, else the one file. Raises SourceError."""
+    index = _index(folder)
+    names = sorted(set(index.values())) if index is not None else ["model.safetensors"]
+    for name in names:
+        if "/" in name or not (folder / name).is_file():
+            raise SourceError(f"The source lacks the shard {name}.")
+    return names
+
+
+def _index(folder: Path) -> dict[str, str] | None:
+    with read_errors(INDEX):
+        return parse_index((folder / INDEX).read_bytes()) if (folder / INDEX).is_file() else None
+
+
+def _of_cache(folder: Path) -> tuple[str | None, str | None]:
+    """A snapshot in the Hub's cache says in its path what it is: models--OWNER--NAME/snapshots/COMMIT."""
+    match = re.fullmatch(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})", "/".join(folder.parts[-3:]))
+    return (f"{match[1]}/{match[2]}", match[3]) if match else (None, None)

@@ -1,0 +1,192 @@
+"""A repository of the Hub as a checkpoint: headers by ranged requests, each shard fetched while the one before is used.
+
+The revision becomes a commit once, at the start; every file is of that commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+from quantize import hub_cache
+from quantize.checkpoint import COMPANIONS, Checkpoint, HubOptions, Shard, ShardReader, SourceTensor, parse_config
+from quantize.errors import HubError, SourceError
+from quantize.folder import FolderCheckpoint, SafetensorsShard, source_tensors
+from quantize.hub_cache import RepoFile
+from quantize.hub_client import Patience, bound_every_wait, describe, hub_errors, read_range
+from quantize.hub_transfer import CorruptFile, into_cache, transfer
+from quantize.safetensors_format import INDEX, LENGTH_SIZE, Header, data_start, parse_header, parse_index
+
+# Nearly every header is shorter.
+_FIRST_READ = 100_000
+_HEADERS_AT_ONCE = 8
+
+T = TypeVar("T")
+
+
+def hub_checkpoint(source: str, options: HubOptions) -> Checkpoint:
+    """`source` is owner/name or owner/name@revision; what is whole in the Hub's cache serves when the Hub does not.
+
+    Raises:
+        SourceError: the Hub's answer is no, or the repository is no model.
+    """
+    repo, _, revision = source.partition("@")
+    if options.offline:
+        refused = HubError(f"{repo} is not on this machine, and downloads are switched off.", retryable=False)
+    else:
+        bound_every_wait(options.timeout_s)
+        try:
+            return HubCheckpoint(source, options)
+        except HubError as error:
+            refused = error
+    folder = hub_cache.cached_folder(repo, revision or None)
+    if folder is None:
+        raise refused
+    print(f"{refused.message} The copy on this machine is used.", file=sys.stderr)
+    return FolderCheckpoint(folder, label=source)
+
+
+class HubCheckpoint:
+    def __init__(self, source: str, options: HubOptions) -> None:
+        repo, _, revision = source.partition("@")
+        self._options = options
+        self._awaited = ""
+        self._coming: dict[str, Future[Path]] = {}
+        self._repository = describe(repo, revision or None, Patience(options.timeout_s, options.backoff_s))
+        self.label = source
+        self.repository: str | None = repo
+        self.revision: str | None = self._repository.commit
+        self.identity = f"{repo}@{self._repository.commit}"
+        if "config.json" not in self._repository.files:
+            raise SourceError(f"{repo} has no config.json: it is no model.")
+        self.config: Mapping[str, Any] = parse_config(self._small("config.json"))
+        index = parse_index(self._small(INDEX)) if INDEX in self._repository.files else None
+        headers = self._headers(sorted(set(index.values())) if index is not None else ["model.safetensors"])
+        self.tensors: Mapping[str, SourceTensor] = source_tensors(headers, index)
+        self.shards: Sequence[Shard] = [Shard(name, header.size) for name, header in headers.items()]
+        if options.keep:
+            hub_cache.remember_revision(repo, revision or None, self._repository.commit)
+
+    @property
+    def scratch_bytes(self) -> int:
+        missing = [0 if self._cached(shard.name) else shard.size for shard in self.shards]
+        if self._options.keep:
+            return sum(missing)
+        return max(map(sum, pairwise(missing)), default=sum(missing))
+
+    def companions(self) -> Mapping[str, bytes]:
+        return {name: self._small(name) for name in COMPANIONS if name in self._repository.files}
+
+    @contextlib.contextmanager
+    def open(self, shard: str, then: str | None = None) -> Iterator[ShardReader]:
+        """A shard in `scratch` is removed once it was read without an error."""
+        path = self._wait(shard)
+        if then is not None:
+            self._begin(then)
+        with SafetensorsShard(path) as reader:
+            yield reader
+        if path == self._scratch_path(shard):
+            shutil.rmtree(path.parent)
+
+    # ---- headers and small files
+
+    def _headers(self, names: Sequence[str]) -> Mapping[str, Header]:
+        for name in names:
+            if "/" in name or name not in self._repository.files:
+                raise SourceError(f"The source lacks the shard {name}.")
+        with ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
+            return dict(zip(names, pool.map(self._header, names), strict=True))
+
+    def _header(self, name: str) -> Header:
+        text = read_range(self._repository, name, 0, _FIRST_READ)
+        data = data_start(name, text[:LENGTH_SIZE])
+        if len(text) < data:
+            text += read_range(self._repository, name, len(text), data)
+        header = parse_header(name, text[LENGTH_SIZE:data], data)
+        if (size := self._repository.files[name].size) != header.size:
+            raise SourceError(f"{name} has {size} bytes on the Hub; its header says {header.size}: it is cut short.")
+        return header
+
+    def _small(self, name: str) -> bytes:
+        with hub_errors(self._repository.name):
+            return into_cache(self._repository, self._repository.files[name], lambda _: None).read_bytes()
+
+    # ---- shards
+
+    def _wait(self, shard: str) -> Path:
+        coming = self._coming.pop(shard, None)
+        if coming is None or not coming.done():
+            self._options.waiting(shard, 0, self._repository.files[shard].size)
+        self._awaited = shard
+        try:
+            if coming is not None:
+                try:
+                    return coming.result()
+                except CorruptFile:
+                    raise
+                except HubError:
+                    # What stood in its way, such as a disk that was full, may be gone by now.
+                    pass
+            return self._fetch(shard)
+        finally:
+            self._awaited = ""
+
+    def _begin(self, shard: str) -> None:
+        if shard not in self._coming:
+            self._coming[shard] = _in_background(functools.partial(self._fetch, shard))
+
+    def _fetch(self, shard: str) -> Path:
+        """The shard's file, whole, and checked against the Hub's sha256 now or when it arrived."""
+        file = self._repository.files[shard]
+        with hub_errors(self._repository.name):
+            if (cached := self._cached(shard)) is not None:
+                if not hub_cache.drop_corrupt(cached.parent, [file]):
+                    return cached
+                print(f"{shard} is damaged in the Hub's cache; it is fetched again.", file=sys.stderr)
+            scratch = self._scratch_path(shard)
+            if scratch is None:
+                hub_cache.sweep_orphans(self._repository.name, self._repository.files.values())
+                return into_cache(self._repository, file, self._arrived(file))
+            if not scratch.exists():
+                scratch.parent.mkdir(parents=True, exist_ok=True)
+                transfer(self._repository, file, scratch, self._arrived(file))
+            return scratch
+
+    def _cached(self, shard: str) -> Path | None:
+        path = hub_cache.storage_folder(self._repository.name) / "snapshots" / self._repository.commit / shard
+        return path if path.is_file() and path.stat().st_size == self._repository.files[shard].size else None
+
+    def _scratch_path(self, shard: str) -> Path | None:
+        """Its folder names the content, so that a later build takes only what it wants."""
+        if self._options.keep or self._options.scratch is None:
+            return None
+        return self._options.scratch / (self._repository.files[shard].sha256 or self._repository.commit) / shard
+
+    def _arrived(self, file: RepoFile) -> Callable[[int], None]:
+        def arrived(here: int) -> None:
+            if self._awaited == file.name:
+                self._options.waiting(file.name, here, file.size)
+
+        return arrived
+
+
+def _in_background(action: Callable[[], T]) -> Future[T]:
+    """Not in a pool: its threads would keep a process that gave up alive until the transfer ends."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(action())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="hub-transfer", daemon=True).start()
+    return future

@@ -1,0 +1,153 @@
+"""Asking the Hub: what a repository holds at one commit, and a few bytes of its files. Every wait is bounded.
+
+huggingface_hub is imported inside functions: it costs a quarter of a second at start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from quantize.errors import HubError
+from quantize.hub_cache import RepoFile
+from quantize.hub_faults import explain
+
+if TYPE_CHECKING:
+    import httpx2
+
+_TRIES = 4
+# The Hub may ask for a wait; a longer one is reported instead of slept through.
+_LONGEST_WAIT_S = 60
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds of silence before a try is given up, and before the first new one; the latter doubles."""
+
+    timeout_s: float
+    backoff_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """One repository at one commit, so that every file is of the same state."""
+
+    name: str
+    commit: str
+    files: Mapping[str, RepoFile]
+    patience: Patience
+
+    def url(self, file: str) -> str:
+        from huggingface_hub import hf_hub_url
+
+        return hf_hub_url(self.name, file, revision=self.commit)
+
+    def retrying(self, action: Callable[[], T]) -> T:
+        return retrying(action, self.name, self.patience.backoff_s)
+
+
+def describe(repo: str, revision: str | None, patience: Patience) -> Repository:
+    """The commit that `revision` means now, and its files. Raises HubError."""
+    return retrying(functools.partial(_describe, repo, revision, patience), repo, patience.backoff_s)
+
+
+def _describe(repo: str, revision: str | None, patience: Patience) -> Repository:
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=patience.timeout_s)
+    files = [
+        RepoFile(item.rfilename, item.size or 0, item.lfs.sha256 if item.lfs else None) for item in info.siblings or []
+    ]
+    if any(file.name.startswith("/") or ".." in file.name.split("/") or "\\" in file.name for file in files):
+        raise HubError(f"{repo} lists files outside of its own folder; refused.", retryable=False)
+    if info.sha is None:
+        raise HubError("The Hub did not name the commit of the repository.", retryable=True)
+    return Repository(repo, info.sha, {file.name: file for file in files}, patience)
+
+
+def read_range(repository: Repository, file: str, start: int, stop: int) -> bytes:
+    """Bytes start..stop of a file, or fewer where it ends; no more is read, whatever is sent. Raises HubError."""
+    return repository.retrying(functools.partial(_read_range, repository.url(file), start, stop))
+
+
+def _read_range(url: str, start: int, stop: int) -> bytes:
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+
+    headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    with get_session().stream("GET", url, headers=headers) as response:
+        hf_raise_for_status(response)
+        # A server that knows no ranges sends the file from its start.
+        skipped = 0 if response.status_code == 206 else start
+        read = bytearray()
+        for chunk in response.iter_bytes():
+            read += chunk
+            if len(read) >= skipped + stop - start:
+                break
+    return bytes(read[skipped : skipped + stop - start])
+
+
+@contextlib.contextmanager
+def hub_errors(repo: str) -> Iterator[None]:
+    """Whatever goes wrong, in words. Raises HubError."""
+    try:
+        yield
+    except HubError:
+        raise
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        raise explain(error, repo) from error
+
+
+def retrying(action: Callable[[], T], repo: str, backoff_s: float) -> T:
+    """`action`, tried again where huggingface_hub itself does not, such as after a 5xx on a file.
+
+    Raises:
+        HubError: whatever went wrong, in words.
+    """
+    for attempt in range(_TRIES - 1):
+        try:
+            with hub_errors(repo):
+                return action()
+        except HubError as error:
+            if not error.again:
+                raise
+            time.sleep(backoff_s * 2**attempt)
+    with hub_errors(repo):
+        return action()
+
+
+def bound_every_wait(timeout_s: float) -> None:
+    """huggingface_hub 2.4 lists files without any timeout and sleeps for as long as Retry-After says.
+
+    It also gathers 10 MB before it hands them on: on a slow line a minute without progress, and lost by a kill.
+    """
+    from huggingface_hub import constants, set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    def before(request: httpx2.Request) -> None:
+        given = request.extensions.get("timeout", {})
+        names = ("connect", "read", "write", "pool")
+        request.extensions["timeout"] = {name: given.get(name) or timeout_s for name in names}
+
+    def after(response: httpx2.Response) -> None:
+        wait = response.headers.get("retry-after", "")
+        if wait.isdigit() and int(wait) > _LONGEST_WAIT_S:
+            raise HubError(f"The Hub asks to wait {wait} s before the next request.", retryable=True)
+
+    def client() -> httpx2.Client:
+        made = default_client_factory()
+        made.event_hooks["request"].append(before)
+        made.event_hooks["response"].append(after)
+        return made
+
+    set_client_factory(client)
+    constants.HF_HUB_DOWNLOAD_TIMEOUT = timeout_s  # type: ignore[assignment]
+    constants.DOWNLOAD_CHUNK_SIZE = 2**20

@@ -1,0 +1,103 @@
+"""configi.json: what a model folder was built from and how, and what each of its other files must be.
+
+Written last. No time and no name of this machine is in it: the same build gives the same manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+
+from quantize.errors import VerifyError
+from quantize.plan import Plan
+from quantize.target import Target
+
+MANIFEST = "configi.json"
+FORMAT = 1
+
+
+class File(msgspec.Struct, frozen=True):
+    sha256: str
+    size: int
+
+
+class Source(msgspec.Struct, frozen=True):
+    """`identity` tells one state of the source from another; a local folder's is made with its times of change."""
+
+    label: str
+    repository: str | None
+    revision: str | None
+    identity: str
+
+
+class Tensor(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`bits` and `group_size` of a tensor that is quantized, else the dtype it is kept in."""
+
+    role: str
+    bits: int | None = None
+    group_size: int | None = None
+    dtype: str | None = None
+
+
+class PolicyName(msgspec.Struct, frozen=True):
+    name: str
+    description: str
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """`plan` is equal for equal sources, policies and layouts; `made_with` decides on the exact bytes."""
+
+    format: int
+    plan: str
+    source: Source
+    policy: PolicyName
+    parameters: int
+    bits_per_weight: float
+    tensors: dict[str, Tensor]
+    files: dict[str, File]
+    made_with: dict[str, str]
+
+
+def manifest_of(plan: Plan, files: Mapping[str, File]) -> Manifest:
+    return Manifest(
+        FORMAT,
+        plan.fingerprint,
+        Source(plan.label, plan.repository, plan.revision, plan.source_identity),
+        PolicyName(plan.policy.name, plan.policy.description),
+        plan.parameters,
+        round(plan.bits_per_weight, 4),
+        {target.name: _tensor(target) for target in plan.targets},
+        dict(files),
+        tools(),
+    )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    text = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=1)
+    (folder / MANIFEST).write_bytes(text + b"\n")
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """None when the folder has none. Raises VerifyError for a damaged one."""
+    try:
+        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+    except FileNotFoundError:
+        return None
+    except (msgspec.MsgspecError, OSError) as error:
+        raise VerifyError(f"{MANIFEST} cannot be read: {error}.") from error
+
+
+@cache
+def tools() -> dict[str, str]:
+    """What decides on the bytes of a model besides source and policy."""
+    return {package: version(package) for package in ("configi-mlx", "mlx", "mlx-lm")}
+
+
+def _tensor(target: Target) -> Tensor:
+    if target.width is None:
+        return Tensor(target.role, dtype=target.dtype)
+    return Tensor(target.role, target.width.bits, target.width.group_size)

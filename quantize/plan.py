@@ -1,0 +1,201 @@
+"""From the headers of a checkpoint and a policy to everything that a build will write, before a weight is read.
+
+The plan is the whole truth of a build: each output tensor with its width, each file with the place of every byte, and
+which rows of which source tensor go where. So the order of work cannot change the result, and a build that was cut
+off goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from quantize import structure
+from quantize.affine import fitting_width
+from quantize.checkpoint import Checkpoint, SourceTensor
+from quantize.errors import PolicyError, SourceError
+from quantize.families import Placement, family_of, place, text_config
+from quantize.policy import KEEP, Policy, find_policy
+from quantize.safetensors_format import Header, lay_out
+from quantize.target import Target
+
+# As mlx_lm.convert's; a file of this size can be on disk twice while it is copied.
+SHARD_BYTES = 5_000_000_000
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Part `part[0]` of `part[1]` equal ones (along axis -2) of a source tensor becomes rows of `target`."""
+
+    target: Target
+    part: tuple[int, int]
+    first_row: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """`start` are its first bytes, up to the tensors."""
+
+    name: str
+    start: bytes
+    header: Header
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`work` holds the pieces of each source tensor that is used, in the order of the source."""
+
+    label: str
+    repository: str | None
+    revision: str | None
+    source_identity: str
+    source_bytes: int
+    source_shards: Sequence[tuple[str, int]]
+    config: Mapping[str, Any]
+    policy: Policy
+    targets: Sequence[Target]
+    work: Sequence[tuple[SourceTensor, Sequence[Piece]]]
+    dropped: Sequence[str]
+    kept_modules: Sequence[str]
+    files: Sequence[OutputFile]
+
+    @cached_property
+    def parameters(self) -> int:
+        return sum(target.parameters for target in self.targets)
+
+    @cached_property
+    def tensor_bytes(self) -> int:
+        return sum(target.nbytes for target in self.targets)
+
+    @property
+    def output_bytes(self) -> int:
+        """The size of the files that hold the tensors."""
+        return sum(file.header.size for file in self.files)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Over all parameters of the text model, scales and biases included."""
+        return self.tensor_bytes * 8 / self.parameters
+
+    @property
+    def work_bytes(self) -> int:
+        """Source bytes that are read."""
+        return sum(tensor.nbytes for tensor, _ in self.work)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for the same source and the same outcome; a build goes on only from a staging folder of its own."""
+        layout = [[target.name, target.role, asdict(target.width) if target.width else None] for target in self.targets]
+        files = [[file.name, file.header.size] for file in self.files]
+        facts = [_FORMAT, self.revision or self.source_identity, self.policy.name, layout, files]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def make_plan(checkpoint: Checkpoint, policy_name: str, *, shard_bytes: int = SHARD_BYTES) -> Plan:
+    """Raises SourceError for a tensor without a role or a missing one, PolicyError for a policy that does not fit."""
+    config = _explicit_about_ties(checkpoint)
+    family = family_of(config)
+    placed = [(tensor, place(tensor.name, family, config)) for tensor in checkpoint.tensors.values()]
+    sources: dict[str, list[tuple[SourceTensor, Placement]]] = {}
+    for tensor, placements in placed:
+        for placement in placements:
+            sources.setdefault(placement.name, []).append((tensor, placement))
+    experts = any(group[0][1].role.startswith("expert") for group in sources.values())
+    policy = find_policy(policy_name, experts=experts)
+    layers = _layers(config)
+    targets = {name: _target(name, group, policy, layers) for name, group in sources.items()}
+    kept = structure.check(config, targets.values())
+    return Plan(
+        label=checkpoint.label,
+        repository=checkpoint.repository,
+        revision=checkpoint.revision,
+        source_identity=checkpoint.identity,
+        source_bytes=sum(shard.size for shard in checkpoint.shards),
+        source_shards=[(shard.name, shard.size) for shard in checkpoint.shards],
+        config=config,
+        policy=policy,
+        targets=list(targets.values()),
+        work=[(tensor, [_piece(tensor, p, targets[p.name]) for p in places]) for tensor, places in placed if places],
+        dropped=[tensor.name for tensor, placements in placed if not placements],
+        kept_modules=kept,
+        files=_files(targets.values(), shard_bytes),
+    )
+
+
+def _explicit_about_ties(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """transformers leaves tie_word_embeddings out where it is its default, and mlx-lm's default is the other one."""
+    config = checkpoint.config
+    if "tie_word_embeddings" in config or "lm_head.weight" not in checkpoint.tensors:
+        return config
+    return {**config, "tie_word_embeddings": False}
+
+
+def _layers(config: Mapping[str, Any]) -> int:
+    layers = text_config(config).get("num_hidden_layers")
+    if not isinstance(layers, int):
+        raise SourceError("The source's config.json names no num_hidden_layers.")
+    return layers
+
+
+def _target(name: str, group: Sequence[tuple[SourceTensor, Placement]], policy: Policy, layers: int) -> Target:
+    first, placement = group[0]
+    shape = _shape(name, group)
+    dtype = first.dtype
+    wanted = policy.width(placement.role, placement.layer, layers) if len(shape) > 1 else KEEP
+    width = fitting_width(wanted, shape[-1]) if wanted else KEEP
+    if wanted and not width and placement.role.startswith("expert"):
+        raise PolicyError(f"The experts in {name} have {shape[-1]} columns, which no group size divides.")
+    if wanted and dtype not in ("BF16", "F16", "F32"):
+        raise SourceError(f"{first.name} is {dtype}; only BF16, F16, F32 and block-scaled fp8 can be quantized.")
+    return Target(name, placement.role, placement.layer, shape, dtype, width, wanted if wanted != width else None)
+
+
+def _shape(name: str, group: Sequence[tuple[SourceTensor, Placement]]) -> tuple[int, ...]:
+    """Of one tensor, of a part of it, or of all experts' stacked."""
+    tensor, placement = group[0]
+    if placement.expert is None:
+        if len(group) > 1:
+            raise SourceError(f"{tensor.name} and {group[1][0].name} are the same tensor of the model.")
+        parts = placement.part[1]
+        if parts == 1:
+            return tensor.shape
+        if len(tensor.shape) < 2 or tensor.shape[-2] % parts:
+            raise SourceError(f"{tensor.name} cannot be split into {parts} equal parts: its shape is {tensor.shape}.")
+        return (*tensor.shape[:-2], tensor.shape[-2] // parts, tensor.shape[-1])
+    experts = sorted(placed.expert for _, placed in group if placed.expert is not None)
+    if experts != list(range(len(group))):
+        missing = sorted(set(range(max(experts) + 1)) - set(experts))
+        raise SourceError(f"{name} lacks experts or has some twice; missing: {missing}.")
+    if other := next((t for t, _ in group if (t.shape, t.dtype) != (tensor.shape, tensor.dtype)), None):
+        raise SourceError(f"{other.name} has another shape or dtype than {tensor.name}.")
+    return (len(group), *tensor.shape)
+
+
+def _piece(tensor: SourceTensor, placement: Placement, target: Target) -> Piece:
+    rows = tensor.matrix[0]
+    return Piece(target, placement.part, (placement.expert or 0) * rows)
+
+
+def _files(targets: Iterable[Target], shard_bytes: int) -> list[OutputFile]:
+    """Filled in the order of the source, so that each is whole as early as can be."""
+    shards: list[list[Target]] = [[]]
+    filled = 0
+    for target in targets:
+        if shards[-1] and filled + target.nbytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(target)
+        filled += target.nbytes
+    files = []
+    for number, shard in enumerate(shards, start=1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        arrays = [(array, dtype, shape) for target in shard for array, (dtype, shape) in target.arrays.items()]
+        # Four-byte elements first: then every tensor is aligned to its elements, as readers that map files like it.
+        arrays.sort(key=lambda array: array[1] not in ("U32", "F32"))
+        files.append(OutputFile(name, *lay_out(arrays)))
+    return files

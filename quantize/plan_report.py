@@ -1,0 +1,139 @@
+"""`configi plan`: what a build would make and need, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from quantize.machine import metal_limit, model_memory
+from quantize.memory import Share
+from quantize.plan import Plan
+from quantize.target import Target
+
+_GIB = 2**30
+_SMALL_MAC = 16 * _GIB
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """All tensors of one role that are stored alike. `layers` as ranges, or "-" for what is in none."""
+
+    role: str
+    layers: str
+    width: str
+    parameters: int
+    nbytes: int
+
+
+def rows_of(plan: Plan) -> list[Row]:
+    """The largest first."""
+    groups: dict[tuple[str, str], list[Target]] = {}
+    for target in plan.targets:
+        width = str(target.width) if target.width else f"{target.dtype} kept"
+        groups.setdefault((target.role, width), []).append(target)
+    return [
+        Row(
+            role,
+            _ranges({target.layer for target in group if target.layer is not None}),
+            width,
+            sum(target.parameters for target in group),
+            sum(target.nbytes for target in group),
+        )
+        for (role, width), group in sorted(groups.items(), key=lambda item: -sum(t.nbytes for t in item[1]))
+    ]
+
+
+def _ranges(layers: Iterable[int]) -> str:
+    runs: list[list[int]] = []
+    for layer in sorted(layers):
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or "-"
+
+
+def as_json(plan: Plan, memory: Share, scratch_bytes: int) -> dict[str, Any]:
+    """Everything that the report says, as docs/building.md lists it."""
+    available, free = model_memory(), shutil.disk_usage(Path.cwd()).free
+    small = metal_limit(_SMALL_MAC)
+    return {
+        "source": plan.label,
+        "repository": plan.repository,
+        "revision": plan.revision,
+        "policy": plan.policy.name,
+        "parameters": plan.parameters,
+        "bits_per_weight": plan.bits_per_weight,
+        "output_bytes": plan.output_bytes,
+        "files": [{"name": file.name, "size": file.header.size} for file in plan.files],
+        "table": [asdict(row) for row in rows_of(plan)],
+        "other_widths": {target.name: [str(target.wanted), str(target.width)] for target in _forced(plan)},
+        "dropped_tensors": len(plan.dropped),
+        "build": {
+            "read_bytes": plan.work_bytes,
+            "peak_memory_bytes": memory.peak_bytes,
+            "peak_disk_bytes": plan.output_bytes + scratch_bytes,
+            "free_disk_bytes": free,
+            "fits": plan.output_bytes + scratch_bytes <= free,
+        },
+        "this_machine": {"memory_bytes": available, "fits": plan.output_bytes <= available},
+        "mac_16gb": {"memory_bytes": small, "fits": plan.output_bytes <= small},
+    }
+
+
+def print_json(plan: Plan, memory: Share, scratch_bytes: int) -> None:
+    print(json.dumps(as_json(plan, memory, scratch_bytes), indent=2))
+
+
+def print_report(console: Console, plan: Plan, memory: Share, scratch_bytes: int) -> None:
+    facts = as_json(plan, memory, scratch_bytes)
+    revision = f" at {plan.revision}" if plan.revision else ""
+    console.print(f"{plan.label}{revision}, {plan.policy.name}: {plan.policy.description}\n", highlight=False)
+    table = Table("role", "layers", "width", box=None, pad_edge=False)
+    table.add_column("parameters", justify="right")
+    table.add_column("bytes", justify="right")
+    for row in rows_of(plan):
+        table.add_row(row.role, row.layers, row.width, f"{row.parameters:,}", f"{row.nbytes:,}")
+    console.print(table)
+    for target in _forced(plan):
+        console.print(f"{target.name}: {target.width or 'kept'}, for no group of {target.wanted} divides its columns")
+    build = facts["build"]
+    lines = {
+        "parameters": f"{plan.parameters:,}" + (f" ({len(plan.dropped)} tensors dropped)" if plan.dropped else ""),
+        "bits per weight": f"{plan.bits_per_weight:.4f}",
+        "output": f"{_size(plan.output_bytes)} in {len(plan.files)} files",
+        "build": f"reads {_gb(plan.work_bytes)}, at most {_gb(memory.peak_bytes)} of memory and "
+        f"{_gb(build['peak_disk_bytes'])} of disk ({_gb(build['free_disk_bytes'])} are free here: "
+        f"{_fits(build['fits'])})",
+        "this machine": f"{_size(facts['this_machine']['memory_bytes'])} for a model: "
+        f"{_fits(facts['this_machine']['fits'])}",
+        "a Mac of 16 GB": f"Metal gives {_size(facts['mac_16gb']['memory_bytes'])} by default: "
+        f"{_fits(facts['mac_16gb']['fits'])}",
+    }
+    console.print()
+    for name, text in lines.items():
+        console.print(f"{name:16} {text}", highlight=False, soft_wrap=True)
+
+
+def _forced(plan: Plan) -> list[Target]:
+    """Tensors whose columns forced another width than the policy's."""
+    return [target for target in plan.targets if target.wanted is not None]
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
+def _size(count: int) -> str:
+    return f"{_gb(count)} ({count / _GIB:.2f} GiB)"
+
+
+def _fits(fits: bool) -> str:
+    return "it fits" if fits else "it does not fit"

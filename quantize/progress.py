@@ -1,0 +1,90 @@
+"""How a build tells where it stands: a bar for people, plain lines where nobody looks, JSON lines for programs."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import (
+    Progress as Bar,
+)
+
+from quantize.worker import Pace
+
+_LINES_INTERVAL_S = 10
+
+
+class Progress(Protocol):
+    """Called from any thread. `phase` is waiting, fetching, building or checking; `done` and `total` are bytes."""
+
+    def __call__(self, phase: str, done: int, total: int | None, text: str) -> None: ...
+
+
+def silent(phase: str, done: int, total: int | None, text: str) -> None:
+    pass
+
+
+@contextlib.contextmanager
+def on_terminal(console: Console) -> Iterator[Progress]:
+    """A bar with rate and time left; a line now and then when the output is no terminal."""
+    if not console.is_terminal:
+        yield _Lines(console)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=console, transient=True) as bar:
+        tasks: dict[str, object] = {}
+
+        def show(phase: str, done: int, total: int | None, text: str) -> None:
+            # Shards arrive while others are used: one bar for both.
+            phase = "building" if phase == "fetching" else phase
+            if phase not in tasks:
+                for task in bar.task_ids:
+                    bar.update(task, visible=False)
+                tasks[phase] = bar.add_task(text, total=total)
+            bar.update(tasks[phase], description=text, completed=done, total=total)  # type: ignore[arg-type]
+
+        yield show
+
+
+class _Lines:
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._lock = threading.Lock()
+        self._pace = Pace(_LINES_INTERVAL_S)
+
+    def __call__(self, phase: str, done: int, total: int | None, text: str) -> None:
+        with self._lock:
+            if self._pace.lets(phase):
+                share = f" {done / total:.0%}" if total else ""
+                self._console.print(f"{phase}: {text}{share}", highlight=False)
+
+
+class Waiting:
+    """Progress, and a way to say meanwhile that a shard of the source is still coming."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._last: tuple[int, int | None] = (0, None)
+
+    def __call__(self, phase: str, done: int, total: int | None, text: str) -> None:
+        self._last = done, total
+        self._progress(phase, done, total, text)
+
+    def shard(self, name: str, here: int, size: int) -> None:
+        self._progress("fetching", *self._last, f"waiting for {name}, {here / 1e9:.1f} of {size / 1e9:.1f} GB are here")

@@ -1,0 +1,24 @@
+"""A source by its name: a folder, a .gguf file, or a repository of the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quantize.checkpoint import Checkpoint, HubOptions
+from quantize.errors import SourceError
+from quantize.folder import FolderCheckpoint
+from quantize.gguf import GgufCheckpoint
+
+
+def open_checkpoint(source: str, options: HubOptions) -> Checkpoint:
+    """`source` is a folder, a .gguf file, or a Hub repository with an optional @revision. Raises SourceError."""
+    path = Path(source).expanduser()
+    if source.endswith(".gguf"):
+        return GgufCheckpoint(path)
+    if path.is_dir():
+        return FolderCheckpoint(path)
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise SourceError(f"{source} is neither a folder, a .gguf file nor the name of a Hub repository (owner/name).")
+    from quantize.hub import hub_checkpoint
+
+    return hub_checkpoint(source, options)

@@ -1,0 +1,53 @@
+"""Whether a set of tensors is what mlx-lm's own model class would load: every one there, none too many, shapes equal.
+
+The model is made without a weight in memory: MLX evaluates nothing until it is asked to.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from quantize.errors import SourceError
+from quantize.target import Target
+
+
+def check(config: Mapping[str, Any], targets: Iterable[Target]) -> list[str]:
+    """The modules that could be quantized and are not, by path. Raises SourceError naming the first tensor at fault."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    targets = list(targets)
+    model = _model(config)
+    given = {target.name: mx.zeros(target.shape) for target in targets}
+    # As when the finished folder is loaded.
+    sanitized = model.sanitize(dict(given)) if hasattr(model, "sanitize") else given
+    expected = {name: value.shape for name, value in tree_flatten(model.parameters())}
+    model_type = config["model_type"]
+    for name, shape in expected.items():
+        if name not in sanitized:
+            raise SourceError(f"The source lacks {name}, which mlx-lm's {model_type} model has.")
+        if sanitized[name].shape != shape:
+            raise SourceError(f"{name} has the shape {sanitized[name].shape}; mlx-lm's model has {shape}.")
+    for name in given:
+        if name not in expected:
+            raise SourceError(f"mlx-lm's {model_type} model has no place for {name}.")
+    quantizable = {path for path, module in model.named_modules() if hasattr(module, "to_quantized")}
+    for target in targets:
+        if target.width is not None and target.path not in quantizable:
+            raise SourceError(f"mlx-lm cannot quantize {target.path}.")
+    return sorted(quantizable - {target.path for target in targets if target.width is not None})
+
+
+def _model(config: Mapping[str, Any]) -> Any:
+    # mlx-lm 0.32 has no public way from a config to its classes; load_model takes this function as its default.
+    from mlx_lm.utils import _get_classes
+
+    try:
+        model_class, arguments_class = _get_classes(dict(config))
+        # Some argument classes change nested tables in place.
+        return model_class(arguments_class.from_dict(copy.deepcopy(dict(config))))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise SourceError(f"mlx-lm makes no model of the source's config.json ({reason}).") from error

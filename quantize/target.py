@@ -1,0 +1,48 @@
+"""One tensor of the model that is built: what it is, where it comes from, and what is stored for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from quantize.affine import stored_shapes
+from quantize.policy import Role, Width
+from quantize.safetensors_format import nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One tensor of the model. `name` is its name in an unquantized model; `shape` and `dtype` are the source's.
+
+    `wanted` is the policy's width where the columns forced another group size or none.
+    """
+
+    name: str
+    role: Role
+    layer: int | None
+    shape: tuple[int, ...]
+    dtype: str
+    width: Width | None
+    wanted: Width | None = None
+
+    @property
+    def path(self) -> str:
+        """The module's path, as config.json and mlx-lm name it."""
+        return self.name.removesuffix(".weight")
+
+    @property
+    def parameters(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def arrays(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+        """What is stored: name -> (dtype, shape)."""
+        if self.width is None:
+            return {self.name: (self.dtype, self.shape)}
+        shapes = stored_shapes(self.shape, self.width)
+        return {f"{self.path}.{suffix}": (dtype or self.dtype, shape) for suffix, (dtype, shape) in shapes.items()}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(nbytes(dtype, shape) for dtype, shape in self.arrays.values())

@@ -1,0 +1,90 @@
+"""A worker process: started, listened to, and killed with all it started when nobody wants it any more. HTTP process.
+
+It reports as `quantize/worker.py` says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server.errors import ModelUnavailable
+
+log = logging.getLogger("configi.worker")
+
+_LONGEST_LINE = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """How far a worker is, in bytes; `text` is one line."""
+
+    phase: str
+    done: int
+    total: int | None
+    text: str
+
+
+async def run(command: Sequence[str], told: Callable[[Line], None]) -> Path:
+    """The folder that the worker made or checked. Cancelling ends it.
+
+    Raises:
+        ModelUnavailable: with the worker's own sentence.
+    """
+    pipe = asyncio.subprocess.PIPE
+    # A session of its own: Ctrl-C on the terminal is ours to handle, and killpg reaches all it started.
+    process = await asyncio.create_subprocess_exec(
+        *command, "--watch-stdin", stdin=pipe, stdout=pipe, stderr=pipe, limit=_LONGEST_LINE, start_new_session=True
+    )
+    errors = asyncio.create_task(_log_lines(process.stderr))
+    try:
+        last = await _read_report(process.stdout, told)
+        await process.wait()
+        await errors
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        errors.cancel()
+    if "folder" in last:
+        return Path(last["folder"])
+    if "error" in last:
+        raise ModelUnavailable(last["error"]["message"])
+    log.error("the worker ended with code %s and no last line", process.returncode)
+    raise ModelUnavailable("Preparing the model ended unexpectedly; the server's log has the reason.")
+
+
+async def _read_report(stdout: asyncio.StreamReader | None, told: Callable[[Line], None]) -> dict[str, Any]:
+    """Pass progress on; the line that is none is the last."""
+    last: dict[str, Any] = {}
+    async for raw in _lines(stdout):
+        try:
+            line = json.loads(raw)
+        except ValueError:
+            log.warning("not a report line: %r", raw[:200])
+            continue
+        if "phase" in line:
+            told(Line(line["phase"], line["done"], line["total"], line["text"]))
+        else:
+            last = line
+    return last
+
+
+async def _log_lines(stderr: asyncio.StreamReader | None) -> None:
+    async for raw in _lines(stderr):
+        log.warning("%s", raw.decode(errors="replace").rstrip())
+
+
+async def _lines(pipe: asyncio.StreamReader | None) -> AsyncIterator[bytes]:
+    """None is asyncio's type for a pipe that was not asked for."""
+    if pipe is not None:
+        async for line in pipe:
+            yield line

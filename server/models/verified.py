@@ -1,0 +1,52 @@
+"""Whether a model's files are what they should be, asked before they are loaded. HTTP process.
+
+Names, sizes, headers and widths every time, in milliseconds. The sha256 of each file, which a model that configi built
+brings along, when a file changed since they were last found right: in a worker, since it takes seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from server.errors import ModelUnavailable
+from server.models import child
+from server.settings import StorageSettings
+
+log = logging.getLogger("configi.verified")
+
+
+class Verifier:
+    def __init__(self, storage: StorageSettings, python: Sequence[str] = (sys.executable, "-P")) -> None:
+        self._stamps = storage.cache_dir / "verified"
+        self._python = python
+
+    async def check(self, folder: Path, told: Callable[[str], None]) -> None:
+        """Raises ModelUnavailable when the model in `folder` is damaged. Cancelling ends it."""
+        stamp = self._stamps / hashlib.sha256(str(folder).encode()).hexdigest()
+        if await asyncio.to_thread(_is_verified, folder, stamp):
+            return
+        told("checking the sha256 of its files")
+        arguments = ["-m", "server.models.verifying", str(folder), str(stamp)]
+        await child.run([*self._python, *arguments], lambda _: None)
+
+
+def _is_verified(folder: Path, stamp: Path) -> bool:
+    """Raises ModelUnavailable at the first thing that is wrong."""
+    from quantize.manifest import MANIFEST
+    from quantize.verify import check, is_unchanged
+
+    if not folder.is_dir():
+        raise ModelUnavailable("The model's files are gone.")
+    for problem in check(folder):
+        log.error("%s: %s", folder, problem)
+        raise ModelUnavailable(damaged(problem))
+    return not (folder / MANIFEST).is_file() or is_unchanged(folder, stamp)
+
+
+def damaged(problem: str) -> str:
+    return f"The model's files are damaged, so it is not loaded: {problem}"
