@@ -145,7 +145,7 @@ def result(log: Log, model: str, minutes: float) -> Result:
     held = [
         ("HTTP process", log.http),
         ("engine process", log.engine),
-        ("HTTP process, kills and unloads", log.unloaded),
+        ("HTTP, kills and unloads", log.unloaded),
     ]
     growing = [_figure(name, growth) for name, samples in held if len(samples) >= FEWEST for growth in growths(samples)]
     sides = {name: tuple((s.at, s.rss / 2**20) for s in samples) for name, samples in held}

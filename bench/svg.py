@@ -17,7 +17,7 @@ _OTHERS = ("#868e96", "#7048e8", "#2b8a3e")
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 60, 20, 64, 46
 _HEIGHT = 340
 _TICKS = 5
-_LEGEND = 190
+_LEGEND = 195
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def bars(title: str, rows: Sequence[Bar], low: float = 0.05) -> str:
         parts += [
             _text(left - 10, y + 15, row.label, "end"),
             f'<rect x="{start:.1f}" y="{y + 4}" width="{max(end - start, 1):.1f}" height="14" fill="{color}"/>',
-            _text(end + 5, y + 15, f"{row.value:.3g}x"),
+            _text(_beyond(end, x(row.target)) + 5, y + 15, f"{row.value:.3g}x"),
             _line(x(row.target), y + 1, x(row.target), y + 21, "#000000", 2),
         ]
     return _picture(title, height, parts)
@@ -77,6 +77,11 @@ def lines(curve: Curve) -> str:
     parts += [_text(_WIDTH / 2, _HEIGHT - 10, curve.x, "middle"), _text(_LEFT - 40, _TOP - 12, curve.y)]
     parts += _series(curve.sides, place)
     return _picture(curve.title, _HEIGHT, parts)
+
+
+def _beyond(end: float, tick: float) -> float:
+    """Where a number may start that would be crossed by the tick of the target."""
+    return max(end, tick) if tick - end < 50 else end
 
 
 def _series(sides: Mapping[str, Points], place: Callable[[float, float], tuple[float, float]]) -> Iterable[str]:
