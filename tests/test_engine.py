@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -221,6 +222,36 @@ def test_killing_the_engine_ends_what_it_worked_on_with_an_error(model: Path) ->
         assert await tokens(engine, generate(max_tokens=1))
         await supervisor.stop()
         assert psutil.Process().children() == []
+
+    asyncio.run(run())
+
+
+def test_an_engine_that_dies_before_it_connects_is_a_failure_that_counts_and_no_endless_load(model: Path) -> None:
+    async def run() -> None:
+        supervisor = Supervisor(EngineSettings(restart_backoff_s=0, restart_limit=1), (sys.executable, "-c", "exit(3)"))
+        for gave_up in (False, True):
+            with pytest.raises(EngineFailed, match="exited with status 3"):
+                async with asyncio.timeout(10):
+                    await supervisor.start(model)
+            assert supervisor.gave_up == gave_up
+
+    asyncio.run(run())
+
+
+def test_failures_between_which_the_engine_worked_are_not_in_a_row(model: Path) -> None:
+    async def run() -> None:
+        supervisor = Supervisor(EngineSettings(restart_backoff_s=0, restart_limit=0))
+        loading = asyncio.create_task(supervisor.start(model))
+        while not (children := psutil.Process().children()):  # noqa: ASYNC110 - a process tells nobody that it is there
+            await asyncio.sleep(0.01)
+        children[0].kill()
+        with pytest.raises(EngineFailed, match="killed by SIGKILL"):
+            await loading
+        assert supervisor.gave_up
+        engine = await supervisor.start(model)
+        assert await tokens(engine, generate(max_tokens=1))
+        await supervisor.stop()
+        assert not supervisor.gave_up
 
     asyncio.run(run())
 

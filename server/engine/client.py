@@ -71,7 +71,9 @@ class EngineClient:
     async def load(self, command: Load) -> Loaded:
         """Raises what the engine reports, or what ends it meanwhile."""
         # Waits for the engine to connect; from then on its queue takes whatever comes.
-        await self._socket.send(encode(command))
+        sent: Any = self._socket.send(encode(command))
+        # An engine that dies before it connects never takes the command; `close` then fails `_loaded`.
+        await asyncio.wait((sent, self._loaded), return_when=asyncio.FIRST_COMPLETED)
         return await self._loaded
 
     def generate(self, requests: Sequence[Generate]) -> EngineStream:

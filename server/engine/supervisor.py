@@ -76,6 +76,9 @@ class Supervisor:
     async def stop(self) -> None:
         process, self._process = self._process, None
         if process is not None:
+            # It worked: an earlier failure and a later one are not in a row.
+            if process.client.finished:
+                self.forgive()
             await process.stop()
 
     def _ended(self, process: EngineProcess, error: ConfigiError) -> None:
