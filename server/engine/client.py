@@ -61,9 +61,12 @@ class EngineClient:
 
     async def load(self, command: Load) -> Loaded:
         """Raises what the engine reports, or what ends it meanwhile."""
-        # Waits for the engine to connect; from then on its queue takes whatever comes.
-        await self._socket.send(encode(command))
-        return await self._loaded
+        # Goes out when the engine connects. It may end before that, which `close` tells `_loaded` and nobody else.
+        sending = asyncio.ensure_future(self._socket.send(encode(command)))
+        try:
+            return await self._loaded
+        finally:
+            sending.cancel()
 
     def generate(self, requests: Sequence[Generate]) -> EngineStream:
         """Send `requests`, whose ids are chosen here; the stream tells them apart by their index."""

@@ -161,16 +161,16 @@ class Lifecycle(Generic[T]):
                 engine = self._engine if self._resident is m else None
                 if engine is None and await self._others_end(m):
                     engine = await self._replace_resident(m)
-                m.loading = None
                 while m.queue:
                     lease = m.queue.popleft()
                     if engine is not None:
                         self._grant(lease, engine)
         except Exception as error:
-            m.loading = None
             told = m.fail(error)
             while m.queue:
                 m.queue.popleft().refuse(told)
+        finally:
+            m.loading = None
 
     async def _others_end(self, m: ModelRecord[T]) -> bool:
         """Wait for the requests of the resident model; False when meanwhile nobody wants `m` any more."""
