@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--load-error", default="", help="refuse to load with this sentence")
     parser.add_argument("--exit-at-start", action="store_true", help="as an engine that cannot import MLX does")
     parser.add_argument("--crash-at-load", action="store_true")
+    parser.add_argument("--crash-when-loaded", action="store_true")
     parser.add_argument("--crash-for", default="", help="crash at the load of a folder of this name")
     parser.add_argument("--crash-at-step", type=int, default=-1, help="SIGKILL itself at this step")
     parser.add_argument("--hang-at-step", type=int, default=-1)
@@ -65,6 +66,10 @@ def main() -> None:
         socket.recv()
         return
     socket.send(encode([Loaded(vocab_size=448, weight_bytes=1, seconds=script.load_seconds)]))
+    if script.crash_when_loaded:
+        # Long enough for the message to leave.
+        time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGKILL)
     Script(script, script.slots or load.max_concurrent).run(socket)
 
 

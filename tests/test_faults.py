@@ -141,6 +141,14 @@ def test_an_engine_that_keeps_dying_is_given_up_with_a_clear_state(tmp_path: Pat
         assert server.engines() == []
 
 
+def test_an_engine_that_dies_as_soon_as_it_is_ready_is_given_up_too(tmp_path: Path, model: Path) -> None:
+    engine = {"restart_backoff_s": 0.01, "restart_limit": 2}
+    with serving_script(tmp_path, model, ["--crash-when-loaded"], engine=engine) as server:
+        assert server.chat()[0] in (500, 503)
+        until(lambda: server.get("/ready")[1]["state"] == "failed")
+        assert server.chat()[0] == 503
+
+
 def test_a_model_that_cannot_be_loaded_is_tried_again_after_the_pause(tmp_path: Path, model: Path) -> None:
     config = model / "config.json"
     good = config.read_text()

@@ -64,9 +64,13 @@ class EngineClient:
         # Goes out when the engine connects. It may end before that, which `close` tells `_loaded` and nobody else.
         sending = asyncio.ensure_future(self._socket.send(encode(command)))
         try:
-            return await self._loaded
+            loaded = await self._loaded
         finally:
             sending.cancel()
+        if self.closed is not None:
+            # It ended in the very moment in which it was ready.
+            raise self.closed
+        return loaded
 
     def generate(self, requests: Sequence[Generate]) -> EngineStream:
         """Send `requests`, whose ids are chosen here; the stream tells them apart by their index."""
