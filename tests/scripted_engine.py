@@ -38,7 +38,9 @@ def main() -> None:
     parser.add_argument("--interval", type=float, default=0.0, help="seconds per step")
     parser.add_argument("--load-seconds", type=float, default=0.0)
     parser.add_argument("--load-error", default="", help="refuse to load with this sentence")
+    parser.add_argument("--exit-at-start", action="store_true", help="as an engine that cannot import MLX does")
     parser.add_argument("--crash-at-load", action="store_true")
+    parser.add_argument("--crash-when-loaded", action="store_true")
     parser.add_argument("--crash-for", default="", help="crash at the load of a folder of this name")
     parser.add_argument("--crash-at-step", type=int, default=-1, help="SIGKILL itself at this step")
     parser.add_argument("--hang-at-step", type=int, default=-1)
@@ -46,6 +48,8 @@ def main() -> None:
     parser.add_argument("--fail-at-token", type=int, default=-1, help="each request fails at this token")
     parser.add_argument("--slots", type=int, default=0, help="0 = as Load says")
     script = parser.parse_args()
+    if script.exit_at_start:
+        raise SystemExit(3)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     socket: zmq.Socket[bytes] = zmq.Context().socket(zmq.PAIR)
     socket.connect(script.address)
@@ -62,6 +66,10 @@ def main() -> None:
         socket.recv()
         return
     socket.send(encode([Loaded(vocab_size=448, weight_bytes=1, seconds=script.load_seconds)]))
+    if script.crash_when_loaded:
+        # Long enough for the message to leave.
+        time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGKILL)
     Script(script, script.slots or load.max_concurrent).run(socket)
 
 

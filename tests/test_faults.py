@@ -127,9 +127,10 @@ def test_a_hung_engine_is_noticed_ended_and_replaced(tmp_path: Path, model: Path
         server.assert_still_serves()
 
 
-def test_an_engine_that_keeps_dying_is_given_up_with_a_clear_state(tmp_path: Path, model: Path) -> None:
+@pytest.mark.parametrize("script", ["--exit-at-start", "--crash-at-load"])
+def test_an_engine_that_keeps_dying_is_given_up_with_a_clear_state(tmp_path: Path, model: Path, script: str) -> None:
     engine = {"restart_backoff_s": 0.01, "restart_limit": 2}
-    with serving_script(tmp_path, model, ["--crash-at-load"], engine=engine) as server:
+    with serving_script(tmp_path, model, [script], engine=engine) as server:
         status, answer = server.chat()
         assert status == 503
         assert answer["error"]["code"] == "model_unavailable"
@@ -138,6 +139,14 @@ def test_an_engine_that_keeps_dying_is_given_up_with_a_clear_state(tmp_path: Pat
         status, ready = server.get("/ready")
         assert (status, ready["state"]) == (503, "failed")
         assert server.engines() == []
+
+
+def test_an_engine_that_dies_as_soon_as_it_is_ready_is_given_up_too(tmp_path: Path, model: Path) -> None:
+    engine = {"restart_backoff_s": 0.01, "restart_limit": 2}
+    with serving_script(tmp_path, model, ["--crash-when-loaded"], engine=engine) as server:
+        assert server.chat()[0] in (500, 503)
+        until(lambda: server.get("/ready")[1]["state"] == "failed")
+        assert server.chat()[0] == 503
 
 
 def test_a_model_that_cannot_be_loaded_is_tried_again_after_the_pause(tmp_path: Path, model: Path) -> None:

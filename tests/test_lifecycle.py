@@ -189,6 +189,7 @@ def test_a_server_that_is_told_to_stop_while_it_loads_tells_who_waits_and_stops(
         # Long before an engine that loads would listen.
         assert server.process.wait(4) == 0
         assert not psutil.pid_exists(engine.pid)
+        assert "Traceback" not in server.log.read_text()
 
 
 def test_metrics_tell_the_state_and_count_requests_and_tokens(tmp_path: Path, model: Path) -> None:

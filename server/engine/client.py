@@ -70,11 +70,16 @@ class EngineClient:
 
     async def load(self, command: Load) -> Loaded:
         """Raises what the engine reports, or what ends it meanwhile."""
-        # Waits for the engine to connect; from then on its queue takes whatever comes.
-        sent: Any = self._socket.send(encode(command))
-        # An engine that dies before it connects never takes the command; `close` then fails `_loaded`.
-        await asyncio.wait((sent, self._loaded), return_when=asyncio.FIRST_COMPLETED)
-        return await self._loaded
+        # Goes out when the engine connects. It may end before that, which `close` tells `_loaded` and nobody else.
+        sending = asyncio.ensure_future(self._socket.send(encode(command)))
+        try:
+            loaded = await self._loaded
+        finally:
+            sending.cancel()
+        if self.closed is not None:
+            # It ended in the very moment in which it was ready.
+            raise self.closed
+        return loaded
 
     def generate(self, requests: Sequence[Generate]) -> EngineStream:
         """Send `requests`, whose ids are chosen here; the stream tells them apart by their index."""

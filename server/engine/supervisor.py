@@ -141,20 +141,21 @@ class EngineProcess:
         return self.client
 
     async def stop(self) -> None:
-        """Ask, wait, kill. Afterwards the process is reaped and its memory is back."""
-        # Before the weights are there nobody listens, and nothing would be lost.
-        patience = _STOP_S if self._resident else 0
-        self._resident = False
+        """Ask, wait, kill; before the weights are there it does not listen and has nothing to lose: kill.
+
+        Afterwards the process is reaped and its memory is back.
+        """
+        listens, self._resident = self._resident, False
         self.client.close(EngineFailed("The engine was stopped."))
         # Cancelled while the process was being made, there is none.
         if self._tasks:
-            self.client.stop()
-            try:
-                async with asyncio.timeout(patience):
-                    await self._process.wait()
-            except TimeoutError:
-                self._kill()
-                await self._process.wait()
+            if listens:
+                self.client.stop()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_STOP_S):
+                        await self._process.wait()
+            self._kill()
+            await self._process.wait()
         self._release()
 
     async def _watch_exit(self) -> None:

@@ -166,16 +166,16 @@ class Lifecycle(Generic[T]):
                     folder = await self._checked(m)
                     if await self._others_end(m):
                         engine = await self._replace_resident(m, folder)
-                m.loading = None
                 while m.queue:
                     lease = m.queue.popleft()
                     if engine is not None:
                         self._grant(lease, engine)
         except Exception as error:
-            m.loading = None
             told = m.fail(error)
             while m.queue:
                 m.queue.popleft().refuse(told)
+        finally:
+            m.loading = None
 
     async def _checked(self, m: ModelRecord[T]) -> Path:
         """The folder of `m`, whose files are what they should be."""
