@@ -35,8 +35,8 @@ mlx_lm.generate --model . --prompt "Hello"
 ```
 """
 _QUANTIZED = """\
-Weights are rounded to nearest, without calibration; the width of each stands in `config.json`. Ollama cannot load it: it
-knows neither these widths nor MLX's names of stacked experts."""
+Weights are rounded to nearest, without calibration; the width of each stands in `config.json`. Ollama cannot load it:
+it knows neither these widths nor MLX's names of stacked experts."""
 _KEPT = "Weights are those of the source."
 
 
