@@ -172,7 +172,7 @@ class Lifecycle:
         try:
             m.folder = await asyncio.to_thread(self._acquirer.locate, m.entry)
             if m.folder is None:
-                self._set(m, "fetching", "looking for its files")
+                self._set(m, "building" if m.entry.acquire == "build" else "fetching", "looking for its files")
                 m.folder = await self._acquirer.acquire(m.entry, lambda p: self._progress(m, p))
                 self._set(m, "absent", "on disk, not in memory")
             return m.folder
