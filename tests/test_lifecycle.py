@@ -135,6 +135,8 @@ def test_metrics_tell_the_state_and_count_requests_and_tokens(tmp_path: Path, mo
 def test_the_log_is_json_lines_with_request_ids_and_no_prompt(tmp_path: Path, model: Path) -> None:
     with serving_script(tmp_path, model) as server:
         server.chat(messages=[{"role": "user", "content": "a secret of mine"}])
+        # The line of a request is written after its answer.
+        server.stop()
         lines = [json.loads(line) for line in server.log.read_text().splitlines()]
     [access] = [line for line in lines if line["logger"] == "configi.access" and line["path"].endswith("completions")]
     assert access["status"] == 200
