@@ -13,7 +13,6 @@ library_name: mlx
 pipeline_tag: text-generation
 tags:
 - mlx
-- quantized
 {base}---
 
 # {name}
@@ -29,15 +28,16 @@ tags:
 | Role | Layers | Width | Parameters | Bytes |
 | --- | --- | --- | --- | --- |
 {rows}
-Weights are rounded to nearest, without calibration. Text only. Every width stands in `config.json`, and every file's
-sha256 in `configi.json`. It loads in mlx-lm:
+{made} Text only. The sha256 of every file stands in `configi.json`. It loads in mlx-lm:
 
 ```sh
 mlx_lm.generate --model . --prompt "Hello"
 ```
-
-Ollama cannot load it: it knows neither these widths nor MLX's names of stacked experts.
 """
+_QUANTIZED = """\
+Weights are rounded to nearest, without calibration; the width of each stands in `config.json`. Ollama cannot load it:
+it knows neither these widths nor MLX's names of stacked experts."""
+_KEPT = "Weights are those of the source."
 
 
 def write_card(plan: Plan, folder: Path) -> None:
@@ -56,5 +56,6 @@ def write_card(plan: Plan, folder: Path) -> None:
         gigabytes=plan.tensor_bytes / 1e9,
         gibibytes=plan.tensor_bytes / 2**30,
         rows=rows,
+        made=_QUANTIZED if any(target.width for target in plan.targets) else _KEPT,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +113,14 @@ def _file_problems(
     """By the name of the file."""
     if manifest is None:
         return {name: f"{name} is missing." for name in shards if not (folder / name).is_file()}
-    found = {name: _file_problem(folder, name, file, thorough) for name, file in sorted(manifest.files.items())}
-    return {name: problem for name, problem in found.items() if problem}
+    files = sorted(manifest.files.items())
+    # Hashing lets other threads run.
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        found = threads.map(lambda item: _file_problem(folder, *item, thorough=thorough), files)
+        return {name: problem for (name, _), problem in zip(files, found, strict=True) if problem}
 
 
-def _file_problem(folder: Path, name: str, file: File, thorough: bool) -> str | None:
+def _file_problem(folder: Path, name: str, file: File, *, thorough: bool) -> str | None:
     path = folder / name
     # A manifest may not lead out of its folder.
     if Path(name).name != name or not path.is_file():

@@ -180,6 +180,7 @@ def test_the_manifest_and_the_card_say_what_was_done(gemma: Model) -> None:
     card = (gemma.output / "README.md").read_text()
     assert f"{gemma.plan.bits_per_weight:.4f}" in card
     assert f"{gemma.plan.parameters:,}" in card
+    assert "rounded to nearest, without calibration" in card
 
 
 def test_readers_may_map_the_files_into_memory(gemma: Model) -> None:

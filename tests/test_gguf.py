@@ -97,6 +97,7 @@ def test_the_folder_is_a_normal_one_with_tokenizer_and_template(tmp_path: Path) 
     assert tokenizer.encode("ab<|im_end|>", add_special_tokens=False) == [len(_TOKENS) - 1, 2]
     assert tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], tokenize=False) == "ab"
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 2
+    assert "Weights are those of the source." in (tmp_path / "out" / "README.md").read_text()
     dtypes = {w.dtype for w in mx.load(str(tmp_path / "out" / "model.safetensors")).values()}  # type: ignore[union-attr]
     assert dtypes == {mx.bfloat16}
 

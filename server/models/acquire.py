@@ -77,14 +77,14 @@ class Acquirer:
 
         try:
             return await self._fetch(fetch, fetching)
-        except ModelUnavailable as fetch_failed:
-            if arrived:
+        except child.WorkerFailed as fetch_failed:
+            if arrived and fetch_failed.passing:
                 # It can be had, and the next try goes on from here: no reason to fetch a source many times its size.
                 raise
             log.warning("%s cannot be fetched: %s; building from %s", fetch, fetch_failed.message, source)
             try:
                 return await self._build(source, policy, progress)
-            except ModelUnavailable as error:
+            except child.WorkerFailed as error:
                 if error.message == fetch_failed.message:
                     raise
                 message = f"{fetch_failed.message} Building it from {source} failed as well: {error.message}"

@@ -33,11 +33,19 @@ class Line:
     text: str
 
 
+class WorkerFailed(ModelUnavailable):
+    """In the worker's own words. `passing`: the same may work later."""
+
+    def __init__(self, message: str, *, passing: bool) -> None:
+        super().__init__(message)
+        self.passing = passing
+
+
 async def run(command: Sequence[str], told: Callable[[Line], None]) -> Path:
     """The folder that the worker made or checked. Cancelling ends it.
 
     Raises:
-        ModelUnavailable: with the worker's own sentence.
+        WorkerFailed: the worker said why, or ended without a word.
     """
     pipe = asyncio.subprocess.PIPE
     # A session of its own: Ctrl-C on the terminal is ours to handle, and killpg reaches all it started.
@@ -57,9 +65,9 @@ async def run(command: Sequence[str], told: Callable[[Line], None]) -> Path:
     if "folder" in last:
         return Path(last["folder"])
     if "error" in last:
-        raise ModelUnavailable(last["error"]["message"])
+        raise WorkerFailed(last["error"]["message"], passing=last["error"]["retryable"])
     log.error("the worker ended with code %s and no last line", process.returncode)
-    raise ModelUnavailable("Preparing the model ended unexpectedly; the server's log has the reason.")
+    raise WorkerFailed("Preparing the model ended unexpectedly; the server's log has the reason.", passing=True)
 
 
 async def _read_report(stdout: asyncio.StreamReader | None, told: Callable[[Line], None]) -> dict[str, Any]:

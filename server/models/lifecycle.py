@@ -137,7 +137,7 @@ class Lifecycle(Generic[T]):
         try:
             folder = await asyncio.to_thread(self._acquirer.locate, m.entry)
             if folder is None:
-                m.set("fetching", "looking for its files")
+                m.set("building" if m.entry.acquire == "build" else "fetching", "looking for its files")
                 folder = await self._acquirer.acquire(m.entry, lambda p: self._progress(m, p))
                 m.rest()
             opened = await asyncio.to_thread(self._opener, folder, m.entry.context_length)
