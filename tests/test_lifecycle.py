@@ -180,6 +180,7 @@ def test_a_server_that_is_told_to_stop_while_it_loads_tells_who_waits_and_stops(
         waiting = send(server, stream=False)
         # Answered after the request above has been read.
         assert server.get("/health")[0] == 200
+        until(lambda: bool(server.engines()))
         [engine] = server.engines()
         server.process.send_signal(how)
         assert_ends_with_error(s, "shutting down")
