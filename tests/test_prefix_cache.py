@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +17,17 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 from pydantic import ByteSize
 
 from server.engine.client import EngineClient
+from server.engine.disk_tier import DiskTier
 from server.engine.messages import Boundary, Generate, Kind, Prefilled, Sampling, Tokens
+from server.engine.prefix_cache import PrefixCache
 from server.engine.supervisor import Supervisor
 from server.settings import CacheSettings, EngineSettings, Settings, StorageSettings
+from tests.running import serving
 from tests.sliding_model import WINDOW, write_sliding_model
 from tests.tiny_model import write_tiny_model
 
@@ -321,3 +326,30 @@ def test_a_limit_of_zero_keeps_nothing(model: Model) -> None:
         assert engine.stats.prefix_bytes == 0
 
     with_engine(model, test, memory_limit=0)
+
+
+@pytest.mark.parametrize(("prefill_rate", "restored"), [(1.0, 60), (1e12, 0)])
+def test_the_disk_is_read_only_when_that_is_faster_than_prefill(
+    sliding: Model, tmp_path: Path, prefill_rate: float, restored: int
+) -> None:
+    tokens = list(range(100, 160))
+    layers = make_prompt_cache(sliding.raw)
+    sliding.raw(mx.array([tokens]), cache=layers)
+    written = PrefixCache(10**9, DiskTier(tmp_path, "model", 10**9), growing=False)
+    written.store(tokens, layers, [], "user")
+    assert written.write_one()
+    assert not written.write_one(), "all is written"
+    disk = DiskTier(tmp_path, "model", 10**9)
+    found = PrefixCache(10**9, disk, growing=False, prefill_rate=lambda: prefill_rate).find([*tokens, 1, 2])
+    assert (found.length, found.shared) == (restored, 60)
+
+
+def test_the_log_says_where_a_prompt_leaves_the_most_similar_earlier_one(sliding: Model, tmp_path: Path) -> None:
+    with serving(tmp_path, sliding.folder) as server:
+        for question in ("What is the answer?", "What is the capital?"):
+            server.chat(
+                messages=[{"role": "system", "content": "You are " * 30}, {"role": "user", "content": question}]
+            )
+        assert re.search(
+            r"prompt shares first \d+ of \d+ tokens with an earlier one, reuses \d+", server.log.read_text()
+        )

@@ -29,6 +29,8 @@ from server.engine.messages import Kind
 log = logging.getLogger("configi.engine")
 
 _FORMAT = "configi-prefix-1"
+# Files of all models; a start reads the header of each of its model's.
+_MOST_FILES = 4096
 # Before the first read: what every SSD of a Mac does at least.
 _ASSUMED_BYTES_PER_S = 1e9
 
@@ -128,13 +130,13 @@ class DiskTier:
     def _make_room(self, newest: Path) -> None:
         """Of all models' files, those used longest ago go until the rest fits."""
         files = [(path.stat(), path) for path in self._root.glob("*/*.safetensors")]
-        total = sum(stat.st_size for stat, _ in files)
+        total, count = sum(stat.st_size for stat, _ in files), len(files)
         for stat, path in sorted(files, key=lambda file: file[0].st_mtime_ns):
-            if total <= self._limit:
+            if total <= self._limit and count <= _MOST_FILES:
                 return
             if path != newest or stat.st_size > self._limit:
                 _unlink(path)
-                total -= stat.st_size
+                total, count = total - stat.st_size, count - 1
 
     def _give_up(self, error: Exception) -> None:
         self.enabled = False

@@ -176,7 +176,9 @@ class Engine:
         """One slice of at most `size` tokens; how many it was."""
         active = mx.get_active_memory()
         fitting = self._admission.slice_tokens(active, self._activation)
-        tokens = min(size, prefill.largest, prefill.up_to(self._stops(prefill.request)), fitting)
+        # Layers that cannot go back must be kept as they stand at a checkpoint.
+        stops = [] if self._growing else self._checkpoints(prefill.request)
+        tokens = min(size, prefill.largest, prefill.up_to(stops), fitting)
         if tokens:
             self._peak_bytes = max(self._peak_bytes, mx.get_peak_memory())
             mx.reset_peak_memory()
@@ -190,34 +192,34 @@ class Engine:
         if tokens:
             self._rotation.read(request.client, tokens)
             events.append(Prefilled(request.id, prefill.done, len(request.prompt)))
-            if prefill.done in self._stops(request) or not prefill.remaining:
-                self._keep(prefill)
+            if not self._growing and prefill.done in self._checkpoints(request):
+                self._keep(prefill, prefill.done)
         if not prefill.remaining:
+            if self._growing:
+                self._keep(prefill, self._checkpoints(request)[-1])
             del self._prefills[request.id]
             events += prefill.result()
             self._batch.join(request, prefill.layers)
         return events
 
-    def _stops(self, request: Generate) -> list[int]:
-        """Where a slice must end because a checkpoint can be taken there only."""
-        if self._growing:
-            return []
+    def _checkpoints(self, request: Generate) -> list[int]:
+        """What is worth keeping of the prompt ends here, ascending. What opens the reply is kept with the reply."""
         ends = request.boundaries
-        kept = [b.offset for b in ends if b.kind == "system"][-1:] + [b.offset for b in ends[-_LATEST_CHECKPOINTS:]]
-        return kept or [len(request.prompt) - 1]
+        system = [b.offset for b in ends if b.kind == "system"][-1:]
+        return sorted({*system, *(b.offset for b in ends[-_LATEST_CHECKPOINTS:])}) or [len(request.prompt) - 1]
 
-    def _keep(self, prefill: Prefill) -> None:
+    def _keep(self, prefill: Prefill, end: int) -> None:
         request = prefill.request
-        ended = [b.kind for b in request.boundaries if b.offset == prefill.done]
+        ended = [b.kind for b in request.boundaries if b.offset == end]
         kind = ended[0] if ended else "user"
-        self._prefixes.store(request.prompt[: prefill.done], prefill.layers, request.boundaries, kind)
+        self._prefixes.store(request.prompt[:end], prefill.layers, request.boundaries, kind)
 
     def _remove(self, id: int) -> None:
         """Take a cancelled request out of whatever phase it is in; what was read stays read."""
         if id in self._prefills:
             prefill = self._prefills.pop(id)
             if prefill.begun and prefill.done:
-                self._keep(prefill)
+                self._keep(prefill, prefill.done)
         elif id in self._batch:
             tokens, layers = self._batch.leave(id)
             self._prefixes.store(tokens, layers, [], "assistant")
