@@ -228,7 +228,7 @@ def test_killing_the_engine_ends_what_it_worked_on_with_an_error(model: Path) ->
 
 def test_an_engine_that_dies_before_it_connects_is_a_failure_that_counts_and_no_endless_load(model: Path) -> None:
     async def run() -> None:
-        supervisor = Supervisor(EngineSettings(restart_backoff_s=0, restart_limit=1), (sys.executable, "-c", "exit(3)"))
+        supervisor = Supervisor(engine_settings(restart_backoff_s=0, restart_limit=1), (sys.executable, "-c", "exit(3)"))
         for gave_up in (False, True):
             with pytest.raises(EngineFailed, match="exited with status 3"):
                 async with asyncio.timeout(10):
@@ -240,7 +240,7 @@ def test_an_engine_that_dies_before_it_connects_is_a_failure_that_counts_and_no_
 
 def test_failures_between_which_the_engine_worked_are_not_in_a_row(model: Path) -> None:
     async def run() -> None:
-        supervisor = Supervisor(EngineSettings(restart_backoff_s=0, restart_limit=0))
+        supervisor = Supervisor(engine_settings(restart_backoff_s=0, restart_limit=0))
         loading = asyncio.create_task(supervisor.start(model))
         while not (children := psutil.Process().children()):  # noqa: ASYNC110 - a process tells nobody that it is there
             await asyncio.sleep(0.01)
