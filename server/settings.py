@@ -75,9 +75,10 @@ class ServerSettings(Section):
     @classmethod
     def _can_be_sent(cls, key: SecretStr | None) -> SecretStr | None:
         """An empty key, as an unset variable of a script gives, must not open the server to others."""
-        text = key.get_secret_value() if key is not None else "absent"
-        if not text or not text.isprintable() or text != text.strip():
-            raise ValueError("a key has at least one character, no space around it and no control characters")
+        if key is not None:
+            text = key.get_secret_value()
+            if not text or not text.isprintable() or text != text.strip():
+                raise ValueError("a key has at least one character, no space around it and no control characters")
         return key
 
 

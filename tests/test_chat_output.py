@@ -167,7 +167,7 @@ def test_a_push_costs_microseconds(tokenizer: ChatTokenizer) -> None:
     ids = tokenizer.encode("The capital of France is Paris, and the river is the Seine. " * 200, False)
     for stop, most_us in (((), 20), (("\n\nUser:", "</answer>"), 60)):
         output = ChoiceOutput(tokenizer, stop, 0, False)
-        start = time.perf_counter()
+        start = time.thread_time()
         for token in ids:
             output.push((token,), ())
-        assert (time.perf_counter() - start) / len(ids) * 1e6 < most_us
+        assert (time.thread_time() - start) / len(ids) * 1e6 < most_us

@@ -302,7 +302,8 @@ def test_a_download_that_was_killed_continues_with_the_files_that_are_whole(benc
     bench.hub.requests.clear()
     assert bench.fetch().code == 0
     fetched = {line.rpartition("/")[2] for line in bench.hub.requests if line.startswith(f"GET /{REPO}/resolve")}
-    assert fetched == WANTED - here
+    # Less when the kill came between a file and its place in the snapshot: it is whole all the same.
+    assert {"model.safetensors"} <= fetched <= WANTED - here
     assert list(bench.storage.glob("blobs/*.incomplete")) == []
 
 

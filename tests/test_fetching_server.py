@@ -65,7 +65,7 @@ def test_the_transfer_is_a_bar_on_a_terminal_and_plain_lines_elsewhere(
         finally:
             process.terminate()
     os.close(ours)
-    assert "fetching" in shown
+    assert "tiny: loading into memory" in shown
     assert ("━" in shown) is terminal
     assert ("\x1b" in shown) is terminal
 
