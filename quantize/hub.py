@@ -9,7 +9,6 @@ import contextlib
 import functools
 import shutil
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
@@ -22,7 +21,7 @@ from quantize.errors import HubError, SourceError
 from quantize.folder import FolderCheckpoint, SafetensorsShard, source_tensors
 from quantize.hub_cache import RepoFile
 from quantize.hub_client import Patience, bound_every_wait, describe, hub_errors, read_range
-from quantize.hub_transfer import CorruptFile, into_cache, transfer
+from quantize.hub_transfer import CorruptFile, blob_path, in_background, into_cache, missing_bytes, transfer
 from quantize.safetensors_format import INDEX, LENGTH_SIZE, Header, data_start, parse_header, parse_index
 
 # Nearly every header is shorter.
@@ -77,7 +76,7 @@ class HubCheckpoint:
 
     @property
     def scratch_bytes(self) -> int:
-        missing = [0 if self._cached(shard.name) else shard.size for shard in self.shards]
+        missing = [self._missing_bytes(shard.name) for shard in self.shards]
         if self._options.keep:
             return sum(missing)
         return max(map(sum, pairwise(missing)), default=sum(missing))
@@ -141,7 +140,7 @@ class HubCheckpoint:
 
     def _begin(self, shard: str) -> None:
         if shard not in self._coming:
-            self._coming[shard] = _in_background(functools.partial(self._fetch, shard))
+            self._coming[shard] = in_background(functools.partial(self._fetch, shard))
 
     def _fetch(self, shard: str) -> Path:
         """The shard's file, whole, and checked against the Hub's sha256 now or when it arrived."""
@@ -170,23 +169,14 @@ class HubCheckpoint:
             return None
         return self._options.scratch / (self._repository.files[shard].sha256 or self._repository.commit) / shard
 
+    def _missing_bytes(self, shard: str) -> int:
+        file = self._repository.files[shard]
+        target = self._scratch_path(shard) or blob_path(self._repository.name, file)
+        return 0 if self._cached(shard) else missing_bytes(file, target)
+
     def _arrived(self, file: RepoFile) -> Callable[[int], None]:
         def arrived(here: int) -> None:
             if self._awaited == file.name:
                 self._options.waiting(file.name, here, file.size)
 
         return arrived
-
-
-def _in_background(action: Callable[[], T]) -> Future[T]:
-    """Not in a pool: its threads would keep a process that gave up alive until the transfer ends."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(action())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="hub-transfer", daemon=True).start()
-    return future

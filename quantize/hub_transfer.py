@@ -10,9 +10,11 @@ import functools
 import hashlib
 import shutil
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from quantize import hub_cache
 from quantize.errors import HubError
@@ -25,8 +27,14 @@ _CHUNK = 2**20
 # A corrupt file is fetched again once.
 _TIMES = 2
 
+T = TypeVar("T")
 # Told the bytes that are here.
 Arrived = Callable[[int], None]
+
+
+def missing_bytes(file: RepoFile, target: Path) -> int:
+    """What a transfer to `target` has still to bring."""
+    return max(0, file.size - max(_size(target), _size(_partial(target))))
 
 
 class CorruptFile(HubError):
@@ -39,7 +47,7 @@ def transfer(repository: Repository, file: RepoFile, target: Path, arrived: Arri
     Raises:
         HubError: it cannot be had. What has arrived is kept, unless it is corrupt.
     """
-    partial = target.with_name(f"{target.name}.part")
+    partial = _partial(target)
     for _ in range(_TIMES):
         sha256 = _arrive(repository, file, partial, arrived)
         if file.sha256 is None or sha256 == file.sha256:
@@ -62,6 +70,10 @@ def _arrive(repository: Repository, file: RepoFile, partial: Path, arrived: Arri
                 raise
 
 
+def blob_path(repo: str, file: RepoFile) -> Path:
+    return hub_cache.storage_folder(repo) / "blobs" / str(file.sha256)
+
+
 def into_cache(repository: Repository, file: RepoFile, arrived: Arrived) -> Path:
     """The file in the Hub's cache, checked, where every other tool finds it too. Raises HubError."""
     from huggingface_hub import hf_hub_download
@@ -78,13 +90,26 @@ def into_cache(repository: Repository, file: RepoFile, arrived: Arrived) -> Path
     return Path(repository.retrying(link))
 
 
+def in_background(action: Callable[[], T]) -> Future[T]:
+    """Not in a pool: its threads would keep a process that gave up alive until the transfer ends."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(action())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="hub-transfer", daemon=True).start()
+    return future
+
+
 def _blob_into_cache(repository: Repository, file: RepoFile, arrived: Arrived) -> None:
     """Under the names that huggingface_hub gives blob and lock: it waits for this transfer, and finds the blob."""
     from filelock import FileLock
 
-    storage = hub_cache.storage_folder(repository.name)
-    blob = storage / "blobs" / str(file.sha256)
-    lock = hub_cache.cache_folder() / ".locks" / storage.name / f"{blob.name}.lock"
+    blob = blob_path(repository.name, file)
+    lock = hub_cache.cache_folder() / ".locks" / blob.parent.parent.name / f"{blob.name}.lock"
     for folder in (blob.parent, lock.parent):
         folder.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
@@ -168,6 +193,10 @@ class _SilentBar:
         return self
 
     def __exit__(self, *_: object) -> None: ...
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f"{target.name}.part")
 
 
 def _check_space(partial: Path, file: RepoFile) -> None:

@@ -33,17 +33,25 @@ class Pace:
 
 
 class JsonLines:
-    """The worker's side of the pipe. Used from several threads."""
+    """The worker's side of the pipe. Used from several threads. What was held back is told when nothing newer came."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._lock = threading.Lock()
         self._pace = Pace(_INTERVAL_S)
+        self._held: dict[str, object] | None = None
 
     def __call__(self, phase: str, done: int, total: int | None, text: str) -> None:
+        line: dict[str, object] = {"phase": phase, "done": done, "total": total, "text": text}
         with self._lock:
             if self._pace.lets(phase) or done == total:
-                self._write({"phase": phase, "done": done, "total": total, "text": text})
+                self._write(line)
+                return
+            if self._held is None:
+                later = threading.Timer(_INTERVAL_S, self._tell_held)
+                later.daemon = True
+                later.start()
+            self._held = line
 
     def folder(self, folder: str) -> None:
         with self._lock:
@@ -53,7 +61,13 @@ class JsonLines:
         with self._lock:
             self._write({"error": {"message": message, "retryable": retryable}})
 
+    def _tell_held(self) -> None:
+        with self._lock:
+            if self._held is not None:
+                self._write(self._held)
+
     def _write(self, line: dict[str, object]) -> None:
+        self._held = None
         self._out.write(json.dumps(line) + "\n")
         self._out.flush()
 

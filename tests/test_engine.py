@@ -228,7 +228,8 @@ def test_killing_the_engine_ends_what_it_worked_on_with_an_error(model: Path) ->
 
 def test_an_engine_that_dies_before_it_connects_is_a_failure_that_counts_and_no_endless_load(model: Path) -> None:
     async def run() -> None:
-        supervisor = Supervisor(engine_settings(restart_backoff_s=0, restart_limit=1), (sys.executable, "-c", "exit(3)"))
+        settings = engine_settings(restart_backoff_s=0, restart_limit=1)
+        supervisor = Supervisor(settings, (sys.executable, "-c", "exit(3)"))
         for gave_up in (False, True):
             with pytest.raises(EngineFailed, match="exited with status 3"):
                 async with asyncio.timeout(10):

@@ -25,6 +25,7 @@ from tests.loopback_hub import (
     LoopbackHub,
     corrupt,
     cut,
+    hold,
     html,
     hub_environment,
     loopback_hub,
@@ -199,7 +200,7 @@ def test_a_flipped_bit_is_noticed_and_fetched_again(bench: Bench) -> None:
 
 def test_bits_flipped_for_ever_are_one_sentence_and_leave_no_model(bench: Bench) -> None:
     bench.hub.fault(f"GET /{REPO}/resolve/{COMMIT}/model.safetensors", corrupt)
-    assert bench.fetch().message == "A file arrived corrupt (its sha256 is not the Hub's)."
+    assert bench.fetch().message == "model.safetensors arrives corrupt (its sha256 is not the Hub's)."
     assert bench.fetch(REPO, "--offline").code == 1
 
 
@@ -307,6 +308,21 @@ def test_a_download_that_was_killed_continues_with_the_files_that_are_whole(benc
     assert list(bench.storage.glob("blobs/*.incomplete")) == []
 
 
+def test_a_file_half_fetched_when_the_process_was_killed_goes_on_from_its_bytes(bench: Bench) -> None:
+    bench.hub.files["model.safetensors"] = weights = safetensors(4_000_000)
+    bench.hub.fault(f"GET /{REPO}/resolve/{COMMIT}/model.safetensors", hold(3_000_000), times=1)
+    command = [sys.executable, "-m", "server.models.fetch", REPO, "--timeout", "60"]
+    environment = {**os.environ, **hub_environment(bench.hub, bench.home)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        next(line for line in map(json.loads, worker.stdout) if line["done"] > 2 * 2**20)
+        worker.kill()
+    bench.hub.served = 0
+    folder = Path(bench.fetch().last["folder"])
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert bench.hub.served < len(weights) - 2 * 2**20 + 10_000
+
+
 @pytest.mark.parametrize(
     ("code", "sentence"),
     [
@@ -341,3 +357,12 @@ def test_a_report_is_a_few_lines_a_second_and_the_last_one_is_never_left_out() -
     assert lines[0]["done"] == 0
     assert lines[-1]["done"] == 1000
     assert len(lines) < 10
+
+
+def test_a_report_that_was_held_back_is_told_when_nothing_newer_comes() -> None:
+    read, write = os.pipe()
+    with os.fdopen(read) as lines, os.fdopen(write, "w") as out:
+        report = JsonLines(out)
+        for done in (1, 2, 3):
+            report("fetching", done, 1000, "")
+        assert [json.loads(lines.readline())["done"] for _ in range(2)] == [1, 3]

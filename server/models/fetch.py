@@ -14,16 +14,16 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 from quantize import hub_cache
 from quantize.errors import HubError
 from quantize.hub_cache import RepoFile
-from quantize.hub_client import Patience, Repository, bound_every_wait, describe
+from quantize.hub_client import Patience, Repository, bound_every_wait, describe, hub_errors
 from quantize.hub_faults import cache_not_writable, explain
-from quantize.hub_transfer import SPARE_BYTES
+from quantize.hub_transfer import SPARE_BYTES, blob_path, in_background, into_cache, missing_bytes
 from quantize.worker import JsonLines, exit_with_parent
+
+_AT_ONCE = 4
 
 
 class Fetch:
@@ -42,10 +42,13 @@ class Fetch:
         folder = hub_cache.storage_folder(self._repo) / "snapshots" / commit
         self._check_writable()
         hub_cache.drop_cut(folder, files)
-        hub_cache.sweep_orphans(self._repo)
+        hub_cache.sweep_orphans(self._repo, files)
         missing = [file for file in files if not (folder / file.name).exists()]
-        self._check_space(sum(file.size for file in missing))
-        repository.retrying(functools.partial(self._download, commit, files, missing))
+        self._check_space(sum(missing_bytes(file, blob_path(self._repo, file)) for file in missing))
+        repository.retrying(functools.partial(self._download_small, commit, files))
+        large = [file for file in missing if file.sha256 is not None]
+        with hub_errors(self._repo):
+            self._download_large(repository, large, sum(file.size for file in files))
         hub_cache.remember_revision(self._repo, self._revision, commit)
         if hub_cache.cached_folder(self._repo, commit) is None:
             raise HubError(f"The files of {self._repo} are damaged or incomplete on the Hub.", retryable=False)
@@ -59,25 +62,31 @@ class Fetch:
             raise HubError(f"{self._repo} holds no MLX model (config.json and safetensors files).", retryable=False)
         return files
 
-    def _download(self, commit: str, files: Sequence[RepoFile], missing: Sequence[RepoFile]) -> None:
-        """Everything that is not here, then a check of what came."""
+    def _download_small(self, commit: str, files: Sequence[RepoFile]) -> None:
+        """With the list of the repository's files, by which the cache is known to be complete later."""
         from huggingface_hub import snapshot_download
+        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
-        folder = hub_cache.storage_folder(self._repo) / "snapshots" / commit
-        here = sum(file.size for file in files if (folder / file.name).exists())
-        counter = _Counter(self._progress, here, sum(file.size for file in files))
-        counter.arrived(0)
-        bar: Any = functools.partial(_Bar, counter)
+        disable_progress_bars()
         snapshot_download(
             self._repo,
             # A commit, so that every file is of the same state of the repository.
             revision=commit,
-            allow_patterns=[file.name for file in files],
+            allow_patterns=[file.name for file in files if file.sha256 is None],
             etag_timeout=self._patience.timeout_s,
-            tqdm_class=bar,
         )
-        if hub_cache.drop_corrupt(folder, missing):
-            raise HubError("A file arrived corrupt (its sha256 is not the Hub's).", retryable=True, again=True)
+
+    def _download_large(self, repository: Repository, files: Sequence[RepoFile], total: int) -> None:
+        """Each checked as it arrives; a kill loses none of their bytes."""
+        counter = _Counter(self._progress, total - sum(file.size for file in files), total)
+        places = threading.BoundedSemaphore(_AT_ONCE)
+
+        def fetch(file: RepoFile) -> None:
+            with places:
+                into_cache(repository, file, functools.partial(counter.arrived, file.name))
+
+        for transfer in [in_background(functools.partial(fetch, file)) for file in files]:
+            transfer.result()
 
     def _progress(self, done: int, total: int) -> None:
         text = f"fetching {self._repo}: {done / 1e9:.2f} of {total / 1e9:.2f} GB"
@@ -102,50 +111,17 @@ class Fetch:
 
 
 class _Counter:
-    """Bytes so far, over all files and threads."""
+    """Bytes that are here, over all files and threads."""
 
-    def __init__(self, progress: Callable[[int, int], None], here: int, total: int) -> None:
+    def __init__(self, progress: Callable[[int, int], None], before: int, total: int) -> None:
         self._progress = progress
-        self._here = here
+        self._before = before
         self._total = total
+        self._files: dict[str, int] = {}
 
-    def arrived(self, count: int) -> None:
-        self._progress(min(self._here + count, self._total), self._total)
-
-
-class _Bar:
-    """What huggingface_hub needs of a tqdm class; the bars that count bytes report to the counter."""
-
-    def __init__(self, counter: _Counter, *, total: float | None = None, unit: str = "it", **_: Any) -> None:
-        self._counter = counter
-        self._counts_bytes = unit == "B"
-        self._lock = threading.Lock()
-        self.total = total
-        self.n = 0
-        self.format_dict: dict[str, Any] = {}
-
-    def update(self, count: float | None = 1) -> None:
-        with self._lock:
-            self.n += int(count or 0)
-        if self._counts_bytes:
-            self._counter.arrived(self.n)
-
-    def refresh(self) -> None: ...
-
-    def close(self) -> None: ...
-
-    def set_description(self, *_: Any, **__: Any) -> None: ...
-
-    def set_description_str(self, *_: Any, **__: Any) -> None: ...
-
-    def set_postfix_str(self, *_: Any, **__: Any) -> None: ...
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None: ...
+    def arrived(self, file: str, here: int) -> None:
+        self._files[file] = here
+        self._progress(self._before + sum(self._files.values()), self._total)
 
 
 def main() -> int:
