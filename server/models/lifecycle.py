@@ -179,7 +179,7 @@ class Lifecycle(Generic[T]):
 
     async def _checked(self, m: ModelRecord[T]) -> Path:
         """The folder of `m`, whose files are what they should be."""
-        m.set("loading", "checking its files")
+        m.set("loading", "loading into memory")
         if m.folder is None:
             m.raise_failure()
             raise ModelUnavailable(f"The files of model '{m.entry.id}' are gone.")
