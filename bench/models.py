@@ -18,8 +18,8 @@ from pathlib import Path
 
 import platformdirs
 
+from quantize.worker import JsonLines
 from server.models.embedded import EMBEDDED, prepare
-from server.models.worker import Report
 from tests.tiny_model import BOS, END, VOCAB_SIZE, tiny_tokenizer
 
 _EMBEDDED = "smollm2-135m-instruct"
@@ -63,7 +63,7 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 
 def _bfloat16(cache: Path) -> Path:
-    return prepare(_EMBEDDED, EMBEDDED[_EMBEDDED], cache, Report(sys.stderr))
+    return prepare(_EMBEDDED, EMBEDDED[_EMBEDDED], cache, JsonLines(sys.stderr))
 
 
 def _as_float32(source: Path, folder: Path) -> None:

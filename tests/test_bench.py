@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,3 +147,8 @@ def test_the_client_tells_an_error_from_an_answer_that_is_lost(server: Running) 
 def test_a_client_that_leaves_has_no_answer(server: Running) -> None:
     assert asyncio.run(Client(server.url).leave(prompts.chat("Hello", max_tokens=1000), 0.1)) is None
     server.assert_still_serves()
+
+
+@pytest.mark.parametrize("path", sorted(Path("bench").rglob("*.py")), ids=str)
+def test_every_measurement_can_be_started(path: Path) -> None:
+    importlib.import_module(".".join(path.with_suffix("").parts))
