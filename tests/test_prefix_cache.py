@@ -21,9 +21,13 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 from pydantic import ByteSize
 
+from server.engine import kv
+from server.engine.admission import Admission
 from server.engine.client import EngineClient
 from server.engine.disk_tier import DiskTier
-from server.engine.messages import Boundary, Generate, Kind, Prefilled, Sampling, Tokens
+from server.engine.engine import Engine
+from server.engine.messages import Boundary, Generate, Kind, Load, Prefilled, Sampling, Tokens
+from server.engine.prefill import Prefill, read_together
 from server.engine.prefix_cache import PrefixCache
 from server.engine.supervisor import Supervisor
 from server.settings import CacheSettings, EngineSettings, Settings, StorageSettings
@@ -86,8 +90,8 @@ def new_talk(seed: int) -> Talk:
 
 
 def generate(prompt: Sequence[int], boundaries: Sequence[Boundary] = (), **fields: Any) -> Generate:
-    fields = {"max_tokens": ANSWER, "stop_tokens": [], "sampling": GREEDY} | fields
-    return Generate(id=0, prompt=list(prompt), boundaries=list(boundaries), **fields)
+    fields = {"id": 0, "max_tokens": ANSWER, "stop_tokens": [], "sampling": GREEDY} | fields
+    return Generate(prompt=list(prompt), boundaries=list(boundaries), **fields)
 
 
 async def ask(engine: EngineClient, talk: Talk) -> tuple[list[int], int]:
@@ -180,6 +184,45 @@ def test_two_conversations_at_once_do_not_mix(model: Model) -> None:
                 talk.say("assistant", answer).say("user", 15)
 
     with_engine(model, test)
+
+
+def test_short_prompts_are_read_together_and_answered_as_alone(model: Model) -> None:
+    options = Load(model_dir="", max_concurrent=8, prefill_step_tokens=2048, cache_limit=10**9)
+    admission = Admission(10**9, 0, kv.measure(model.raw))
+    engine = Engine(model.raw, 448, options, admission, DiskTier(None, "", 0))
+    # The first prompts tell how fast this machine is; then slices are large.
+    answers(engine, [generate(*new_talk(seed).asked(), id=seed) for seed in range(300, 304)])
+    talks = [new_talk(seed).say("assistant", 9).say("user", seed) for seed in range(20, 26)]
+    requests = [generate(*talk.asked(), id=index) for index, talk in enumerate(talks)]
+    assert answers(engine, requests) == {request.id: model.greedy(request.prompt) for request in requests}
+
+
+def test_prompts_that_are_read_together_fill_the_caches_that_they_fill_alone(model: Model) -> None:
+    requests = [generate(new_talk(seed).tokens[: 40 + 15 * seed], id=seed) for seed in range(4)]
+    together, alone = ([Prefill(model.raw, request) for request in requests] for _ in range(2))
+    for prefill in together + alone:
+        prefill.go_on_from(None, 0)
+    for tokens in (30, 8):
+        read_together(model.raw, [(prefill, tokens + prefill.id) for prefill in together])
+        for prefill in alone:
+            prefill.read(tokens + prefill.id)
+    for ours, reference in zip(together, alone, strict=True):
+        assert ours.done == reference.done
+        spans = (kv.capture(prefill.layers, 0, prefill.done) for prefill in (ours, reference))
+        for got, expected in zip(*spans, strict=True):
+            assert mx.allclose(got.keys, expected.keys, atol=1e-3)
+            assert mx.allclose(got.values, expected.values, atol=1e-3)
+
+
+def answers(engine: Engine, requests: Sequence[Generate]) -> dict[int, list[int]]:
+    made: dict[int, list[int]] = {request.id: [] for request in requests}
+    for request in requests:
+        engine.handle(request)
+    while engine.busy:
+        for event in engine.step():
+            if isinstance(event, Tokens):
+                made[event.id] += event.tokens
+    return made
 
 
 def test_a_cancelled_prefill_keeps_what_it_read(model: Model) -> None:

@@ -6,7 +6,7 @@ in slices, so only the decoding half is used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -42,23 +42,26 @@ class Batch:
         for id, tokens in zip(self._batch.uids, self._batch.tokens, strict=True):
             yield self._requests[id], len(tokens)
 
-    def join(self, request: Generate, layers: Layers) -> None:
-        """Decode `request`, all of whose prompt but the last token is in `layers`."""
+    def join(self, newcomers: Sequence[tuple[Generate, Layers]]) -> None:
+        """Decode these too, all of whose prompts but the last tokens are in their caches; their first step is one."""
+        if not newcomers:
+            return
+        requests = [request for request, _ in newcomers]
         self._batch.extend(
             GenerationBatch(
                 self._model,
-                [request.id],
-                mx.array(request.prompt[-1:]),
-                [layer.merge([layer]) for layer in layers],
-                [request.prompt[:-1]],
-                [make_sampler(request.sampling)],
+                [request.id for request in requests],
+                mx.array([request.prompt[-1] for request in requests]),
+                [layers[0].merge(list(layers)) for layers in zip(*(layers for _, layers in newcomers), strict=True)],
+                [request.prompt[:-1] for request in requests],
+                [make_sampler(request.sampling) for request in requests],
                 greedy_sampler,
-                [tuple(make_processors(request.sampling, len(request.prompt)))],
-                [StopSequences([(token,) for token in request.stop_tokens])],
-                [request.max_tokens],
+                [tuple(make_processors(request.sampling, len(request.prompt))) for request in requests],
+                [StopSequences([(token,) for token in request.stop_tokens]) for request in requests],
+                [request.max_tokens for request in requests],
             )
         )
-        self._requests[request.id] = request
+        self._requests |= {request.id: request for request in requests}
 
     def step(self) -> tuple[list[Event], dict[int, tuple[list[int], Layers]]]:
         """One token for every sequence. For those that finished: the tokens that their caches hold, and the caches."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -32,7 +32,7 @@ from server.engine.messages import (
     Stats,
 )
 from server.engine.pace import SMALLEST_SLICE, Pace
-from server.engine.prefill import Prefill
+from server.engine.prefill import Prefill, read_together
 from server.engine.prefix_cache import Hit, PrefixCache
 from server.engine.scheduler import Rotation, Scheduler
 from server.engine.scoring import Scoring
@@ -154,15 +154,38 @@ class Engine:
         decoding = len(self._batch) > 0
         prefilled = 0
         if self._prefills and (size := self._pace.slice_tokens(decoding=decoding)):
-            prefill = self._rotation.next(list(self._prefills.values()))
-            if not prefill.begun:
-                events.append(self._begin(prefill))
+            parts = self._slice(size, events)
             start = time.monotonic()
-            prefilled = self._read(prefill, size)
+            prefilled = self._read(parts)
             seconds += time.monotonic() - start
-            events += self._after_slice(prefill, prefilled)
+            events += self._after_slice(parts)
         self._pace.turn(seconds, prefilled=prefilled, decoding=decoding)
         return events
+
+    def _slice(self, size: int, events: list[Event]) -> list[tuple[Prefill, int]]:
+        """Whose tokens are read next, and how many: one prompt's, or those of several that fit into `size` together."""
+        size = min(size, self._admission.slice_tokens(mx.get_active_memory(), self._activation))
+        chosen = self._rotation.next(list(self._prefills.values()))
+        parts = [(chosen, self._ahead(chosen, size, events))]
+        for other in self._prefills.values():
+            if not chosen.sociable or other is chosen or not other.sociable or other.after in self._prefills:
+                continue
+            # Each is padded to the longest, and padding must not cost more than reading the weights again would.
+            longest = max(tokens for _, tokens in parts)
+            if longest * (len(parts) + 1) > size:
+                break
+            tokens = self._ahead(other, size, events)
+            if longest and longest / 2 <= tokens <= longest * 2 and max(longest, tokens) * (len(parts) + 1) <= size:
+                parts.append((other, tokens))
+        return parts
+
+    def _ahead(self, prefill: Prefill, size: int, events: list[Event]) -> int:
+        """Tokens to the end of the slice, of the prompt, or to where a checkpoint must be taken."""
+        if not prefill.begun:
+            events.append(self._begin(prefill))
+        # Layers that cannot go back must be kept as they stand at a checkpoint.
+        stops = [] if self._growing else self._checkpoints(prefill.request)
+        return min(size, prefill.largest, prefill.up_to(stops))
 
     def _begin(self, prefill: Prefill) -> Event:
         """Find what was read before."""
@@ -172,34 +195,34 @@ class Engine:
         prefill.go_on_from(hit.layers, hit.length)
         return Prefilled(request.id, hit.length, len(request.prompt), hit.length, hit.shared)
 
-    def _read(self, prefill: Prefill, size: int) -> int:
-        """One slice of at most `size` tokens; how many it was."""
-        active = mx.get_active_memory()
-        fitting = self._admission.slice_tokens(active, self._activation)
-        # Layers that cannot go back must be kept as they stand at a checkpoint.
-        stops = [] if self._growing else self._checkpoints(prefill.request)
-        tokens = min(size, prefill.largest, prefill.up_to(stops), fitting)
-        if tokens:
+    def _read(self, parts: Sequence[tuple[Prefill, int]]) -> int:
+        """How many tokens the slice had."""
+        parts = [(prefill, tokens) for prefill, tokens in parts if tokens]
+        count = sum(tokens for _, tokens in parts)
+        if parts:
             self._peak_bytes = max(self._peak_bytes, mx.get_peak_memory())
             mx.reset_peak_memory()
-            prefill.read(tokens)
-            self._activation = max(self._activation, (mx.get_peak_memory() - active) // max(tokens, SMALLEST_SLICE))
-        return tokens
+            active = mx.get_active_memory()
+            read_together(self._model, parts)
+            self._activation = max(self._activation, (mx.get_peak_memory() - active) // max(count, SMALLEST_SLICE))
+        return count
 
-    def _after_slice(self, prefill: Prefill, tokens: int) -> list[Event]:
-        request = prefill.request
+    def _after_slice(self, parts: Sequence[tuple[Prefill, int]]) -> list[Event]:
         events: list[Event] = []
-        if tokens:
-            self._rotation.read(request.client, tokens)
-            events.append(Prefilled(request.id, prefill.done, len(request.prompt)))
-            if not self._growing and prefill.done in self._checkpoints(request):
+        for prefill, tokens in parts:
+            request = prefill.request
+            if tokens:
+                self._rotation.read(request.client, tokens)
+                events.append(Prefilled(request.id, prefill.done, len(request.prompt)))
+            if tokens and not self._growing and prefill.done in self._checkpoints(request):
                 self._keep(prefill, prefill.done)
-        if not prefill.remaining:
+        ready = [prefill for prefill, _ in parts if not prefill.remaining]
+        for prefill in ready:
             if self._growing:
-                self._keep(prefill, self._checkpoints(request)[-1])
-            del self._prefills[request.id]
+                self._keep(prefill, self._checkpoints(prefill.request)[-1])
+            del self._prefills[prefill.id]
             events += prefill.result()
-            self._batch.join(request, prefill.layers)
+        self._batch.join([(prefill.request, prefill.layers) for prefill in ready])
         return events
 
     def _checkpoints(self, request: Generate) -> list[int]:

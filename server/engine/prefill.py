@@ -1,4 +1,4 @@
-"""One prompt on its way into a KV cache, slice by slice. Runs in the engine process."""
+"""Prompts on their way into KV caches, slice by slice, several short ones together. Runs in the engine process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
+from mlx_lm.generate import PromptProcessingBatch
 from mlx_lm.models.cache import make_prompt_cache
 
 from server.engine.kv import Layers
@@ -51,10 +52,19 @@ class Prefill:
         """Tokens of a slice at most."""
         return self.remaining
 
+    @property
+    def sociable(self) -> bool:
+        """Whether it can be read together with others."""
+        return True
+
     def read(self, tokens: int) -> None:
         """The next `tokens` of the prompt; nobody asks for the logits, so MLX computes none."""
-        self._forward(self.request.prompt[self.done : self.done + tokens])
+        self._forward(self.ahead(tokens))
         self._settle(tokens)
+
+    def ahead(self, tokens: int) -> list[int]:
+        """The next `tokens` of the prompt."""
+        return self.request.prompt[self.done : self.done + tokens]
 
     def up_to(self, stops: Sequence[int]) -> int:
         """Tokens to the first of `stops` that lies ahead, or to the end."""
@@ -74,3 +84,24 @@ class Prefill:
         # Buffers of a slice fit no decode step; kept, they would count against the memory of others.
         mx.clear_cache()
         self.done += tokens
+
+
+def read_together(model: Any, parts: Sequence[tuple[Prefill, int]]) -> None:
+    """The next tokens of several prompts in one forward pass: the weights are read once for all of them."""
+    if len(parts) == 1:
+        [(prefill, tokens)] = parts
+        prefill.read(tokens)
+        return
+    pieces = [prefill.ahead(tokens) for prefill, tokens in parts]
+    batch = PromptProcessingBatch(
+        model,
+        [prefill.id for prefill, _ in parts],
+        [prefill.layers for prefill, _ in parts],
+        [[] for _ in parts],
+        prefill_step_size=max(map(len, pieces)),
+    )
+    batch.prompt(pieces)
+    for index, (prefill, tokens) in enumerate(parts):
+        prefill.layers = batch.extract_cache(index)
+        prefill.done += tokens
+    mx.eval([layer.state for prefill, _ in parts for layer in prefill.layers])

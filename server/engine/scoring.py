@@ -40,6 +40,10 @@ class Scoring(Prefill):
     def largest(self) -> int:
         return _SLICE
 
+    @property
+    def sociable(self) -> bool:
+        return False
+
     def read(self, tokens: int) -> None:
         prompt, start, end = self.request.prompt, self.done, self.done + tokens
         logits = self._forward(prompt[start:end])[0]  # (tokens, vocab)
