@@ -11,7 +11,7 @@ from __future__ import annotations
 # A prompt must get on: on machines where a decode step alone takes the whole target, this much is read all the same.
 SMALLEST_SLICE = 16
 # A slice with nothing decoding, in stall targets.
-_ALONE = 4
+_ALONE = 2
 # Of the time that prefill and decode spend together, at least this much is decode's.
 _DECODE_SHARE = 0.25
 # Weight of the newest measurement.

@@ -38,6 +38,8 @@ from server.engine.messages import (
 _STATS_INTERVAL_S = 1.0
 # Idle for this long, the engine writes prefixes to disk: agents pause as long as their tools run.
 _IDLE_BEFORE_WRITING_MS = 1000
+# Out of idleness, the first request waits so long for more: prompts that come together are read together.
+_COMPANY_MS = 4
 # Asked to stop, it still writes for so long; the supervisor waits longer.
 _LAST_WRITES_S = 3.0
 
@@ -80,8 +82,10 @@ def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
     while True:
         events: list[Event] = []
         idle = not engine.busy
-        while socket.poll(patience if idle else 0):
-            idle = False
+        wait = patience if idle else 0
+        company = _COMPANY_MS if idle else 0
+        while socket.poll(wait):
+            idle, wait = False, company
             command = decode_command(socket.recv())
             if not isinstance(command, Generate | Cancel):
                 return
