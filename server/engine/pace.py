@@ -16,7 +16,7 @@ _ALONE = 2
 _DECODE_SHARE = 0.25
 # Weight of the newest measurement.
 _NEWEST = 0.3
-# Slices grow by steps, for the first estimates are taken from small ones.
+# Slices beside decoding grow by steps: their first estimate is that of large slices alone, which cost less per token.
 _GROWTH = 4
 
 
@@ -29,7 +29,7 @@ class Pace:
         self._decode_s = 0.0
         # Seconds per prompt token, in large slices alone and in small ones between decode steps.
         self._token_s: dict[bool, float] = {}
-        self._last_slice: dict[bool, int] = {False: SMALLEST_SLICE, True: SMALLEST_SLICE}
+        self._last_beside = SMALLEST_SLICE
         # Seconds of decoding that are due before the next slice.
         self._due = 0.0
 
@@ -46,9 +46,12 @@ class Pace:
         seconds = self._token_s.get(decoding) or self._token_s.get(not decoding)
         if seconds is None:
             return min(SMALLEST_SLICE, self._largest)
-        room = max(0.0, self._target - self._decode_s) if decoding else _ALONE * self._target
-        fitting = min(int(room / seconds), _GROWTH * self._last_slice[decoding], self._largest)
-        return max(fitting, min(SMALLEST_SLICE, self._largest))
+        if decoding:
+            room = max(0.0, self._target - self._decode_s)
+            fitting = min(int(room / seconds), _GROWTH * self._last_beside)
+        else:
+            fitting = int(_ALONE * self._target / seconds)
+        return min(max(fitting, SMALLEST_SLICE), self._largest)
 
     def turn(self, seconds: float, *, prefilled: int, decoding: bool) -> None:
         """A turn took `seconds`, read `prefilled` prompt tokens, and decoded if `decoding`."""
@@ -59,7 +62,8 @@ class Pace:
             return
         slice_s = max(seconds - self._decode_s, seconds / 10) if decoding else seconds
         self._token_s[decoding] = _blend(self._token_s.get(decoding, 0.0), slice_s / prefilled)
-        self._last_slice[decoding] = max(prefilled, SMALLEST_SLICE)
+        if decoding:
+            self._last_beside = max(prefilled, SMALLEST_SLICE)
         # The decode step of this very turn counts.
         self._due = slice_s * _DECODE_SHARE / (1 - _DECODE_SHARE) - self._decode_s if decoding else 0.0
 
