@@ -42,6 +42,8 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "lifecycle": {"idle_unload_s": _IDLE_UNLOAD_S, "load_at_start": True},
     # All who leave are to leave the queue, not to be turned away from it.
     "engine": {"restart_backoff_s": 0.2, "queue_limit": 2 * _LEAVERS},
+    # Full within the first seconds: what grows after that is a leak.
+    "cache": {"memory_limit": "16MB", "disk_limit": "64MB"},
 }
 _NONE_ALLOWED = Target(0, absolute=True)
 
