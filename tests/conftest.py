@@ -1,4 +1,4 @@
-"""Ctrl-C reaches the processes that tests start, even where the run itself ignores it, as one in the background does."""
+"""Ctrl-C reaches the processes that tests start, also in a run that ignores it, as one in the background does."""
 
 from __future__ import annotations
 
