@@ -24,7 +24,7 @@ from server.models.catalog import Catalog
 from server.models.lifecycle import Lifecycle
 from server.models.memory import Memory
 from server.models.verified import Verifier
-from server.settings import Settings
+from server.settings.types import Settings
 
 # Runs beside the server for as long as it is up, e.g. to show progress on the terminal.
 Companion = Callable[[Lifecycle[Any], Catalog], Awaitable[None]]

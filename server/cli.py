@@ -17,7 +17,7 @@ from server import __version__
 from server.errors import SetupError
 
 if TYPE_CHECKING:
-    from server.settings import ModelSettings, Settings
+    from server.settings.types import ModelSettings, Settings
 
 cli = typer.Typer(
     name="configi",
@@ -41,7 +41,7 @@ def serve(
     model: Annotated[str | None, typer.Option(help="Model id, or a folder with an MLX model.")] = None,
 ) -> None:
     """Serve the configured models until Ctrl-C."""
-    from server.settings import load_settings
+    from server.settings.loading import load_settings
 
     settings = load_settings(config, {"server": _given(host=host, port=port)})
     if model is not None:
@@ -56,7 +56,7 @@ def demo(
 ) -> None:
     """Prepare a small embedded model, answer one question with it, and keep serving it."""
     from server.demo import DEMO_MODEL
-    from server.settings import load_settings
+    from server.settings.loading import load_settings
 
     settings = load_settings(None, {"server": _given(port=port)})
     lifecycle = settings.lifecycle.model_copy(update={"default_model": DEMO_MODEL.id, "load_at_start": True})
@@ -71,7 +71,7 @@ def status(
     config: ConfigOption = None, host: HostOption = None, port: PortOption = None, json: JsonOption = False
 ) -> None:
     """Show what the running server is doing."""
-    from server.settings import load_settings
+    from server.settings.loading import load_settings
     from server.status_report import report
 
     settings = load_settings(config, {"server": _given(host=host, port=port)})
@@ -82,7 +82,7 @@ def status(
 def models(config: ConfigOption = None, json: JsonOption = False) -> None:
     """List the configured models and whether their files are on this machine."""
     from server.models_report import report
-    from server.settings import load_settings
+    from server.settings.loading import load_settings
 
     report(load_settings(config, {}), as_json=json)
 
@@ -160,7 +160,7 @@ def _with_default(settings: Settings, name: str) -> Settings:
 
 
 def _local(folder: Path) -> ModelSettings:
-    from server.settings import ModelSettings
+    from server.settings.types import ModelSettings
 
     if not (folder / "config.json").is_file():
         raise SetupError(f"--model {folder}: the folder has no config.json, so it is no MLX model.")

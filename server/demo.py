@@ -15,7 +15,7 @@ from rich.console import Console
 from server import loopback
 from server.models.catalog import Catalog
 from server.models.lifecycle import Lifecycle
-from server.settings import ModelSettings
+from server.settings.types import ModelSettings
 
 DEMO_MODEL = ModelSettings(
     id="smollm2-135m-instruct",

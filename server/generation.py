@@ -28,7 +28,7 @@ from server.metrics import Metrics
 from server.models.catalog import Catalog
 from server.models.lifecycle import Lifecycle
 from server.models.status import ModelStatus
-from server.settings import ModelSettings, Settings
+from server.settings.types import ModelSettings, Settings
 
 # An odd number far from any seed a person types.
 _CHOICE_STRIDE = 0xD1342543DE82EF95

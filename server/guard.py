@@ -29,7 +29,7 @@ from server.errors import (
     UnsupportedMediaType,
 )
 from server.origins import allowed_names, host_is_allowed, host_name, origin_is_allowed
-from server.settings import ServerSettings
+from server.settings.types import ServerSettings
 
 log = logging.getLogger("configi.guard")
 access = logging.getLogger("configi.access")

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 from server.errors import SetupError
 from server.http_protocol import protocol_class
 from server.origins import is_loopback
-from server.settings import ServerSettings
+from server.settings.types import ServerSettings
 
 _BACKLOG = 512
 # What macOS allows a process at most by default (OPEN_MAX).

@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 
-from server.settings import LogSettings
+from server.settings.types import LogSettings
 
 # What a LogRecord has of its own; anything else was given as `extra` and is worth writing.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from server.models.acquire import Acquirer
 from server.models.catalog import Catalog
-from server.settings import Settings
+from server.settings.types import Settings
 
 
 def report(settings: Settings, *, as_json: bool) -> None:

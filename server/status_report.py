@@ -11,7 +11,7 @@ from rich.table import Table
 
 from server import loopback
 from server.errors import SetupError
-from server.settings import ServerSettings
+from server.settings.types import ServerSettings
 
 _TIMEOUT_S = 5
 

@@ -26,7 +26,7 @@ from server.chat.conversation import Conversation, GenerationOptions, Generation
 from server.chat.events import Event, Finish, Progress, PromptLogprobs, Started, Text, TokenText, Usage, Waiting
 from server.errors import EngineFailed, InvalidRequest, ModelNotFound
 from server.models.status import ModelStatus
-from server.settings import Settings
+from server.settings.types import Settings
 
 MODEL = "org/tiny-model"
 REPLY = ("Paris", " is", " the", " capital", " é", "☃", ".")

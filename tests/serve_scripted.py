@@ -8,7 +8,7 @@ from pathlib import Path
 from server import listen, logs
 from server.app import create_app
 from server.engine.supervisor import Supervisor
-from server.settings import load_settings
+from server.settings.loading import load_settings
 
 
 def main() -> None:

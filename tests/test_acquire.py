@@ -15,7 +15,7 @@ import pytest
 from server.errors import ModelUnavailable
 from server.models.acquire import Acquirer, Progress
 from server.models.built import build_arguments
-from server.settings import ModelSettings, StorageSettings
+from server.settings.types import ModelSettings, StorageSettings
 from tests.loopback_hub import COMMIT, REPO, LoopbackHub, hub_environment, loopback_hub, stall, status
 
 FETCHED = ModelSettings(id="tiny", acquire="fetch", fetch=REPO)

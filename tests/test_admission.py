@@ -19,7 +19,7 @@ from server.engine.kv import Footprint
 from server.engine.messages import Finished, Generate, Sampling, Tokens
 from server.engine.supervisor import Supervisor
 from server.errors import ContextLengthExceeded, InsufficientMemory
-from server.settings import CacheSettings, EngineSettings, LifecycleSettings, Settings
+from server.settings.types import CacheSettings, EngineSettings, LifecycleSettings, Settings
 from tests.sliding_model import WINDOW, write_sliding_model
 from tests.tiny_model import write_tiny_model
 

@@ -16,7 +16,7 @@ import pytest
 from sse_starlette.sse import AppStatus
 
 from server.models.status import ModelStatus
-from server.settings import ServerSettings, Settings
+from server.settings.types import ServerSettings, Settings
 from tests.scripted_service import MODEL, REPLY, Running, ScriptedService, running
 
 GOLDEN = Path(__file__).parent / "golden"

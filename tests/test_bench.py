@@ -18,7 +18,7 @@ from bench.scenarios.long_prompt import longest_gap
 from bench.setup import Setup
 from bench.sse import Client, NoAnswer
 from bench.tables import pictures, results, tables
-from server.settings import load_settings
+from server.settings.loading import load_settings
 from tests.running import Running, serving_script
 from tests.tiny_model import write_tiny_model
 

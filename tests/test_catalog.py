@@ -4,7 +4,7 @@ import pytest
 
 from server.errors import ModelNotFound
 from server.models.catalog import Catalog
-from server.settings import LifecycleSettings, ModelSettings, Settings
+from server.settings.types import LifecycleSettings, ModelSettings, Settings
 
 
 def model(name: str, *aliases: str) -> ModelSettings:

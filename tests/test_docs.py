@@ -17,7 +17,7 @@ import pytest
 from server.api.tables import ENDPOINTS
 from server.engine import messages
 from server.models.status import STATES
-from server.settings_table import setting_rows
+from server.settings.table import setting_rows
 from tests.running import ROOT, Running, serving_script
 from tests.tiny_model import write_tiny_model
 from tools.docs_tables import DOCS, error_classes, metric_rows, names_in, rewritten, tables

@@ -23,7 +23,7 @@ from server.engine.messages import Finished, Generate, Prefilled, PromptScored, 
 from server.engine.sampling import keep_likely
 from server.engine.supervisor import Supervisor
 from server.errors import EngineFailed, InvalidRequest, ModelUnavailable
-from server.settings import CacheSettings, EngineSettings, Settings
+from server.settings.types import CacheSettings, EngineSettings, Settings
 from tests.tiny_model import write_tiny_model
 
 GREEDY = Sampling(seed=0, temperature=0)

@@ -72,7 +72,7 @@ def test_the_wire_protocols_know_only_frozen_values_below_them() -> None:
     allowed = {
         "server",
         "server.errors",
-        "server.settings",
+        "server.settings.types",
         "server.chat.conversation",
         "server.chat.events",
         "server.models.status",

@@ -7,7 +7,7 @@ import pytest
 from quantize.machine import metal_limit
 from server.errors import InsufficientMemory
 from server.models.memory import Memory, available_bytes, weight_bytes
-from server.settings import LifecycleSettings
+from server.settings.types import LifecycleSettings
 
 GIB = 2**30
 

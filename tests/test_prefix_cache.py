@@ -30,7 +30,7 @@ from server.engine.messages import Boundary, Generate, Kind, Load, Prefilled, Sa
 from server.engine.prefill import Prefill, read_together
 from server.engine.prefix_cache import PrefixCache
 from server.engine.supervisor import Supervisor
-from server.settings import CacheSettings, EngineSettings, Settings, StorageSettings
+from server.settings.types import CacheSettings, EngineSettings, Settings, StorageSettings
 from tests.running import serving
 from tests.sliding_model import WINDOW, write_sliding_model
 from tests.tiny_model import write_tiny_model

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from server.errors import SetupError
-from server.settings import Settings, load_settings
-from server.settings_table import config_toml, setting_rows
+from server.settings.loading import load_settings
+from server.settings.table import config_toml, setting_rows
+from server.settings.types import Settings
 
 ROOT = Path(__file__).parent.parent
 

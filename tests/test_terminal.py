@@ -13,7 +13,7 @@ from rich.console import Console
 from server.models.catalog import Catalog
 from server.models.record import ModelRecord
 from server.models.status import ModelStatus
-from server.settings import ModelSettings, Settings
+from server.settings.types import ModelSettings, Settings
 from server.terminal import show_progress
 
 ENTRY = ModelSettings(id="tiny", acquire="fetch", fetch="org/tiny")

@@ -19,8 +19,8 @@ from server.api.fields import Fields
 from server.api.tables import ENDPOINTS
 from server.app import create_app
 from server.errors import ConfigiError
-from server.settings import Settings
-from server.settings_table import setting_rows
+from server.settings.table import setting_rows
+from server.settings.types import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

@@ -16,7 +16,7 @@ import msgspec
 from starlette.requests import Request
 
 from server.errors import InvalidRequest
-from server.settings import LimitSettings
+from server.settings.types import LimitSettings
 
 T = TypeVar("T")
 

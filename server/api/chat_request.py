@@ -15,7 +15,7 @@ from server.api.tables import CHAT, THINKING_SWITCHES
 from server.api.wire import shown, validated
 from server.chat.conversation import Conversation, GenerationOptions, Message
 from server.errors import InvalidRequest, UnsupportedField
-from server.settings import LimitSettings
+from server.settings.types import LimitSettings
 
 
 class ChatFields(SamplingFields):

@@ -14,7 +14,7 @@ from server.api.tables import COMPLETIONS
 from server.api.wire import shown, validated
 from server.chat.conversation import GenerationOptions, RawPrompt
 from server.errors import InvalidRequest, UnsupportedField
-from server.settings import LimitSettings
+from server.settings.types import LimitSettings
 
 # OpenAI's documented default for this endpoint.
 _DEFAULT_MAX_TOKENS = 16

@@ -25,7 +25,7 @@ from server.api.wire import Wire, validated
 from server.chat.conversation import Conversation, Prompt, RawPrompt
 from server.errors import ConfigiError, InvalidRequest, ModelLoading, ModelUnavailable
 from server.models.status import ModelStatus
-from server.settings import LimitSettings
+from server.settings.types import LimitSettings
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, FailFast, Field
 from server.api.wire import Wire, shown
 from server.chat.conversation import GenerationOptions
 from server.errors import InvalidRequest
-from server.settings import LimitSettings
+from server.settings.types import LimitSettings
 
 
 def _not_zero(value: int) -> int:

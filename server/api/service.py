@@ -11,7 +11,7 @@ from typing import Protocol
 from server.chat.conversation import GenerationRequest, Prompt
 from server.chat.events import Event
 from server.models.status import ModelStatus
-from server.settings import Settings
+from server.settings.types import Settings
 
 
 class Service(Protocol):

@@ -18,7 +18,7 @@ from sse_starlette.sse import SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from server.errors import ConfigiError, EngineFailed
-from server.settings import ServerSettings
+from server.settings.types import ServerSettings
 
 E_contra = TypeVar("E_contra", contravariant=True)
 E = TypeVar("E")

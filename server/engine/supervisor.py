@@ -21,7 +21,7 @@ import zmq.asyncio
 from server.engine.client import EngineClient
 from server.engine.messages import Load
 from server.errors import ConfigiError, EngineFailed
-from server.settings import Settings
+from server.settings.types import Settings
 
 log = logging.getLogger("configi.supervisor")
 

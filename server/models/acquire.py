@@ -13,7 +13,7 @@ from quantize.hub_cache import cached_folder
 from server.errors import ModelUnavailable
 from server.models import child
 from server.models.built import build_arguments, built_folder, source_is_here
-from server.settings import ModelSettings, StorageSettings
+from server.settings.types import ModelSettings, StorageSettings
 
 log = logging.getLogger("configi.acquire")
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from quantize.hub_cache import cached_folder
-from server.settings import ModelSettings, StorageSettings
+from server.settings.types import ModelSettings, StorageSettings
 
 
 def built_folder(model: ModelSettings, cache_dir: Path) -> Path | None:

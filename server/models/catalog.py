@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from server.errors import ModelNotFound
-from server.settings import ModelSettings, Settings
+from server.settings.types import ModelSettings, Settings
 
 _LONGEST_NAME = 256
 _SHOWN = 80

@@ -24,7 +24,7 @@ from server.models.memory import Memory
 from server.models.record import ModelRecord
 from server.models.status import ModelStatus
 from server.models.verified import Verifier
-from server.settings import LifecycleSettings, ModelSettings
+from server.settings.types import LifecycleSettings, ModelSettings
 
 log = logging.getLogger("configi.models")
 

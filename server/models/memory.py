@@ -10,7 +10,7 @@ import psutil  # type: ignore[import-untyped]
 
 from quantize.machine import model_memory
 from server.errors import InsufficientMemory
-from server.settings import LifecycleSettings
+from server.settings.types import LifecycleSettings
 
 
 class Memory:

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from server.errors import ConfigiError, EngineFailed, ModelUnavailable
 from server.models.lease import Lease
 from server.models.status import ModelStatus, State
-from server.settings import ModelSettings
+from server.settings.types import ModelSettings
 
 log = logging.getLogger("configi.models")
 

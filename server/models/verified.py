@@ -15,7 +15,7 @@ from pathlib import Path
 
 from server.errors import ModelUnavailable
 from server.models import child
-from server.settings import StorageSettings
+from server.settings.types import StorageSettings
 
 log = logging.getLogger("configi.verified")
 

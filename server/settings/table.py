@@ -1,6 +1,6 @@
 """The settings as a table: for the docs, and for config.toml.
 
-`python -m server.settings_table > config.toml` writes that file again; a test holds it against this one.
+`python -m server.settings.table > config.toml` writes that file again; a test holds it against this one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ByteSize, SecretStr
 from pydantic.fields import FieldInfo
 
-from server.settings import ModelSettings, Settings
+from server.settings.types import ModelSettings, Settings
 
 _NAMES = {
     str: "text", int: "integer", float: "number", bool: "true or false", Path: "path", SecretStr: "secret text",

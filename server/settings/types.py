@@ -1,18 +1,12 @@
-"""Typed settings: defaults < config.toml < environment < flags.
+"""The settings as types: every number a user may want to change, with its unit in its name and one line why.
 
-Every number a user may want to change is here, with its unit in its name and one line why in its
-description; `config.toml` and `docs/settings.md` are held against this file by a test. An unknown key is an
-error that suggests the right one, in the file as in the environment (`CONFIGI_<SECTION>__<KEY>`).
+`config.toml` and `docs/settings.md` are held against this file by a test. `loading.py` fills it in.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import platformdirs
 from pydantic import (
@@ -22,20 +16,9 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
-    ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-    TomlConfigSettingsSource,
-)
-
-from server import settings_errors
-from server.errors import SetupError
 
 Acquire = Literal["fetch-or-build", "fetch", "build", "local"]
 # A path as people write it, with ~.
@@ -237,98 +220,3 @@ class Settings(Section):
     limits: LimitSettings = LimitSettings()
     log: LogSettings = LogSettings()
     models: list[ModelSettings] = Field(default_factory=_default_models)
-
-
-_ENV_PREFIX = "CONFIGI_"
-_ENV_FILE = "CONFIGI_CONFIG"
-
-
-def load_settings(config_file: Path | None, overrides: Mapping[str, Any]) -> Settings:
-    """Read every source. `overrides` are the flags, nested as the settings are.
-
-    Raises:
-        SetupError: one sentence that names the source, the key and what is wrong with it.
-    """
-    file = _find_file(config_file)
-    if file is not None:
-        _check_file(file)
-    unknown = settings_errors.unknown_environment(Settings, os.environ, _ENV_PREFIX, reserved={_ENV_FILE})
-    if unknown is not None:
-        raise SetupError(unknown)
-    try:
-        settings = _read_sources(file, overrides)
-    except ValidationError as error:
-        raise SetupError(settings_errors.sentence(Settings, error, _source_of(overrides))) from None
-    except SettingsError as error:
-        raise SetupError(f"environment: {error}; lists and tables are written as JSON.") from None
-    _check_models(settings)
-    return settings
-
-
-def _find_file(given: Path | None) -> Path | None:
-    """A file that was asked for must be there; the usual places may be empty."""
-    if given is None and (named := os.environ.get(_ENV_FILE)):
-        given = Path(named)
-    if given is not None:
-        return given.expanduser()
-    usual = (Path("config.toml"), Path(platformdirs.user_config_dir("configi")) / "config.toml")
-    return next((path for path in usual if path.is_file()), None)
-
-
-def _check_file(file: Path) -> None:
-    """The file by itself, strictly: a TOML string is no number, though the environment has only strings."""
-    try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise SetupError(f"{file}: not valid TOML: {error}.") from None
-    except UnicodeDecodeError:
-        raise SetupError(f"{file}: not a UTF-8 text file.") from None
-    except OSError as error:
-        raise SetupError(f"{file}: cannot be read: {error.strerror}.") from None
-    try:
-        Settings.model_validate_json(json.dumps(values, default=str), strict=True)
-    except ValidationError as error:
-        raise SetupError(settings_errors.sentence(Settings, error, lambda _: str(file))) from None
-
-
-def _read_sources(file: Path | None, overrides: Mapping[str, Any]) -> Settings:
-    class Sources(BaseSettings, Settings):
-        model_config = SettingsConfigDict(env_prefix=_ENV_PREFIX, env_nested_delimiter="__")
-
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)
-
-    loaded = Sources(**overrides)
-    return Settings.model_construct(**{name: getattr(loaded, name) for name in Settings.model_fields})
-
-
-def _source_of(overrides: Mapping[str, Any]) -> settings_errors.SourceOf:
-    """The file was checked before, so what is wrong now came from a flag or else from the environment."""
-
-    def source(loc: tuple[int | str, ...]) -> str:
-        section, key = str(loc[0]), str(loc[1]) if len(loc) > 1 else ""
-        if key in overrides.get(section, {}):
-            return f"--{key.replace('_', '-')}"
-        return f"environment: {_ENV_PREFIX}{section.upper()}" + (f"__{key.upper()}" if key else "")
-
-    return source
-
-
-def _check_models(settings: Settings) -> None:
-    ids = [model.id for model in settings.models]
-    if not ids:
-        raise SetupError("models: at least one [[models]] table is needed.")
-    if twice := next((name for name in ids if ids.count(name) > 1), None):
-        raise SetupError(f"models: the id '{twice}' is given twice.")
-    default = settings.lifecycle.default_model
-    if default and default not in ids:
-        hint = settings_errors.did_you_mean(default, ids)
-        raise SetupError(f"lifecycle.default_model: '{default}' is not the id of any [[models]] table{hint or '.'}")
