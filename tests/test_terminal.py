@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from server.cli.terminal import show_progress
 from server.models.catalog import Catalog
 from server.models.record import ModelRecord
 from server.models.status import ModelStatus
 from server.settings.types import ModelSettings, Settings
-from server.terminal import show_progress
 
 ENTRY = ModelSettings(id="tiny", acquire="fetch", fetch="org/tiny")
 

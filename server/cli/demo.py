@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from server import loopback
+from server.cli import loopback
 from server.models.catalog import Catalog
 from server.models.lifecycle import Lifecycle
 from server.settings.types import ModelSettings

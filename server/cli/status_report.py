@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from server import loopback
+from server.cli import loopback
 from server.errors import SetupError
 from server.settings.types import ServerSettings
 

@@ -55,7 +55,7 @@ def demo(
     exit_after_reply: Annotated[bool, typer.Option(help="Stop after the first reply.")] = False,
 ) -> None:
     """Prepare a small embedded model, answer one question with it, and keep serving it."""
-    from server.demo import DEMO_MODEL
+    from server.cli.demo import DEMO_MODEL
     from server.settings.loading import load_settings
 
     settings = load_settings(None, {"server": _given(port=port)})
@@ -71,8 +71,8 @@ def status(
     config: ConfigOption = None, host: HostOption = None, port: PortOption = None, json: JsonOption = False
 ) -> None:
     """Show what the running server is doing."""
+    from server.cli.status_report import report
     from server.settings.loading import load_settings
-    from server.status_report import report
 
     settings = load_settings(config, {"server": _given(host=host, port=port)})
     report(settings.server, as_json=json)
@@ -81,7 +81,7 @@ def status(
 @cli.command()
 def models(config: ConfigOption = None, json: JsonOption = False) -> None:
     """List the configured models and whether their files are on this machine."""
-    from server.models_report import report
+    from server.cli.models_report import report
     from server.settings.loading import load_settings
 
     report(load_settings(config, {}), as_json=json)
@@ -113,10 +113,11 @@ def _run(settings: Settings, *, demo: bool, exit_after_reply: bool = False) -> N
 
     from rich.console import Console
 
-    from server import listen, logs, loopback
+    from server import listen, logs
     from server.app import Companion, create_app
-    from server.demo import Demo
-    from server.terminal import show_progress
+    from server.cli import loopback
+    from server.cli.demo import Demo
+    from server.cli.terminal import show_progress
 
     logs.configure(settings.log)
     socket = listen.bind(settings.server)
@@ -165,7 +166,3 @@ def _local(folder: Path) -> ModelSettings:
     if not (folder / "config.json").is_file():
         raise SetupError(f"--model {folder}: the folder has no config.json, so it is no MLX model.")
     return ModelSettings(id=folder.name, acquire="local", path=folder)
-
-
-if __name__ == "__main__":
-    main()
