@@ -17,7 +17,7 @@ from server.api.errors import install_error_handlers
 from server.chat.text_side import TextSide
 from server.engine.supervisor import Supervisor
 from server.generation import Generation
-from server.guard import Guard
+from server.http.guard import Guard
 from server.metrics import Metrics
 from server.models.acquire import Acquirer
 from server.models.catalog import Catalog

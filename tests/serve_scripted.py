@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from server import listen, logs
+from server import logs
 from server.app import create_app
 from server.engine.supervisor import Supervisor
+from server.http import listen
 from server.settings.loading import load_settings
 
 

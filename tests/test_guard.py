@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from server.origins import host_is_allowed, host_name
+from server.http.origins import host_is_allowed, host_name
 from tests.http_raw import exchange, read_answer, request
 from tests.running import Running, serving_script
 from tests.test_faults import stream

@@ -26,13 +26,13 @@ from server.api.answer import (
     wire_logprob,
     wire_usage,
 )
-from server.api.body import parsed_body
 from server.api.chat_request import ChatCall, parse_chat
-from server.api.disconnect import while_connected
 from server.api.service import Service
-from server.api.sse import comment, frame, stream
 from server.chat.conversation import GenerationRequest
 from server.chat.events import Event, Finish, Progress, Started, Text, TokenText, Usage, Waiting
+from server.http.body import parsed_body
+from server.http.disconnect import while_connected
+from server.http.sse import comment, frame, stream
 
 
 class Alternative(msgspec.Struct, frozen=True):

@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import Field
 
-from server.api.body import json_object
 from server.api.chat_messages import conversation_messages
 from server.api.fields import screen
 from server.api.sampling import SamplingFields, TokenLimit, checked_options, model_name
@@ -15,6 +14,7 @@ from server.api.tables import CHAT, THINKING_SWITCHES
 from server.api.wire import shown, validated
 from server.chat.conversation import Conversation, GenerationOptions, Message
 from server.errors import InvalidRequest, UnsupportedField
+from server.http.body import json_object
 from server.settings.types import LimitSettings
 
 

@@ -29,14 +29,14 @@ from server.api.answer import (
     wall_time,
     wire_usage,
 )
-from server.api.body import parsed_body
 from server.api.completions_request import CompletionCall, parse_completion
-from server.api.disconnect import while_connected
 from server.api.legacy_logprobs import LegacyLogprobs, legacy_logprobs
 from server.api.service import Service
-from server.api.sse import comment, frame, stream
 from server.chat.conversation import GenerationRequest
 from server.chat.events import Event, Finish, Progress, PromptLogprobs, Started, Text, TokenText, Usage, Waiting
+from server.http.body import parsed_body
+from server.http.disconnect import while_connected
+from server.http.sse import comment, frame, stream
 
 
 class ChoiceOut(msgspec.Struct, frozen=True):

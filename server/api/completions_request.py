@@ -7,13 +7,13 @@ from typing import Any
 
 from pydantic import Field
 
-from server.api.body import json_object
 from server.api.fields import screen
 from server.api.sampling import SamplingFields, checked_options, model_name
 from server.api.tables import COMPLETIONS
 from server.api.wire import shown, validated
 from server.chat.conversation import GenerationOptions, RawPrompt
 from server.errors import InvalidRequest, UnsupportedField
+from server.http.body import json_object
 from server.settings.types import LimitSettings
 
 # OpenAI's documented default for this endpoint.

@@ -15,9 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from server.errors import ConfigiError, InvalidRequest, MethodNotAllowed, NotFound
-
-# nginx's number for "the client left"; nobody reads it.
-CLIENT_LEFT = 499
+from server.http.disconnect import CLIENT_LEFT
 
 
 def error_response(error: ConfigiError, headers: Mapping[str, str] | None = None) -> Response:

@@ -14,7 +14,6 @@ from fastapi import APIRouter, Request
 from pydantic import FailFast, Field
 from starlette.responses import Response
 
-from server.api.body import json_object, parsed_body
 from server.api.chat_messages import conversation_messages
 from server.api.errors import error_response
 from server.api.fields import Screened, screen
@@ -24,6 +23,7 @@ from server.api.tables import DETOKENIZE, TOKENIZE
 from server.api.wire import Wire, validated
 from server.chat.conversation import Conversation, Prompt, RawPrompt
 from server.errors import ConfigiError, InvalidRequest, ModelLoading, ModelUnavailable
+from server.http.body import json_object, parsed_body
 from server.models.status import ModelStatus
 from server.settings.types import LimitSettings
 

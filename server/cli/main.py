@@ -113,11 +113,12 @@ def _run(settings: Settings, *, demo: bool, exit_after_reply: bool = False) -> N
 
     from rich.console import Console
 
-    from server import listen, logs
+    from server import logs
     from server.app import Companion, create_app
     from server.cli import loopback
     from server.cli.demo import Demo
     from server.cli.terminal import show_progress
+    from server.http import listen
 
     logs.configure(settings.log)
     socket = listen.bind(settings.server)

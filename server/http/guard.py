@@ -28,7 +28,7 @@ from server.errors import (
     RequestTooSlow,
     UnsupportedMediaType,
 )
-from server.origins import allowed_names, host_is_allowed, host_name, origin_is_allowed
+from server.http.origins import allowed_names, host_is_allowed, host_name, origin_is_allowed
 from server.settings.types import ServerSettings
 
 log = logging.getLogger("configi.guard")

@@ -16,8 +16,8 @@ from sse_starlette.sse import AppStatus
 from starlette.types import ASGIApp
 
 from server.errors import SetupError
-from server.http_protocol import protocol_class
-from server.origins import is_loopback
+from server.http.origins import is_loopback
+from server.http.protocol import protocol_class
 from server.settings.types import ServerSettings
 
 _BACKLOG = 512
