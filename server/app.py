@@ -11,12 +11,13 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from server.api import chat_completions, completions, operations
-from server.api import models as model_routes
+from server.api import operations
 from server.api.errors import install_error_handlers
+from server.api.openai import chat_completions, completions
+from server.api.openai import models as model_routes
 from server.chat.text_side import TextSide
-from server.engine.supervisor import Supervisor
-from server.generation import Generation
+from server.engine_client.supervisor import Supervisor
+from server.generation.step import Generation
 from server.http.guard import Guard
 from server.metrics import Metrics
 from server.models.acquire import Acquirer

@@ -1,4 +1,4 @@
-"""An engine process without a model: speaks `server/engine/messages.py`, follows a script from its command line.
+"""An engine process without a model: speaks `server/engine_client/protocol.py`, follows a script from its command line.
 
 python tests/scripted_engine.py [options] ADDRESS
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import zmq
 
-from server.engine.messages import (
+from server.engine_client.protocol import (
     Cancel,
     Event,
     Failed,

@@ -20,8 +20,9 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from server.api import chat_completions, completions, models, operations
+from server.api import operations
 from server.api.errors import install_error_handlers
+from server.api.openai import chat_completions, completions, models
 from server.chat.conversation import Conversation, GenerationOptions, GenerationRequest, Prompt
 from server.chat.events import Event, Finish, Progress, PromptLogprobs, Started, Text, TokenText, Usage, Waiting
 from server.errors import EngineFailed, InvalidRequest, ModelNotFound

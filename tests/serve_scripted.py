@@ -7,7 +7,7 @@ from pathlib import Path
 
 from server import logs
 from server.app import create_app
-from server.engine.supervisor import Supervisor
+from server.engine_client.supervisor import Supervisor
 from server.http import listen
 from server.settings.loading import load_settings
 

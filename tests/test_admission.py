@@ -14,10 +14,10 @@ from mlx_lm.utils import load_model
 
 from server.engine import device, kv
 from server.engine.admission import HORIZON, Admission
-from server.engine.client import EngineClient
 from server.engine.kv import Footprint
-from server.engine.messages import Finished, Generate, Sampling, Tokens
-from server.engine.supervisor import Supervisor
+from server.engine_client.client import EngineClient
+from server.engine_client.protocol import Finished, Generate, Sampling, Tokens
+from server.engine_client.supervisor import Supervisor
 from server.errors import ContextLengthExceeded, InsufficientMemory
 from server.settings.types import CacheSettings, EngineSettings, LifecycleSettings, Settings
 from tests.sliding_model import WINDOW, write_sliding_model

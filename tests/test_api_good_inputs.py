@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from server.api.chat_request import ChatFields
-from server.api.completions_request import CompletionFields
+from server.api.openai.chat_request import ChatFields
+from server.api.openai.completions_request import CompletionFields
 from server.api.operations import DetokenizeFields, TokenizeFields
 from server.api.tables import CHAT, COMPLETIONS, DETOKENIZE, ENDPOINTS, TOKENIZE
 from server.chat.conversation import Conversation, GenerationRequest, Message, RawPrompt

@@ -10,7 +10,7 @@ import pytest
 from server.chat.events import Text
 from server.chat.output import ChoiceOutput, StopFinder
 from server.chat.tokenizer import ChatTokenizer
-from server.engine.messages import TokenLogprob
+from server.engine_client.protocol import TokenLogprob
 from tests.tiny_model import END_ID, write_tiny_model
 
 

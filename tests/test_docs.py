@@ -15,7 +15,7 @@ from typing import get_args
 import pytest
 
 from server.api.tables import ENDPOINTS
-from server.engine import messages
+from server.engine_client import protocol
 from server.models.status import STATES
 from server.settings.table import setting_rows
 from tests.running import ROOT, Running, serving_script
@@ -62,7 +62,7 @@ def test_every_request_field_is_in_the_docs(path: str) -> None:
 
 
 def test_every_message_between_the_processes_is_explained() -> None:
-    names = [struct.__name__ for struct in (*get_args(messages.Command), *get_args(messages.Event))]
+    names = [struct.__name__ for struct in (*get_args(protocol.Command), *get_args(protocol.Event))]
     assert names
     assert [name for name in names if f"\n| `{name}` | " not in PAGES["architecture.md"]] == []
 

@@ -18,10 +18,10 @@ import pytest
 from mlx_lm.utils import load_model
 from pydantic import ByteSize
 
-from server.engine.client import EngineClient
-from server.engine.messages import Finished, Generate, Prefilled, PromptScored, Sampling, TokenLogprob, Tokens
 from server.engine.sampling import keep_likely
-from server.engine.supervisor import Supervisor
+from server.engine_client.client import EngineClient
+from server.engine_client.protocol import Finished, Generate, Prefilled, PromptScored, Sampling, TokenLogprob, Tokens
+from server.engine_client.supervisor import Supervisor
 from server.errors import EngineFailed, InvalidRequest, ModelUnavailable
 from server.settings.types import CacheSettings, EngineSettings, Settings
 from tests.tiny_model import write_tiny_model

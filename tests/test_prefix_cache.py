@@ -23,13 +23,13 @@ from pydantic import ByteSize
 
 from server.engine import kv
 from server.engine.admission import Admission
-from server.engine.client import EngineClient
 from server.engine.disk_tier import DiskTier
 from server.engine.engine import Engine
-from server.engine.messages import Boundary, Generate, Kind, Load, Prefilled, Sampling, Tokens
 from server.engine.prefill import Prefill, read_together
 from server.engine.prefix_cache import PrefixCache
-from server.engine.supervisor import Supervisor
+from server.engine_client.client import EngineClient
+from server.engine_client.protocol import Boundary, Generate, Kind, Load, Prefilled, Sampling, Tokens
+from server.engine_client.supervisor import Supervisor
 from server.settings.types import CacheSettings, EngineSettings, Settings, StorageSettings
 from tests.running import serving
 from tests.sliding_model import WINDOW, write_sliding_model

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from server.engine.messages import Generate, Sampling
 from server.engine.scheduler import Rotation, Scheduler
+from server.engine_client.protocol import Generate, Sampling
 
 
 def request(id: int, client: str = "") -> Generate:

@@ -14,10 +14,10 @@ from fastapi import APIRouter, Request
 from pydantic import FailFast, Field
 from starlette.responses import Response
 
-from server.api.chat_messages import conversation_messages
 from server.api.errors import error_response
 from server.api.fields import Screened, screen
-from server.api.sampling import model_name
+from server.api.openai.chat_messages import conversation_messages
+from server.api.openai.sampling import model_name
 from server.api.service import Service
 from server.api.tables import DETOKENIZE, TOKENIZE
 from server.api.wire import Wire, validated

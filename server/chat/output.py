@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from server.chat.events import Text, TokenText
 from server.chat.tokenizer import ChatTokenizer
-from server.engine.messages import TokenLogprob
+from server.engine_client.protocol import TokenLogprob
 
 
 def token_text(tokenizer: ChatTokenizer, entry: TokenLogprob) -> TokenText:

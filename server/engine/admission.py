@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from server.engine.kv import Footprint
-from server.engine.messages import Generate
 from server.engine.pace import SMALLEST_SLICE
+from server.engine_client.protocol import Generate
 
 HORIZON = 512
 # Where admission stops and the prefix cache gives way, as a part of the limit; the rest is for what the arithmetic

@@ -14,9 +14,9 @@ from mlx_lm.generate import GenerationBatch, StopSequences
 from mlx_lm.sample_utils import greedy_sampler
 
 from server.engine.kv import Layers
-from server.engine.messages import Event, Finished, Generate, TokenLogprob, Tokens
 from server.engine.sampling import make_processors, make_sampler
 from server.engine.scoring import token_logprob
+from server.engine_client.protocol import Event, Finished, Generate, TokenLogprob, Tokens
 
 
 class Batch:

@@ -24,7 +24,7 @@ from mlx.utils import tree_unflatten
 from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 
 from server.engine.kv import Layers
-from server.engine.messages import Kind
+from server.engine_client.protocol import Kind
 
 log = logging.getLogger("configi.engine")
 

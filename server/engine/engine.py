@@ -20,7 +20,12 @@ from server.engine import kv
 from server.engine.admission import Admission
 from server.engine.batch import Batch
 from server.engine.disk_tier import DiskTier
-from server.engine.messages import (
+from server.engine.pace import SMALLEST_SLICE, Pace
+from server.engine.prefill import Prefill, read_together
+from server.engine.prefix_cache import Hit, PrefixCache
+from server.engine.scheduler import Rotation, Scheduler
+from server.engine.scoring import Scoring
+from server.engine_client.protocol import (
     Cancel,
     Event,
     Failed,
@@ -31,11 +36,6 @@ from server.engine.messages import (
     Prefilled,
     Stats,
 )
-from server.engine.pace import SMALLEST_SLICE, Pace
-from server.engine.prefill import Prefill, read_together
-from server.engine.prefix_cache import Hit, PrefixCache
-from server.engine.scheduler import Rotation, Scheduler
-from server.engine.scoring import Scoring
 
 log = logging.getLogger("configi.engine")
 

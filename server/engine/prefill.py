@@ -10,7 +10,7 @@ from mlx_lm.generate import PromptProcessingBatch
 from mlx_lm.models.cache import make_prompt_cache
 
 from server.engine.kv import Layers
-from server.engine.messages import Event, Generate
+from server.engine_client.protocol import Event, Generate
 
 
 class Prefill:

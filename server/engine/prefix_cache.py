@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from server.engine import kv
 from server.engine.disk_tier import DiskTier, StoredSpan
 from server.engine.kv import Layers
-from server.engine.messages import Boundary, Kind
 from server.engine.prefix_tree import Match, Node, PrefixTree
+from server.engine_client.protocol import Boundary, Kind
 
 _EVICTED_FIRST: dict[Kind, int] = {"assistant": 0, "user": 1, "system": 2}
 # Not used in so many look-ups: gone before anything fresh, whatever its kind, or old system prompts would stay for

@@ -24,7 +24,7 @@ from server.engine.disk_tier import DiskTier
 from server.engine.engine import Engine
 from server.engine.fingerprint import fingerprint
 from server.engine.loading import LoadError, load
-from server.engine.messages import (
+from server.engine_client.protocol import (
     Cancel,
     Event,
     Failed,

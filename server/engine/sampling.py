@@ -13,7 +13,7 @@ from collections.abc import Callable
 import mlx.core as mx
 from mlx_lm.sample_utils import greedy_sampler, make_logits_processors
 
-from server.engine.messages import Sampling
+from server.engine_client.protocol import Sampling
 
 # (1, vocab) log-probabilities -> (1,) token ids
 Sampler = Callable[[mx.array], mx.array]

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
-from server.engine.messages import Generate
+from server.engine_client.protocol import Generate
 
 # How often a prompt may be passed over for shorter ones of its client before it gets a slice.
 _PATIENCE = 4

@@ -10,8 +10,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from server.engine.messages import Event, Generate, PromptScored, TokenLogprob
 from server.engine.prefill import Prefill
+from server.engine_client.protocol import Event, Generate, PromptScored, TokenLogprob
 
 # Prompt tokens per slice: the float32 logits of 128 positions of a 262,144-token vocabulary are 134 MB.
 _SLICE = 128

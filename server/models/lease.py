@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from server.engine.client import EngineClient
+from server.engine_client.client import EngineClient
 
 
 class Lease:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from server.engine.client import EngineClient
-from server.engine.supervisor import Supervisor
+from server.engine_client.client import EngineClient
+from server.engine_client.supervisor import Supervisor
 from server.errors import ConfigiError, EngineFailed, ModelUnavailable
 from server.models.acquire import Acquirer, Progress
 from server.models.catalog import Catalog

@@ -11,7 +11,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from server.engine.messages import (
+from server.engine_client.protocol import (
     Cancel,
     Command,
     Event,

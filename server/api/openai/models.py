@@ -6,7 +6,7 @@ import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from server.api.answer import wall_time
+from server.api.openai.answer import wall_time
 from server.api.service import Service
 from server.models.status import ModelStatus
 

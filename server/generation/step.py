@@ -21,8 +21,8 @@ from server.chat.output import ChoiceOutput, token_text
 from server.chat.prompt import EncodedPrompt, encode_prompt
 from server.chat.text_side import TextSide
 from server.chat.tokenizer import ChatTokenizer
-from server.engine.client import EngineStream
-from server.engine.messages import Boundary, Finished, Generate, Kind, Prefilled, PromptScored, Sampling, Tokens
+from server.engine_client.client import EngineStream
+from server.engine_client.protocol import Boundary, Finished, Generate, Kind, Prefilled, PromptScored, Sampling, Tokens
 from server.errors import InvalidRequest, ModelLoading, QueueFull, QueueTimeout, ShuttingDown
 from server.metrics import Metrics
 from server.models.catalog import Catalog

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import Field
 
-from server.api.chat_messages import conversation_messages
 from server.api.fields import screen
-from server.api.sampling import SamplingFields, TokenLimit, checked_options, model_name
+from server.api.openai.chat_messages import conversation_messages
+from server.api.openai.sampling import SamplingFields, TokenLimit, checked_options, model_name
 from server.api.tables import CHAT, THINKING_SWITCHES
 from server.api.wire import shown, validated
 from server.chat.conversation import Conversation, GenerationOptions, Message

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import zmq.asyncio
 
-from server.engine.client import EngineClient
-from server.engine.messages import Load
+from server.engine_client.client import EngineClient
+from server.engine_client.protocol import Load
 from server.errors import ConfigiError, EngineFailed
 from server.settings.types import Settings
 

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
-from server.api.answer import (
+from server.api.openai.answer import (
     SYSTEM_FINGERPRINT,
     Answer,
     Caller,
@@ -29,8 +29,8 @@ from server.api.answer import (
     wall_time,
     wire_usage,
 )
-from server.api.completions_request import CompletionCall, parse_completion
-from server.api.legacy_logprobs import LegacyLogprobs, legacy_logprobs
+from server.api.openai.completions_request import CompletionCall, parse_completion
+from server.api.openai.legacy_logprobs import LegacyLogprobs, legacy_logprobs
 from server.api.service import Service
 from server.chat.conversation import GenerationRequest
 from server.chat.events import Event, Finish, Progress, PromptLogprobs, Started, Text, TokenText, Usage, Waiting

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from server.api.fields import screen
-from server.api.sampling import SamplingFields, checked_options, model_name
+from server.api.openai.sampling import SamplingFields, checked_options, model_name
 from server.api.tables import COMPLETIONS
 from server.api.wire import shown, validated
 from server.chat.conversation import GenerationOptions, RawPrompt

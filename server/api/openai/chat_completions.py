@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
-from server.api.answer import (
+from server.api.openai.answer import (
     SYSTEM_FINGERPRINT,
     Answer,
     WireUsage,
@@ -26,7 +26,7 @@ from server.api.answer import (
     wire_logprob,
     wire_usage,
 )
-from server.api.chat_request import ChatCall, parse_chat
+from server.api.openai.chat_request import ChatCall, parse_chat
 from server.api.service import Service
 from server.chat.conversation import GenerationRequest
 from server.chat.events import Event, Finish, Progress, Started, Text, TokenText, Usage, Waiting

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from server.api.answer import wire_logprob
+from server.api.openai.answer import wire_logprob
 from server.chat.events import TokenText
 
 
