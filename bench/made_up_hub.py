@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from quantize.safetensors_format import lay_out
+from quantize.folder.safetensors_format import lay_out
 from tests.checkpoints import GEMMA4_26B_A4B, Shapes, gemma4
 from tests.loopback_hub import Content, Files, LoopbackHub, loopback_hub
 from tests.tiny_model import CHAT_TEMPLATE, tiny_tokenizer

@@ -17,8 +17,8 @@ import typer
 from quantize.errors import QuantizeError
 
 if TYPE_CHECKING:
-    from quantize.checkpoint import HubOptions
     from quantize.progress import Progress
+    from quantize.source.checkpoint import HubOptions
 
 SourceArgument = Annotated[
     str, typer.Argument(help="A folder, a .gguf file, or a Hub repository with an optional @revision.")
@@ -41,11 +41,11 @@ def plan(
     """Show what a build would make and need. Reads headers only."""
     from rich.console import Console
 
-    from quantize import plan_report
-    from quantize.checkpoint import HubOptions
-    from quantize.memory import parse_bytes, share
-    from quantize.plan import make_plan
-    from quantize.sources import open_checkpoint
+    from quantize.plan import report as plan_report
+    from quantize.plan.memory import parse_bytes, share
+    from quantize.plan.plan import make_plan
+    from quantize.source.checkpoint import HubOptions
+    from quantize.source.sources import open_checkpoint
 
     memory = share(parse_bytes(memory_limit))
     checkpoint = open_checkpoint(source, HubOptions(keep=not discard_source, offline=offline))
@@ -70,8 +70,8 @@ def build(
     """Build a quantized MLX model. Call it again after whatever stopped it: it goes on where it was."""
     from rich.console import Console
 
-    from quantize.checkpoint import HubOptions
     from quantize.progress import on_terminal
+    from quantize.source.checkpoint import HubOptions
     from quantize.worker import JsonLines, exit_with_parent
 
     if watch_stdin:
@@ -99,7 +99,7 @@ def verify(
     json: JsonOption = False,
 ) -> None:
     """Check a model folder against its manifest and against itself."""
-    from quantize.verify import verify as check
+    from quantize.folder.verify import verify as check
 
     problems = check(folder)
     if json:
@@ -120,12 +120,12 @@ def hang(cli: typer.Typer) -> None:
 
 
 def _build(source: str, output: Path, policy: str, memory_limit: str, hub: HubOptions, progress: Progress) -> Path:
-    from quantize.build import build as carry_out
-    from quantize.memory import parse_bytes
-    from quantize.output import Output
-    from quantize.plan import make_plan
+    from quantize.build.build import build as carry_out
+    from quantize.build.output import Output
+    from quantize.plan.memory import parse_bytes
+    from quantize.plan.plan import make_plan
     from quantize.progress import Waiting
-    from quantize.sources import open_checkpoint
+    from quantize.source.sources import open_checkpoint
 
     limit = parse_bytes(memory_limit)
     waiting = Waiting(progress)

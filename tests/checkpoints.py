@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from quantize.safetensors_format import lay_out
+from quantize.folder.safetensors_format import lay_out
 from tests.tiny_model import BOS_ID, CHAT_TEMPLATE, END_ID, VOCAB_SIZE, tiny_tokenizer
 
 Shapes = dict[str, tuple[int, ...]]

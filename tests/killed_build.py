@@ -11,11 +11,11 @@ import signal
 import sys
 from pathlib import Path
 
-from quantize.build import build
-from quantize.checkpoint import HubOptions
+from quantize.build.build import build
 from quantize.errors import QuantizeError
-from quantize.plan import make_plan
-from quantize.sources import open_checkpoint
+from quantize.plan.plan import make_plan
+from quantize.source.checkpoint import HubOptions
+from quantize.source.sources import open_checkpoint
 
 
 class Saboteur:

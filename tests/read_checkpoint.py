@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from quantize.checkpoint import Checkpoint, HubOptions
 from quantize.errors import QuantizeError
-from quantize.sources import open_checkpoint
+from quantize.source.checkpoint import Checkpoint, HubOptions
+from quantize.source.sources import open_checkpoint
 
 
 def main() -> int:

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from mlx_lm import generate, load
 
-from quantize.build import build
-from quantize.checkpoint import HubOptions
+from quantize.build.build import build
 from quantize.errors import OutputError, QuantizeError, SourceError
-from quantize.plan import Plan, make_plan
-from quantize.policy import Width
-from quantize.safetensors_format import read_header
-from quantize.sources import open_checkpoint
-from quantize.verify import verify
+from quantize.folder.quant_spec import Width
+from quantize.folder.safetensors_format import read_header
+from quantize.folder.verify import verify
+from quantize.plan.plan import Plan, make_plan
+from quantize.source.checkpoint import HubOptions
+from quantize.source.sources import open_checkpoint
 from tests.checkpoints import Shapes, gemma4, llama, qwen3_moe, write
 from tests.running import serving
 from tests.test_embedded import worker

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import pytest
 
-from quantize.build import build
-from quantize.checkpoint import HubOptions
+from quantize.build.build import build
+from quantize.build.output import Output
 from quantize.errors import OutputError, SourceError
-from quantize.output import Output
-from quantize.plan import make_plan
-from quantize.sources import open_checkpoint
-from quantize.verify import verify
+from quantize.folder.verify import verify
+from quantize.plan.plan import make_plan
+from quantize.source.checkpoint import HubOptions
+from quantize.source.sources import open_checkpoint
 from tests.checkpoints import GEMMA4_26B_A4B, gemma4, llama, write
 from tests.running import ROOT
 from tests.tiny_model import VOCAB_SIZE

@@ -86,7 +86,7 @@ def test_every_setting_that_a_page_mentions_exists() -> None:
 
 
 def test_every_file_that_a_page_mentions_exists() -> None:
-    folders = (ROOT, ROOT / "server")
+    folders = (ROOT, ROOT / "server", ROOT / "quantize")
     mentioned = {name for page in PAGES.values() for name in re.findall(r"`([\w./]+\.py)`", page)}
     # The tables of modules name files below the heading of their folder.
     short = {path.name for package in ("server", "quantize") for path in (ROOT / package).rglob("*.py")}

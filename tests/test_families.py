@@ -13,12 +13,12 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, load_model
 
-from quantize.build import build
-from quantize.checkpoint import HubOptions
-from quantize.families import FAMILIES
-from quantize.plan import make_plan
-from quantize.sources import open_checkpoint
-from quantize.verify import verify
+from quantize.build.build import build
+from quantize.folder.verify import verify
+from quantize.plan.plan import make_plan
+from quantize.source.checkpoint import HubOptions
+from quantize.source.families import FAMILIES
+from quantize.source.sources import open_checkpoint
 from tests.checkpoints import Shapes, gemma4, qwen3_moe, write
 
 _COMMON = {

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from quantize.hub_faults import explain
+from quantize.hub.faults import explain
 from quantize.worker import JsonLines
 from tests.loopback_hub import (
     COMMIT,

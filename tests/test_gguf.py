@@ -13,10 +13,10 @@ from mlx_lm.models import llama
 from mlx_lm.utils import load_model
 from tokenizers.pre_tokenizers import ByteLevel
 
-from quantize.build import build
+from quantize.build.build import build
 from quantize.errors import SourceError
-from quantize.gguf import GgufCheckpoint, mlx_name, row_order
-from quantize.plan import make_plan
+from quantize.plan.plan import make_plan
+from quantize.source.gguf import GgufCheckpoint, mlx_name, row_order
 
 _HIDDEN, _HEADS, _KV_HEADS, _FEED_FORWARD, _LAYERS = 32, 4, 2, 64, 2
 _TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(ByteLevel.alphabet()), "ab"]

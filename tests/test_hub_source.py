@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantize.safetensors_format import lay_out
+from quantize.folder.safetensors_format import lay_out
 from tests.loopback_hub import (
     COMMIT,
     REPO,

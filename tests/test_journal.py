@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from quantize.journal import Journal
+from quantize.build.journal import Journal
 
 
 def test_after_a_restart_of_the_machine_only_what_was_synced_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "journal"
-    monkeypatch.setattr("quantize.journal.boot", lambda: "monday")
+    monkeypatch.setattr("quantize.build.journal.boot", lambda: "monday")
     journal = Journal(file, "build")
     for item in (4, 2):
         journal.add(item)
@@ -21,7 +21,7 @@ def test_after_a_restart_of_the_machine_only_what_was_synced_counts(
     journal.add(7)
     journal.close()
     assert done(file) == {2, 4, 7}
-    monkeypatch.setattr("quantize.journal.boot", lambda: "tuesday")
+    monkeypatch.setattr("quantize.build.journal.boot", lambda: "tuesday")
     assert done(file) == {2, 4}
     assert done(file, "another build") == set()
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from quantize.checkpoint import HubOptions
 from quantize.errors import PolicyError, SourceError
-from quantize.plan import Plan, make_plan
-from quantize.policy import Width
-from quantize.sources import open_checkpoint
+from quantize.folder.quant_spec import Width
+from quantize.plan.plan import Plan, make_plan
+from quantize.source.checkpoint import HubOptions
+from quantize.source.sources import open_checkpoint
 from tests.checkpoints import GEMMA4_26B_A4B, gemma4, llama, qwen3_moe, write
 from tests.running import ROOT
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from quantize.build import build
-from quantize.checkpoint import HubOptions
-from quantize.plan import make_plan
-from quantize.safetensors_format import read_header
-from quantize.sources import open_checkpoint
+from quantize.build.build import build
+from quantize.folder.safetensors_format import read_header
+from quantize.plan.plan import make_plan
+from quantize.source.checkpoint import HubOptions
+from quantize.source.sources import open_checkpoint
 from tests.checkpoints import gemma4, llama, qwen3_moe, write
 
 SOURCES = {"gemma": gemma4, "qwen": qwen3_moe, "llama": llama}

@@ -12,12 +12,12 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from quantize import verify as verify_module
-from quantize.build import build
-from quantize.checkpoint import HubOptions
-from quantize.plan import make_plan
-from quantize.sources import open_checkpoint
-from quantize.verify import check, verify, verify_if_changed
+from quantize.build.build import build
+from quantize.folder import verify as verify_module
+from quantize.folder.verify import check, verify, verify_if_changed
+from quantize.plan.plan import make_plan
+from quantize.source.checkpoint import HubOptions
+from quantize.source.sources import open_checkpoint
 from tests.checkpoints import gemma4, write
 from tests.test_plan import configi
 from tests.tiny_model import write_tiny_model

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.tables import results
 from bench.tables import tables as bench_tables
-from quantize.policy import DENSE, MOE
+from quantize.plan.policy import DENSE, MOE
 from server.api.fields import Fields
 from server.api.tables import ENDPOINTS
 from server.app import create_app

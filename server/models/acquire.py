@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from quantize.hub_cache import cached_folder
+from quantize.hub.cache import cached_folder
 from server.errors import ModelUnavailable
 from server.models import child
 from server.models.built import build_arguments, built_folder, source_is_here

@@ -6,7 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from quantize.hub_cache import cached_folder
+from quantize.hub.cache import cached_folder
 from server.settings.types import ModelSettings, StorageSettings
 
 

@@ -15,12 +15,12 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from quantize import hub_cache
 from quantize.errors import HubError
-from quantize.hub_cache import RepoFile
-from quantize.hub_client import Patience, Repository, bound_every_wait, describe, hub_errors
-from quantize.hub_faults import cache_not_writable, explain
-from quantize.hub_transfer import SPARE_BYTES, blob_path, in_background, into_cache, missing_bytes
+from quantize.hub import cache as hub_cache
+from quantize.hub.cache import RepoFile
+from quantize.hub.client import Patience, Repository, bound_every_wait, describe, hub_errors
+from quantize.hub.faults import cache_not_writable, explain
+from quantize.hub.transfer import SPARE_BYTES, blob_path, in_background, into_cache, missing_bytes
 from quantize.worker import JsonLines, exit_with_parent
 
 _AT_ONCE = 4

@@ -37,8 +37,8 @@ class Verifier:
 
 def _is_verified(folder: Path, stamp: Path) -> bool:
     """Raises ModelUnavailable at the first thing that is wrong."""
-    from quantize.manifest import MANIFEST
-    from quantize.verify import check, is_unchanged
+    from quantize.folder.manifest import MANIFEST
+    from quantize.folder.verify import check, is_unchanged
 
     if not folder.is_dir():
         raise ModelUnavailable("The model's files are gone.")

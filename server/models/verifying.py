@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from quantize.verify import verify_if_changed
+from quantize.folder.verify import verify_if_changed
 from quantize.worker import JsonLines, exit_with_parent
 from server.models.verified import damaged
 

@@ -5,16 +5,11 @@ Written last. No time and no name of this machine is in it: the same build gives
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 
 from quantize.errors import VerifyError
-from quantize.plan import Plan
-from quantize.target import Target
 
 MANIFEST = "configi.json"
 FORMAT = 1
@@ -62,20 +57,6 @@ class Manifest(msgspec.Struct, frozen=True):
     made_with: dict[str, str]
 
 
-def manifest_of(plan: Plan, files: Mapping[str, File]) -> Manifest:
-    return Manifest(
-        FORMAT,
-        plan.fingerprint,
-        Source(plan.label, plan.repository, plan.revision, plan.source_identity),
-        PolicyName(plan.policy.name, plan.policy.description),
-        plan.parameters,
-        round(plan.bits_per_weight, 4),
-        {target.name: _tensor(target) for target in plan.targets},
-        dict(files),
-        tools(),
-    )
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     text = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=1)
     (folder / MANIFEST).write_bytes(text + b"\n")
@@ -89,15 +70,3 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     except (msgspec.MsgspecError, OSError) as error:
         raise VerifyError(f"{MANIFEST} cannot be read: {error}.") from error
-
-
-@cache
-def tools() -> dict[str, str]:
-    """What decides on the bytes of a model besides source and policy."""
-    return {package: version(package) for package in ("configi-mlx", "mlx", "mlx-lm")}
-
-
-def _tensor(target: Target) -> Tensor:
-    if target.width is None:
-        return Tensor(target.role, dtype=target.dtype)
-    return Tensor(target.role, target.width.bits, target.width.group_size)

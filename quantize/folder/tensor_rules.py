@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from quantize.affine import stored_shapes
-from quantize.manifest import Tensor
-from quantize.policy import Width
-from quantize.safetensors_format import Entry
+from quantize.folder.manifest import Tensor
+from quantize.folder.quant_spec import Width, stored_shapes
+from quantize.folder.safetensors_format import Entry
 
 _SUFFIXES = (".weight", ".scales", ".biases")
 

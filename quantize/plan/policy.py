@@ -12,41 +12,13 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantize.errors import PolicyError
-
-Role = Literal[
-    "embedding",
-    "lm_head",
-    "attention",
-    "expert_gate_up",
-    "expert_down",
-    "mlp_gate_up",
-    "mlp_down",
-    "router",
-    "per_layer_input",
-    "other",
-]
-ROLES: tuple[Role, ...] = get_args(Role)
-# Matrices that can be quantized; `other` is norms, scalars and biases, which never are.
-QUANTIZABLE: tuple[Role, ...] = ROLES[:-1]
-BITS = (2, 3, 4, 5, 6, 8)
-GROUP_SIZES = (128, 64, 32)
-
-
-@dataclass(frozen=True, slots=True)
-class Width:
-    """MLX's affine format: `bits` per weight, one 16-bit scale and bias per `group_size` weights of a row."""
-
-    bits: int
-    group_size: int = 64
-
-    def __str__(self) -> str:
-        return f"{self.bits}-bit gs{self.group_size}"
-
+from quantize.folder.quant_spec import BITS, Width
+from quantize.source.roles import QUANTIZABLE, Role
 
 # Kept in the source's dtype.
 KEEP = None
@@ -74,6 +46,9 @@ class Policy:
         return row[role]
 
 
+_EIGHT_BITS = Width(8)
+
+
 def _policy(
     name: str,
     description: str,
@@ -82,7 +57,7 @@ def _policy(
     mlp: tuple[Width | None, Width | None],
     embedding: Width | None,
     experts: tuple[Width, Width] | None = None,
-    per_layer_input: Width | None = Width(8),
+    per_layer_input: Width | None = _EIGHT_BITS,
     boundary: Mapping[Role, Width] | Width | None = None,
     layers: int = 2,
 ) -> Policy:

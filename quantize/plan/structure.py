@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from quantize.errors import SourceError
-from quantize.target import Target
+from quantize.plan.target import Target
 
 
 def check(config: Mapping[str, Any], targets: Iterable[Target]) -> list[str]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from quantize.errors import HubError
-from quantize.hub_cache import RepoFile
-from quantize.hub_faults import explain
+from quantize.hub.cache import RepoFile
+from quantize.hub.faults import explain
 
 if TYPE_CHECKING:
     import httpx2

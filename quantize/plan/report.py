@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from quantize.machine import metal_limit, model_memory
-from quantize.memory import Share
-from quantize.plan import Plan
-from quantize.target import Target
+from quantize.plan.memory import Share
+from quantize.plan.plan import Plan
+from quantize.plan.target import Target
 
 _GIB = 2**30
 _SMALL_MAC = 16 * _GIB

@@ -1,19 +1,26 @@
-"""MLX's affine quantization of rows, and what it occupies.
+"""How one matrix is quantized, in MLX's affine format, and what it occupies. Needs no MLX.
 
 weight: uint32, `bits` per element packed little-endian, (rows, columns * bits / 32); scales and biases in the dtype of
-the source, (rows, columns / group_size). An element is scale * q + bias. Rounding to nearest, `mx.quantize`'s own: what
-mlx_lm.convert would give, bit for bit.
+the source, (rows, columns / group_size). An element is scale * q + bias.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from quantize.policy import GROUP_SIZES, Width
+BITS = (2, 3, 4, 5, 6, 8)
+GROUP_SIZES = (128, 64, 32)
 
-if TYPE_CHECKING:
-    import mlx.core as mx
+
+@dataclass(frozen=True, slots=True)
+class Width:
+    """MLX's affine format: `bits` per weight, one 16-bit scale and bias per `group_size` weights of a row."""
+
+    bits: int
+    group_size: int = 64
+
+    def __str__(self) -> str:
+        return f"{self.bits}-bit gs{self.group_size}"
 
 
 def fitting_width(wanted: Width, columns: int) -> Width | None:
@@ -30,12 +37,3 @@ def stored_shapes(shape: tuple[int, ...], width: Width) -> dict[str, tuple[str |
     packed = (*leading, columns * width.bits // 32)
     groups = (*leading, columns // width.group_size)
     return {"weight": ("U32", packed), "scales": (None, groups), "biases": (None, groups)}
-
-
-def quantize_rows(rows: mx.array, width: Width) -> Mapping[str, mx.array]:
-    """(rows, columns) of any float dtype -> weight, scales and biases, not yet evaluated."""
-    # Here, so that what only asks for shapes starts without MLX.
-    import mlx.core as mx
-
-    weight, scales, biases = mx.quantize(rows, group_size=width.group_size, bits=width.bits, mode="affine")
-    return {"weight": weight, "scales": scales, "biases": biases}

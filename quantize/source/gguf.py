@@ -16,11 +16,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from quantize.checkpoint import Shard, ShardReader, SourceTensor, read_errors
 from quantize.errors import SourceError
-from quantize.folder import DTYPES
-from quantize.gguf_metadata import companions, config_of
-from quantize.safetensors_format import nbytes
+from quantize.folder.safetensors_format import nbytes
+from quantize.source.checkpoint import Shard, ShardReader, SourceTensor, read_errors
+from quantize.source.folder import DTYPES
+from quantize.source.gguf_metadata import companions, config_of
 
 _WHOLE = {
     "token_embd": "model.embed_tokens",

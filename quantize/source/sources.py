@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quantize.checkpoint import Checkpoint, HubOptions
 from quantize.errors import SourceError
-from quantize.folder import FolderCheckpoint
-from quantize.gguf import GgufCheckpoint
+from quantize.source.checkpoint import Checkpoint, HubOptions
+from quantize.source.folder import FolderCheckpoint
+from quantize.source.gguf import GgufCheckpoint
 
 
 def open_checkpoint(source: str, options: HubOptions) -> Checkpoint:
@@ -19,6 +19,6 @@ def open_checkpoint(source: str, options: HubOptions) -> Checkpoint:
         return FolderCheckpoint(path)
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise SourceError(f"{source} is neither a folder, a .gguf file nor the name of a Hub repository (owner/name).")
-    from quantize.hub import hub_checkpoint
+    from quantize.source.hub import hub_checkpoint
 
     return hub_checkpoint(source, options)

@@ -16,10 +16,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from quantize import hub_cache
 from quantize.errors import HubError
-from quantize.hub_cache import RepoFile
-from quantize.hub_client import Repository
+from quantize.hub import cache as hub_cache
+from quantize.hub.cache import RepoFile
+from quantize.hub.client import Repository
 
 # Left free beside the file, for the file system's own needs.
 SPARE_BYTES = 100_000_000

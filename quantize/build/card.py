@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quantize.plan import Plan
-from quantize.plan_report import rows_of
+from quantize.plan.plan import Plan
+from quantize.plan.report import rows_of
 
 _CARD = """\
 ---

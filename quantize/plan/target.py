@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quantize.affine import stored_shapes
-from quantize.policy import Role, Width
-from quantize.safetensors_format import nbytes
+from quantize.folder.quant_spec import Width, stored_shapes
+from quantize.folder.safetensors_format import nbytes
+from quantize.source.roles import Role
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from quantize.plan import OutputFile
+from quantize.plan.plan import OutputFile
 
 
 class OutputFiles:

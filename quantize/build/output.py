@@ -18,8 +18,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from quantize.errors import OutputError, VerifyError, output_error
-from quantize.manifest import read_manifest
-from quantize.plan import Plan
+from quantize.folder.manifest import read_manifest
+from quantize.plan.plan import Plan
 from quantize.progress import Progress
 
 # For the small files, the file system's own blocks, and room to breathe.

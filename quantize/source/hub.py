@@ -15,14 +15,22 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from quantize import hub_cache
-from quantize.checkpoint import COMPANIONS, Checkpoint, HubOptions, Shard, ShardReader, SourceTensor, parse_config
 from quantize.errors import HubError, SourceError
-from quantize.folder import FolderCheckpoint, SafetensorsShard, source_tensors
-from quantize.hub_cache import RepoFile
-from quantize.hub_client import Patience, bound_every_wait, describe, hub_errors, read_range
-from quantize.hub_transfer import CorruptFile, blob_path, in_background, into_cache, missing_bytes, transfer
-from quantize.safetensors_format import INDEX, LENGTH_SIZE, Header, data_start, parse_header, parse_index
+from quantize.folder.safetensors_format import INDEX, LENGTH_SIZE, Header, data_start, parse_header, parse_index
+from quantize.hub import cache as hub_cache
+from quantize.hub.cache import RepoFile
+from quantize.hub.client import Patience, bound_every_wait, describe, hub_errors, read_range
+from quantize.hub.transfer import CorruptFile, blob_path, in_background, into_cache, missing_bytes, transfer
+from quantize.source.checkpoint import (
+    COMPANIONS,
+    Checkpoint,
+    HubOptions,
+    Shard,
+    ShardReader,
+    SourceTensor,
+    parse_config,
+)
+from quantize.source.folder import FolderCheckpoint, SafetensorsShard, source_tensors
 
 # Nearly every header is shorter.
 _FIRST_READ = 100_000

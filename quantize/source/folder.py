@@ -18,9 +18,17 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from quantize.checkpoint import COMPANIONS, Shard, ShardReader, SourceTensor, parse_config, read_errors, with_fp8_scales
 from quantize.errors import SourceError
-from quantize.safetensors_format import INDEX, ITEM_SIZES, Entry, Header, parse_index, read_header
+from quantize.folder.safetensors_format import INDEX, ITEM_SIZES, Entry, Header, parse_index, read_header
+from quantize.source.checkpoint import (
+    COMPANIONS,
+    Shard,
+    ShardReader,
+    SourceTensor,
+    parse_config,
+    read_errors,
+    with_fp8_scales,
+)
 
 # numpy has neither bfloat16 nor fp8: such tensors travel as integers of their size.
 _CARRIERS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}

@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from quantize import structure
-from quantize.affine import fitting_width
-from quantize.checkpoint import Checkpoint, SourceTensor
 from quantize.errors import PolicyError, SourceError
-from quantize.families import Placement, family_of, place, text_config
-from quantize.policy import KEEP, Policy, find_policy
-from quantize.safetensors_format import Header, lay_out
-from quantize.target import Target
+from quantize.folder.quant_spec import fitting_width
+from quantize.folder.safetensors_format import Header, lay_out
+from quantize.plan import structure
+from quantize.plan.policy import KEEP, Policy, find_policy
+from quantize.plan.target import Target
+from quantize.source.checkpoint import Checkpoint, SourceTensor
+from quantize.source.families import Placement, family_of, place, text_config
 
 # As mlx_lm.convert's; a file of this size can be on disk twice while it is copied.
 SHARD_BYTES = 5_000_000_000

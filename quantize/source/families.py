@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantize.errors import SourceError
-from quantize.policy import Role
+from quantize.source.roles import Role
 
 
 @dataclass(frozen=True, slots=True)

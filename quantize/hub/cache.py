@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from quantize.errors import SourceError
-from quantize.safetensors_format import read_header
+from quantize.folder.safetensors_format import read_header
 
 # What a model needs: data only. Python, pickles and the formats of other runtimes never come in.
 _WANTED = ("model*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")

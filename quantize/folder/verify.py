@@ -15,12 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from quantize.config_json import is_affine, read_widths
 from quantize.errors import QuantizeError, VerifyError
-from quantize.finite import all_finite
-from quantize.manifest import MANIFEST, File, Manifest, read_manifest
-from quantize.safetensors_format import INDEX, Entry, Header, parse_index, read_header
-from quantize.tensor_rules import tensor_problems
+from quantize.folder.config import is_affine, read_widths
+from quantize.folder.finite import all_finite
+from quantize.folder.manifest import MANIFEST, File, Manifest, read_manifest
+from quantize.folder.safetensors_format import INDEX, Entry, Header, parse_index, read_header
+from quantize.folder.tensor_rules import tensor_problems
 
 
 def verify(folder: Path) -> list[str]:
