@@ -34,10 +34,10 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev
 	@$(BIN)/python -m bench.overhead
 	@$(BIN)/python -m bench.build
-	@$(BIN)/python -m bench.serving $(ARGS); status=$$?; $(BIN)/python -m bench.report; exit $$status
+	@$(BIN)/python -m bench.serving $(ARGS); status=$$?; $(BIN)/python -m bench.report; $(BIN)/python -m tools.docs_tables; exit $$status
 
 soak: $(VENV)/.dev
-	@$(BIN)/python -m bench.soak $(ARGS); status=$$?; $(BIN)/python -m bench.report; exit $$status
+	@$(BIN)/python -m bench.soak $(ARGS); status=$$?; $(BIN)/python -m bench.report; $(BIN)/python -m tools.docs_tables; exit $$status
 
 docs: $(VENV)/.docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from tests.checkpoints import GEMMA4_26B_A4B, gemma4, write
+from tests.support.checkpoints import GEMMA4_26B_A4B, gemma4, write
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from pathlib import Path
 import psutil
 
 from bench.made_up_hub import REPO
-from tests.loopback_hub import LoopbackHub, hub_environment
+from tests.support.loopback_hub import LoopbackHub, hub_environment
 
 QUANTIZE = [sys.executable, "-m", "quantize"]
 _SAMPLE_S = 0.2

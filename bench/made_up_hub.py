@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from quantize.folder.safetensors_format import lay_out
-from tests.checkpoints import GEMMA4_26B_A4B, Shapes, gemma4
-from tests.loopback_hub import Content, Files, LoopbackHub, loopback_hub
-from tests.tiny_model import CHAT_TEMPLATE, tiny_tokenizer
+from tests.support.checkpoints import GEMMA4_26B_A4B, Shapes, gemma4
+from tests.support.loopback_hub import Content, Files, LoopbackHub, loopback_hub
+from tests.support.tiny_model import CHAT_TEMPLATE, tiny_tokenizer
 
 REPO = "made-up/gemma-4-26b-a4b-it"
 # A prime number of weights, so that no two rows or tensors are alike.

@@ -20,7 +20,7 @@ import platformdirs
 
 from quantize.worker import JsonLines
 from server.models.embedded import EMBEDDED, prepare
-from tests.tiny_model import BOS, END, VOCAB_SIZE, tiny_tokenizer
+from tests.support.tiny_model import BOS, END, VOCAB_SIZE, tiny_tokenizer
 
 _EMBEDDED = "smollm2-135m-instruct"
 WINDOW = 256

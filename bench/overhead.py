@@ -19,8 +19,8 @@ import psutil
 
 from bench.result import RESULTS, Figure, Result, Target, lines, write
 from bench.setup import setup
-from tests.running import Running, serving_script
-from tests.tiny_model import write_tiny_model
+from tests.support.running import Running, serving_script
+from tests.support.tiny_model import write_tiny_model
 
 
 class Client:

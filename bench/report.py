@@ -1,10 +1,9 @@
-"""`python -m bench.report`: writes tables and pictures of docs/performance.md anew from bench/results/."""
+"""`python -m bench.report`: draws the pictures of docs/performance.md anew from bench/results/."""
 
 from __future__ import annotations
 
 from bench.setup import ROOT
 from bench.tables import pictures, results
-from tools import docs_tables
 
 ASSETS = ROOT / "docs" / "assets"
 
@@ -13,7 +12,6 @@ def main() -> None:
     ASSETS.mkdir(exist_ok=True)
     for name, text in pictures(results()).items():
         (ASSETS / name).write_text(text, encoding="utf-8")
-    docs_tables.main()
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from bench.models import cache_folder, smollm2
 from bench.result import RESULTS, Curve, Figure, Result, Target, lines, write
 from bench.setup import setup
 from bench.traffic import OUTCOMES, Outcome, Tally, Traffic
-from tests.tiny_model import write_tiny_model
+from tests.support.tiny_model import write_tiny_model
 
 _CLIENTS = 16
 _ROUND_S = 5.0

@@ -1,4 +1,4 @@
-"""bench/results/ as the tables and pictures of docs/performance.md. tests/test_docs.py and test_bench.py hold them."""
+"""bench/results/ as the tables and pictures of docs/performance.md; tests/project/ holds them."""
 
 from __future__ import annotations
 

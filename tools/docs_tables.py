@@ -1,7 +1,7 @@
 """The tables of the docs that are made from the code: `python -m tools.docs_tables` writes them again.
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; the rest of a page is written by hand.
-tests/test_docs.py fails when a page and the code differ.
+tests/project/test_docs.py fails when a page and the code differ.
 """
 
 from __future__ import annotations

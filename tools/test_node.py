@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.running import running
+from tests.support.running import running
 
 _KEY = "key-of-the-test"
 _NODE = Path(__file__).parent.parent / "tests" / "node"

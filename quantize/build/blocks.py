@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from quantize.source.checkpoint import SourceTensor
 from quantize.plan.plan import Piece
 from quantize.plan.target import Target
+from quantize.source.checkpoint import SourceTensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,19 +21,18 @@ import mlx.core as mx
 from quantize.build.affine import quantize_rows
 from quantize.build.blocks import Block, cut
 from quantize.build.card import write_card
-from quantize.source.checkpoint import Checkpoint, ShardReader
-from quantize.build.description import write_configs
-from quantize.errors import OutputError, SourceError
-from quantize.folder.finite import all_finite
+from quantize.build.description import manifest_of, tools, write_configs
 from quantize.build.journal import Journal
-from quantize.build.description import manifest_of, tools
-from quantize.folder.manifest import File, write_manifest
-from quantize.plan.memory import Share, share
 from quantize.build.output import Output, written
 from quantize.build.output_files import OutputFiles, bytes_of
+from quantize.errors import OutputError, SourceError
+from quantize.folder.finite import all_finite
+from quantize.folder.manifest import File, write_manifest
+from quantize.folder.verify import check
+from quantize.plan.memory import Share, share
 from quantize.plan.plan import Plan
 from quantize.progress import Progress, silent
-from quantize.folder.verify import check
+from quantize.source.checkpoint import Checkpoint, ShardReader
 
 DEFAULT_MEMORY_LIMIT = 3_000_000_000
 # Between two calls for everything that is written to reach the disk: what a power cut may cost.

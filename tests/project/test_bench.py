@@ -1,0 +1,154 @@
+"""What bench/ makes of its measurements: pure helpers, the client's clock, and the pictures of the docs."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench import prompts, servers
+from bench.flatness import Sample, growths
+from bench.report import ASSETS
+from bench.result import Curve, Figure, Measured, Result, Row, Target, figures, median_of, read, same_answers, write
+from bench.scenarios.long_prompt import longest_gap
+from bench.setup import Setup
+from bench.sse import Client, NoAnswer
+from bench.tables import pictures, results, tables
+from server.settings.loading import load_settings
+from tests.support.running import Running, serving_script
+from tests.support.tiny_model import write_tiny_model
+
+SETUP = Setup("2026-11-24", "a machine", 2, "3.11", "0.32.4", "0.32.2", "0.1.0", "a BLAS")
+ROWS = (Row("gap", "longest gap", "s", Target(0.1)), Row("share", "share", "", Target(0.9, True, absolute=True)))
+
+
+def result(**values: float) -> Result:
+    reference = Measured({"gap": 10.0, "share": 0.5})
+    return Result("running_stream", "A title", "mlx_lm.server", SETUP, figures(ROWS, reference, Measured(values)))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("bench")
+    with serving_script(folder, write_tiny_model(folder / "model"), ["--interval", "0.02"]) as running:
+        yield running
+
+
+def test_a_ratio_is_configis_figure_by_the_others() -> None:
+    assert Figure("", "s", 4.0, 1.0).ratio == 0.25
+    assert Figure("", "s", None, 1.0).ratio is None
+
+
+def test_a_target_holds_for_the_ratio_or_for_the_figure_itself() -> None:
+    assert [figure.met for figure in result(gap=1.0, share=0.9).figures] == [True, True]
+    assert [figure.met for figure in result(gap=1.1, share=0.8).figures] == [False, False]
+    assert not result(gap=1.0, share=0.8).met
+
+
+def test_a_figure_that_nobody_else_has_is_neither_met_nor_missed() -> None:
+    assert Figure("", "s", None, 1.0, Target(0.1)).met is None
+
+
+def test_repetitions_count_by_their_median() -> None:
+    turns = [Measured({"x": x}, (str(x),), {"curve": ((1, x), (2, x))}) for x in (3.0, 1.0, 2.0)]
+    assert median_of(turns) == Measured({"x": 2.0}, ("3.0", "1.0", "2.0"), {"curve": ((1, 2.0), (2, 2.0))})
+
+
+def test_answers_that_differ_are_counted() -> None:
+    assert same_answers(Measured({}, ("a", "b")), Measured({}, ("a", "c"))) == 1
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
+    curves = (Curve("stall", "t", "x", "y", {"configi": ((0.0, 1.0), (1.5, 2.0))}),)
+    made = Result("one", "A title", "", SETUP, result(gap=1.0, share=1.0).figures, ("a note",), curves)
+    assert read(write(made, tmp_path)) == made
+
+
+def test_the_longest_gap_starts_with_the_last_token_before_the_long_prompt() -> None:
+    assert longest_gap(((-9.0, 1), (-1.0, 2), (3.0, 3), (4.0, 4))) == 4.0
+
+
+def samples(*rss: int, files: int = 10) -> list[Sample]:
+    return [Sample(at, mib * 2**20, files, 5) for at, mib in enumerate(rss)]
+
+
+def test_memory_that_settles_is_flat_and_memory_that_keeps_growing_is_not() -> None:
+    settled, growing = growths(samples(50, 70, 100, 101, 102, 101)), growths(samples(50, 70, 100, 120, 140, 160))
+    assert [growth.flat for growth in settled] == [True, True, True]
+    assert [growth.flat for growth in growing] == [False, True, True]
+
+
+def test_one_more_open_file_is_a_leak() -> None:
+    leaking = samples(100, 100, 100, 100) + samples(100, 100, files=11)
+    assert [growth.what for growth in growths(leaking) if not growth.flat] == ["open files"]
+
+
+def test_too_few_samples_are_no_verdict() -> None:
+    with pytest.raises(ValueError, match="5 samples are too few"):
+        growths(samples(1, 2, 3, 4, 5))
+
+
+def test_a_table_shows_both_sides_the_ratio_and_what_was_missed() -> None:
+    table = tables({"running_stream": result(gap=2.0, share=0.95)})["bench-serving"]
+    assert "| longest gap | 10 s | 2 s | 0.20x | ≤ 0.1x | **no** |" in table
+    assert "| share | 0.5 | 0.95 |  | ≥ 0.9 | yes |" in table
+    assert SETUP.line() in table
+
+
+def test_what_was_not_measured_says_so() -> None:
+    assert set(tables({}).values()) == {"Not measured yet.\n"}
+
+
+def test_the_pictures_of_the_docs_are_those_of_the_results() -> None:
+    made = pictures(results())
+    assert made
+    on_disk = {path.name: path.read_text(encoding="utf-8") for path in ASSETS.glob("bench-*.svg")}
+    assert on_disk == made, "run `python -m bench.report`"
+    for text in made.values():
+        ElementTree.fromstring(text)
+
+
+def test_the_same_number_asks_the_same_and_another_one_shares_nothing(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    assert prompts.text(model, 100, 1) == prompts.text(model, 100, 1)
+    assert prompts.text(model, 100, 1)[:12] != prompts.text(model, 100, 2)[:12]
+
+
+def test_configi_reads_the_settings_that_it_is_measured_with(tmp_path: Path) -> None:
+    path = servers.configuration(tmp_path, tmp_path / "model", {"lifecycle": {"idle_unload_s": 4}})
+    settings = load_settings(path, {})
+    assert (settings.lifecycle.idle_unload_s, settings.lifecycle.load_at_start) == (4, True)
+    assert settings.storage.cache_dir == tmp_path / "cache"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_client_counts_the_tokens_that_came(server: Running, stream: bool) -> None:
+    answer = asyncio.run(Client(server.url).ask(prompts.chat("Hello", max_tokens=5, stream=stream)))
+    assert (answer.completion_tokens, answer.finish_reason, len(answer.text)) == (5, "length", 5)
+    # Neither the first chunk with the role nor the last with the usage is a token.
+    assert len(answer.times) == (5 if stream else 0)
+    assert answer.times == sorted(answer.times)
+
+
+def test_the_client_tells_an_error_from_an_answer_that_is_lost(server: Running) -> None:
+    refused = asyncio.run(Client(server.url).attempt({"messages": []}))
+    assert (refused.status, refused.whole, refused.lost) == (400, False, "")
+    nobody = asyncio.run(Client("http://127.0.0.1:9").attempt(prompts.chat("Hello", max_tokens=1)))
+    assert (nobody.status, nobody.whole) == (0, False)
+    assert nobody.lost
+    with pytest.raises(NoAnswer, match="Status 400"):
+        asyncio.run(Client(server.url).ask({"messages": []}))
+
+
+def test_a_client_that_leaves_has_no_answer(server: Running) -> None:
+    assert asyncio.run(Client(server.url).leave(prompts.chat("Hello", max_tokens=1000), 0.1)) is None
+    server.assert_still_serves()
+
+
+@pytest.mark.parametrize("path", sorted(Path("bench").rglob("*.py")), ids=str)
+def test_every_measurement_can_be_started(path: Path) -> None:
+    importlib.import_module(".".join(path.with_suffix("").parts))

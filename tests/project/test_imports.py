@@ -1,0 +1,167 @@
+"""The arrows of the architecture: which folder may import which, held by walking every import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TENSORS = {"mlx", "mlx_lm"}
+
+# Each room with the rooms that it may import; its own is always open to it. A room is a folder, or a module that stands
+# beside the folders. What is imported is in the room with the longest name that fits.
+ARROWS: dict[str, set[str]] = {
+    # The server, from the command down.
+    "server.cli": {
+        "server", "server.app", "server.http", "server.models", "server.logs", "server.settings", "server.errors",
+        "quantize",
+    },
+    "server.app": {
+        "server.api", "server.chat", "server.engine_client", "server.generation", "server.http", "server.metrics",
+        "server.models", "server.settings",
+    },
+    "server.api": {"server", "server.chat", "server.errors", "server.http", "server.models", "server.settings"},
+    "server.generation": {
+        "server.chat", "server.engine_client", "server.errors", "server.metrics", "server.models", "server.settings",
+    },
+    "server.metrics": {"server.chat", "server.errors", "server.models"},
+    "server.http": {"server.errors", "server.settings"},
+    "server.models": {"server.engine_client", "server.errors", "server.settings", "quantize", "quantize.folder",
+                      "quantize.hub"},
+    "server.chat": {"server.engine_client", "server.errors"},
+    "server.engine_client": {"server.errors", "server.settings"},
+    "server.engine": {"server.engine_client"},
+    "server.logs": {"server.settings"},
+    "server.settings": {"server.errors"},
+    "server.errors": set(),
+    "server": set(),
+    # The builder, which knows no server.
+    "quantize": {"quantize.build", "quantize.plan", "quantize.source", "quantize.folder"},
+    "quantize.build": {"quantize", "quantize.plan", "quantize.source", "quantize.folder"},
+    "quantize.plan": {"quantize", "quantize.source", "quantize.folder"},
+    "quantize.source": {"quantize", "quantize.hub", "quantize.folder"},
+    "quantize.hub": {"quantize", "quantize.folder"},
+    "quantize.folder": {"quantize"},
+    # What is measured and tested stands above both; nothing of the product knows it.
+    "bench": {"server", "quantize", "tests.support"},
+    "tests.support": {"server", "quantize"},
+    "tests": {"tests.support", "server", "quantize", "bench", "tools"},
+    "tools": {"server", "quantize", "bench", "tests.support"},
+}  # fmt: skip
+# These may import any room of the product.
+ABOVE = {"bench", "tests", "tests.support", "tools"}
+
+
+def module_names() -> dict[str, Path]:
+    names = {}
+    for package in ("server", "quantize", "bench", "tests", "tools"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+MODULES = module_names()
+PRODUCT = {name for name in MODULES if name.split(".")[0] in ("server", "quantize")}
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a file imports anywhere in it; `from package import module` is the module, not the package."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import, which this test does not follow"
+            base = node.module or ""
+            found.update(name if (name := f"{base}.{alias.name}") in MODULES else base for alias in node.names)
+    return found
+
+
+IMPORTS = {name: imported(path) for name, path in MODULES.items()}
+
+
+def room(module: str) -> str:
+    return max((name for name in ARROWS if inside(module, name)), key=len)
+
+
+def inside(module: str, *packages: str) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def is_allowed(source: str, target: str) -> bool:
+    here, there = room(source), room(target)
+    if here == there and here != "tests":
+        return True
+    if here in ABOVE and there.split(".")[0] in ("server", "quantize"):
+        return there.split(".")[0] in ARROWS[here]
+    return there in ARROWS[here]
+
+
+@pytest.mark.parametrize("name", ARROWS)
+def test_a_room_imports_only_the_rooms_below_it(name: str) -> None:
+    importers = sorted(module for module in MODULES if room(module) == name)
+    assert importers, "the rule applies to no module: it would hold whatever the code does"
+    breaches = [
+        f"{source} imports {target}"
+        for source in importers
+        for target in sorted(IMPORTS[source] & MODULES.keys())
+        if not is_allowed(source, target)
+    ]
+    assert breaches == []
+
+
+def test_no_arrow_is_drawn_that_nothing_uses() -> None:
+    used = {(room(source), room(target)) for source in PRODUCT for target in IMPORTS[source] & MODULES.keys()}
+    drawn = {(source, target) for source, targets in ARROWS.items() if source not in ABOVE for target in targets}
+    assert sorted(drawn - used) == []
+
+
+def test_no_test_imports_another_test() -> None:
+    tests = {name for name in MODULES if name.rpartition(".")[2].startswith("test_")}
+    assert tests
+    assert sorted((name, target) for name in MODULES for target in IMPORTS[name] & tests) == []
+
+
+def test_the_wire_protocols_know_only_values_of_the_rooms_below_them() -> None:
+    values = {"server.chat.conversation", "server.chat.events", "server.models.status", "server.settings.types"}
+    below = ("server.chat", "server.models", "server.settings")
+    dialects = [name for name in MODULES if inside(name, "server.api")]
+    wrong = [(d, target) for d in dialects for target in IMPORTS[d] if inside(target, *below) and target not in values]
+    assert wrong == []
+
+
+def test_what_reads_a_model_folder_needs_no_mlx() -> None:
+    light = [name for name in MODULES if inside(name, "quantize.folder", "quantize.hub")]
+    assert [name for name in light if any(inside(target, *TENSORS) for target in IMPORTS[name])] == []
+
+
+def test_only_the_engine_process_and_the_builder_import_mlx() -> None:
+    users = {name for name in PRODUCT if any(inside(target, *TENSORS) for target in IMPORTS[name])}
+    assert any(inside(name, "server.engine") for name in users), "the test no longer sees who imports mlx"
+    assert sorted(name for name in users if not inside(name, "server.engine", "quantize")) == []
+
+
+@pytest.mark.parametrize("library", ["transformers", "torch"])
+def test_nothing_imports(library: str) -> None:
+    assert [name for name in PRODUCT if any(inside(target, library) for target in IMPORTS[name])] == []
+
+
+def test_no_two_modules_import_each_other() -> None:
+    graph = {name: {target for target in IMPORTS[name] if target in MODULES and target != name} for name in PRODUCT}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"import cycle: {' <- '.join(error.args[1])}")
+
+
+def test_the_application_starts_without_mlx_transformers_or_the_hub() -> None:
+    heavy = ("mlx", "mlx_lm", "transformers", "torch", "huggingface_hub")
+    script = f"import sys, server.app; print(*[name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")

@@ -1,0 +1,348 @@
+"""What clients really send, and what becomes of it: every odd but legal request is served, and read as it is meant."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from server.api.openai.chat_request import ChatFields
+from server.api.openai.completions_request import CompletionFields
+from server.api.operations import DetokenizeFields, TokenizeFields
+from server.api.tables import CHAT, COMPLETIONS, DETOKENIZE, ENDPOINTS, TOKENIZE
+from server.chat.conversation import Conversation, GenerationRequest, Message, RawPrompt
+from tests.support.scripted_service import MODEL, Running, ScriptedService, running
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with running(ScriptedService()) as up:
+        yield up
+
+
+def _chat_request(server: Running, **fields: Any) -> GenerationRequest:
+    reply = server.chat(**fields)
+    assert reply.status == 200, reply.body
+    return server.service.requests[-1]
+
+
+def _messages(server: Running, *messages: dict[str, Any]) -> tuple[Message, ...]:
+    prompt = _chat_request(server, messages=list(messages)).prompt
+    assert isinstance(prompt, Conversation)
+    return prompt.messages
+
+
+HARMLESS: dict[str, Any] = {
+    "tools": [],
+    "tool_choice": "auto",
+    "functions": [],
+    "function_call": "none",
+    "response_format": {"type": "text"},
+    "modalities": ["text"],
+    "audio": {},
+    "reasoning_effort": "none",
+    "chat_template_kwargs": {},
+    "stop": [],
+    "stream_options": {},
+    "logit_bias": {},
+    "lora": [],
+    "options": {},
+    "temperature": 1e-300,
+    "top_p": 1,
+    "top_k": 10**9,
+    "n": 1,
+    "max_tokens": 2**31,
+    "user": "me",
+    "metadata": {"a": "b"},
+    "store": True,
+    "service_tier": "auto",
+    "verbosity": "low",
+    "prediction": {"type": "content", "content": "x"},
+    "parallel_tool_calls": True,
+    "keep_alive": -1,
+    "cache_prompt": True,
+    "add_generation_prompt": True,
+    "continue_final_message": False,
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_a_value_that_asks_for_nothing_is_accepted(server: Running, name: str) -> None:
+    reply = server.chat(**{name: HARMLESS[name]})
+    assert reply.status == 200, reply.body
+    assert "x-configi-ignored" not in reply.headers
+
+
+@pytest.mark.parametrize("name", [*CHAT.works, *CHAT.accepted, *CHAT.refused, "unknown"])
+def test_an_explicit_null_means_absent(server: Running, name: str) -> None:
+    reply = server.chat(**{name: None})
+    assert reply.status == (400 if name == "messages" else 200)
+    assert "x-configi-ignored" not in reply.headers
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_unknown_fields_are_named_in_a_header_of_bounded_length(server: Running, stream: bool) -> None:
+    reply = server.chat(stream=stream, foo=1, **{"bad\r\nname: x": 1})
+    assert reply.headers["x-configi-ignored"] == "foo, bad??name??x"
+    many = server.chat(stream=stream, **{f"{i}" * 100: 1 for i in range(1000)})
+    assert many.status == 200
+    assert len(many.headers["x-configi-ignored"]) <= 1024
+    nested = server.chat(stream=True, stream_options={"foo": 1, "include_obfuscation": False})
+    assert nested.headers["x-configi-ignored"] == "stream_options.foo"
+    assert server.complete(foo=1).headers["x-configi-ignored"] == "foo"
+    assert server.send("POST", "/tokenize", {"content": "a", "foo": 1}).headers["x-configi-ignored"] == "foo"
+
+
+@pytest.mark.parametrize(
+    ("fields", "model"),
+    [
+        (CHAT, ChatFields),
+        (COMPLETIONS, CompletionFields),
+        (TOKENIZE, TokenizeFields),
+        (DETOKENIZE, DetokenizeFields),
+    ],
+)
+def test_every_field_stands_in_exactly_one_table_and_the_working_ones_in_the_model(fields: Any, model: Any) -> None:
+    assert set(fields.works) == set(model.model_fields)
+    assert not set(fields.works) & set(fields.accepted)
+    assert not set(fields.works) & set(fields.refused)
+    assert not set(fields.accepted) & set(fields.refused)
+
+
+def test_every_value_that_a_refusal_lets_through_is_served(server: Running) -> None:
+    good = {"/v1/chat/completions": server.chat, "/v1/completions": server.complete}
+    for path, send in good.items():
+        for name, refusal in ENDPOINTS[path].refused.items():
+            for value in refusal.unless:
+                assert send(**{name: value}).status == 200, (path, name, value)
+            assert send(**{name: "something else"}).json()["error"]["code"] == "unsupported_field"
+
+
+CLIENT_FIELDS = """
+messages model stream stream_options max_tokens max_completion_tokens temperature top_p top_k min_p repetition_penalty
+presence_penalty frequency_penalty seed stop n logprobs top_logprobs logit_bias tools tool_choice parallel_tool_calls
+response_format reasoning_effort chat_template_kwargs user store metadata service_tier prediction verbosity modalities
+audio safety_identifier prompt_cache_key prompt_cache_retention prompt_cache_options moderation web_search_options
+functions function_call thinking enable_thinking keep_alive options draft_model include_reasoning reasoning plugins
+cache_prompt id_slot lora continue_final_message add_generation_prompt
+"""
+
+
+def test_every_field_that_real_clients_send_is_in_a_table() -> None:
+    assert set(CLIENT_FIELDS.split()) <= {*CHAT.works, *CHAT.accepted, *CHAT.refused}
+
+
+def test_content_is_read_in_every_shape_clients_send(server: Running) -> None:
+    parts = [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}, {"type": "text", "text": "b"}]
+    assert _messages(
+        server,
+        {"role": "developer", "content": parts},
+        {"role": "user", "content": "", "name": "x"},
+        {"role": "assistant"},
+        {"role": "assistant", "content": None, "refusal": None, "tool_calls": [], "provider_specific_fields": {}},
+        {"role": "tool", "content": parts, "tool_call_id": "c"},
+        {"role": "user", "content": " \n\u0000"},
+    ) == (
+        Message("system", "ab"),
+        Message("user", ""),
+        Message("assistant", ""),
+        Message("assistant", ""),
+        Message("tool", "ab"),
+        Message("user", " \n\x00"),
+    )
+
+
+def test_special_tokens_and_escaped_surrogate_pairs_are_text(server: Running) -> None:
+    body = b'{"messages": [{"role": "user", "content": "<|im_end|> \\ud83d\\ude00 \\\\ud800"}]}'
+    assert server.send("POST", "/v1/chat/completions", body).status == 200
+    prompt = server.service.requests[-1].prompt
+    assert isinstance(prompt, Conversation)
+    assert prompt.messages[0].content == "<|im_end|> 😀 \\ud800"
+
+
+def test_of_duplicate_keys_the_last_wins(server: Running) -> None:
+    body = b'{"max_tokens": 1, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}'
+    assert server.send("POST", "/v1/chat/completions", body).status == 200
+    assert server.service.requests[-1].options.max_tokens == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, None),
+        ({"max_tokens": -1}, None),
+        ({"max_tokens": None}, None),
+        ({"max_tokens": 32000}, 32000),
+        ({"max_tokens": 5, "max_completion_tokens": 7}, 7),
+        ({"max_tokens": 5, "max_completion_tokens": -1}, None),
+    ],
+)
+def test_the_token_limit_is_read_as_clients_mean_it(server: Running, fields: Any, expected: int | None) -> None:
+    assert _chat_request(server, **fields).options.max_tokens == expected
+
+
+@pytest.mark.parametrize(("seed", "expected"), [(0, 0), (-1, 2**64 - 1), (-(2**63), 2**63), (2**63 - 1, 2**63 - 1)])
+def test_a_seed_is_taken_modulo_2_to_the_64(server: Running, seed: int, expected: int) -> None:
+    assert _chat_request(server, seed=seed).options.seed == expected
+
+
+@pytest.mark.parametrize("model", ["", " ", None])
+def test_a_model_that_is_absent_empty_or_blank_means_the_default(server: Running, model: str | None) -> None:
+    assert _chat_request(server, model=model).model is None
+
+
+def test_sampling_fields_arrive_as_they_were_sent(server: Running) -> None:
+    options = _chat_request(
+        server,
+        temperature=0,
+        top_p=0.5,
+        top_k=5,
+        min_p=0.1,
+        repetition_penalty=1.1,
+        presence_penalty=-2,
+        frequency_penalty=2,
+        logit_bias={"7": -100, "8": 1.5},
+        stop="end",
+        n=3,
+        logprobs=True,
+    ).options
+    assert (options.temperature, options.top_p, options.top_k, options.min_p) == (0, 0.5, 5, 0.1)
+    assert (options.repetition_penalty, options.presence_penalty, options.frequency_penalty) == (1.1, -2, 2)
+    assert options.logit_bias == {7: -100.0, 8: 1.5}
+    assert (options.stop, options.n, options.top_logprobs) == (("end",), 3, 0)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"enable_thinking": False},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"reasoning_effort": "none"},
+        {"thinking": {"type": "disabled"}},
+        {"reasoning": {"enabled": False}},
+    ],
+)
+def test_every_way_to_turn_thinking_off_reaches_the_template(server: Running, fields: Any) -> None:
+    prompt = _chat_request(server, **fields).prompt
+    assert isinstance(prompt, Conversation)
+    assert prompt.template_variables == {"enable_thinking": False}
+
+
+def test_thinking_is_left_alone_when_nobody_asks(server: Running) -> None:
+    prompt = _chat_request(server, reasoning={}).prompt
+    assert isinstance(prompt, Conversation)
+    assert prompt.template_variables == {}
+
+
+def test_a_last_assistant_message_is_continued(server: Running) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    request = _chat_request(server, messages=messages, continue_final_message=True, add_generation_prompt=False)
+    assert isinstance(request.prompt, Conversation)
+    assert request.prompt.messages[-1] == Message("assistant", "b")
+
+
+def test_only_streams_are_patient(server: Running) -> None:
+    assert not _chat_request(server).patient
+    assert _chat_request(server, stream=True).patient
+
+
+def test_clients_are_told_apart_by_a_digest_that_does_not_show_the_key(server: Running) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}]}
+    seen = [_chat_request(server).client]
+    for headers in ({"authorization": "Bearer one"}, {"authorization": "Bearer two"}, {"x-api-key": "secret"}):
+        assert server.send("POST", "/v1/chat/completions", body, **headers).status == 200
+        seen.append(server.service.requests[-1].client)
+    assert seen[0] == "127.0.0.1"
+    assert len(set(seen)) == 4
+    assert not any("one" in client or "secret" in client for client in seen)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("ab", [RawPrompt("ab")]),
+        ("", [RawPrompt("")]),
+        (["a", "b"], [RawPrompt("a"), RawPrompt("b")]),
+        ([65, 66], [RawPrompt((65, 66))]),
+        ([[65], [66, 67]], [RawPrompt((65,)), RawPrompt((66, 67))]),
+    ],
+)
+def test_a_prompt_is_read_in_every_shape(server: Running, prompt: Any, expected: list[RawPrompt]) -> None:
+    before = len(server.service.requests)
+    assert server.complete(prompt=prompt).status == 200
+    assert [request.prompt for request in server.service.requests[before:]] == expected
+
+
+def test_a_completion_is_16_tokens_long_unless_it_says_otherwise(server: Running) -> None:
+    server.complete()
+    assert server.service.requests[-1].options.max_tokens == 16
+    server.complete(max_tokens=-1, best_of=2, n=2)
+    assert server.service.requests[-1].options.max_tokens is None
+
+
+def test_a_big_body_is_parsed_beside_the_loop_with_the_same_result(server: Running) -> None:
+    text = "word [{ " * 50_000
+    assert _messages(server, {"role": "user", "content": text}) == (Message("user", text),)
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models?limit=1000", "/v1/models?", "/v1/models/", "/models"])
+def test_models_are_listed_whatever_the_query(server: Running, path: str) -> None:
+    listed = server.send("GET", path).json()
+    assert listed["object"] == "list"
+    model = listed["data"][0]
+    assert isinstance(model.pop("created"), int)
+    assert model == {
+        "id": MODEL,
+        "object": "model",
+        "owned_by": "configi",
+        "state": "ready",
+        "context_length": 4096,
+    }
+
+
+@pytest.mark.parametrize("name", ["org/tiny-model", "org%2Ftiny-model", "gpt-4o"])
+def test_a_model_is_found_by_id_with_a_slash_and_by_alias(server: Running, name: str) -> None:
+    assert server.send("GET", f"/v1/models/{name}").json()["id"] == MODEL
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        ({"content": "ab"}, [97, 98]),
+        ({"content": "ab", "add_special": True}, [1, 97, 98]),
+        ({"prompt": "ab"}, [1, 97, 98]),
+        ({"prompt": "ab", "add_special_tokens": False}, [97, 98]),
+        ({"messages": [{"role": "user", "content": "ab"}], "model": MODEL}, [97, 98]),
+        ({"content": ""}, []),
+    ],
+)
+def test_tokenize_takes_the_names_of_llama_server_and_of_vllm(server: Running, body: Any, tokens: list[int]) -> None:
+    reply = server.send("POST", "/tokenize", body)
+    assert reply.json() == {"tokens": tokens, "count": len(tokens)}
+
+
+def test_detokenize_is_the_way_back(server: Running) -> None:
+    assert server.send("POST", "/detokenize", {"tokens": [97, 98]}).json() == {"content": "ab"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {}, "content"),
+        ("/tokenize", {"content": "a", "prompt": "b"}, "prompt"),
+        ("/tokenize", {"content": 5}, "content"),
+        ("/tokenize", {"messages": []}, "messages"),
+        ("/tokenize", {"content": "a", "with_pieces": True}, "with_pieces"),
+        ("/detokenize", {}, "tokens"),
+        ("/detokenize", {"tokens": [-1]}, "tokens.0"),
+        ("/detokenize", {"tokens": ["a"]}, "tokens.0"),
+        ("/detokenize", {"tokens": [1.0]}, "tokens.0"),
+    ],
+)
+def test_a_bad_tokenizer_request_is_a_400_that_names_the_field(
+    server: Running, path: str, body: Any, param: str
+) -> None:
+    reply = server.send("POST", path, json.dumps(body).encode())
+    assert (reply.status, reply.json()["error"]["param"]) == (400, param)

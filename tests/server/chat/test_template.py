@@ -1,0 +1,218 @@
+"""Chat templates: rendered as Hugging Face does, whatever order of messages clients send."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from server.chat.conversation import Conversation, Message, Role
+from server.chat.template import ChatTemplate
+from server.errors import InvalidRequest, ModelUnavailable
+from tests.support.tiny_model import CHAT_TEMPLATE
+
+# Roles must alternate, the system message is folded into the first user turn, contents are trimmed.
+GEMMA_LIKE = """\
+{{ bos_token }}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- set first = messages[0]['content'] + '\\n\\n' -%}
+    {%- set rest = messages[1:] -%}
+{%- else -%}
+    {%- set first = '' -%}
+    {%- set rest = messages -%}
+{%- endif -%}
+{%- for message in rest -%}
+    {%- if message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}
+        {{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
+    {%- endif -%}
+    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
+    {{ '<start_of_turn>' + role + '\\n' + (first if loop.first else '') }}
+    {{- message['content'] | trim }}{{ '<end_of_turn>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}
+"""
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + (
+    "{% for m in messages %}[{{ m.role }}:{{ m.content }}]{% endfor %}"
+)
+DROPS_LATER_SYSTEM = """\
+{% for m in messages[:1] + (messages[1:] | rejectattr('role', 'equalto', 'system') | list) %}
+{{- '[' + m.role + ':' + m.content + ']' }}
+{%- endfor %}
+"""
+ROLES: dict[str, Role] = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
+
+
+def _conversation(*turns: str) -> Conversation:
+    """`"u hello"` is the user saying hello."""
+    return Conversation(tuple(Message(ROLES[turn[0]], turn[2:]) for turn in turns))
+
+
+def _render(source: str, *turns: str) -> str:
+    return ChatTemplate(source, {"bos_token": "<bos>"}).render(_conversation(*turns)).text
+
+
+def test_chatml_renders_up_to_where_the_model_writes() -> None:
+    assert _render(CHAT_TEMPLATE, "s Be nice.", "u Hi") == (
+        "<|im_start|>system\nBe nice.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_leading_system_messages_become_one() -> None:
+    assert _render(CHAT_TEMPLATE, "s one", "s ", "s two", "u Hi").startswith(
+        "<|im_start|>system\none\n\ntwo<|im_end|>\n<|im_start|>user"
+    )
+
+
+def test_orders_that_the_template_accepts_are_rendered_as_sent() -> None:
+    text = _render(CHAT_TEMPLATE, "u one", "u two", "s later", "u three")
+    assert re.findall(r"<\|im_start\|>(\w+)\n([^<]*)", text) == [
+        ("user", "one"),
+        ("user", "two"),
+        ("system", "later"),
+        ("user", "three"),
+        ("assistant", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("turns", "expected"),
+    [
+        (("s a", "s b", "u c"), "user\na\n\nb\n\nc"),
+        (("u a", "u b"), "user\na\n\nb"),
+        (("u a", "s b", "u c"), "user\na\n\nb\n\nc"),
+        (("u a", "s b"), "user\na\n\nb"),
+        (
+            ("s a", "u b", "a c", "s d", "u e"),
+            "user\na\n\nb<end_of_turn>\n<start_of_turn>model\nc<end_of_turn>\n<start_of_turn>user\nd\n\ne",
+        ),
+    ],
+)
+def test_orders_that_the_template_refuses_are_made_to_alternate(turns: tuple[str, ...], expected: str) -> None:
+    assert _render(GEMMA_LIKE, *turns) == f"<bos><start_of_turn>{expected}<end_of_turn>\n<start_of_turn>model\n"
+
+
+def test_a_template_without_system_messages_gets_them_in_the_user_turn() -> None:
+    assert _render(NO_SYSTEM, "s a", "u b") == "[user:a\n\nb]"
+
+
+def test_a_system_message_that_the_template_would_drop_goes_into_the_user_turn() -> None:
+    assert _render(DROPS_LATER_SYSTEM, "u a", "a b", "s c", "u d") == "[user:a][assistant:b][user:c\n\nd]"
+
+
+def test_what_no_order_mends_is_refused_with_the_templates_own_sentence() -> None:
+    with pytest.raises(InvalidRequest) as error:
+        _render(GEMMA_LIKE, "a I speak first", "u Hi")
+    assert error.value.message == "Conversation roles must alternate user/assistant/user/assistant/..."
+    assert error.value.param == "messages"
+
+
+@pytest.mark.parametrize("content", ["Sure, ", "", "im_end", "\n", "assistant", "  indented"])
+def test_a_last_assistant_message_is_continued(content: str) -> None:
+    assert _render(CHAT_TEMPLATE, "u Hi", f"a {content}") == (
+        f"<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n{content}"
+    )
+
+
+def test_continuing_keeps_the_trailing_space_that_the_template_would_trim() -> None:
+    assert _render(GEMMA_LIKE, "u Hi", "a Sure, ") == (
+        "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nSure, "
+    )
+
+
+def test_noncharacters_of_a_user_do_not_disturb_a_continuation() -> None:
+    assert _render(CHAT_TEMPLATE, "u a\ufdefb", "a c\ufdefd").endswith(
+        "user\na\ufdefb<|im_end|>\n<|im_start|>assistant\nc\ufdefd"
+    )
+
+
+def test_thinking_is_off_unless_the_conversation_turns_it_on() -> None:
+    template = ChatTemplate("{{ 'think' if enable_thinking else 'answer' }}{{ tools is none }}", {})
+    assert template.render(_conversation("u x")).text == "answerTrue"
+    asked = Conversation((Message("user", "x"),), {"enable_thinking": True})
+    assert template.render(asked).text == "thinkTrue"
+
+
+def test_the_environment_is_hugging_faces() -> None:
+    source = """\
+{% for m in messages %}
+    {% if loop.index > 1 %}{% break %}{% endif %}
+    {% generation %}
+{{ {'b': '<é>', 'a': 1} | tojson }}
+    {% endgeneration %}
+{{ [1] | tojson(indent=2, separators=(',', ':'), sort_keys=true) }}
+{{ strftime_now('%Y') }}
+{% endfor %}
+"""
+    text = ChatTemplate(source, {}).render(_conversation("u x", "a y", "u z")).text
+    assert text == f'{{"b": "<é>", "a": 1}}\n[\n  1\n]\n{datetime.now().astimezone():%Y}\n'
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("{{ messages[0].nothing.at_all }}", "has no attribute 'nothing'"),
+        ("{{ messages.append(1) }}", "unsafe"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{% for i in range(99999999) %}x{% endfor %}", "OverflowError"),
+        ("{% for i in range(9999) %}{{ 'x' * 9999 }}{% endfor %}", "too long"),
+    ],
+)
+def test_whatever_a_template_does_wrong_is_one_sentence(source: str, reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason) as error:
+        _render(source, "u Hi")
+    assert "\n" not in error.value.message and "/" not in error.value.message
+
+
+def test_the_ends_of_messages_are_where_the_template_ends_them() -> None:
+    rendered = ChatTemplate(CHAT_TEMPLATE, {}).render(_conversation("s a", "u b", "a c", "u d"))
+    assert [rendered.text[: end.offset].rsplit("<|im_start|>", 1)[1] for end in rendered.ends] == [
+        "system\na<|im_end|>\n",
+        "user\nb<|im_end|>\n",
+        "assistant\nc<|im_end|>\n",
+        "user\nd<|im_end|>\n",
+    ]
+
+
+def test_a_long_conversation_marks_its_system_message_and_its_latest_messages() -> None:
+    turns = [f"{role} {index}" for index in range(100) for role in "ua"]
+    rendered = ChatTemplate(CHAT_TEMPLATE, {}).render(_conversation("s x", *turns, "u last"))
+    assert rendered.ends[0].offset == len("<|im_start|>system\nx<|im_end|>\n")
+    assert len(rendered.ends) == 9
+    assert rendered.text[rendered.ends[-1].offset :] == "<|im_start|>assistant\n"
+
+
+def test_ends_are_absent_where_the_template_renders_a_prefix_differently() -> None:
+    source = "{% for m in messages %}[{{ 'last ' if loop.last }}{{ m.content }}]{% endfor %}!"
+    assert ChatTemplate(source, {}).render(_conversation("u a", "a b", "u c")).ends == ()
+
+
+def test_a_folded_system_message_marks_no_end_of_its_own() -> None:
+    rendered = ChatTemplate(GEMMA_LIKE, {"bos_token": "<bos>"}).render(_conversation("s a", "u b"))
+    assert [rendered.text[: end.offset] for end in rendered.ends] == ["<bos><start_of_turn>user\na\n\nb<end_of_turn>\n"]
+
+
+def test_a_model_without_a_template_points_to_completions(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="/v1/completions"):
+        ChatTemplate.load(tmp_path).render(_conversation("u Hi"))
+
+
+def test_the_jinja_file_wins_over_the_tokenizers_config(tmp_path: Path) -> None:
+    def load(value: object) -> str:
+        config = {"chat_template": value, "bos_token": {"content": "<s>"}, "eos_token": None}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        return ChatTemplate.load(tmp_path).render(_conversation("u Hi")).text
+
+    assert load("text {{ bos_token }}") == "text <s>"
+    assert load([{"name": "rag", "template": "no"}, {"name": "default", "template": "listed"}]) == "listed"
+    (tmp_path / "chat_template.jinja").write_text("file")
+    assert load("text") == "file"
+
+
+def test_a_template_that_does_not_compile_makes_the_model_unavailable() -> None:
+    with pytest.raises(ModelUnavailable, match="chat template is broken at line 2"):
+        ChatTemplate("\n{% if %}", {})

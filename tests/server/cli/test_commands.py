@@ -1,0 +1,169 @@
+"""The `configi` command as a user meets it: a process, what it prints, its exit code."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server import __version__
+from tests.support.running import ROOT, Running, config, running, serving_script
+from tests.support.tiny_model import write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("cli") / "model")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Running]:
+    with serving_script(tmp_path_factory.mktemp("cli-server"), model) as up:
+        yield up
+
+
+def configi(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "server.cli", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        check=False,
+        env=os.environ | environment,
+    )
+
+
+def refusal(*words: str, **environment: str) -> str:
+    """The one sentence on stderr of a command that fails."""
+    done = configi(*words, **environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("configi: ")
+    return line
+
+
+def test_status_shows_the_state_of_each_model(server: Running) -> None:
+    # A proxy of the environment is for the world outside.
+    shown = configi("status", "--port", str(server.port), http_proxy="http://127.0.0.1:9")
+    assert shown.returncode == 0, shown.stderr
+    assert server.url in shown.stdout
+    assert "tiny" in shown.stdout
+    assert "absent" in shown.stdout
+    told = json.loads(configi("status", "--port", str(server.port), "--json").stdout)
+    assert told["ready"]["state"] == told["models"][0]["state"] == "absent"
+
+
+def test_status_without_a_server_says_how_to_start_one() -> None:
+    assert "No configi server answers at http://127.0.0.1:1" in refusal("status", "--port", "1")
+
+
+OTHERS = [
+    (404, b'{"error": "not found"}'),
+    (404, b'{"error": {"message": "File Not Found"}}'),
+    (200, b"[]"),
+    (200, b"<html>"),
+]
+
+
+@pytest.mark.parametrize(("status", "body"), OTHERS, ids=range(len(OTHERS)))
+def test_status_of_another_program_on_the_port_is_no_configi_server(status: int, body: bytes) -> None:
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Other) as other:
+        thread = threading.Thread(target=other.serve_forever)
+        thread.start()
+        try:
+            assert "No configi server answers" in refusal("status", "--port", str(other.server_port))
+        finally:
+            other.shutdown()
+            thread.join()
+
+
+def test_status_with_a_wrong_key_says_so(tmp_path: Path, model: Path) -> None:
+    with serving_script(tmp_path, model, server={"api_key": "right"}) as locked:
+        port = str(locked.port)
+        assert "API key is missing or wrong" in refusal("status", "--port", port, CONFIGI_SERVER__API_KEY="wrong")
+        assert configi("status", "--port", port, CONFIGI_SERVER__API_KEY="right").returncode == 0
+
+
+def test_models_are_listed_with_what_is_on_disk_without_a_server(tmp_path: Path, model: Path) -> None:
+    path = config(tmp_path, model)
+    path.write_text(path.read_text() + '[[models]]\nid = "other"\nacquire = "fetch"\nfetch = "embedded:nope"\n')
+    storage = {"CONFIGI_STORAGE__CACHE_DIR": str(tmp_path / "empty")}
+    rows = json.loads(configi("models", "--config", str(path), "--json", **storage).stdout)
+    assert [(row["id"], row["default"], row["on_disk"]) for row in rows] == [
+        ("tiny", True, True),
+        ("other", False, False),
+    ]
+    shown = configi("models", "--config", str(path), **storage).stdout
+    assert "tiny (default)" in shown
+    assert "gpt-*" in shown
+
+
+def test_a_folder_is_served_even_when_its_name_matches_an_alias(tmp_path: Path, model: Path) -> None:
+    write_tiny_model(tmp_path / "gpt-folder")
+    command = ["-P", "-m", "server.cli", "serve", "--config", str(config(tmp_path, model)), "--model", "gpt-folder"]
+    with running(command, tmp_path, cwd=tmp_path) as served:
+        assert served.get("/ready")[1]["model"] == "gpt-folder"
+        assert [entry["id"] for entry in served.get("/v1/models")[1]["data"]] == ["gpt-folder", "tiny"]
+
+
+@pytest.mark.parametrize("name", ["tiny", "gpt-4o"])
+def test_the_model_flag_takes_an_id_or_an_alias(tmp_path: Path, model: Path, name: str) -> None:
+    path = config(tmp_path, model)
+    path.write_text(path.read_text() + f'[[models]]\nid = "other"\nacquire = "local"\npath = "{model}"\n')
+    command = ["-m", "server.cli", "serve", "--config", str(path), "--model", name]
+    with running(command, tmp_path) as served:
+        assert served.get("/ready")[1]["model"] == "tiny"
+
+
+def test_a_model_that_is_neither_configured_nor_a_folder_is_refused(tmp_path: Path) -> None:
+    assert "neither a configured model nor a folder" in refusal("serve", "--model", "/nope")
+    assert "no config.json" in refusal("serve", "--model", str(tmp_path))
+
+
+@pytest.mark.parametrize("key", [None, "", " ", " x", "a\nb"])
+def test_off_loopback_the_server_does_not_start_without_a_key_that_can_be_sent(key: str | None) -> None:
+    environment = {} if key is None else {"CONFIGI_SERVER__API_KEY": key}
+    assert "key" in refusal("serve", "--host", "0.0.0.0", "--port", "0", **environment)
+
+
+def test_an_address_that_is_not_of_this_machine_is_refused() -> None:
+    assert "no such address" in refusal("serve", "--host", "203.0.113.1", "--port", "0", CONFIGI_SERVER__API_KEY="k")
+
+
+def test_wrong_usage_is_exit_code_2() -> None:
+    assert configi("serve", "--prot", "1").returncode == 2
+    assert configi("--version").stdout == f"configi {__version__}\n"
+
+
+def test_a_demo_that_cannot_start_says_why_and_fails(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = configi("demo", "--port", "0", CONFIGI_STORAGE__CACHE_DIR=str(tmp_path / "file"))
+    assert done.returncode == 1
+    assert "The demo failed: storage.cache_dir is not a folder." in done.stdout
+    # The log, not the answer of a request, names the folder.
+    assert str(tmp_path) in done.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_answers_whatever_the_settings_and_the_environment_say(tmp_path: Path) -> None:
+    environment = {"CONFIGI_SERVER__API_KEY": "k", "http_proxy": "http://127.0.0.1:9", "XDG_CACHE_HOME": str(tmp_path)}
+    done = configi("demo", "--port", "0", "--exit-after-reply", **environment)
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+    assert "tokens/s" in done.stdout

@@ -1,0 +1,165 @@
+"""Memory is counted before a sequence starts: the arithmetic with integers, the real engine under a small limit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from mlx_lm.utils import load_model
+
+from server.engine import device, kv
+from server.engine.admission import HORIZON, Admission
+from server.engine.kv import Footprint
+from server.engine_client.client import EngineClient
+from server.engine_client.protocol import Finished, Generate, Sampling, Tokens
+from server.engine_client.supervisor import Supervisor
+from server.errors import ContextLengthExceeded, InsufficientMemory
+from server.settings.types import CacheSettings, EngineSettings, LifecycleSettings, Settings
+from tests.support.sliding_model import WINDOW, write_sliding_model
+from tests.support.tiny_model import write_tiny_model
+
+GEMMA_4_26B = Footprint(growing=20 * 1024, windows=((200 * 1024, 1024),), constant=0, activation=100_000)
+
+
+def request(prompt: int, max_tokens: int = 8) -> Generate:
+    return Generate(
+        id=1, prompt=[70] * prompt, max_tokens=max_tokens, stop_tokens=[], sampling=Sampling(seed=0, temperature=0)
+    )
+
+
+def test_a_sliding_window_stops_growing_at_its_size() -> None:
+    mib = 2**20
+    assert GEMMA_4_26B.sequence(1024) == (20 + 200) * mib
+    assert GEMMA_4_26B.sequence(10 * 1024) == (200 + 200) * mib
+
+
+def test_the_footprint_is_that_of_real_caches(tmp_path: Path) -> None:
+    model, _ = load_model(write_sliding_model(tmp_path / "model"))
+    footprint = kv.measure(model)
+    # Two sliding layers of 2 heads of 16, one full layer of 1 head of 32: keys and values, float32.
+    assert footprint.growing == 1 * 32 * 2 * 4
+    assert footprint.windows == ((2 * 16 * 2 * 4, WINDOW),) * 2
+    assert footprint.activation > 0
+
+
+def test_what_is_asked_for_counts_up_to_the_horizon_only() -> None:
+    admission = Admission(limit=10**9, weights=0, footprint=Footprint(1000, (), 0, 0))
+    assert admission.reserved([(request(100, max_tokens=10**6), 100)]) == 1000 * (100 + HORIZON)
+    assert admission.reserved([(request(100, max_tokens=20), 100)]) == 1000 * 120
+    assert admission.reserved([(request(100, max_tokens=10**6), 5000)]) == 1000 * (5000 + HORIZON)
+
+
+def test_a_short_sequence_beside_a_long_one_counts_as_long_for_batches_are_padded() -> None:
+    admission = Admission(limit=10**9, weights=7, footprint=Footprint(1000, (), 0, 0))
+    assert admission.reserved([(request(100), 100), (request(5000), 5000)]) == 7 + 2 * 1000 * 5008
+
+
+def test_one_that_does_not_fit_beside_others_fits_alone() -> None:
+    admission = Admission(limit=10**6, weights=0, footprint=Footprint(1000, (), 0, 0))
+    assert admission.fits(request(600), [])
+    assert not admission.fits(request(600), [(request(400), 400)])
+    assert admission.fault(request(600)) is None
+    assert admission.fault(request(2000)) == (
+        "The prompt of 2000 tokens needs 2.0 MB of memory beside the model; 0.9 MB are there."
+    )
+
+
+class FakeMetal:
+    """What MLX says and is told on a Mac."""
+
+    def __init__(self, recommended: int) -> None:
+        self.told: dict[str, int] = {}
+        self._recommended = recommended
+
+    def device_info(self) -> dict[str, Any]:
+        return {"max_recommended_working_set_size": self._recommended}
+
+    def set_wired_limit(self, limit: int) -> None:
+        self.told["wired"] = limit
+
+    def set_cache_limit(self, limit: int) -> None:
+        self.told["cache"] = limit
+
+
+def test_on_metal_the_recommended_working_set_is_the_limit_and_is_wired() -> None:
+    metal = FakeMetal(recommended=11 * 2**30)
+    assert device.memory_limit(0, backend=metal) == 11 * 2**30
+    assert device.memory_limit(8 * 2**30, backend=metal) == 8 * 2**30
+    assert device.memory_limit(64 * 2**30, backend=metal) == 11 * 2**30
+    device.prepare(8 * 2**30, backend=metal)
+    assert metal.told["wired"] == 8 * 2**30
+    assert metal.told["cache"] < 2**30
+
+
+def test_elsewhere_nothing_is_wired() -> None:
+    told: list[int] = []
+    device.prepare(2**30, backend=SimpleNamespace(device_info=dict, set_cache_limit=told.append))
+    assert len(told) == 1
+    assert device.memory_limit(0, backend=SimpleNamespace(device_info=dict)) > 2**20
+
+
+@contextlib.asynccontextmanager
+async def engine_with(folder: Path, room: int) -> AsyncIterator[EngineClient]:
+    """`room` bytes beside the weights."""
+    weights = (folder / "model.safetensors").stat().st_size
+    settings = Settings(
+        engine=EngineSettings(),
+        lifecycle=LifecycleSettings(memory_limit_bytes=weights + room),
+        cache=CacheSettings.model_validate({"disk_limit": 0}),
+    )
+    supervisor = Supervisor(settings)
+    try:
+        yield await supervisor.start(folder)
+    finally:
+        await supervisor.stop()
+
+
+async def finished(engine: EngineClient, *requests: Generate) -> int:
+    return sum([isinstance(event, Finished) async for _, event in engine.generate(requests)])
+
+
+# Of the tiny model: two layers of 2 heads of 16, keys and values, float32.
+PER_TOKEN = 2 * 2 * 16 * 2 * 4
+
+
+def test_a_prompt_that_can_never_fit_is_refused_with_the_numbers(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with engine_with(write_tiny_model(tmp_path / "model"), room=1000 * PER_TOKEN) as engine:
+            with pytest.raises(ContextLengthExceeded, match=r"prompt of 1500 tokens needs .* MB of memory"):
+                await finished(engine, request(1500))
+            assert await finished(engine, request(50)) == 1
+
+    asyncio.run(run())
+
+
+def test_what_cannot_fit_now_waits_its_turn_and_is_answered(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with engine_with(write_tiny_model(tmp_path / "model"), room=2500 * PER_TOKEN) as engine:
+            running = 0
+            answered = 0
+            async for _, event in engine.generate([request(600) for _ in range(6)]):
+                running = max(running, engine.stats.running if engine.stats else 0)
+                answered += isinstance(event, Finished)
+            assert answered == 6
+            assert running < 6
+
+    asyncio.run(run())
+
+
+def test_a_sequence_that_outgrows_the_memory_is_one_error_and_the_next_is_answered(tmp_path: Path) -> None:
+    async def run() -> None:
+        folder = write_tiny_model(tmp_path / "model", context=100_000)
+        async with engine_with(folder, room=1500 * PER_TOKEN) as engine:
+            made = 0
+            with pytest.raises(InsufficientMemory, match="ran out of memory"):
+                async for _, event in engine.generate([request(50, max_tokens=50_000)]):
+                    made += isinstance(event, Tokens)
+            assert made > HORIZON
+            assert await finished(engine, request(50)) == 1
+
+    asyncio.run(run())

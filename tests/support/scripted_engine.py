@@ -1,0 +1,147 @@
+"""An engine process without a model: speaks `server/engine_client/protocol.py`, follows a script from its command line.
+
+python tests/support/scripted_engine.py [options] ADDRESS
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+import zmq
+
+from server.engine_client.protocol import (
+    Cancel,
+    Event,
+    Failed,
+    Finished,
+    Generate,
+    Load,
+    Loaded,
+    Prefilled,
+    Stats,
+    Tokens,
+    decode_command,
+    encode,
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("address")
+    parser.add_argument("--interval", type=float, default=0.0, help="seconds per step")
+    parser.add_argument("--load-seconds", type=float, default=0.0)
+    parser.add_argument("--load-error", default="", help="refuse to load with this sentence")
+    parser.add_argument("--exit-at-start", action="store_true", help="as an engine that cannot import MLX does")
+    parser.add_argument("--crash-at-load", action="store_true")
+    parser.add_argument("--crash-when-loaded", action="store_true")
+    parser.add_argument("--crash-for", default="", help="crash at the load of a folder of this name")
+    parser.add_argument("--crash-at-step", type=int, default=-1, help="SIGKILL itself at this step")
+    parser.add_argument("--hang-at-step", type=int, default=-1)
+    parser.add_argument("--noise", type=int, default=0, help="characters on stderr, in one line, before it loads")
+    parser.add_argument("--fail-at-token", type=int, default=-1, help="each request fails at this token")
+    parser.add_argument("--slots", type=int, default=0, help="0 = as Load says")
+    script = parser.parse_args()
+    if script.exit_at_start:
+        raise SystemExit(3)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    socket: zmq.Socket[bytes] = zmq.Context().socket(zmq.PAIR)
+    socket.connect(script.address)
+    load = decode_command(socket.recv())
+    if not isinstance(load, Load):
+        raise SystemExit("no Load")
+    if script.noise:
+        print("x" * script.noise, file=sys.stderr)
+    time.sleep(script.load_seconds)
+    if script.crash_at_load or Path(load.model_dir).name == script.crash_for:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if script.load_error:
+        socket.send(encode([Failed(None, "load", script.load_error)]))
+        socket.recv()
+        return
+    socket.send(encode([Loaded(vocab_size=448, weight_bytes=1, seconds=script.load_seconds)]))
+    if script.crash_when_loaded:
+        # Long enough for the message to leave.
+        time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGKILL)
+    Script(script, script.slots or load.max_concurrent).run(socket)
+
+
+class Script:
+    """One token per running request and step: printable ones, in the order of their ids."""
+
+    def __init__(self, script: argparse.Namespace, slots: int) -> None:
+        self.script = script
+        self.slots = slots
+        self.waiting: deque[Generate] = deque()
+        self.running: dict[int, tuple[Generate, int]] = {}
+        self.steps = 0
+
+    def run(self, socket: zmq.Socket[bytes]) -> None:
+        while True:
+            patience = 0 if self.running or self.waiting else None
+            while socket.poll(patience):
+                patience = 0
+                command = decode_command(socket.recv())
+                if isinstance(command, Generate):
+                    self.waiting.append(command)
+                elif isinstance(command, Cancel):
+                    self.running.pop(command.id, None)
+                    self.waiting = deque(r for r in self.waiting if r.id != command.id)
+                else:
+                    return
+            if events := self.step():
+                socket.send(encode([*events, self.stats()]))
+            time.sleep(self.script.interval)
+
+    def step(self) -> list[Event]:
+        if not self.running and not self.waiting:
+            return [self.stats()]
+        if self.steps == self.script.crash_at_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.steps == self.script.hang_at_step:
+            time.sleep(3600)
+        self.steps += 1
+        events: list[Event] = []
+        while self.waiting and len(self.running) < self.slots:
+            request = self.waiting.popleft()
+            self.running[request.id] = (request, 0)
+            events.append(Prefilled(request.id, len(request.prompt), len(request.prompt)))
+        for id, (request, made) in list(self.running.items()):
+            if made == self.script.fail_at_token:
+                events.append(Failed(id, "internal", "The scripted engine fails here."))
+                del self.running[id]
+                continue
+            events.append(Tokens(id, [40 + made % 40]))
+            self.running[id] = (request, made + 1)
+            if made + 1 == request.max_tokens:
+                events.append(Finished(id, "length"))
+                del self.running[id]
+        return events
+
+    def stats(self) -> Stats:
+        return Stats(
+            steps=self.steps,
+            running=len(self.running),
+            waiting=len(self.waiting),
+            kv_bytes=0,
+            active_bytes=0,
+            peak_bytes=0,
+        )
+
+
+def _die_with_parent() -> None:
+    while os.read(0, 1024):
+        pass
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path.cwd()))
+    main()

@@ -1,0 +1,27 @@
+"""`configi serve` with a scripted engine: python -m tests.support.serve_scripted CONFIG [options of the engine]."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from server import logs
+from server.app import create_app
+from server.engine_client.supervisor import Supervisor
+from server.http import listen
+from server.settings.loading import load_settings
+
+
+def main() -> None:
+    config, *script = sys.argv[1:]
+    settings = load_settings(Path(config), {})
+    logs.configure(settings.log)
+    socket = listen.bind(settings.server)
+    print(f"on http://127.0.0.1:{socket.getsockname()[1]}", flush=True)
+    supervisor = Supervisor(settings, (sys.executable, "-m", "tests.support.scripted_engine", *script))
+    configi = create_app(settings, supervisor=supervisor)
+    listen.run(configi.asgi, socket, settings.server, configi.generation.drain, configi.generation.end)
+
+
+if __name__ == "__main__":
+    main()
