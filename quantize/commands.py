@@ -124,11 +124,11 @@ def _build(source: str, output: Path, policy: str, memory_limit: str, hub: HubOp
     from quantize.build.output import Output
     from quantize.plan.memory import parse_bytes
     from quantize.plan.plan import make_plan
-    from quantize.progress import Waiting
+    from quantize.progress import WaitingNote
     from quantize.source.sources import open_checkpoint
 
     limit = parse_bytes(memory_limit)
-    waiting = Waiting(progress)
+    waiting = WaitingNote(progress)
     checkpoint = open_checkpoint(source, replace(hub, scratch=Output(output).work / "source", waiting=waiting.shard))
     return carry_out(checkpoint, make_plan(checkpoint, policy), output, memory_limit=limit, progress=waiting)
 

@@ -19,7 +19,7 @@ from rich.progress import (
     Progress as Bar,
 )
 
-from quantize.worker import Pace
+from quantize.worker import Rate
 
 _LINES_INTERVAL_S = 10
 
@@ -66,7 +66,7 @@ class _Lines:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._lock = threading.Lock()
-        self._pace = Pace(_LINES_INTERVAL_S)
+        self._pace = Rate(_LINES_INTERVAL_S)
 
     def __call__(self, phase: str, done: int, total: int | None, text: str) -> None:
         with self._lock:
@@ -75,7 +75,7 @@ class _Lines:
                 self._console.print(f"{phase}: {text}{share}", highlight=False)
 
 
-class Waiting:
+class WaitingNote:
     """Progress, and a way to say meanwhile that a shard of the source is still coming."""
 
     def __init__(self, progress: Progress) -> None:

@@ -16,7 +16,7 @@ from typing import BinaryIO, TextIO
 _INTERVAL_S = 0.2
 
 
-class Pace:
+class Rate:
     """Lets something be said at the start of each phase, and then once in `interval_s`."""
 
     def __init__(self, interval_s: float) -> None:
@@ -38,7 +38,7 @@ class JsonLines:
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._lock = threading.Lock()
-        self._pace = Pace(_INTERVAL_S)
+        self._pace = Rate(_INTERVAL_S)
         self._held: dict[str, object] | None = None
 
     def __call__(self, phase: str, done: int, total: int | None, text: str) -> None:

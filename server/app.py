@@ -15,7 +15,7 @@ from server.api import operations
 from server.api.errors import install_error_handlers
 from server.api.openai import chat_completions, completions
 from server.api.openai import models as model_routes
-from server.chat.text_side import TextSide
+from server.chat.processor import Processor
 from server.engine_client.supervisor import Supervisor
 from server.generation.step import Generation
 from server.http.guard import Guard
@@ -55,7 +55,7 @@ def create_app(
         Verifier(settings.storage),
         Memory(settings.lifecycle),
         supervisor or Supervisor(settings),
-        TextSide.load,
+        Processor.load,
     )
     generation = Generation(settings, catalog, lifecycle, Metrics())
 

@@ -17,7 +17,7 @@ def configure(settings: LogSettings) -> None:
     """Set up logging for this process; called once, by the command."""
     as_json = settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if as_json else Text())
+    handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
     logging.root.handlers = [handler]
     logging.root.setLevel(logging.WARNING)
     logging.getLogger("configi").setLevel(settings.level.upper())
@@ -25,7 +25,7 @@ def configure(settings: LogSettings) -> None:
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
 
 
-class JsonLines(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
@@ -39,7 +39,7 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-class Text(logging.Formatter):
+class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         fields = "".join(f" {name}={value}" for name, value in _extra(record).items())

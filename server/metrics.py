@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from server.chat.events import Event, Text, Usage
+from server.chat.deltas import Event, TextDelta, Usage
 from server.errors import ConfigiError
 from server.models.lifecycle import Lifecycle
 from server.models.status import STATES, ModelStatus
@@ -77,7 +77,7 @@ class Measured:
         self.start = time.monotonic()
 
     def event(self, event: Event) -> None:
-        if self._waiting_for_text and isinstance(event, Text):
+        if self._waiting_for_text and isinstance(event, TextDelta):
             self._waiting_for_text = False
             self._metrics.first_text(self._model, time.monotonic() - self.start)
         elif isinstance(event, Usage):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from quantize.folder.quant_spec import Width
+from quantize.folder.quant_spec import QuantSpec
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
 
-def quantize_rows(rows: mx.array, width: Width) -> Mapping[str, mx.array]:
+def quantize_rows(rows: mx.array, width: QuantSpec) -> Mapping[str, mx.array]:
     """(rows, columns) of any float dtype -> weight, scales and biases, not yet evaluated."""
     # Here, so that what only asks for shapes starts without MLX.
     import mlx.core as mx

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from quantize.plan.plan import Piece
-from quantize.plan.target import Target
+from quantize.plan.output_tensor import OutputTensor
+from quantize.plan.plan import SourceSlice
 from quantize.source.checkpoint import SourceTensor
 
 
@@ -20,7 +20,7 @@ class Block:
     source: SourceTensor
     start: int
     stop: int
-    target: Target
+    target: OutputTensor
     at: int
 
     @property
@@ -29,7 +29,7 @@ class Block:
         return self.source.nbytes * (self.stop - self.start) // self.source.matrix[0]
 
 
-def cut(tensor: SourceTensor, pieces: Sequence[Piece], block_bytes: int) -> Iterator[Block]:
+def cut(tensor: SourceTensor, pieces: Sequence[SourceSlice], block_bytes: int) -> Iterator[Block]:
     """In the order of the source's bytes, each block of at most `block_bytes` (but of one row at least)."""
     rows = max(1, block_bytes * tensor.matrix[0] // max(1, tensor.nbytes))
     for start, stop, at, target in sorted(_runs(tensor, pieces), key=lambda run: run[0]):
@@ -37,7 +37,7 @@ def cut(tensor: SourceTensor, pieces: Sequence[Piece], block_bytes: int) -> Iter
             yield Block(tensor, first, min(first + rows, stop), target, at + first - start)
 
 
-def _runs(tensor: SourceTensor, pieces: Sequence[Piece]) -> Iterator[tuple[int, int, int, Target]]:
+def _runs(tensor: SourceTensor, pieces: Sequence[SourceSlice]) -> Iterator[tuple[int, int, int, OutputTensor]]:
     """Start and stop in the source, first row in the target: rows that lie together in both."""
     total = tensor.matrix[0]
     for piece in pieces:

@@ -25,7 +25,7 @@ tags:
 | Bits per weight | {bits:.4f}, scales and biases included |
 | Size | {gigabytes:.2f} GB ({gibibytes:.2f} GiB) |
 
-| Role | Layers | Width | Parameters | Bytes |
+| Role | Layers | QuantSpec | Parameters | Bytes |
 | --- | --- | --- | --- | --- |
 {rows}
 {made} Text only. The sha256 of every file stands in `configi.json`. It loads in mlx-lm:

@@ -13,10 +13,10 @@ from typing import Any
 
 from quantize.folder.config import COPY, TABLE
 from quantize.folder.manifest import FORMAT, File, Manifest, PolicyName, Source, Tensor
-from quantize.folder.quant_spec import Width
+from quantize.folder.quant_spec import QuantSpec
 from quantize.folder.safetensors_format import INDEX
+from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.plan import Plan
-from quantize.plan.target import Target
 
 # What only the dropped towers need; LM Studio takes a model with a vision_config for one that sees.
 _TOWERS = re.compile(r"(?:vision|audio|image|video|mm|boi|eoi|boa|eoa)_.*")
@@ -46,7 +46,7 @@ def _table(plan: Plan) -> dict[str, Any]:
     widths = {target.path: target.width for target in plan.targets if target.width is not None}
     if not widths:
         return {}
-    weights = Counter[Width]()
+    weights = Counter[QuantSpec]()
     for target in plan.targets:
         if target.width is not None:
             weights[target.width] += target.parameters
@@ -55,7 +55,7 @@ def _table(plan: Plan) -> dict[str, Any]:
     return _entry(weights.most_common(1)[0][0]) | dict(sorted(modules.items(), key=lambda item: _natural(item[0])))
 
 
-def _entry(width: Width) -> dict[str, Any]:
+def _entry(width: QuantSpec) -> dict[str, Any]:
     return {"group_size": width.group_size, "bits": width.bits, "mode": "affine"}
 
 
@@ -84,7 +84,7 @@ def tools() -> dict[str, str]:
     return {package: version(package) for package in ("configi-mlx", "mlx", "mlx-lm")}
 
 
-def _tensor(target: Target) -> Tensor:
+def _tensor(target: OutputTensor) -> Tensor:
     if target.width is None:
         return Tensor(target.role, dtype=target.dtype)
     return Tensor(target.role, target.width.bits, target.width.group_size)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from quantize.folder.quant_spec import BITS, GROUP_SIZES, Width
+from quantize.folder.quant_spec import BITS, GROUP_SIZES, QuantSpec
 
 TABLE, COPY = "quantization", "quantization_config"
 SETTINGS = ("group_size", "bits", "mode")
@@ -25,7 +25,7 @@ def is_affine(config: Mapping[str, Any]) -> bool:
     return all(entry.get("mode", "affine") == "affine" for entry in entries if isinstance(entry, dict))
 
 
-def read_widths(config: Mapping[str, Any]) -> tuple[dict[str, Width | None], Width | None, list[str]]:
+def read_widths(config: Mapping[str, Any]) -> tuple[dict[str, QuantSpec | None], QuantSpec | None, list[str]]:
     """Module -> width or None for `false`; the width of all others, None for an unquantized model; what is wrong.
 
     Only for affine quantization: see `is_affine`.
@@ -36,7 +36,7 @@ def read_widths(config: Mapping[str, Any]) -> tuple[dict[str, Width | None], Wid
     if not isinstance(table, dict):
         return {}, None, [f"config.json: {TABLE} is no table."]
     wrong = [] if config.get(COPY, table) == table else [f"config.json: {COPY} is no copy of {TABLE}."]
-    widths: dict[str, Width | None] = {}
+    widths: dict[str, QuantSpec | None] = {}
     for path, entry in table.items():
         if path in SETTINGS or path in _PASSED_OVER or entry is True:
             continue
@@ -49,11 +49,11 @@ def read_widths(config: Mapping[str, Any]) -> tuple[dict[str, Width | None], Wid
     return widths, default, wrong
 
 
-def _read_entry(entry: Any) -> Width | None:
+def _read_entry(entry: Any) -> QuantSpec | None:
     if not isinstance(entry, dict) or entry.get("mode", "affine") != "affine" or not entry.keys() <= set(SETTINGS):
         return None
     bits, group_size = entry.get("bits"), entry.get("group_size")
     # True is no number here, and 4.0 no whole one.
     if type(bits) is not int or type(group_size) is not int or bits not in BITS or group_size not in GROUP_SIZES:
         return None
-    return Width(bits, group_size)
+    return QuantSpec(bits, group_size)

@@ -13,7 +13,7 @@ GROUP_SIZES = (128, 64, 32)
 
 
 @dataclass(frozen=True, slots=True)
-class Width:
+class QuantSpec:
     """MLX's affine format: `bits` per weight, one 16-bit scale and bias per `group_size` weights of a row."""
 
     bits: int
@@ -23,15 +23,15 @@ class Width:
         return f"{self.bits}-bit gs{self.group_size}"
 
 
-def fitting_width(wanted: Width, columns: int) -> Width | None:
+def fitting_width(wanted: QuantSpec, columns: int) -> QuantSpec | None:
     """`wanted`, or with the largest smaller group size that divides the columns; None when none does."""
     for group_size in GROUP_SIZES:
         if group_size <= wanted.group_size and columns % group_size == 0:
-            return Width(wanted.bits, group_size)
+            return QuantSpec(wanted.bits, group_size)
     return None
 
 
-def stored_shapes(shape: tuple[int, ...], width: Width) -> dict[str, tuple[str | None, tuple[int, ...]]]:
+def stored_shapes(shape: tuple[int, ...], width: QuantSpec) -> dict[str, tuple[str | None, tuple[int, ...]]]:
     """suffix -> (dtype or None for the source's, shape)."""
     *leading, columns = shape
     packed = (*leading, columns * width.bits // 32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from quantize.folder.manifest import Tensor
-from quantize.folder.quant_spec import Width, stored_shapes
+from quantize.folder.quant_spec import QuantSpec, stored_shapes
 from quantize.folder.safetensors_format import Entry
 
 _SUFFIXES = (".weight", ".scales", ".biases")
@@ -13,8 +13,8 @@ _SUFFIXES = (".weight", ".scales", ".biases")
 
 def tensor_problems(
     entries: Mapping[str, Entry],
-    widths: Mapping[str, Width | None],
-    default: Width | None,
+    widths: Mapping[str, QuantSpec | None],
+    default: QuantSpec | None,
     tensors: Mapping[str, Tensor] | None,
 ) -> Iterator[str]:
     """`widths` and `default` as `config_json.read_widths` gives them; `default` None: the model is not quantized."""
@@ -39,7 +39,7 @@ def tensor_problems(
     yield from _experts(entries, widths, quantized, default) if tensors is None else _manifest(entries, tensors)
 
 
-def _module_problems(path: str, width: Width, entries: Mapping[str, Entry]) -> Iterator[str]:
+def _module_problems(path: str, width: QuantSpec, entries: Mapping[str, Entry]) -> Iterator[str]:
     weight, scales, biases = (entries.get(path + suffix) for suffix in _SUFFIXES)
     if weight is None or scales is None or biases is None:
         yield f"{path} lacks its weight or its biases."
@@ -56,7 +56,7 @@ def _module_problems(path: str, width: Width, entries: Mapping[str, Entry]) -> I
 
 
 def _experts(
-    entries: Mapping[str, Entry], widths: Mapping[str, Width | None], quantized: set[str], default: Width | None
+    entries: Mapping[str, Entry], widths: Mapping[str, QuantSpec | None], quantized: set[str], default: QuantSpec | None
 ) -> Iterator[str]:
     """Stacked matrices are experts, nine tenths of a model; converters that look for nn.Linear leave them out."""
     for name, entry in entries.items():
@@ -75,7 +75,7 @@ def _manifest(entries: Mapping[str, Entry], tensors: Mapping[str, Tensor]) -> It
         if missing := sorted(stored - entries.keys()):
             yield f"{missing[0]} is missing."
         elif tensor.bits is not None and tensor.group_size is not None:
-            yield from _module_problems(path, Width(tensor.bits, tensor.group_size), entries)
+            yield from _module_problems(path, QuantSpec(tensor.bits, tensor.group_size), entries)
         elif entries[name].dtype != tensor.dtype:
             yield f"{name} is {entries[name].dtype}; the manifest says {tensor.dtype}."
     yield from (f"{name} is in no manifest." for name in sorted(entries.keys() - expected))

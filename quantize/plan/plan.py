@@ -18,8 +18,8 @@ from quantize.errors import PolicyError, SourceError
 from quantize.folder.quant_spec import fitting_width
 from quantize.folder.safetensors_format import Header, lay_out
 from quantize.plan import structure
+from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.policy import KEEP, Policy, find_policy
-from quantize.plan.target import Target
 from quantize.source.checkpoint import Checkpoint, SourceTensor
 from quantize.source.families import Placement, family_of, place, text_config
 
@@ -29,10 +29,10 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class SourceSlice:
     """Part `part[0]` of `part[1]` equal ones (along axis -2) of a source tensor becomes rows of `target`."""
 
-    target: Target
+    target: OutputTensor
     part: tuple[int, int]
     first_row: int
 
@@ -58,8 +58,8 @@ class Plan:
     source_shards: Sequence[tuple[str, int]]
     config: Mapping[str, Any]
     policy: Policy
-    targets: Sequence[Target]
-    work: Sequence[tuple[SourceTensor, Sequence[Piece]]]
+    targets: Sequence[OutputTensor]
+    work: Sequence[tuple[SourceTensor, Sequence[SourceSlice]]]
     dropped: Sequence[str]
     kept_modules: Sequence[str]
     files: Sequence[OutputFile]
@@ -142,7 +142,7 @@ def _layers(config: Mapping[str, Any]) -> int:
     return layers
 
 
-def _target(name: str, group: Sequence[tuple[SourceTensor, Placement]], policy: Policy, layers: int) -> Target:
+def _target(name: str, group: Sequence[tuple[SourceTensor, Placement]], policy: Policy, layers: int) -> OutputTensor:
     first, placement = group[0]
     shape = _shape(name, group)
     dtype = first.dtype
@@ -152,7 +152,7 @@ def _target(name: str, group: Sequence[tuple[SourceTensor, Placement]], policy: 
         raise PolicyError(f"The experts in {name} have {shape[-1]} columns, which no group size divides.")
     if wanted and dtype not in ("BF16", "F16", "F32"):
         raise SourceError(f"{first.name} is {dtype}; only BF16, F16, F32 and block-scaled fp8 can be quantized.")
-    return Target(name, placement.role, placement.layer, shape, dtype, width, wanted if wanted != width else None)
+    return OutputTensor(name, placement.role, placement.layer, shape, dtype, width, wanted if wanted != width else None)
 
 
 def _shape(name: str, group: Sequence[tuple[SourceTensor, Placement]]) -> tuple[int, ...]:
@@ -176,14 +176,14 @@ def _shape(name: str, group: Sequence[tuple[SourceTensor, Placement]]) -> tuple[
     return (len(group), *tensor.shape)
 
 
-def _piece(tensor: SourceTensor, placement: Placement, target: Target) -> Piece:
+def _piece(tensor: SourceTensor, placement: Placement, target: OutputTensor) -> SourceSlice:
     rows = tensor.matrix[0]
-    return Piece(target, placement.part, (placement.expert or 0) * rows)
+    return SourceSlice(target, placement.part, (placement.expert or 0) * rows)
 
 
-def _files(targets: Iterable[Target], shard_bytes: int) -> list[OutputFile]:
+def _files(targets: Iterable[OutputTensor], shard_bytes: int) -> list[OutputFile]:
     """Filled in the order of the source, so that each is whole as early as can be."""
-    shards: list[list[Target]] = [[]]
+    shards: list[list[OutputTensor]] = [[]]
     filled = 0
     for target in targets:
         if shards[-1] and filled + target.nbytes > shard_bytes:

@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantize.errors import PolicyError
-from quantize.folder.quant_spec import BITS, Width
+from quantize.folder.quant_spec import BITS, QuantSpec
 from quantize.source.roles import QUANTIZABLE, Role
 
 # Kept in the source's dtype.
@@ -30,12 +30,12 @@ class Policy:
 
     name: str
     description: str
-    middle: Mapping[Role, Width | None]
-    boundary: Mapping[Role, Width | None]
+    middle: Mapping[Role, QuantSpec | None]
+    boundary: Mapping[Role, QuantSpec | None]
     first: int = 2
     last: int = 2
 
-    def width(self, role: Role, layer: int | None, layers: int) -> Width | None:
+    def width(self, role: Role, layer: int | None, layers: int) -> QuantSpec | None:
         """The width for a role in `layer` of `layers`, or None to keep the source's dtype. Raises PolicyError."""
         if role == "other":
             return KEEP
@@ -46,23 +46,23 @@ class Policy:
         return row[role]
 
 
-_EIGHT_BITS = Width(8)
+_EIGHT_BITS = QuantSpec(8)
 
 
 def _policy(
     name: str,
     description: str,
     *,
-    attention: Width | None,
-    mlp: tuple[Width | None, Width | None],
-    embedding: Width | None,
-    experts: tuple[Width, Width] | None = None,
-    per_layer_input: Width | None = _EIGHT_BITS,
-    boundary: Mapping[Role, Width] | Width | None = None,
+    attention: QuantSpec | None,
+    mlp: tuple[QuantSpec | None, QuantSpec | None],
+    embedding: QuantSpec | None,
+    experts: tuple[QuantSpec, QuantSpec] | None = None,
+    per_layer_input: QuantSpec | None = _EIGHT_BITS,
+    boundary: Mapping[Role, QuantSpec] | QuantSpec | None = None,
     layers: int = 2,
 ) -> Policy:
     """`mlp` and `experts` are (gate and up, down); one `boundary` width is for every matrix but the router."""
-    middle: dict[Role, Width | None] = {
+    middle: dict[Role, QuantSpec | None] = {
         "embedding": embedding,
         "lm_head": embedding,
         "attention": attention,
@@ -73,12 +73,12 @@ def _policy(
     }
     if experts is not None:
         middle |= {"expert_gate_up": experts[0], "expert_down": experts[1]}
-    if isinstance(boundary, Width):
+    if isinstance(boundary, QuantSpec):
         boundary = {role: boundary for role in middle if role not in ("embedding", "lm_head", "router")}
     return Policy(name, description, middle, boundary or {}, layers, layers)
 
 
-_W2, _W3, _W4, _W5, _W6, _W8 = (Width(bits) for bits in BITS)
+_W2, _W3, _W4, _W5, _W6, _W8 = (QuantSpec(bits) for bits in BITS)
 
 # The card gives no row for Gemma 4's dense mlp beside the experts; its published size holds only if it follows theirs.
 _CONFIG_I = _policy(
@@ -102,7 +102,7 @@ _ALONE = [
     _policy(
         "config-i-no2bit",
         "smaller than config-i, no weight at 2 bits: experts 3, attention 6 (boundary 8), dense mlp and embeddings 8",
-        experts=(Width(3, 128), _W3),
+        experts=(QuantSpec(3, 128), _W3),
         mlp=(_W8, _W8),
         attention=_W6,
         embedding=_W8,
@@ -111,7 +111,7 @@ _ALONE = [
     _policy(
         "config-i-16gb",
         "for 16 GB Macs: experts 2-bit (down 3, boundary 4), attention 5 (boundary 8), dense mlp 8, embeddings 6",
-        experts=(Width(2, 128), _W3),
+        experts=(QuantSpec(2, 128), _W3),
         mlp=(_W8, _W8),
         attention=_W5,
         embedding=_W6,
@@ -120,8 +120,8 @@ _ALONE = [
     _policy(
         "config-i-paper",
         "the paper's Config I for dense models: attention, gate and up 5.0 bits per weight, down 4.5, boundary 8",
-        mlp=(Width(4, 32), _W4),
-        attention=Width(4, 32),
+        mlp=(QuantSpec(4, 32), _W4),
+        attention=QuantSpec(4, 32),
         embedding=_W8,
         boundary=_W8,
     ),
@@ -129,7 +129,7 @@ _ALONE = [
         "hybrid",
         "the paper's variant for the Llama family: attention 5.0 bits per weight, mlp 4.5, boundary 8",
         mlp=(_W4, _W4),
-        attention=Width(4, 32),
+        attention=QuantSpec(4, 32),
         embedding=_W8,
         boundary=_W8,
     ),
@@ -137,7 +137,7 @@ _ALONE = [
         "premium",
         "the paper's larger variant: attention 5.0 bits per weight, gate and up 5.5, down 6.5, boundary 4+4 layers 8",
         mlp=(_W5, _W6),
-        attention=Width(4, 32),
+        attention=QuantSpec(4, 32),
         embedding=_W8,
         boundary=_W8,
         layers=4,
@@ -221,5 +221,5 @@ def read_policy(file: Path) -> Policy:
     )
 
 
-def _widths(read: Mapping[Role, _Width | Literal["keep"]]) -> dict[Role, Width | None]:
-    return {role: KEEP if w == "keep" else Width(w.bits, w.group_size) for role, w in read.items()}
+def _widths(read: Mapping[Role, _Width | Literal["keep"]]) -> dict[Role, QuantSpec | None]:
+    return {role: KEEP if w == "keep" else QuantSpec(w.bits, w.group_size) for role, w in read.items()}

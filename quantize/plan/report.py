@@ -14,8 +14,8 @@ from rich.table import Table
 
 from quantize.machine import metal_limit, model_memory
 from quantize.plan.memory import Share
+from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.plan import Plan
-from quantize.plan.target import Target
 
 _GIB = 2**30
 _SMALL_MAC = 16 * _GIB
@@ -34,7 +34,7 @@ class Row:
 
 def rows_of(plan: Plan) -> list[Row]:
     """The largest first."""
-    groups: dict[tuple[str, str], list[Target]] = {}
+    groups: dict[tuple[str, str], list[OutputTensor]] = {}
     for target in plan.targets:
         width = str(target.width) if target.width else f"{target.dtype} kept"
         groups.setdefault((target.role, width), []).append(target)
@@ -122,7 +122,7 @@ def print_report(console: Console, plan: Plan, memory: Share, scratch_bytes: int
         console.print(f"{name:16} {text}", highlight=False, soft_wrap=True)
 
 
-def _forced(plan: Plan) -> list[Target]:
+def _forced(plan: Plan) -> list[OutputTensor]:
     """Tensors whose columns forced another width than the policy's."""
     return [target for target in plan.targets if target.wanted is not None]
 

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from quantize.errors import SourceError
-from quantize.plan.target import Target
+from quantize.plan.output_tensor import OutputTensor
 
 
-def check(config: Mapping[str, Any], targets: Iterable[Target]) -> list[str]:
+def check(config: Mapping[str, Any], targets: Iterable[OutputTensor]) -> list[str]:
     """The modules that could be quantized and are not, by path. Raises SourceError naming the first tensor at fault."""
     import mlx.core as mx
     from mlx.utils import tree_flatten

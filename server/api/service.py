@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from server.chat.conversation import GenerationRequest, Prompt
-from server.chat.events import Event
+from server.chat.deltas import Event
 from server.models.status import ModelStatus
 from server.settings.types import Settings
 
@@ -19,7 +19,7 @@ class Service(Protocol):
     def settings(self) -> Settings: ...
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
-        """The events of one request. The first is Started, or Waiting while the model comes up.
+        """The events of one request. The first is Started, or ModelPending while the model comes up.
 
         Raises ConfigiError. Closing or cancelling it cancels everything behind it. It is advanced from more than one
         task (the first event before the response starts, the rest inside it), so no cancel scope may span a yield.

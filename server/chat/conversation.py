@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
-Role = Literal["system", "user", "assistant", "tool"]
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    role: Role
-    content: str
+from server.chat.parts import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +55,8 @@ class GenerationOptions:
 class GenerationRequest:
     """One request as `generation` takes it. `id` is the request id of the log and of the x-request-id header.
 
-    `client` groups requests for fairness (API key, else peer address). `patient` requests (streams) wait for a model
-    that loads and are told its state; others wait up to `lifecycle.load_wait_s` and then fail with ModelLoading.
+    `client` groups requests for fairness (API key, else peer address). A request that is to `wait_for_model` (a stream)
+    is told the model's state while it loads; others wait up to `lifecycle.load_wait_s` and then fail with ModelLoading.
     """
 
     id: str
@@ -71,4 +64,4 @@ class GenerationRequest:
     prompt: Prompt
     options: GenerationOptions
     client: str = ""
-    patient: bool = False
+    wait_for_model: bool = False

@@ -1,4 +1,4 @@
-"""Token ids of one choice to `Text` events: detokenizing, stop strings, logprobs. Pure; HTTP process, on its loop.
+"""Token ids of one choice to `TextDelta` events: detokenizing, stop strings, logprobs. Pure; HTTP process, on its loop.
 
 A token passes three stations: the token stream makes text of it, the stop finder holds back or cuts, and the logprobs
 wait until the text that they belong to is out. A parser of reasoning and tool calls fits between the first two.
@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from server.chat.events import Text, TokenText
+from server.chat.deltas import ScoredToken, TextDelta
 from server.chat.tokenizer import ChatTokenizer
 from server.engine_client.protocol import TokenLogprob
 
 
-def token_text(tokenizer: ChatTokenizer, entry: TokenLogprob) -> TokenText:
+def token_text(tokenizer: ChatTokenizer, entry: TokenLogprob) -> ScoredToken:
     text, raw = tokenizer.token(entry.token)
     top = tuple((token, *tokenizer.token(token), logprob) for token, logprob in entry.top)
-    return TokenText(entry.token, text, raw, entry.logprob, top)
+    return ScoredToken(entry.token, text, raw, entry.logprob, top)
 
 
 class ChoiceOutput:
@@ -33,9 +33,9 @@ class ChoiceOutput:
         self._made = 0
         self._sent = 0
         # Tokens with the offset of their first character, until that is sent.
-        self._waiting: deque[tuple[int, TokenText]] = deque()
+        self._waiting: deque[tuple[int, ScoredToken]] = deque()
 
-    def push(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> tuple[Text | None, bool]:
+    def push(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> tuple[TextDelta | None, bool]:
         """The event that `tokens` give, if any, and whether a stop string was met: then the choice has ended, and
         whatever is behind it is dropped."""
         parts = []
@@ -52,21 +52,21 @@ class ChoiceOutput:
                 break
         return self._event("".join(parts), last=False), self._stops.stopped
 
-    def finish(self) -> Text | None:
+    def finish(self) -> TextDelta | None:
         """The rest when generation has ended: held-back text, and U+FFFD for an incomplete character."""
         if self._stops.stopped:
             return None
         text = self._stops.push(self._stream.flush()) + self._stops.flush()
         return self._event(text, last=not self._stops.stopped)
 
-    def _event(self, text: str, *, last: bool) -> Text | None:
+    def _event(self, text: str, *, last: bool) -> TextDelta | None:
         if not self._want_logprobs:
-            return Text(self._choice, text) if text else None
+            return TextDelta(self._choice, text) if text else None
         self._sent += len(text)
         ready = []
         while self._waiting and (last or self._waiting[0][0] < self._sent):
             ready.append(self._waiting.popleft()[1])
-        return Text(self._choice, text, tuple(ready)) if text or ready else None
+        return TextDelta(self._choice, text, tuple(ready)) if text or ready else None
 
 
 class StopFinder:

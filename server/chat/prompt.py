@@ -88,7 +88,7 @@ def _conversation(
 
 def _unused_mark(conversation: Conversation) -> str:
     strings = [value for value in conversation.template_variables.values() if isinstance(value, str)]
-    used = set().union(*(message.content for message in conversation.messages), *strings)
+    used = set().union(*strings, *(text for message in conversation.messages for text in message.strings()))
     mark = next((mark for mark in _MARKS if mark not in used), None)
     if mark is None:
         raise InvalidRequest("The conversation holds every noncharacter of Unicode.", param="messages")
@@ -109,7 +109,7 @@ def _defused(conversation: Conversation, special_texts: Sequence[str], mark: str
     variables = conversation.template_variables
     return replace(
         conversation,
-        messages=tuple(replace(message, content=defuse(message.content)) for message in conversation.messages),
+        messages=tuple(message.mapped(defuse) for message in conversation.messages),
         template_variables={
             name: defuse(value) if isinstance(value, str) else value for name, value in variables.items()
         },

@@ -17,8 +17,9 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from server.chat.conversation import Conversation, Role
+from server.chat.conversation import Conversation
 from server.chat.model_files import read_object, special_texts
+from server.chat.parts import Message, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart
 from server.chat.turns import Messages, arrangements
 from server.errors import InvalidRequest, ModelUnavailable
 
@@ -91,7 +92,7 @@ class _Rendering:
     def _continuation(self, messages: Messages) -> str:
         """Up to the end of the last content. A mark finds it where searching would find the template's own words, and
         keeps the template from stripping its trailing space."""
-        marked = replace(messages[-1], content=messages[-1].content + _CUT)
+        marked = replace(messages[-1], parts=(*messages[-1].parts, TextPart(_CUT)))
         text, mark, _ = self.text((*messages[:-1], marked), add_generation_prompt=False).rpartition(_CUT)
         if not mark:
             raise InvalidRequest("This model's chat template cannot continue an assistant message.", param="messages")
@@ -99,7 +100,7 @@ class _Rendering:
 
     def text(self, messages: Messages, *, add_generation_prompt: bool) -> str:
         names = self._variables | {
-            "messages": [{"role": message.role, "content": message.content} for message in messages],
+            "messages": [_variables(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
         }
         pieces = []
@@ -118,6 +119,33 @@ class _Rendering:
                 f"The model's chat template cannot render this conversation: {reason}", param="messages"
             ) from error
         return "".join(pieces)
+
+
+def _variables(message: Message) -> dict[str, Any]:
+    """A message as templates document it: Hugging Face's names, calls with their arguments as objects."""
+    values: dict[str, Any] = {"role": message.role, "content": message.text}
+    calls = []
+    for part in message.parts:
+        match part:
+            case ReasoningPart():
+                values["reasoning_content"] = values.get("reasoning_content", "") + part.text
+            case ToolCallPart():
+                function = {"name": part.name, "arguments": _arguments(part.arguments)}
+                calls.append({"id": part.id, "type": "function", "function": function})
+            case ToolResultPart():
+                values["tool_call_id"] = part.call_id
+                if part.name is not None:
+                    values["name"] = part.name
+    return values | ({"tool_calls": calls} if calls else {})
+
+
+def _arguments(text: str) -> Any:
+    """As text when they are no JSON object: templates write a string as it is."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, dict) else text
 
 
 def _first_complete(rendering: _Rendering, messages: Messages) -> tuple[Messages, str]:
@@ -144,7 +172,7 @@ def _is_complete(messages: Messages, text: str) -> bool:
     cursor = 0
     for message in messages:
         if message.role in ("system", "user"):
-            content = message.content.strip()
+            content = message.text.strip()
             found = text.find(content, cursor)
             if found < 0 and content not in text:
                 return False
@@ -165,7 +193,7 @@ def _message_ends(rendering: _Rendering, messages: Messages, text: str) -> tuple
         except InvalidRequest:
             continue
         # Without its last content it would be the end of something else, such as BOS alone.
-        if last.content.strip() in prefix and text.startswith(prefix) and 0 < len(prefix) < len(text):
+        if last.text.strip() in prefix and text.startswith(prefix) and 0 < len(prefix) < len(text):
             ends.add(End(len(prefix), last.role))
     return tuple(sorted(ends))
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import takewhile
 
-from server.chat.conversation import Message
+from server.chat.parts import Message, Part, TextPart
 
 Messages = tuple[Message, ...]
 
@@ -33,11 +33,16 @@ def _alternating(messages: Iterable[Message]) -> Messages:
     for message in messages:
         turn = replace(message, role="user") if message.role == "system" else message
         if turns and turns[-1].role == turn.role != "tool":
-            turns[-1] = replace(turn, content=_joined(turns[-1], turn))
+            turns[-1] = replace(turn, parts=_joined(turns[-1], turn))
         else:
             turns.append(turn)
     return tuple(turns)
 
 
-def _joined(*messages: Message) -> str:
-    return "\n\n".join(message.content for message in messages if message.content)
+def _joined(*messages: Message) -> tuple[Part, ...]:
+    parts: list[Part] = []
+    for message in messages:
+        if parts and message.text:
+            parts.append(TextPart("\n\n"))
+        parts += message.parts if message.text else (part for part in message.parts if not isinstance(part, TextPart))
+    return tuple(parts)

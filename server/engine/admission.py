@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from server.engine.kv import Footprint
-from server.engine.pace import SMALLEST_SLICE
+from server.engine.token_budget import SMALLEST_SLICE
 from server.engine_client.protocol import Generate
 
 HORIZON = 512

@@ -16,7 +16,7 @@ from mlx_lm.sample_utils import greedy_sampler
 from server.engine.kv import Layers
 from server.engine.sampling import make_processors, make_sampler
 from server.engine.scoring import token_logprob
-from server.engine_client.protocol import Event, Finished, Generate, TokenLogprob, Tokens
+from server.engine_client.protocol import EngineEvent, Finished, Generate, TokenLogprob, Tokens
 
 
 class Batch:
@@ -63,9 +63,9 @@ class Batch:
         )
         self._requests |= {request.id: request for request in requests}
 
-    def step(self) -> tuple[list[Event], dict[int, tuple[list[int], Layers]]]:
+    def step(self) -> tuple[list[EngineEvent], dict[int, tuple[list[int], Layers]]]:
         """One token for every sequence. For those that finished: the tokens that their caches hold, and the caches."""
-        events: list[Event] = []
+        events: list[EngineEvent] = []
         finished = {}
         for response in self._batch.next():
             request = self._requests[response.uid]
@@ -84,8 +84,8 @@ class Batch:
         return left
 
 
-def _events(request: Generate, response: GenerationBatch.Response) -> list[Event]:
-    events: list[Event] = []
+def _events(request: Generate, response: GenerationBatch.Response) -> list[EngineEvent]:
+    events: list[EngineEvent] = []
     if response.finish_reason != "stop":
         logprobs: list[TokenLogprob] = []
         if request.top_logprobs is not None:

@@ -20,14 +20,14 @@ from server.engine import kv
 from server.engine.admission import Admission
 from server.engine.batch import Batch
 from server.engine.disk_tier import DiskTier
-from server.engine.pace import SMALLEST_SLICE, Pace
 from server.engine.prefill import Prefill, read_together
 from server.engine.prefix_cache import Hit, PrefixCache
 from server.engine.scheduler import Rotation, Scheduler
 from server.engine.scoring import Scoring
+from server.engine.token_budget import SMALLEST_SLICE, TokenBudget
 from server.engine_client.protocol import (
     Cancel,
-    Event,
+    EngineEvent,
     Failed,
     FailureKind,
     Finished,
@@ -68,7 +68,7 @@ class Engine:
         self._vocab_size = vocab_size
         self._admission = admission
         self._scheduler = Scheduler(options.max_concurrent)
-        self._pace = Pace(options.decode_stall_target_s, options.prefill_step_tokens)
+        self._pace = TokenBudget(options.decode_stall_target_s, options.prefill_step_tokens)
         self._rotation = Rotation()
         self._growing = kv.all_growing(make_prompt_cache(model))
         self._cache_limit = options.cache_limit
@@ -89,7 +89,7 @@ class Engine:
     def busy(self) -> bool:
         return bool(self._scheduler.running or self._scheduler.waiting)
 
-    def handle(self, command: Generate | Cancel) -> list[Event]:
+    def handle(self, command: Generate | Cancel) -> list[EngineEvent]:
         if isinstance(command, Cancel):
             if self._scheduler.release(command.id):
                 self._remove(command.id)
@@ -101,7 +101,7 @@ class Engine:
         self._scheduler.add(command)
         return []
 
-    def step(self) -> list[Event]:
+    def step(self) -> list[EngineEvent]:
         """Start what fits and do one turn. A failure ends what ran, never the loop."""
         self._steps += 1
         try:
@@ -136,14 +136,14 @@ class Engine:
 
     # ---- a turn
 
-    def _admit(self) -> Iterator[Event]:
+    def _admit(self) -> Iterator[EngineEvent]:
         for request in self._scheduler.admit(lambda r: self._admission.fits(r, self._running())):
             same = next((p.id for p in self._prefills.values() if p.request.prompt == request.prompt), None)
             reader = Scoring if request.prompt_logprobs else Prefill
             self._prefills[request.id] = reader(self._model, request, after=same)
             yield Prefilled(request.id, 0, len(request.prompt))
 
-    def _turn(self) -> list[Event]:
+    def _turn(self) -> list[EngineEvent]:
         """One decode step, one slice. The pace is told what the model took, not what the bookkeeping between did."""
         start = time.monotonic()
         decoding = len(self._batch) > 0
@@ -162,7 +162,7 @@ class Engine:
         self._pace.turn(seconds, prefilled=prefilled, decoding=decoding)
         return events
 
-    def _slice(self, size: int, events: list[Event]) -> list[tuple[Prefill, int]]:
+    def _slice(self, size: int, events: list[EngineEvent]) -> list[tuple[Prefill, int]]:
         """Whose tokens are read next, and how many: one prompt's, or those of several that fit into `size` together."""
         size = min(size, self._admission.slice_tokens(mx.get_active_memory(), self._activation))
         chosen = self._rotation.next(list(self._prefills.values()))
@@ -179,7 +179,7 @@ class Engine:
                 parts.append((other, tokens))
         return parts
 
-    def _ahead(self, prefill: Prefill, size: int, events: list[Event]) -> int:
+    def _ahead(self, prefill: Prefill, size: int, events: list[EngineEvent]) -> int:
         """Tokens to the end of the slice, of the prompt, or to where a checkpoint must be taken."""
         if not prefill.begun:
             events.append(self._begin(prefill))
@@ -187,7 +187,7 @@ class Engine:
         stops = [] if self._growing else self._checkpoints(prefill.request)
         return min(size, prefill.largest, prefill.up_to(stops))
 
-    def _begin(self, prefill: Prefill) -> Event:
+    def _begin(self, prefill: Prefill) -> EngineEvent:
         """Find what was read before."""
         request = prefill.request
         # A KV cache holds no logits, so a prompt that is scored is read from the start.
@@ -207,8 +207,8 @@ class Engine:
             self._activation = max(self._activation, (mx.get_peak_memory() - active) // max(count, SMALLEST_SLICE))
         return count
 
-    def _after_slice(self, parts: Sequence[tuple[Prefill, int]]) -> list[Event]:
-        events: list[Event] = []
+    def _after_slice(self, parts: Sequence[tuple[Prefill, int]]) -> list[EngineEvent]:
+        events: list[EngineEvent] = []
         for prefill, tokens in parts:
             request = prefill.request
             if tokens:
@@ -254,7 +254,7 @@ class Engine:
         prefilling = [(prefill.request, prefill.done) for prefill in self._prefills.values()]
         return prefilling + list(self._batch.requests())
 
-    def _relieve(self) -> list[Event]:
+    def _relieve(self) -> list[EngineEvent]:
         """Over the hard mark prefixes go, then the newest sequence: one error instead of the end of all."""
         if mx.get_active_memory() <= self._admission.limit:
             return []
@@ -279,7 +279,7 @@ class Engine:
                     return f"{field} names token {token}, but the vocabulary has {self._vocab_size} tokens."
         return None
 
-    def _fail_running(self, error: Exception) -> list[Event]:
+    def _fail_running(self, error: Exception) -> list[EngineEvent]:
         """Every running request shares the failed batch, so each gets the error; a new batch takes the next ones."""
         kind, message = _explain(error)
         log.error("step failed: %s", message, exc_info=error)

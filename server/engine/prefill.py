@@ -10,7 +10,7 @@ from mlx_lm.generate import PromptProcessingBatch
 from mlx_lm.models.cache import make_prompt_cache
 
 from server.engine.kv import Layers
-from server.engine_client.protocol import Event, Generate
+from server.engine_client.protocol import EngineEvent, Generate
 
 
 class Prefill:
@@ -70,7 +70,7 @@ class Prefill:
         """Tokens to the first of `stops` that lies ahead, or to the end."""
         return min([*(stop - self.done for stop in stops if stop > self.done), self.remaining])
 
-    def result(self) -> list[Event]:
+    def result(self) -> list[EngineEvent]:
         """What is to be told once all is read."""
         return []
 

@@ -25,7 +25,7 @@ _STALE = 256
 
 
 @dataclass(eq=False, slots=True)
-class Block:
+class CachedSegment:
     """What was stored at once: in memory, on disk, or both. `used` is the look-up that used it last."""
 
     kind: Kind
@@ -47,7 +47,7 @@ class Block:
         return kv.is_whole(self.span) or (disk and self.stored is not None and self.stored.whole)
 
 
-Path = Sequence[Node[Block]]
+Path = Sequence[Node[CachedSegment]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class PrefixCache:
         self._disk = disk
         self._growing = growing
         self._prefill_rate = prefill_rate
-        self._tree: PrefixTree[Block] = PrefixTree()
+        self._tree: PrefixTree[CachedSegment] = PrefixTree()
         self._clock = 0
         for stored in disk.scan():
             self._adopt(stored)
@@ -135,7 +135,7 @@ class PrefixCache:
 
     # ---- finding
 
-    def _usable(self, match: Match[Block], *, disk: bool) -> Path:
+    def _usable(self, match: Match[CachedSegment], *, disk: bool) -> Path:
         """The part of the path from which a sequence can go on: what comes behind a gap stands on nothing."""
         there = [node.block.is_there(disk=disk) for node in match.path]
         path = match.path[: there.index(False)] if False in there else match.path
@@ -144,7 +144,7 @@ class PrefixCache:
                 path = path[:-1]
         return path
 
-    def _worth_restoring(self, match: Match[Block]) -> Path:
+    def _worth_restoring(self, match: Match[CachedSegment]) -> Path:
         """The usable path, or what of it is in memory when reading the rest would take longer than prefilling it."""
         path = self._usable(match, disk=True)
         to_read = {node.block.stored for node in _unloaded(path)}
@@ -155,7 +155,7 @@ class PrefixCache:
         seconds = self._disk.seconds_to_read(sum(stored.nbytes for stored in to_read if stored is not None))
         return path if seconds < (_reach(path, match) - _reach(in_memory, match)) / rate else in_memory
 
-    def _load(self, path: Path) -> Node[Block] | None:
+    def _load(self, path: Path) -> Node[CachedSegment] | None:
         """Bring the path into memory; returns the node whose file is damaged, if one is."""
         for node in _unloaded(path):
             span = self._disk.read(node.block.stored) if node.block.stored is not None else None
@@ -171,7 +171,7 @@ class PrefixCache:
         for node in match.path:
             node.block.used = self._clock
         if match.length < len(tokens):
-            block = Block(kind, len(tokens) - match.length, self._clock)
+            block = CachedSegment(kind, len(tokens) - match.length, self._clock)
             block.keep(kv.capture(layers, match.length, len(tokens)))
             self._tree.extend(match, tokens, block, 0)
         elif not self.has(tokens):
@@ -181,8 +181,8 @@ class PrefixCache:
             if node.block.span is None and node.block.stored is None and node.end <= len(tokens):
                 self._fill(node, layers, node.block.kind)
 
-    def _fill(self, node: Node[Block], layers: Layers, kind: Kind) -> None:
-        node.block, node.start = Block(kind, len(node.label), self._clock), 0
+    def _fill(self, node: Node[CachedSegment], layers: Layers, kind: Kind) -> None:
+        node.block, node.start = CachedSegment(kind, len(node.label), self._clock), 0
         node.block.keep(kv.capture(layers, node.end - len(node.label), node.end))
 
     def _adopt(self, stored: StoredSpan) -> None:
@@ -192,12 +192,12 @@ class PrefixCache:
         if match.length < stored.start or match.length == len(tokens):
             self._disk.delete(stored)
             return
-        block = Block(stored.kind, len(tokens) - stored.start, 0, stored=stored)
+        block = CachedSegment(stored.kind, len(tokens) - stored.start, 0, stored=stored)
         self._tree.extend(match, tokens, block, match.length - stored.start)
 
     # ---- evicting
 
-    def _candidates(self) -> Iterator[Node[Block]]:
+    def _candidates(self) -> Iterator[Node[CachedSegment]]:
         """What can go by itself: ends of paths whole, inner nodes by the state of their fixed layers."""
         for node in self._tree:
             if node.block.span is not None and (
@@ -205,11 +205,11 @@ class PrefixCache:
             ):
                 yield node
 
-    def _worth(self, node: Node[Block]) -> tuple[bool, int, int]:
+    def _worth(self, node: Node[CachedSegment]) -> tuple[bool, int, int]:
         stale = self._clock - node.block.used > _STALE
         return not stale, 0 if stale else _EVICTED_FIRST[node.block.kind], node.block.used
 
-    def _evict(self, node: Node[Block]) -> None:
+    def _evict(self, node: Node[CachedSegment]) -> None:
         block = node.block
         if _has_children_in_memory(node):
             block.keep(kv.without_fixed(block.span or []))
@@ -218,7 +218,7 @@ class PrefixCache:
         else:
             self._forget(node)
 
-    def _forget(self, node: Node[Block]) -> None:
+    def _forget(self, node: Node[CachedSegment]) -> None:
         """Remove a node and all below it, files too."""
         gone = [node]
         while gone:
@@ -238,7 +238,7 @@ class PrefixCache:
             self._forget(lost)
 
 
-def _reach(path: Path, match: Match[Block]) -> int:
+def _reach(path: Path, match: Match[CachedSegment]) -> int:
     """Tokens that can be gone on from."""
     return min(path[-1].end, match.length) if path else 0
 
@@ -248,12 +248,12 @@ def _unloaded(path: Path) -> Path:
     return [n for n in path if n.block.span is None or (n is path[-1] and not kv.is_whole(n.block.span))]
 
 
-def _ends_whole(node: Node[Block], *, disk: bool) -> bool:
+def _ends_whole(node: Node[CachedSegment], *, disk: bool) -> bool:
     """Whether the fixed layers' state at the node's end is kept: a node split off another's block has none."""
     return node.stop == node.block.length and node.block.is_whole(disk=disk)
 
 
-def _has_children_in_memory(node: Node[Block]) -> bool:
+def _has_children_in_memory(node: Node[CachedSegment]) -> bool:
     return any(child.block.span is not None for child in node.children.values())
 
 
@@ -266,9 +266,9 @@ def _join(path: Path, length: int) -> Layers:
     return kv.join(stretches)
 
 
-def _tokens_to(node: Node[Block]) -> list[int]:
+def _tokens_to(node: Node[CachedSegment]) -> list[int]:
     labels = []
-    walk: Node[Block] | None = node
+    walk: Node[CachedSegment] | None = node
     while walk is not None:
         labels.append(walk.label)
         walk = walk.parent

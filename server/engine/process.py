@@ -26,7 +26,7 @@ from server.engine.fingerprint import fingerprint
 from server.engine.loading import LoadError, load
 from server.engine_client.protocol import (
     Cancel,
-    Event,
+    EngineEvent,
     Failed,
     Generate,
     Load,
@@ -80,7 +80,7 @@ def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
     # Milliseconds to wait for a command before the next write; None with all written: no work, no wake-ups.
     patience: int | None = _IDLE_BEFORE_WRITING_MS
     while True:
-        events: list[Event] = []
+        events: list[EngineEvent] = []
         idle = not engine.busy
         wait = patience if idle else 0
         company = _COMPANY_MS if idle else 0

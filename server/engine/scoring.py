@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from server.engine.prefill import Prefill
-from server.engine_client.protocol import Event, Generate, PromptScored, TokenLogprob
+from server.engine_client.protocol import EngineEvent, Generate, PromptScored, TokenLogprob
 
 # Prompt tokens per slice: the float32 logits of 128 positions of a 262,144-token vocabulary are 134 MB.
 _SLICE = 128
@@ -52,7 +52,7 @@ class Scoring(Prefill):
         self._scored += [token_logprob(logprobs[i], prompt[start + i + 1], top) for i in range(tokens)]
         self._settle(tokens)
 
-    def result(self) -> list[Event]:
+    def result(self) -> list[EngineEvent]:
         return [PromptScored(self.request.id, self._scored)]
 
 

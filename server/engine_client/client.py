@@ -13,8 +13,8 @@ import zmq.asyncio
 
 from server.engine_client.protocol import (
     Cancel,
-    Command,
-    Event,
+    EngineCommand,
+    EngineEvent,
     Failed,
     Finished,
     Generate,
@@ -126,7 +126,7 @@ class EngineClient:
             stream.fail(error)
         self._streams.clear()
 
-    def _sort(self, event: Event) -> None:
+    def _sort(self, event: EngineEvent) -> None:
         match event:
             case Stats():
                 self.stats = event
@@ -147,7 +147,7 @@ class EngineClient:
                 if stream := self._streams.get(event.id):
                     stream.put(event)
 
-    def _send(self, command: Command) -> None:
+    def _send(self, command: EngineCommand) -> None:
         # Never blocks: the queue is unbounded. It fails only when the engine has just died, which `close` will tell.
         sent: Any = self._socket.send(encode(command), zmq.NOBLOCK)
         sent.exception()

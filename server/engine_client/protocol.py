@@ -1,8 +1,8 @@
 """The border between the HTTP process and the engine process.
 
-Frozen msgspec structs, msgpack-encoded, over one ZeroMQ PAIR socket: `Command`s one way, batches of `Event`s the
-other (one frame per engine step, however many sequences it advanced). Nothing else crosses. Both sides import
-this file and neither imports the other; tests put a scripted engine behind the same messages.
+Frozen msgspec structs, msgpack-encoded, over one ZeroMQ PAIR socket: `EngineCommand`s one way, batches of
+`EngineEvent`s the other (one frame per engine step, however many sequences it advanced). Nothing else crosses. Both
+sides import this file and neither imports the other; tests put a scripted engine behind the same messages.
 
 Token ids are ints of the model's vocabulary. Times are seconds, sizes bytes.
 """
@@ -100,7 +100,7 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """Exit now, status 0."""
 
 
-Command = Load | Generate | Cancel | Stop
+EngineCommand = Load | Generate | Cancel | Stop
 
 # ---- events: engine process -> HTTP process
 
@@ -177,8 +177,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     peak_bytes: int
 
 
-Event = Loaded | Prefilled | PromptScored | Tokens | Finished | Failed | Stats
+EngineEvent = Loaded | Prefilled | PromptScored | Tokens | Finished | Failed | Stats
 
 encode = msgspec.msgpack.Encoder().encode
-decode_command = msgspec.msgpack.Decoder(Command).decode
-decode_events = msgspec.msgpack.Decoder(list[Event]).decode
+decode_command = msgspec.msgpack.Decoder(EngineCommand).decode
+decode_events = msgspec.msgpack.Decoder(list[EngineEvent]).decode

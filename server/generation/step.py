@@ -15,11 +15,22 @@ from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from server.chat.conversation import GenerationRequest, Prompt, RawPrompt, Role
-from server.chat.events import Event, Finish, Progress, PromptLogprobs, Started, Text, TokenText, Usage, Waiting
+from server.chat.conversation import GenerationRequest, Prompt, RawPrompt
+from server.chat.deltas import (
+    Event,
+    Finish,
+    ModelPending,
+    PrefillProgress,
+    PromptLogprobs,
+    ScoredToken,
+    Started,
+    TextDelta,
+    Usage,
+)
 from server.chat.output import ChoiceOutput, token_text
+from server.chat.parts import Role
+from server.chat.processor import Processor
 from server.chat.prompt import EncodedPrompt, encode_prompt
-from server.chat.text_side import TextSide
 from server.chat.tokenizer import ChatTokenizer
 from server.engine_client.client import EngineStream
 from server.engine_client.protocol import Boundary, Finished, Generate, Kind, Prefilled, PromptScored, Sampling, Tokens
@@ -45,7 +56,7 @@ _SHUTTING_DOWN = "The server is shutting down."
 class Generation:
     """The service behind every endpoint (`api.service.Service`)."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, lifecycle: Lifecycle[TextSide], metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, catalog: Catalog, lifecycle: Lifecycle[Processor], metrics: Metrics) -> None:
         self.settings = settings
         self._catalog = catalog
         self._lifecycle = lifecycle
@@ -65,24 +76,24 @@ class Generation:
         options = request.options
         with self._place(options.n), self._metrics.request(entry.id) as measured:
             opened = asyncio.ensure_future(self._lifecycle.open(entry))
-            async with aclosing(self._until(opened, entry, request.patient)) as waits:
+            async with aclosing(self._until(opened, entry, request.wait_for_model)) as waits:
                 async for waiting in waits:
                     yield waiting
-            text_side = opened.result()
-            prompt = await self._encode(text_side, request.prompt)
+            processor = opened.result()
+            prompt = await self._encode(processor, request.prompt)
             self._log_text(request, "prompt", prompt.text)
-            sequences = _sequences(request, text_side, prompt)
+            sequences = _sequences(request, processor, prompt)
             lease = self._lifecycle.lease(entry)
             try:
-                async with aclosing(self._until(lease.granted, entry, request.patient)) as waits:
+                async with aclosing(self._until(lease.granted, entry, request.wait_for_model)) as waits:
                     async for waiting in waits:
                         yield waiting
                 stream = lease.granted.result().generate(sequences)
-                async with aclosing(stream), aclosing(self._events(stream, request, text_side, prompt)) as events:
+                async with aclosing(stream), aclosing(self._events(stream, request, processor, prompt)) as events:
                     yield Started(entry.id, len(prompt.ids), prompt.text)
                     async for event in events:
                         measured.event(event)
-                        if isinstance(event, Text):
+                        if isinstance(event, TextDelta):
                             self._log_text(request, f"answer {event.choice}", event.text)
                         yield event
             finally:
@@ -90,15 +101,15 @@ class Generation:
 
     async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool) -> list[int]:
         """Raises ModelUnavailable when the model's files cannot be had, ContextLengthExceeded for a huge text."""
-        text_side = await self._text_side(model)
+        processor = await self._processor(model)
         if isinstance(prompt, RawPrompt) and isinstance(prompt.content, str):
             # As it is: an empty text has no tokens, and a prompt would have.
-            return await asyncio.to_thread(text_side.tokenizer.encode, prompt.content, add_special)
-        return (await self._encode(text_side, prompt)).ids
+            return await asyncio.to_thread(processor.tokenizer.encode, prompt.content, add_special)
+        return (await self._encode(processor, prompt)).ids
 
     async def detokenize(self, model: str | None, tokens: list[int]) -> str:
-        text_side = await self._text_side(model)
-        return await asyncio.to_thread(text_side.tokenizer.decode, tokens)
+        processor = await self._processor(model)
+        return await asyncio.to_thread(processor.tokenizer.decode, tokens)
 
     # ---- what operations and model endpoints show
 
@@ -114,8 +125,8 @@ class Generation:
     def _status(self, entry: ModelSettings) -> ModelStatus:
         """With the context length, which the model's own files tell once they have been read."""
         status = self._lifecycle.status(entry)
-        text_side = self._lifecycle.opened(entry)
-        return replace(status, context_length=text_side.context_length) if text_side else status
+        processor = self._lifecycle.opened(entry)
+        return replace(status, context_length=processor.context_length) if processor else status
 
     def healthy(self) -> bool:
         """Alive and making progress: the engine, if there should be one, is there and answers."""
@@ -161,21 +172,22 @@ class Generation:
             self._sequences -= n
 
     async def _until(
-        self, future: asyncio.Future[T], entry: ModelSettings, patient: bool
-    ) -> AsyncGenerator[Waiting, None]:
-        """Wait for `future`, telling patient requests each change of the model's state meanwhile.
+        self, future: asyncio.Future[T], entry: ModelSettings, wait_for_model: bool
+    ) -> AsyncGenerator[ModelPending, None]:
+        """Wait for `future`, telling each change of the model's state meanwhile.
 
-        Raises what the future raises; ModelLoading when an impatient request waited for `load_wait_s`.
+        Raises what the future raises; ModelLoading after `load_wait_s` unless the request is to
+        wait for the model.
         """
         loop = asyncio.get_running_loop()
-        deadline = None if patient else loop.time() + self.settings.lifecycle.load_wait_s
+        deadline = None if wait_for_model else loop.time() + self.settings.lifecycle.load_wait_s
         ended = asyncio.ensure_future(self._grace_over.wait())
         try:
             while not future.done():
                 changed = asyncio.ensure_future(self._lifecycle.changed())
                 status = self._lifecycle.status(entry)
-                if patient and status.state in _COMING_UP:
-                    yield Waiting(f"{status.state}: {status.text}")
+                if wait_for_model and status.state in _COMING_UP:
+                    yield ModelPending(f"{status.state}: {status.text}")
                 wakers: set[asyncio.Future[Any]] = {future, changed, ended}
                 timeout = None if deadline is None else max(0.0, deadline - loop.time())
                 await asyncio.wait(wakers, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -194,24 +206,24 @@ class Generation:
             if isinstance(future, asyncio.Task):
                 future.cancel()
 
-    async def _text_side(self, model: str | None) -> TextSide:
+    async def _processor(self, model: str | None) -> Processor:
         """For what does not stream and needs no engine."""
         entry = self._catalog.resolve(model)
         opened = asyncio.ensure_future(self._lifecycle.open(entry))
-        async for _ in self._until(opened, entry, patient=False):
+        async for _ in self._until(opened, entry, wait_for_model=False):
             pass
         return opened.result()
 
-    async def _encode(self, text_side: TextSide, prompt: Prompt) -> EncodedPrompt:
+    async def _encode(self, processor: Processor, prompt: Prompt) -> EncodedPrompt:
         return await asyncio.to_thread(
-            encode_prompt, text_side.tokenizer, text_side.template, prompt, text_side.context_length
+            encode_prompt, processor.tokenizer, processor.template, prompt, processor.context_length
         )
 
     async def _events(
-        self, stream: EngineStream, request: GenerationRequest, text_side: TextSide, prompt: EncodedPrompt
+        self, stream: EngineStream, request: GenerationRequest, processor: Processor, prompt: EncodedPrompt
     ) -> AsyncGenerator[Event, None]:
         """The engine's events as text, and at the end the usage of all choices together."""
-        options, tokenizer = request.options, text_side.tokenizer
+        options, tokenizer = request.options, processor.tokenizer
         outputs = [
             ChoiceOutput(tokenizer, options.stop, choice, options.top_logprobs is not None)
             for choice in range(options.n)
@@ -243,7 +255,7 @@ class Generation:
                         if event.shared:
                             _log_prefix(request.id, event)
                         if choice == 0:
-                            yield Progress(event.done, event.total, event.cached)
+                            yield PrefillProgress(event.done, event.total, event.cached)
                     case PromptScored():
                         yield PromptLogprobs(choice, _prompt_tokens(prompt, event, tokenizer))
         finally:
@@ -252,15 +264,15 @@ class Generation:
         yield Usage(len(prompt.ids), sum(completion_tokens), cached)
 
 
-def _sequences(request: GenerationRequest, text_side: TextSide, prompt: EncodedPrompt) -> list[Generate]:
+def _sequences(request: GenerationRequest, processor: Processor, prompt: EncodedPrompt) -> list[Generate]:
     """One `Generate` per choice. What the request leaves open is the model's own default, from its files."""
     options = request.options
-    tokenizer, defaults = text_side.tokenizer, text_side.tokenizer.defaults
+    tokenizer, defaults = processor.tokenizer, processor.tokenizer.defaults
     for token in options.logit_bias:
         if token >= tokenizer.vocab_size:
             size = tokenizer.vocab_size
             raise InvalidRequest(f"logit_bias: the vocabulary has {size} tokens, {token} is none.", param="logit_bias")
-    room = text_side.context_length - len(prompt.ids)
+    room = processor.context_length - len(prompt.ids)
     seed = secrets.randbits(64) if options.seed is None else options.seed
 
     def either(asked: float | None, default: float) -> float:
@@ -293,10 +305,10 @@ def _sequences(request: GenerationRequest, text_side: TextSide, prompt: EncodedP
     ]
 
 
-def _prompt_tokens(prompt: EncodedPrompt, scored: PromptScored, tokenizer: ChatTokenizer) -> tuple[TokenText, ...]:
+def _prompt_tokens(prompt: EncodedPrompt, scored: PromptScored, tokenizer: ChatTokenizer) -> tuple[ScoredToken, ...]:
     """The prompt as scored tokens; the first has no logprob, which is NaN here."""
     text, raw = tokenizer.token(prompt.ids[0])
-    first = TokenText(prompt.ids[0], text, raw, math.nan)
+    first = ScoredToken(prompt.ids[0], text, raw, math.nan)
     return (first, *(token_text(tokenizer, logprob) for logprob in scored.logprobs))
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from quantize.hub.cache import cached_folder
 from server.errors import ModelUnavailable
-from server.models import child
+from server.models import worker
 from server.models.built import build_arguments, built_folder, source_is_here
 from server.settings.types import ModelSettings, StorageSettings
 
@@ -21,7 +21,7 @@ _EMBEDDED = "embedded:"
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class AcquireProgress:
     """How far the transfer or the build is, in bytes; `text` is one line."""
 
     phase: Literal["fetching", "building"]
@@ -46,7 +46,7 @@ class Acquirer:
             return fetched
         return built_folder(model, self._storage.cache_dir)
 
-    async def acquire(self, model: ModelSettings, progress: Callable[[Progress], None]) -> Path:
+    async def acquire(self, model: ModelSettings, progress: Callable[[AcquireProgress], None]) -> Path:
         """Fetch or build `model`. Cancelling ends it; what is done by then is kept.
 
         Raises:
@@ -67,24 +67,26 @@ class Acquirer:
             return await self._fetch(model.fetch, progress)
         return await self._fetch_or_build(model.fetch, source, model.policy, progress)
 
-    async def _fetch_or_build(self, fetch: str, source: str, policy: str, progress: Callable[[Progress], None]) -> Path:
+    async def _fetch_or_build(
+        self, fetch: str, source: str, policy: str, progress: Callable[[AcquireProgress], None]
+    ) -> Path:
         arrived = 0
 
-        def fetching(now: Progress) -> None:
+        def fetching(now: AcquireProgress) -> None:
             nonlocal arrived
             arrived = max(arrived, now.done)
             progress(now)
 
         try:
             return await self._fetch(fetch, fetching)
-        except child.WorkerFailed as fetch_failed:
+        except worker.WorkerFailed as fetch_failed:
             if arrived and fetch_failed.passing:
                 # It can be had, and the next try goes on from here: no reason to fetch a source many times its size.
                 raise
             log.warning("%s cannot be fetched: %s; building from %s", fetch, fetch_failed.message, source)
             try:
                 return await self._build(source, policy, progress)
-            except child.WorkerFailed as error:
+            except worker.WorkerFailed as error:
                 if error.message == fetch_failed.message:
                     raise
                 message = f"{fetch_failed.message} Building it from {source} failed as well: {error.message}"
@@ -98,21 +100,21 @@ class Acquirer:
         repo, _, revision = fetch.partition("@")
         return cached_folder(repo, revision or None)
 
-    async def _fetch(self, fetch: str, progress: Callable[[Progress], None]) -> Path:
+    async def _fetch(self, fetch: str, progress: Callable[[AcquireProgress], None]) -> Path:
         if fetch.startswith(_EMBEDDED):
             arguments = ["server.models.embedded", fetch.removeprefix(_EMBEDDED), str(self._storage.cache_dir)]
         else:
             arguments = ["server.models.fetch", fetch, "--timeout", str(self._storage.hub_timeout_s)]
 
-        def told(line: child.Line) -> None:
-            progress(Progress("fetching", line.done, line.total, line.text))
+        def told(line: worker.Line) -> None:
+            progress(AcquireProgress("fetching", line.done, line.total, line.text))
 
-        return await child.run([*self._python, "-m", *arguments], told)
+        return await worker.run([*self._python, "-m", *arguments], told)
 
-    async def _build(self, source: str, policy: str, progress: Callable[[Progress], None]) -> Path:
-        def told(line: child.Line) -> None:
+    async def _build(self, source: str, policy: str, progress: Callable[[AcquireProgress], None]) -> Path:
+        def told(line: worker.Line) -> None:
             share = f", {line.done / line.total:.0%}" if line.total else ""
-            progress(Progress("building", line.done, line.total, f"building from {source}{share}: {line.text}"))
+            progress(AcquireProgress("building", line.done, line.total, f"building from {source}{share}: {line.text}"))
 
-        progress(Progress("building", 0, None, f"building from {source}"))
-        return await child.run([*self._python, *build_arguments(source, policy, self._storage)], told)
+        progress(AcquireProgress("building", 0, None, f"building from {source}"))
+        return await worker.run([*self._python, *build_arguments(source, policy, self._storage)], told)

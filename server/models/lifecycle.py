@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 from server.engine_client.client import EngineClient
 from server.engine_client.supervisor import Supervisor
 from server.errors import ConfigiError, EngineFailed, ModelUnavailable
-from server.models.acquire import Acquirer, Progress
+from server.models.acquire import AcquireProgress, Acquirer
 from server.models.catalog import Catalog
 from server.models.lease import Lease
 from server.models.memory import Memory
@@ -148,7 +148,7 @@ class Lifecycle(Generic[T]):
         finally:
             m.opening = None
 
-    def _progress(self, m: ModelRecord[T], progress: Progress) -> None:
+    def _progress(self, m: ModelRecord[T], progress: AcquireProgress) -> None:
         m.set(progress.phase, progress.text, progress.done, progress.total)
 
     # ---- loading and unloading

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from server.errors import ModelUnavailable
-from server.models import child
+from server.models import worker
 from server.settings.types import StorageSettings
 
 log = logging.getLogger("configi.verified")
@@ -32,7 +32,7 @@ class Verifier:
             return
         told("checking the sha256 of its files")
         arguments = ["-m", "server.models.verifying", str(folder), str(stamp)]
-        await child.run([*self._python, *arguments], lambda _: None)
+        await worker.run([*self._python, *arguments], lambda _: None)
 
 
 def _is_verified(folder: Path, stamp: Path) -> bool:

@@ -62,7 +62,7 @@ def test_every_request_field_is_in_the_docs(path: str) -> None:
 
 
 def test_every_message_between_the_processes_is_explained() -> None:
-    names = [struct.__name__ for struct in (*get_args(protocol.Command), *get_args(protocol.Event))]
+    names = [struct.__name__ for struct in (*get_args(protocol.EngineCommand), *get_args(protocol.EngineEvent))]
     assert names
     assert [name for name in names if f"\n| `{name}` | " not in PAGES["architecture.md"]] == []
 

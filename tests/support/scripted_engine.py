@@ -18,7 +18,7 @@ import zmq
 
 from server.engine_client.protocol import (
     Cancel,
-    Event,
+    EngineEvent,
     Failed,
     Finished,
     Generate,
@@ -100,7 +100,7 @@ class Script:
                 socket.send(encode([*events, self.stats()]))
             time.sleep(self.script.interval)
 
-    def step(self) -> list[Event]:
+    def step(self) -> list[EngineEvent]:
         if not self.running and not self.waiting:
             return [self.stats()]
         if self.steps == self.script.crash_at_step:
@@ -108,7 +108,7 @@ class Script:
         if self.steps == self.script.hang_at_step:
             time.sleep(3600)
         self.steps += 1
-        events: list[Event] = []
+        events: list[EngineEvent] = []
         while self.waiting and len(self.running) < self.slots:
             request = self.waiting.popleft()
             self.running[request.id] = (request, 0)

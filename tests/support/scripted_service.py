@@ -24,7 +24,17 @@ from server.api import operations
 from server.api.errors import install_error_handlers
 from server.api.openai import chat_completions, completions, models
 from server.chat.conversation import Conversation, GenerationOptions, GenerationRequest, Prompt
-from server.chat.events import Event, Finish, Progress, PromptLogprobs, Started, Text, TokenText, Usage, Waiting
+from server.chat.deltas import (
+    Event,
+    Finish,
+    ModelPending,
+    PrefillProgress,
+    PromptLogprobs,
+    ScoredToken,
+    Started,
+    TextDelta,
+    Usage,
+)
 from server.errors import EngineFailed, InvalidRequest, ModelNotFound
 from server.models.status import ModelStatus
 from server.settings.types import Settings
@@ -33,9 +43,9 @@ MODEL = "org/tiny-model"
 REPLY = ("Paris", " is", " the", " capital", " é", "☃", ".")
 
 
-def token(index: int, text: str, k: int | None, logprob: float = -0.5) -> TokenText:
+def token(index: int, text: str, k: int | None, logprob: float = -0.5) -> ScoredToken:
     top = tuple((index + j, text if j == 0 else f"alt{j}", b"?", logprob - j) for j in range(k or 0))
-    return TokenText(index, text, text.encode(), logprob, top)
+    return ScoredToken(index, text, text.encode(), logprob, top)
 
 
 @dataclass
@@ -71,9 +81,9 @@ class ScriptedService:
             self.begun.set()
             await asyncio.Event().wait()
         if script == "wait":
-            yield Waiting("loading\r\n\r\ndata: weights")
+            yield ModelPending("loading\r\n\r\ndata: weights")
         yield Started(MODEL, 5, "" if isinstance(request.prompt, Conversation) else script)
-        yield Progress(5, 5, 2)
+        yield PrefillProgress(5, 5, 2)
         self.begun.set()
         if script == "fail late":
             raise EngineFailed("The engine ended.")
@@ -86,7 +96,7 @@ class ScriptedService:
         if script == "stop short":
             return
         while script == "flood":
-            yield Text(0, "x" * 4096)
+            yield TextDelta(0, "x" * 4096)
             await asyncio.sleep(0)
         async for event in self._answer(request.options, script):
             yield event
@@ -101,7 +111,7 @@ class ScriptedService:
         pieces = REPLY[: options.max_tokens]
         for index, piece in enumerate(pieces):
             for choice in range(options.n):
-                yield Text(choice, piece, () if k is None else (token(index, piece, k),))
+                yield TextDelta(choice, piece, () if k is None else (token(index, piece, k),))
         reason = "stop" if len(pieces) == len(REPLY) else "length"
         for choice in range(options.n):
             yield Finish(choice, reason, len(pieces))
@@ -134,7 +144,7 @@ class ScriptedService:
 
 def _text(prompt: Prompt) -> str:
     if isinstance(prompt, Conversation):
-        return prompt.messages[-1].content
+        return prompt.messages[-1].text
     return prompt.content if isinstance(prompt.content, str) else bytes(prompt.content).decode()
 
 

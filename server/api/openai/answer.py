@@ -15,7 +15,7 @@ import msgspec
 from starlette.requests import Request
 
 import server
-from server.chat.events import Event, Finish, FinishReason, PromptLogprobs, Started, Text, TokenText, Usage
+from server.chat.deltas import Event, Finish, FinishReason, PromptLogprobs, ScoredToken, Started, TextDelta, Usage
 from server.errors import EngineFailed
 
 SYSTEM_FINGERPRINT = f"configi-{server.__version__}"
@@ -81,8 +81,8 @@ class Choice:
     """One whole answer to one prompt. `tokens` is empty unless logprobs were asked for."""
 
     text: str = ""
-    tokens: list[TokenText] = field(default_factory=list)
-    prompt_tokens: tuple[TokenText, ...] = ()
+    tokens: list[ScoredToken] = field(default_factory=list)
+    prompt_tokens: tuple[ScoredToken, ...] = ()
     reason: FinishReason | None = None
 
 
@@ -102,7 +102,7 @@ async def collect(events: AsyncGenerator[Event, None], n: int) -> Answer:
     async with aclosing(events):
         async for event in events:
             match event:
-                case Text():
+                case TextDelta():
                     pieces[event.choice].append(event.text)
                     choices[event.choice].tokens.extend(event.tokens)
                 case Finish():

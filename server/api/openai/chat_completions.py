@@ -29,7 +29,7 @@ from server.api.openai.answer import (
 from server.api.openai.chat_request import ChatCall, parse_chat
 from server.api.service import Service
 from server.chat.conversation import GenerationRequest
-from server.chat.events import Event, Finish, Progress, Started, Text, TokenText, Usage, Waiting
+from server.chat.deltas import Event, Finish, ModelPending, PrefillProgress, ScoredToken, Started, TextDelta, Usage
 from server.http.body import parsed_body
 from server.http.disconnect import while_connected
 from server.http.sse import comment, frame, stream
@@ -53,26 +53,26 @@ class Logprobs(msgspec.Struct, frozen=True):
     refusal: None = None
 
 
-class Message(msgspec.Struct, frozen=True):
+class AssistantMessage(msgspec.Struct, frozen=True):
     content: str
     role: Literal["assistant"] = "assistant"
     refusal: None = None
 
 
-class ChoiceOut(msgspec.Struct, frozen=True):
+class ChatChoice(msgspec.Struct, frozen=True):
     index: int
-    message: Message
+    message: AssistantMessage
     logprobs: Logprobs | None
     finish_reason: str | None
 
 
-class Completion(msgspec.Struct, frozen=True, kw_only=True):
+class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
     system_fingerprint: str = SYSTEM_FINGERPRINT
-    choices: list[ChoiceOut]
+    choices: list[ChatChoice]
     usage: WireUsage
 
 
@@ -88,7 +88,7 @@ class ChoiceDelta(msgspec.Struct, frozen=True):
     finish_reason: str | None = None
 
 
-class Chunk(msgspec.Struct, frozen=True, kw_only=True):
+class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     created: int
@@ -108,7 +108,7 @@ def router(service: Service) -> APIRouter:
         call = await parsed_body(request, parse)
         who = caller(request)
         generation = GenerationRequest(
-            who.request_id, call.model, call.conversation, call.options, who.client, patient=call.stream
+            who.request_id, call.model, call.conversation, call.options, who.client, wait_for_model=call.stream
         )
         return await while_connected(request, _respond(service, call, generation))
 
@@ -125,13 +125,13 @@ async def _respond(service: Service, call: ChatCall, generation: GenerationReque
     return Response(body, headers=call.headers, media_type="application/json")
 
 
-def _completion(answer: Answer, call: ChatCall) -> Completion:
+def _completion(answer: Answer, call: ChatCall) -> ChatCompletion:
     wanted = call.options.top_logprobs is not None
     choices = [
-        ChoiceOut(index, Message(choice.text), _logprobs(choice.tokens) if wanted else None, choice.reason)
+        ChatChoice(index, AssistantMessage(choice.text), _logprobs(choice.tokens) if wanted else None, choice.reason)
         for index, choice in enumerate(answer.choices)
     ]
-    return Completion(
+    return ChatCompletion(
         id=answer_id("chatcmpl"),
         created=wall_time(),
         model=answer.model,
@@ -140,7 +140,7 @@ def _completion(answer: Answer, call: ChatCall) -> Completion:
     )
 
 
-def _logprobs(tokens: Sequence[TokenText]) -> Logprobs:
+def _logprobs(tokens: Sequence[ScoredToken]) -> Logprobs:
     return Logprobs(
         [
             TokenLogprob(
@@ -168,7 +168,7 @@ class ChatStream:
 
     def render(self, event: Event) -> bytes:
         match event:
-            case Text(choice, text, tokens):
+            case TextDelta(choice, text, tokens):
                 if not text and not tokens:
                     return b""
                 return self._chunk(ChoiceDelta(choice, Delta(content=text), _logprobs(tokens) if tokens else None))
@@ -178,9 +178,9 @@ class ChatStream:
                 self._model = event.model
                 opening = Delta(role="assistant", content="")
                 return b"".join(self._chunk(ChoiceDelta(index, opening)) for index in range(self._n))
-            case Waiting():
+            case ModelPending():
                 return comment(event.text)
-            case Progress():
+            case PrefillProgress():
                 return comment(f"prompt {event.done} of {event.total} tokens")
             case Usage():
                 self._usage = event
@@ -193,7 +193,7 @@ class ChatStream:
 
     def _chunk(self, choice: ChoiceDelta | None, usage: WireUsage | None = None) -> bytes:
         return frame(
-            Chunk(
+            ChatChunk(
                 id=self._id,
                 created=self._created,
                 model=self._model,

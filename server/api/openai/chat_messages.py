@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from server.api.wire import shown
-from server.chat.conversation import Message, Role
+from server.chat.parts import Message, Role
 from server.errors import InvalidRequest, UnsupportedField
 
 _ROLES: dict[str, Role] = {
@@ -37,7 +37,7 @@ def _message(item: Any, where: str) -> Message:
             raise UnsupportedField(f"{where}.{key} is not supported: tools are not built yet.", param=f"{where}.{key}")
     if item.get("audio"):
         raise UnsupportedField(f"{where}.audio is not supported: messages are text.", param=f"{where}.audio")
-    return Message(role, _content(item.get("content"), role, f"{where}.content"))
+    return Message.plain(role, _content(item.get("content"), role, f"{where}.content"))
 
 
 def _role(role: Any, where: str) -> Role:

@@ -12,7 +12,8 @@ from server.api.openai.chat_messages import conversation_messages
 from server.api.openai.sampling import SamplingFields, TokenLimit, checked_options, model_name
 from server.api.tables import CHAT, THINKING_SWITCHES
 from server.api.wire import shown, validated
-from server.chat.conversation import Conversation, GenerationOptions, Message
+from server.chat.conversation import Conversation, GenerationOptions
+from server.chat.parts import Message
 from server.errors import InvalidRequest, UnsupportedField
 from server.http.body import json_object
 from server.settings.types import LimitSettings

@@ -33,13 +33,23 @@ from server.api.openai.completions_request import CompletionCall, parse_completi
 from server.api.openai.legacy_logprobs import LegacyLogprobs, legacy_logprobs
 from server.api.service import Service
 from server.chat.conversation import GenerationRequest
-from server.chat.events import Event, Finish, Progress, PromptLogprobs, Started, Text, TokenText, Usage, Waiting
+from server.chat.deltas import (
+    Event,
+    Finish,
+    ModelPending,
+    PrefillProgress,
+    PromptLogprobs,
+    ScoredToken,
+    Started,
+    TextDelta,
+    Usage,
+)
 from server.http.body import parsed_body
 from server.http.disconnect import while_connected
 from server.http.sse import comment, frame, stream
 
 
-class ChoiceOut(msgspec.Struct, frozen=True):
+class TextChoice(msgspec.Struct, frozen=True):
     """A choice of a whole answer, and of a chunk."""
 
     index: int
@@ -48,7 +58,7 @@ class ChoiceOut(msgspec.Struct, frozen=True):
     finish_reason: str | None = None
 
 
-class Completion(msgspec.Struct, frozen=True, kw_only=True):
+class TextCompletion(msgspec.Struct, frozen=True, kw_only=True):
     """A whole answer, and a chunk of one: this endpoint has one shape for both."""
 
     id: str
@@ -56,7 +66,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     model: str
     system_fingerprint: str = SYSTEM_FINGERPRINT
-    choices: list[ChoiceOut]
+    choices: list[TextChoice]
     usage: WireUsage | UnsetType | None
 
 
@@ -85,20 +95,20 @@ async def _respond(service: Service, call: CompletionCall, who: Caller) -> Respo
 
 def _requests(call: CompletionCall, who: Caller) -> list[GenerationRequest]:
     first = GenerationRequest(
-        who.request_id, call.model, call.prompts[0], call.options, who.client, patient=call.stream
+        who.request_id, call.model, call.prompts[0], call.options, who.client, wait_for_model=call.stream
     )
     if len(call.prompts) == 1:
         return [first]
     return [replace(first, id=f"{first.id}-{index}", prompt=prompt) for index, prompt in enumerate(call.prompts)]
 
 
-def _completion(answers: Sequence[Answer], call: CompletionCall) -> Completion:
+def _completion(answers: Sequence[Answer], call: CompletionCall) -> TextCompletion:
     choices = [
         _choice(index * call.options.n + k, choice, answer.prompt_text, call)
         for index, answer in enumerate(answers)
         for k, choice in enumerate(answer.choices)
     ]
-    return Completion(
+    return TextCompletion(
         id=answer_id("cmpl"),
         created=wall_time(),
         model=answers[0].model,
@@ -107,13 +117,13 @@ def _completion(answers: Sequence[Answer], call: CompletionCall) -> Completion:
     )
 
 
-def _choice(index: int, choice: Choice, prompt_text: str, call: CompletionCall) -> ChoiceOut:
+def _choice(index: int, choice: Choice, prompt_text: str, call: CompletionCall) -> TextChoice:
     logprobs = None
     if call.options.top_logprobs is not None:
         # prompt_tokens are there only with echo.
         logprobs, _ = legacy_logprobs([*choice.prompt_tokens, *choice.tokens], 0)
     text = prompt_text + choice.text if call.echo else choice.text
-    return ChoiceOut(index, text, logprobs, choice.reason)
+    return TextChoice(index, text, logprobs, choice.reason)
 
 
 class CompletionStream:
@@ -133,17 +143,17 @@ class CompletionStream:
         prompt, inner = event
         first = prompt * self._call.options.n
         match inner:
-            case Text(choice, text, tokens):
+            case TextDelta(choice, text, tokens):
                 return self._text(first + choice, text, tokens) if text or tokens else b""
             case Finish():
-                return self._chunk(ChoiceOut(first + inner.choice, "", None, inner.reason))
+                return self._chunk(TextChoice(first + inner.choice, "", None, inner.reason))
             case PromptLogprobs():
                 return self._text(first + inner.choice, self._prompt_texts[prompt], inner.tokens)
             case Started():
                 return self._started(prompt, inner)
-            case Waiting():
+            case ModelPending():
                 return comment(inner.text)
-            case Progress():
+            case PrefillProgress():
                 return comment(f"prompt {inner.done} of {inner.total} tokens")
             case Usage():
                 self._usages.append(inner)
@@ -161,17 +171,17 @@ class CompletionStream:
         if not self._call.echo or self._call.options.prompt_logprobs:
             return b""
         first = prompt * self._call.options.n
-        return b"".join(self._chunk(ChoiceOut(first + k, event.prompt_text)) for k in range(self._call.options.n))
+        return b"".join(self._chunk(TextChoice(first + k, event.prompt_text)) for k in range(self._call.options.n))
 
-    def _text(self, index: int, text: str, tokens: Sequence[TokenText]) -> bytes:
+    def _text(self, index: int, text: str, tokens: Sequence[ScoredToken]) -> bytes:
         logprobs = None
         if tokens:
             logprobs, self._offsets[index] = legacy_logprobs(tokens, self._offsets[index])
-        return self._chunk(ChoiceOut(index, text, logprobs))
+        return self._chunk(TextChoice(index, text, logprobs))
 
-    def _chunk(self, choice: ChoiceOut | None, usage: WireUsage | None = None) -> bytes:
+    def _chunk(self, choice: TextChoice | None, usage: WireUsage | None = None) -> bytes:
         return frame(
-            Completion(
+            TextCompletion(
                 id=self._id,
                 created=self._created,
                 model=self._model,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from server.api.openai.answer import wire_logprob
-from server.chat.events import TokenText
+from server.chat.deltas import ScoredToken
 
 
 class LegacyLogprobs(msgspec.Struct, frozen=True):
@@ -20,7 +20,7 @@ class LegacyLogprobs(msgspec.Struct, frozen=True):
     text_offset: list[int]
 
 
-def legacy_logprobs(tokens: Sequence[TokenText], offset: int) -> tuple[LegacyLogprobs, int]:
+def legacy_logprobs(tokens: Sequence[ScoredToken], offset: int) -> tuple[LegacyLogprobs, int]:
     """The lists for `tokens`, whose text starts at `offset`, and the offset where it ends."""
     offsets = []
     for token in tokens:
@@ -31,7 +31,7 @@ def legacy_logprobs(tokens: Sequence[TokenText], offset: int) -> tuple[LegacyLog
     return LegacyLogprobs([token.text for token in tokens], values, tops, offsets), offset
 
 
-def _top(token: TokenText) -> dict[str, float] | None:
+def _top(token: ScoredToken) -> dict[str, float] | None:
     """None for the first token of a prompt. The token itself is always in, as at OpenAI: up to k + 1 entries."""
     if math.isnan(token.logprob):
         return None

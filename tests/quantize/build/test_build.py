@@ -14,7 +14,7 @@ from mlx_lm import generate, load
 
 from quantize.build.build import build
 from quantize.errors import OutputError, QuantizeError, SourceError
-from quantize.folder.quant_spec import Width
+from quantize.folder.quant_spec import QuantSpec
 from quantize.folder.safetensors_format import read_header
 from quantize.folder.verify import verify
 from quantize.plan.plan import Plan, make_plan
@@ -45,7 +45,7 @@ class Model:
         self.before, self.after = weights(self.source), weights(self.output)
         self.config = json.loads((self.output / "config.json").read_text())
 
-    def stored(self, path: str, width: Width | None, matrix: mx.array) -> None:
+    def stored(self, path: str, width: QuantSpec | None, matrix: mx.array) -> None:
         """Asserts that module `path` holds `matrix` at `width`, as mx.quantize has it, and that the config says so."""
         entry = self.config["quantization"].get(path)
         if width is None:
@@ -76,22 +76,22 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def test_every_tensor_of_gemma_4_is_what_the_policy_says(gemma: Model) -> None:
     after = dict(gemma.after)
     root, target = "model.language_model.", "language_model.model."
-    gemma.stored(f"{target}embed_tokens", Width(8), gemma.before[f"{root}embed_tokens.weight"])
+    gemma.stored(f"{target}embed_tokens", QuantSpec(8), gemma.before[f"{root}embed_tokens.weight"])
     for layer in range(6):
-        boundary = Width(8) if layer in (0, 1, 4, 5) else None
+        boundary = QuantSpec(8) if layer in (0, 1, 4, 5) else None
         before, path = f"{root}layers.{layer}.", f"{target}layers.{layer}."
         gate, up = mx.split(gemma.before[f"{before}experts.gate_up_proj"], 2, axis=-2)
-        gemma.stored(f"{path}experts.switch_glu.gate_proj", boundary or Width(2), gate)
-        gemma.stored(f"{path}experts.switch_glu.up_proj", boundary or Width(2), up)
+        gemma.stored(f"{path}experts.switch_glu.gate_proj", boundary or QuantSpec(2), gate)
+        gemma.stored(f"{path}experts.switch_glu.up_proj", boundary or QuantSpec(2), up)
         down = gemma.before[f"{before}experts.down_proj"]
-        gemma.stored(f"{path}experts.switch_glu.down_proj", boundary or Width(3), down)
+        gemma.stored(f"{path}experts.switch_glu.down_proj", boundary or QuantSpec(3), down)
         gemma.stored(f"{path}router.proj", None, gemma.before[f"{before}router.proj.weight"])
-        widths = {"gate_proj": Width(2), "up_proj": Width(2), "down_proj": Width(3)}
+        widths = {"gate_proj": QuantSpec(2), "up_proj": QuantSpec(2), "down_proj": QuantSpec(3)}
         for name, width in widths.items():
             gemma.stored(f"{path}mlp.{name}", boundary or width, gemma.before[f"{before}mlp.{name}.weight"])
         for name in ("q_proj", "k_proj", "o_proj", *(() if layer in (2, 5) else ("v_proj",))):
             matrix = gemma.before[f"{before}self_attn.{name}.weight"]
-            gemma.stored(f"{path}self_attn.{name}", boundary or Width(4), matrix)
+            gemma.stored(f"{path}self_attn.{name}", boundary or QuantSpec(4), matrix)
     # All that is left is kept as it was.
     for name, array in gemma.after.items():
         original = name.replace(target, root)
@@ -102,10 +102,10 @@ def test_every_tensor_of_gemma_4_is_what_the_policy_says(gemma: Model) -> None:
 
 def test_experts_in_tensors_of_their_own_are_stacked(qwen: Model) -> None:
     for layer in range(5):
-        for name, width in {"gate": Width(2), "up": Width(2), "down": Width(3)}.items():
+        for name, width in {"gate": QuantSpec(2), "up": QuantSpec(2), "down": QuantSpec(3)}.items():
             before = [qwen.before[f"model.layers.{layer}.mlp.experts.{e}.{name}_proj.weight"] for e in range(4)]
             path = f"model.layers.{layer}.mlp.switch_mlp.{name}_proj"
-            qwen.stored(path, width if layer == 2 else Width(8), mx.stack(before))
+            qwen.stored(path, width if layer == 2 else QuantSpec(8), mx.stack(before))
         router = f"model.layers.{layer}.mlp.gate"
         qwen.stored(router, None, qwen.before[f"{router}.weight"])
 
@@ -114,7 +114,7 @@ def test_a_dense_model_is_what_the_policy_says(dense: Model) -> None:
     for layer in range(5):
         for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"):
             path = f"model.layers.{layer}.{name}"
-            dense.stored(path, Width(4) if layer == 2 else Width(8), dense.before[f"{path}.weight"])
+            dense.stored(path, QuantSpec(4) if layer == 2 else QuantSpec(8), dense.before[f"{path}.weight"])
     dense.stored("model.embed_tokens", None, dense.before["model.embed_tokens.weight"])
 
 

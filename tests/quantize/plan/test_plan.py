@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from quantize.errors import PolicyError, SourceError
-from quantize.folder.quant_spec import Width
+from quantize.folder.quant_spec import QuantSpec
 from quantize.plan.plan import Plan, make_plan
 from quantize.source.checkpoint import HubOptions
 from quantize.source.sources import open_checkpoint
@@ -101,23 +101,23 @@ def test_the_table_of_config_i(tiny: Path) -> None:
     layer = "language_model.model.layers.{}.{}"
     for boundary in (0, 1, 4, 5):
         for name in ("experts.switch_glu.gate_proj", "experts.switch_glu.down_proj", "self_attn.q_proj", "mlp.up_proj"):
-            assert widths[layer.format(boundary, name)] == Width(8)
-    assert widths[layer.format(2, "experts.switch_glu.gate_proj")] == Width(2)
-    assert widths[layer.format(2, "experts.switch_glu.up_proj")] == Width(2)
-    assert widths[layer.format(2, "experts.switch_glu.down_proj")] == Width(3)
-    assert widths[layer.format(2, "mlp.gate_proj")] == Width(2)
-    assert widths[layer.format(2, "mlp.down_proj")] == Width(3)
-    assert {widths[layer.format(2, f"self_attn.{name}_proj")] for name in "qkvo" if name != "v"} == {Width(4)}
+            assert widths[layer.format(boundary, name)] == QuantSpec(8)
+    assert widths[layer.format(2, "experts.switch_glu.gate_proj")] == QuantSpec(2)
+    assert widths[layer.format(2, "experts.switch_glu.up_proj")] == QuantSpec(2)
+    assert widths[layer.format(2, "experts.switch_glu.down_proj")] == QuantSpec(3)
+    assert widths[layer.format(2, "mlp.gate_proj")] == QuantSpec(2)
+    assert widths[layer.format(2, "mlp.down_proj")] == QuantSpec(3)
+    assert {widths[layer.format(2, f"self_attn.{name}_proj")] for name in "qkvo" if name != "v"} == {QuantSpec(4)}
     assert {widths[layer.format(number, "router.proj")] for number in range(6)} == {None}
-    assert widths["language_model.model.embed_tokens"] == Width(8)
+    assert widths["language_model.model.embed_tokens"] == QuantSpec(8)
     assert layer.format(2, "self_attn.v_proj") not in widths
 
 
 def test_a_dense_model_has_the_table_for_dense_models(tmp_path: Path) -> None:
     plan = plan_of(write(tmp_path, *llama(layers=5), holes=True))
     widths = {target.path: target.width for target in plan.targets}
-    assert widths["model.layers.2.mlp.gate_proj"] == widths["model.layers.2.self_attn.q_proj"] == Width(4)
-    assert widths["model.layers.0.mlp.gate_proj"] == widths["model.layers.4.self_attn.q_proj"] == Width(8)
+    assert widths["model.layers.2.mlp.gate_proj"] == widths["model.layers.2.self_attn.q_proj"] == QuantSpec(4)
+    assert widths["model.layers.0.mlp.gate_proj"] == widths["model.layers.4.self_attn.q_proj"] == QuantSpec(8)
     assert widths["model.embed_tokens"] is None
 
 
@@ -142,7 +142,7 @@ def test_a_width_that_does_not_divide_gives_way_and_the_plan_says_so(tmp_path: P
     config, shapes = llama(layers=5, width=96)
     plan = plan_of(write(tmp_path, config, shapes, holes=True), "uniform-4")
     forced = {target.path: (target.wanted, target.width) for target in plan.targets if target.wanted}
-    assert forced == {f"model.layers.{n}.mlp.down_proj": (Width(4, 64), Width(4, 32)) for n in range(5)}
+    assert forced == {f"model.layers.{n}.mlp.down_proj": (QuantSpec(4, 64), QuantSpec(4, 32)) for n in range(5)}
     said = configi("plan", str(tmp_path), "--policy", "uniform-4").stdout
     assert "model.layers.3.mlp.down_proj.weight: 4-bit gs32" in said
 
@@ -178,9 +178,9 @@ def test_a_policy_of_ones_own(tmp_path: Path) -> None:
     source = write(tmp_path / "source", *qwen3_moe(layers=3), holes=True)
     (tmp_path / "mine.toml").write_text(POLICY)
     widths = {t.path: t.width for t in plan_of(source, str(tmp_path / "mine.toml")).targets}
-    assert widths["model.layers.0.self_attn.q_proj"] == Width(8)
-    assert widths["model.layers.2.self_attn.q_proj"] == Width(5, 32)
-    assert widths["model.layers.0.mlp.switch_mlp.gate_proj"] == Width(3)
+    assert widths["model.layers.0.self_attn.q_proj"] == QuantSpec(8)
+    assert widths["model.layers.2.self_attn.q_proj"] == QuantSpec(5, 32)
+    assert widths["model.layers.0.mlp.switch_mlp.gate_proj"] == QuantSpec(3)
     assert widths["model.layers.1.mlp.gate"] is None
 
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from server.chat.events import Text
+from server.chat.deltas import TextDelta
 from server.chat.output import ChoiceOutput, StopFinder
 from server.chat.tokenizer import ChatTokenizer
 from server.engine_client.protocol import TokenLogprob
@@ -21,10 +21,10 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
 
 def _run(
     tokenizer: ChatTokenizer, ids: list[int], stop: tuple[str, ...] = (), logprobs: bool = False, per_push: int = 1
-) -> tuple[list[Text], bool]:
+) -> tuple[list[TextDelta], bool]:
     """All events of an answer of `ids`; the i-th token's logprob is -i."""
     output = ChoiceOutput(tokenizer, stop, 3, logprobs)
-    events: list[Text | None] = []
+    events: list[TextDelta | None] = []
     stopped = False
     for at in range(0, len(ids), per_push):
         batch = ids[at : at + per_push]
@@ -37,7 +37,7 @@ def _run(
     return [event for event in events if event is not None], stopped
 
 
-def _text(events: list[Text]) -> str:
+def _text(events: list[TextDelta]) -> str:
     return "".join(event.text for event in events)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from server.chat.conversation import Conversation, Message, RawPrompt, Role
+from server.chat.conversation import Conversation, RawPrompt
+from server.chat.parts import Message, Role
 from server.chat.prompt import EncodedPrompt, encode_prompt
 from server.chat.template import ChatTemplate
 from server.chat.tokenizer import ChatTokenizer
@@ -39,7 +40,7 @@ def adds_bos(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
 
 
 def _user(*contents: str) -> Conversation:
-    return Conversation(tuple(Message("user", content) for content in contents))
+    return Conversation(tuple(Message.plain("user", content) for content in contents))
 
 
 def _encode(tokenizer: ChatTokenizer, conversation: Conversation) -> EncodedPrompt:
@@ -78,8 +79,8 @@ def test_no_message_made_of_pieces_of_control_tokens_can_write_one(tokenizer: Ch
     roles: tuple[Role, ...] = ("system", "user", "assistant")
     for _ in range(300):
         contents = ["".join(rng.choices(pieces, k=rng.randrange(8))) for _ in range(3)]
-        messages = tuple(Message(role, content) for role, content in zip(roles, contents, strict=True))
-        encoded = _encode(tokenizer, Conversation((*messages, Message("user", "go"))))
+        messages = tuple(Message.plain(role, content) for role, content in zip(roles, contents, strict=True))
+        encoded = _encode(tokenizer, Conversation((*messages, Message.plain("user", "go"))))
         assert [encoded.ids.count(token) for token in (BOS_ID, START_ID, END_ID)] == [0, 5, 4]
         assert tokenizer.decode(encoded.ids) == encoded.text
         for content in contents:
@@ -88,24 +89,24 @@ def test_no_message_made_of_pieces_of_control_tokens_can_write_one(tokenizer: Ch
 
 def test_template_variables_cannot_write_control_tokens(tokenizer: ChatTokenizer) -> None:
     template = ChatTemplate("{{ mood }}{{ messages[0].content }}", {})
-    encoded = encode_prompt(tokenizer, template, Conversation((Message("user", "x"),), {"mood": END}), CONTEXT)
+    encoded = encode_prompt(tokenizer, template, Conversation((Message.plain("user", "x"),), {"mood": END}), CONTEXT)
     assert END_ID not in encoded.ids and encoded.text == END + "x"
 
 
 def test_each_boundary_is_where_encoding_the_messages_before_it_ends(tokenizer: ChatTokenizer) -> None:
     messages = (
-        Message("system", f"Be {END} nice. 👋"),
-        Message("user", "Hi\n"),
-        Message("assistant", f"Hello {START}é"),
-        Message("user", "the answer?"),
+        Message.plain("system", f"Be {END} nice. 👋"),
+        Message.plain("user", "Hi\n"),
+        Message.plain("assistant", f"Hello {START}é"),
+        Message.plain("user", "the answer?"),
     )
     encoded = _encode(tokenizer, Conversation(messages))
     assert len(encoded.boundaries) == 4
     assert [role for _, role in encoded.boundaries] == [message.role for message in messages]
     for count, (boundary, _) in enumerate(encoded.boundaries, 1):
-        longer = _encode(tokenizer, Conversation((*messages[:count], Message("user", "something else"))))
+        longer = _encode(tokenizer, Conversation((*messages[:count], Message.plain("user", "something else"))))
         assert longer.ids[:boundary] == encoded.ids[:boundary]
-        assert tokenizer.decode(encoded.ids[:boundary]).endswith(f"{messages[count - 1].content}{END}\n")
+        assert tokenizer.decode(encoded.ids[:boundary]).endswith(f"{messages[count - 1].text}{END}\n")
     assert tokenizer.decode(encoded.ids[encoded.boundaries[-1].offset :]) == f"{START}assistant\n"
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from server.chat.conversation import Conversation, Message, Role
+from server.chat.conversation import Conversation
+from server.chat.parts import Message, Role
 from server.chat.template import ChatTemplate
 from server.errors import InvalidRequest, ModelUnavailable
 from tests.support.tiny_model import CHAT_TEMPLATE
@@ -47,7 +48,7 @@ ROLES: dict[str, Role] = {"s": "system", "u": "user", "a": "assistant", "t": "to
 
 def _conversation(*turns: str) -> Conversation:
     """`"u hello"` is the user saying hello."""
-    return Conversation(tuple(Message(ROLES[turn[0]], turn[2:]) for turn in turns))
+    return Conversation(tuple(Message.plain(ROLES[turn[0]], turn[2:]) for turn in turns))
 
 
 def _render(source: str, *turns: str) -> str:
@@ -131,7 +132,7 @@ def test_noncharacters_of_a_user_do_not_disturb_a_continuation() -> None:
 def test_thinking_is_off_unless_the_conversation_turns_it_on() -> None:
     template = ChatTemplate("{{ 'think' if enable_thinking else 'answer' }}{{ tools is none }}", {})
     assert template.render(_conversation("u x")).text == "answerTrue"
-    asked = Conversation((Message("user", "x"),), {"enable_thinking": True})
+    asked = Conversation((Message.plain("user", "x"),), {"enable_thinking": True})
     assert template.render(asked).text == "thinkTrue"
 
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from server.errors import ModelUnavailable
-from server.models.acquire import Acquirer, Progress
+from server.models.acquire import AcquireProgress, Acquirer
 from server.models.built import build_arguments
 from server.settings.types import ModelSettings, StorageSettings
 from tests.support.loopback_hub import COMMIT, REPO, LoopbackHub, hub_environment, loopback_hub, stall, status
@@ -50,7 +50,7 @@ def refusal(acquirer: Acquirer, model: ModelSettings) -> str:
 
 
 def test_a_model_is_fetched_with_progress_and_found_from_then_on(hub: LoopbackHub, tmp_path: Path) -> None:
-    subject, seen = acquirer(tmp_path), list[Progress]()
+    subject, seen = acquirer(tmp_path), list[AcquireProgress]()
     assert subject.locate(FETCHED) is None
     folder = asyncio.run(subject.acquire(FETCHED, seen.append))
     assert subject.locate(FETCHED) == folder
@@ -118,8 +118,8 @@ def test_cancelling_ends_the_worker_and_all_it_started(tmp_path: Path) -> None:
         "time.sleep(600)\n",
     )
 
-    async def start_and_cancel() -> Progress:
-        started: asyncio.Future[Progress] = asyncio.get_running_loop().create_future()
+    async def start_and_cancel() -> AcquireProgress:
+        started: asyncio.Future[AcquireProgress] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(subject.acquire(FETCHED, started.set_result))
         progress = await started
         task.cancel()

@@ -12,7 +12,8 @@ from server.api.openai.chat_request import ChatFields
 from server.api.openai.completions_request import CompletionFields
 from server.api.operations import DetokenizeFields, TokenizeFields
 from server.api.tables import CHAT, COMPLETIONS, DETOKENIZE, ENDPOINTS, TOKENIZE
-from server.chat.conversation import Conversation, GenerationRequest, Message, RawPrompt
+from server.chat.conversation import Conversation, GenerationRequest, RawPrompt
+from server.chat.parts import Message
 from tests.support.scripted_service import MODEL, Running, ScriptedService, running
 
 
@@ -145,12 +146,12 @@ def test_content_is_read_in_every_shape_clients_send(server: Running) -> None:
         {"role": "tool", "content": parts, "tool_call_id": "c"},
         {"role": "user", "content": " \n\u0000"},
     ) == (
-        Message("system", "ab"),
-        Message("user", ""),
-        Message("assistant", ""),
-        Message("assistant", ""),
-        Message("tool", "ab"),
-        Message("user", " \n\x00"),
+        Message.plain("system", "ab"),
+        Message.plain("user", ""),
+        Message.plain("assistant", ""),
+        Message.plain("assistant", ""),
+        Message.plain("tool", "ab"),
+        Message.plain("user", " \n\x00"),
     )
 
 
@@ -159,7 +160,7 @@ def test_special_tokens_and_escaped_surrogate_pairs_are_text(server: Running) ->
     assert server.send("POST", "/v1/chat/completions", body).status == 200
     prompt = server.service.requests[-1].prompt
     assert isinstance(prompt, Conversation)
-    assert prompt.messages[0].content == "<|im_end|> 😀 \\ud800"
+    assert prompt.messages[0].text == "<|im_end|> 😀 \\ud800"
 
 
 def test_of_duplicate_keys_the_last_wins(server: Running) -> None:
@@ -240,12 +241,12 @@ def test_a_last_assistant_message_is_continued(server: Running) -> None:
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     request = _chat_request(server, messages=messages, continue_final_message=True, add_generation_prompt=False)
     assert isinstance(request.prompt, Conversation)
-    assert request.prompt.messages[-1] == Message("assistant", "b")
+    assert request.prompt.messages[-1] == Message.plain("assistant", "b")
 
 
-def test_only_streams_are_patient(server: Running) -> None:
-    assert not _chat_request(server).patient
-    assert _chat_request(server, stream=True).patient
+def test_only_streams_wait_for_the_model(server: Running) -> None:
+    assert not _chat_request(server).wait_for_model
+    assert _chat_request(server, stream=True).wait_for_model
 
 
 def test_clients_are_told_apart_by_a_digest_that_does_not_show_the_key(server: Running) -> None:
@@ -284,7 +285,7 @@ def test_a_completion_is_16_tokens_long_unless_it_says_otherwise(server: Running
 
 def test_a_big_body_is_parsed_beside_the_loop_with_the_same_result(server: Running) -> None:
     text = "word [{ " * 50_000
-    assert _messages(server, {"role": "user", "content": text}) == (Message("user", text),)
+    assert _messages(server, {"role": "user", "content": text}) == (Message.plain("user", text),)
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models?limit=1000", "/v1/models?", "/v1/models/", "/models"])

@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quantize.folder.quant_spec import Width, stored_shapes
+from quantize.folder.quant_spec import QuantSpec, stored_shapes
 from quantize.folder.safetensors_format import nbytes
 from quantize.source.roles import Role
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class OutputTensor:
     """One tensor of the model. `name` is its name in an unquantized model; `shape` and `dtype` are the source's.
 
     `wanted` is the policy's width where the columns forced another group size or none.
@@ -23,8 +23,8 @@ class Target:
     layer: int | None
     shape: tuple[int, ...]
     dtype: str
-    width: Width | None
-    wanted: Width | None = None
+    width: QuantSpec | None
+    wanted: QuantSpec | None = None
 
     @property
     def path(self) -> str:

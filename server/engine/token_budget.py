@@ -20,7 +20,7 @@ _NEWEST = 0.3
 _GROWTH = 4
 
 
-class Pace:
+class TokenBudget:
     """`largest` bounds a slice in tokens. One `turn` is one decode step (if any) and one slice (if any)."""
 
     def __init__(self, stall_target_s: float, largest: int) -> None:

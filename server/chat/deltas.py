@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
-class TokenText:
+class ScoredToken:
     """One token as logprobs show it: `text` is lossy where the token is part of a character, `raw` is not."""
 
     id: int
@@ -20,7 +20,7 @@ class TokenText:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class ModelPending:
     """Not started yet: the model is being fetched, built or loaded, or the request is queued. `text` is one line."""
 
     text: str
@@ -37,7 +37,7 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class PrefillProgress:
     """Prefill of the prompt: `done` of `total` tokens, `cached` of them from the prefix cache."""
 
     done: int
@@ -50,16 +50,40 @@ class PromptLogprobs:
     """The prompt's tokens with their logprobs; the first token's is NaN (it has none)."""
 
     choice: int
-    tokens: tuple[TokenText, ...]
+    tokens: tuple[ScoredToken, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class TextDelta:
     """The next piece of the answer. May be empty when it only carries logprobs of held-back text."""
 
     choice: int
     text: str
-    tokens: tuple[TokenText, ...] = ()
+    tokens: tuple[ScoredToken, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """The next piece of what the model thinks before it answers."""
+
+    choice: int
+    text: str
+    tokens: tuple[ScoredToken, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """The next piece of the choice's call number `index`: `id` and `name` with its first, then the arguments' JSON."""
+
+    choice: int
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+    tokens: tuple[ScoredToken, ...] = ()
+
+
+Delta = TextDelta | ReasoningDelta | ToolCallDelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,4 +104,4 @@ class Usage:
     cached_tokens: int
 
 
-Event = Waiting | Started | Progress | PromptLogprobs | Text | Finish | Usage
+Event = ModelPending | Started | PrefillProgress | PromptLogprobs | Delta | Finish | Usage

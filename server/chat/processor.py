@@ -10,7 +10,7 @@ from server.chat.tokenizer import ChatTokenizer
 
 
 @dataclass(frozen=True, slots=True)
-class TextSide:
+class Processor:
     """Tokenizer, chat template, and the context length to serve."""
 
     tokenizer: ChatTokenizer
@@ -18,7 +18,7 @@ class TextSide:
     context_length: int
 
     @staticmethod
-    def load(folder: Path, context_length: int | None) -> TextSide:
+    def load(folder: Path, context_length: int | None) -> Processor:
         """`context_length` is the configured one; the model's own bounds it.
 
         Raises:
@@ -26,4 +26,4 @@ class TextSide:
         """
         tokenizer, template = ChatTokenizer.load(folder), ChatTemplate.load(folder)
         longest = tokenizer.context_length
-        return TextSide(tokenizer, template, min(context_length or longest, longest))
+        return Processor(tokenizer, template, min(context_length or longest, longest))

@@ -1,0 +1,93 @@
+"""What a message is made of, free of any wire protocol: frozen parts, in the order in which they were said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """`data` is the encoded image, `media_type` its MIME type. No model sees it yet."""
+
+    data: bytes
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningPart:
+    """What the assistant thought before it spoke."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallPart:
+    """A call of the assistant's. `arguments` is JSON text, as the model wrote it or the client sent it back."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResultPart:
+    """What a tool returned to the call `call_id`; `name` is the tool's, where the client says it."""
+
+    call_id: str
+    text: str
+    name: str | None = None
+
+
+Part = TextPart | ImagePart | ReasoningPart | ToolCallPart | ToolResultPart
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Role
+    parts: tuple[Part, ...]
+
+    @staticmethod
+    def plain(role: Role, text: str) -> Message:
+        return Message(role, (TextPart(text),))
+
+    @property
+    def text(self) -> str:
+        """What it says: its texts and tool results, one after the other."""
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart | ToolResultPart))
+
+    def strings(self) -> Iterator[str]:
+        """Every string that a template may write into the prompt."""
+        for part in self.parts:
+            match part:
+                case TextPart() | ReasoningPart():
+                    yield part.text
+                case ToolCallPart():
+                    yield from (part.id, part.name, part.arguments)
+                case ToolResultPart():
+                    yield from (part.call_id, part.text, part.name or "")
+
+    def mapped(self, change: Callable[[str], str]) -> Message:
+        """The message with `change` applied to each of its `strings`."""
+        return replace(self, parts=tuple(_mapped(part, change) for part in self.parts))
+
+
+def _mapped(part: Part, change: Callable[[str], str]) -> Part:
+    match part:
+        case TextPart() | ReasoningPart():
+            return replace(part, text=change(part.text))
+        case ToolCallPart():
+            return ToolCallPart(change(part.id), change(part.name), change(part.arguments))
+        case ToolResultPart():
+            name = None if part.name is None else change(part.name)
+            return ToolResultPart(change(part.call_id), change(part.text), name)
+        case ImagePart():
+            return part
