@@ -1,0 +1,96 @@
+"""The template and tokenizer of one model as the HTTP process has them: asked over a pipe, never run here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from server.chat.conversation import Conversation, Prompt
+from server.chat.prompt import EncodedPrompt
+from server.chat.vocabulary import Vocabulary
+from server.settings.types import LimitSettings
+from server.text.lane import TEXT_COMMAND, Lane
+from server.text.protocol import Decode, Decoded, Encoded, EncodePrompt, EncodeText, TextAnswer, TextCommand, Tokenized
+
+# Characters, or four token ids for one: what is larger goes its own way, so that nobody's question waits behind it.
+_LARGE = 32_768
+# The process for large texts holds a tokenizer of its own and is ended when it has had nothing to do for so long.
+_IDLE_S = 60
+
+
+class TextProcess:
+    """`vocabulary` is here, for streams: a table of bytes per token. Everything else is asked of a `Lane`."""
+
+    def __init__(self, small: Lane, large: Lane, vocabulary: Vocabulary) -> None:
+        self._small = small
+        self._large = large
+        self._idle: asyncio.TimerHandle | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self.vocabulary = vocabulary
+
+    @staticmethod
+    async def open(
+        folder: Path, context_length: int | None, limits: LimitSettings, command: Sequence[str] = TEXT_COMMAND
+    ) -> TextProcess:
+        """Raises ModelUnavailable when the folder's tokenizer or template is missing or broken."""
+        small, large = (
+            Lane(
+                folder,
+                context_length,
+                timeout_s=limits.text_timeout_s,
+                memory_limit=int(limits.text_memory_limit),
+                command=command,
+            )
+            for _ in range(2)
+        )
+        try:
+            opened = await small.open()
+        except BaseException:
+            await small.close()
+            raise
+        return TextProcess(small, large, Vocabulary(opened.vocabulary))
+
+    @property
+    def context_length(self) -> int:
+        return self.vocabulary.context_length
+
+    async def encode_prompt(self, prompt: Prompt, client: str) -> EncodedPrompt:
+        answer = await self._ask(EncodePrompt(prompt), _size(prompt), client)
+        assert isinstance(answer, Encoded)
+        return answer.prompt
+
+    async def encode(self, text: str, add_special: bool, client: str) -> list[int]:
+        answer = await self._ask(EncodeText(text, add_special), len(text), client)
+        assert isinstance(answer, Tokenized)
+        return answer.tokens
+
+    async def decode(self, tokens: list[int], client: str) -> str:
+        answer = await self._ask(Decode(tokens), len(tokens) * 4, client)
+        assert isinstance(answer, Decoded)
+        return answer.text
+
+    async def close(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+        await self._small.close()
+        await self._large.close()
+
+    async def _ask(self, command: TextCommand, size: int, client: str) -> TextAnswer:
+        if size <= _LARGE:
+            return await self._small.ask(command, client)
+        if self._idle is not None:
+            self._idle.cancel()
+        try:
+            return await self._large.ask(command, client)
+        finally:
+            self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._rest)
+
+    def _rest(self) -> None:
+        self._ending = asyncio.ensure_future(self._large.rest())
+
+
+def _size(prompt: Prompt) -> int:
+    if isinstance(prompt, Conversation):
+        return sum(len(text) for message in prompt.messages for text in message.strings())
+    return len(prompt.content) if isinstance(prompt.content, str) else len(prompt.content) * 4

@@ -1,0 +1,90 @@
+"""The text process: `python -m server.text.process`. Template and tokenizer of one model, one command after the other.
+
+What a client's text or a model's files make expensive happens here, where it can be killed: a template that never ends,
+a tokenizer whose regular expression is quadratic, a normalizer that takes all memory. It ends with its parent, whose end
+closes stdin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+from server.chat.processor import Processor
+from server.errors import ConfigiError, InvalidRequest
+from server.text.protocol import (
+    REFUSALS,
+    Decode,
+    Decoded,
+    Encoded,
+    EncodePrompt,
+    EncodeText,
+    Open,
+    Opened,
+    Refused,
+    TextAnswer,
+    TextCommand,
+    Tokenized,
+    decode_command,
+    frame,
+    read_frame,
+)
+
+
+def serve(commands: BinaryIO, answers: BinaryIO) -> None:
+    """Answer until `commands` ends."""
+    processor: Processor | None = None
+    while (raw := read_frame(commands)) is not None:
+        command = decode_command(raw)
+        answer: TextAnswer
+        try:
+            if isinstance(command, Open):
+                _bound_memory(command.memory_limit)
+                processor = Processor.load(Path(command.folder), command.context_length)
+                answer = Opened(processor.tokenizer.table(processor.context_length))
+            elif processor is None:
+                raise RuntimeError("the first command must be Open")
+            else:
+                answer = _answer(processor, command)
+        except MemoryError:
+            answer = Refused(InvalidRequest.__name__, "This needs more memory than limits.text_memory_limit allows.")
+        except ConfigiError as error:
+            answer = _refused(error)
+        answers.write(frame(answer))
+        answers.flush()
+
+
+def _answer(processor: Processor, command: TextCommand) -> TextAnswer:
+    match command:
+        case EncodePrompt():
+            return Encoded(processor.encode_prompt(command.prompt))
+        case EncodeText():
+            return Tokenized(processor.tokenizer.encode(command.text, command.add_special))
+        case Decode():
+            return Decoded(processor.tokenizer.decode(command.tokens))
+        case Open():
+            raise RuntimeError("Open comes once")
+
+
+def _refused(error: ConfigiError) -> Refused:
+    kind = next((name for name, cls in REFUSALS.items() if type(error) is cls), None)
+    if kind is None:
+        kind = next(name for name, cls in REFUSALS.items() if isinstance(error, cls))
+    return Refused(kind, error.message, error.param)
+
+
+def _bound_memory(limit: int) -> None:
+    """macOS takes the call and does not hold to it; there the parent looks at the resident size."""
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def main() -> None:
+    serve(sys.stdin.buffer, sys.stdout.buffer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The border between the HTTP process and a text process: one frame a command, one frame an answer, in order.
+
+Frozen msgspec structs, MessagePack, each behind its length in four bytes, over the child's stdin and stdout. A pipe and
+not a socket: it needs no name on disk, and it ends with either process. A text process does one thing at a time, so an
+answer belongs to the command before it and nothing needs a number.
+"""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+import msgspec
+
+from server.chat.conversation import Prompt
+from server.chat.prompt import EncodedPrompt
+from server.chat.vocabulary import VocabularyTable
+from server.errors import ConfigiError, ContextLengthExceeded, InvalidRequest, ModelUnavailable
+
+LENGTH_BYTES = 4
+# An answer is at most a vocabulary's table or the ids of a whole context; anything larger is no answer of ours.
+LONGEST_FRAME = 2**28
+
+
+class Open(msgspec.Struct, frozen=True, tag=True):
+    """Read tokenizer and template of `folder`. Once, first. `context_length` is the configured one."""
+
+    folder: str
+    context_length: int | None
+    # Bytes of address space that the process may take, where the system can hold it to that.
+    memory_limit: int
+
+
+class EncodePrompt(msgspec.Struct, frozen=True, tag=True):
+    prompt: Prompt
+
+
+class EncodeText(msgspec.Struct, frozen=True, tag=True):
+    text: str
+    add_special: bool
+
+
+class Decode(msgspec.Struct, frozen=True, tag=True):
+    tokens: list[int]
+
+
+TextCommand = Open | EncodePrompt | EncodeText | Decode
+
+
+class Opened(msgspec.Struct, frozen=True, tag=True):
+    vocabulary: VocabularyTable
+
+
+class Encoded(msgspec.Struct, frozen=True, tag=True):
+    prompt: EncodedPrompt
+
+
+class Tokenized(msgspec.Struct, frozen=True, tag=True):
+    tokens: list[int]
+
+
+class Decoded(msgspec.Struct, frozen=True, tag=True):
+    text: str
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """The command's own fault, or the model folder's; `kind` is one of `REFUSALS`."""
+
+    kind: str
+    message: str
+    param: str | None = None
+
+
+TextAnswer = Opened | Encoded | Tokenized | Decoded | Refused
+
+REFUSALS: dict[str, type[ConfigiError]] = {
+    cls.__name__: cls for cls in (InvalidRequest, ContextLengthExceeded, ModelUnavailable)
+}
+
+_encode = msgspec.msgpack.Encoder().encode
+decode_command = msgspec.msgpack.Decoder(TextCommand).decode
+decode_answer = msgspec.msgpack.Decoder(TextAnswer).decode
+
+
+def frame(message: TextCommand | TextAnswer) -> bytes:
+    body = _encode(message)
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body
+
+
+def read_frame(stream: BinaryIO) -> bytes | None:
+    """None when the other side is gone."""
+    length = stream.read(LENGTH_BYTES)
+    if len(length) < LENGTH_BYTES:
+        return None
+    size = int.from_bytes(length, "big")
+    body = stream.read(size)
+    return body if len(body) == size else None
