@@ -13,7 +13,7 @@ from pathlib import Path
 from tokenizers import Encoding, Tokenizer
 
 from server.chat.model_files import ModelFacts, SamplingDefaults, read_facts
-from server.chat.pieces import Spelling, spelling_of
+from server.chat.spelling import Spelling, spelling_of
 from server.errors import ContextLengthExceeded, InvalidRequest, ModelUnavailable
 
 __all__ = ["ChatTokenizer", "SamplingDefaults", "TokenStream"]
