@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from server.chat.parts import Message
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation:
+class Conversation(msgspec.Struct, frozen=True, tag=True):
     """Messages for the chat template. When the last is the assistant's, the model continues it (prefill)."""
 
     messages: tuple[Message, ...]
     # Extra variables for the chat template, from an allow-list; scalars only.
-    template_variables: dict[str, str | int | float | bool] = field(default_factory=dict)
+    template_variables: dict[str, str | int | float | bool] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class RawPrompt:
+class RawPrompt(msgspec.Struct, frozen=True, tag=True):
     """A prompt without a template: text, or token ids."""
 
     content: str | tuple[int, ...]

@@ -15,13 +15,13 @@ from dataclasses import replace
 from server.chat.channels import Channels, Piece, ReasoningPiece, TextOnly, TextPiece, ToolCallPiece
 from server.chat.deltas import Delta, ReasoningDelta, ScoredToken, TextDelta, ToolCallDelta
 from server.chat.stops import StopFinder
-from server.chat.tokenizer import ChatTokenizer
+from server.chat.vocabulary import Vocabulary
 from server.engine_client.protocol import TokenLogprob
 
 
-def token_text(tokenizer: ChatTokenizer, entry: TokenLogprob) -> ScoredToken:
-    text, raw = tokenizer.token(entry.token)
-    top = tuple((token, *tokenizer.token(token), logprob) for token, logprob in entry.top)
+def token_text(vocabulary: Vocabulary, entry: TokenLogprob) -> ScoredToken:
+    text, raw = vocabulary.token(entry.token)
+    top = tuple((token, *vocabulary.token(token), logprob) for token, logprob in entry.top)
     return ScoredToken(entry.token, text, raw, entry.logprob, top)
 
 
@@ -33,14 +33,14 @@ class ChoiceOutput:
 
     def __init__(
         self,
-        tokenizer: ChatTokenizer,
+        vocabulary: Vocabulary,
         stop: tuple[str, ...],
         choice: int,
         want_logprobs: bool,
         channels: Channels | None = None,
     ) -> None:
-        self._tokenizer = tokenizer
-        self._stream = tokenizer.stream()
+        self._vocabulary = vocabulary
+        self._stream = vocabulary.stream()
         self._channels = channels or TextOnly()
         self._stops = StopFinder(stop)
         self._choice = choice
@@ -58,7 +58,7 @@ class ChoiceOutput:
         for index, token in enumerate(tokens):
             text = self._stream.push(token)
             if self._scored is not None:
-                self._scored.add(token_text(self._tokenizer, logprobs[index]), len(text))
+                self._scored.add(token_text(self._vocabulary, logprobs[index]), len(text))
             self._take(self._channels.push(token, text), deltas)
             if self._stops.stopped:
                 break

@@ -1,36 +1,37 @@
-"""What a message is made of, free of any wire protocol: frozen parts, in the order in which they were said."""
+"""What a message is made of, free of any wire protocol: frozen parts, in the order in which they were said.
+
+Structs, because a conversation crosses to the text process as it is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
 
 Role = Literal["system", "user", "assistant", "tool"]
 
 
-@dataclass(frozen=True, slots=True)
-class TextPart:
+class TextPart(msgspec.Struct, frozen=True, tag=True):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class ImagePart:
+class ImagePart(msgspec.Struct, frozen=True, tag=True):
     """`data` is the encoded image, `media_type` its MIME type. No model sees it yet."""
 
     data: bytes
     media_type: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReasoningPart:
+class ReasoningPart(msgspec.Struct, frozen=True, tag=True):
     """What the assistant thought before it spoke."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCallPart:
+class ToolCallPart(msgspec.Struct, frozen=True, tag=True):
     """A call of the assistant's. `arguments` is JSON text, as the model wrote it or the client sent it back."""
 
     id: str
@@ -38,8 +39,7 @@ class ToolCallPart:
     arguments: str
 
 
-@dataclass(frozen=True, slots=True)
-class ToolResultPart:
+class ToolResultPart(msgspec.Struct, frozen=True, tag=True):
     """What a tool returned to the call `call_id`; `name` is the tool's, where the client says it."""
 
     call_id: str
@@ -50,8 +50,7 @@ class ToolResultPart:
 Part = TextPart | ImagePart | ReasoningPart | ToolCallPart | ToolResultPart
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     role: Role
     parts: tuple[Part, ...]
 

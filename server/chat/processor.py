@@ -1,10 +1,12 @@
-"""What the HTTP process needs of a model. Read from its folder in a thread: up to a second for a large vocabulary."""
+"""One model's tokenizer and chat template together. Text process: what they cost, texts and model files choose."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from server.chat.conversation import Prompt
+from server.chat.prompt import EncodedPrompt, encode_prompt
 from server.chat.template import ChatTemplate
 from server.chat.tokenizer import ChatTokenizer
 
@@ -27,3 +29,6 @@ class Processor:
         tokenizer, template = ChatTokenizer.load(folder), ChatTemplate.load(folder)
         longest = tokenizer.context_length
         return Processor(tokenizer, template, min(context_length or longest, longest))
+
+    def encode_prompt(self, prompt: Prompt) -> EncodedPrompt:
+        return encode_prompt(self.tokenizer, self.template, prompt, self.context_length)

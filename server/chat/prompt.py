@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
+
+from msgspec.structs import replace
 
 from server.chat.conversation import Conversation, Prompt, RawPrompt
 from server.chat.template import ChatTemplate, End, Rendered

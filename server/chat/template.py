@@ -1,25 +1,19 @@
-"""A model's chat template: conversation to prompt text, as Hugging Face renders it. HTTP process, in a thread.
-
-Templates come with the model, so they run in jinja2's immutable sandbox and their output is bounded.
-"""
+"""A model's chat template: conversation to prompt text, as Hugging Face renders it. Text process."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import Template, TemplateError, TemplateSyntaxError
+from msgspec.structs import replace
 
 from server.chat.conversation import Conversation
 from server.chat.model_files import read_object, special_texts
 from server.chat.parts import Message, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart
+from server.chat.sandbox import TemplateEnvironment
 from server.chat.turns import Messages, arrangements
 from server.errors import InvalidRequest, ModelUnavailable
 
@@ -53,7 +47,7 @@ class ChatTemplate:
     def __init__(self, source: str | None, variables: dict[str, str]) -> None:
         self._variables = variables
         try:
-            self._template = None if source is None else _environment().from_string(source)
+            self._template = None if source is None else TemplateEnvironment().from_string(source)
         except TemplateSyntaxError as error:
             raise ModelUnavailable(
                 f"The model's chat template is broken at line {error.lineno}: {error.message}"
@@ -211,43 +205,3 @@ def _source(folder: Path, config: dict[str, Any]) -> str | None:
         entries = (entry for entry in value if isinstance(entry, dict) and entry.get("name") == "default")
         value = next(entries, {}).get("template")
     return value if isinstance(value, str) else None
-
-
-class _GenerationTag(Extension):
-    """`{% generation %}` marks the assistant's tokens for training; here it only shows its body."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _tojson(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: Sequence[str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """jinja2's own escapes for HTML, which models have not seen in training."""
-    pair = (separators[0], separators[1]) if separators else None
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=pair, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise InvalidRequest(str(message), param="messages")
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().astimezone().strftime(pattern)

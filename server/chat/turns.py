@@ -6,8 +6,9 @@ Agents send several system messages, system messages in the middle, and several 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import takewhile
+
+from msgspec.structs import replace
 
 from server.chat.parts import Message, Part, TextPart
 

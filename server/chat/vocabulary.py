@@ -14,7 +14,7 @@ from server.chat.model_files import SamplingDefaults
 
 
 class VocabularyTable(msgspec.Struct, frozen=True, kw_only=True):
-    """As it crosses from the text process. Token i is `text[starts[i]:starts[i + 1]]`, `starts` as little-endian uint32.
+    """As it crosses from the text process. Token i is `text[starts[i]:starts[i + 1]]`, `starts` little-endian uint32.
 
     `hidden` tokens add nothing to an answer. `strips_space`: an answer's first space belongs to the spelling only.
     """

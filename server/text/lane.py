@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-from server.errors import ConfigiError, InvalidRequest, ModelUnavailable
+from server.errors import InvalidRequest, ModelUnavailable
 from server.text.protocol import (
     LENGTH_BYTES,
     LONGEST_FRAME,
@@ -173,7 +173,7 @@ class Lane:
                 process.stdin.write(frame(command))
                 await process.stdin.drain()
                 length = int.from_bytes(await process.stdout.readexactly(LENGTH_BYTES), "big")
-                answer = decode_answer(await process.stdout.readexactly(length))
+                answer: TextAnswer = decode_answer(await process.stdout.readexactly(length))
         except TimeoutError:
             await self._end()
             raise InvalidRequest(
@@ -217,5 +217,3 @@ async def _log_lines(process: asyncio.subprocess.Process) -> None:
             with contextlib.suppress(ValueError):
                 if line := await stderr.readline():
                     log.warning("text process %d: %s", process.pid, line.decode(errors="replace").rstrip())
-
-

@@ -1,7 +1,7 @@
 """The text process: `python -m server.text.process`. Template and tokenizer of one model, one command after the other.
 
-What a client's text or a model's files make expensive happens here, where it can be killed: a template that never ends,
-a tokenizer whose regular expression is quadratic, a normalizer that takes all memory. It ends with its parent, whose end
+What a text or the files of a model make expensive happens here, where it can be killed: a template that never ends, a
+tokenizer whose regular expression is quadratic, a normalizer that takes all memory. It ends with its parent, whose end
 closes stdin.
 """
 

@@ -1,0 +1,199 @@
+"""The text process of a model: real processes, hostile templates and tokenizers, clients in turn."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from server.chat.conversation import Conversation, RawPrompt
+from server.chat.parts import Message
+from server.errors import ContextLengthExceeded, InvalidRequest, ModelUnavailable
+from server.settings.types import LimitSettings
+from server.text.client import TextProcess
+from tests.support.tiny_model import CHAT_TEMPLATE, write_tiny_model
+
+PATIENT = LimitSettings()
+# Rendering takes a millisecond here; a template that never ends takes all of it.
+HASTY = LimitSettings(text_timeout_s=1.5)
+GOOD = Conversation((Message.plain("user", "Hello"),))
+# What `trigger` in a message makes of a template that is otherwise a good one.
+ON_TRIGGER = "{%% if messages[-1]['content'] == 'trigger' %%}%s{%% endif %%}" + CHAT_TEMPLATE.replace("%", "%%")
+BAD = Conversation((Message.plain("user", "trigger"),))
+
+
+def model(folder: Path, on_trigger: str = "") -> Path:
+    write_tiny_model(folder)
+    (folder / "chat_template.jinja").write_text(ON_TRIGGER % on_trigger)
+    return folder
+
+
+@asynccontextmanager
+async def opened(folder: Path, limits: LimitSettings = PATIENT) -> AsyncIterator[TextProcess]:
+    text = await TextProcess.open(folder, None, limits)
+    try:
+        yield text
+    finally:
+        await text.close()
+
+
+def children() -> set[int]:
+    return {child.pid for child in psutil.Process().children()}
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(60):
+            await main()
+
+    asyncio.run(bounded())
+
+
+def test_what_it_says_is_what_the_tokenizer_says(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(model(tmp_path)) as text:
+            encoded = await text.encode_prompt(GOOD, "a")
+            assert encoded.text == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+            assert await text.decode(encoded.ids, "a") == encoded.text
+            assert await text.encode("Hello", False, "a") == [
+                token for token in encoded.ids if text.vocabulary.token(token)[1] in b"Hello"
+            ]
+            stream = text.vocabulary.stream()
+            # Control tokens are no text of an answer.
+            assert "".join(map(stream.push, encoded.ids)) + stream.flush() == "user\nHello\nassistant\n"
+            with pytest.raises(ContextLengthExceeded):
+                await text.encode_prompt(RawPrompt("word " * 10_000), "a")
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("on_trigger", "reason"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "took longer than 1.5 s"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "cannot render"),
+        ("{{ 'a' * 3000000000 }}", "is too large"),
+        ("{{ ('a' * 100000) | center(3000000000) }}", "is too large"),
+        ("{{ ('a\\n' * 100000) | indent(100000) }}", "more memory|took"),
+        ("{{ [1] | tojson(indent=3000000000) }}", "is too large"),
+        ("{{ 7 ** (7 ** 9) }}", "is too large"),
+    ],
+)
+def test_a_hostile_template_costs_its_own_request_and_nobody_elses(
+    tmp_path: Path, on_trigger: str, reason: str
+) -> None:
+    async def main() -> None:
+        async with opened(model(tmp_path, on_trigger), HASTY) as text:
+            bad = asyncio.create_task(text.encode_prompt(BAD, "mallory"))
+            good = [asyncio.create_task(text.encode_prompt(GOOD, f"client {i}")) for i in range(3)]
+            with pytest.raises(InvalidRequest, match=reason):
+                await bad
+            assert all(encoded.ids for encoded in await asyncio.gather(*good))
+
+    run(main)
+
+
+def test_the_loop_is_awake_while_a_template_is_not(tmp_path: Path) -> None:
+    async def main() -> None:
+        endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+        async with opened(model(tmp_path, endless), HASTY) as text:
+            bad = asyncio.create_task(text.encode_prompt(BAD, "a"))
+            wakes = 0
+            while not bad.done():
+                await asyncio.sleep(0.01)
+                wakes += 1
+            assert isinstance(bad.exception(), InvalidRequest)
+            assert wakes > 50
+
+    run(main)
+
+
+def test_a_large_text_does_not_hold_up_a_small_one(tmp_path: Path) -> None:
+    async def main() -> None:
+        folder = model(tmp_path)
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        # Quadratic in a run of spaces, as published tokenizers have it.
+        split = {"type": "Split", "pattern": {"Regex": r"\s+$"}, "behavior": "Isolated", "invert": False}
+        tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, tokenizer["pre_tokenizer"]]}
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 1_000_000}
+        (folder / "config.json").write_text(json.dumps(config))
+        async with opened(folder, HASTY) as text:
+            large = asyncio.create_task(text.encode(" " * 1_000_000 + "x", False, "mallory"))
+            for _ in range(5):
+                assert (await text.encode_prompt(GOOD, "alice")).ids
+            assert not large.done()
+            with pytest.raises(InvalidRequest, match=r"took longer than 1\.5 s"):
+                await large
+
+    run(main)
+
+
+def test_clients_are_served_in_turn(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(model(tmp_path)) as text:
+            order: list[str] = []
+
+            async def ask(client: str) -> None:
+                await text.encode("Hello", False, client)
+                order.append(client)
+
+            await asyncio.gather(*(ask("many") for _ in range(20)), ask("one"))
+            assert order.index("one") <= 2
+
+    run(main)
+
+
+def test_who_leaves_gives_up_its_place_and_the_next_answer_is_the_next_ones(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(model(tmp_path)) as text:
+            leaving = [asyncio.create_task(text.encode("leaving " * 500, False, "a")) for _ in range(20)]
+            await asyncio.sleep(0)
+            for task in leaving:
+                task.cancel()
+            assert await text.decode(await text.encode("Hello", False, "a"), "a") == "Hello"
+            assert all(result is not None for result in await asyncio.gather(*leaving, return_exceptions=True))
+
+    run(main)
+
+
+def test_a_killed_process_is_started_again_by_the_next_request(tmp_path: Path) -> None:
+    async def main() -> None:
+        before = children()
+        async with opened(model(tmp_path)) as text:
+            [pid] = children() - before
+            psutil.Process(pid).kill()
+            with pytest.raises(InvalidRequest, match="ended the process"):
+                await text.encode("Hello", False, "a")
+            assert await text.encode("Hello", False, "a")
+        assert children() == before
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"normalizer": {"type": "Replace", "pattern": {"String": "l"}, "content": "l" * 50_000_000}}, "memory|ended|longer"),
+        ({"model": None}, "broken"),
+    ],
+)
+def test_a_hostile_tokenizer_is_a_sentence(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+    async def main() -> None:
+        folder = model(tmp_path)
+        tokenizer = json.loads((folder / "tokenizer.json").read_text()) | change
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        limits = LimitSettings(text_timeout_s=5, text_memory_limit=700_000_000)
+        with pytest.raises((ModelUnavailable, InvalidRequest), match=sentence):
+            async with opened(folder, limits) as text:
+                await text.encode("lll" * 1000, False, "a")
+
+    before = children()
+    run(main)
+    assert children() == before
