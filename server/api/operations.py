@@ -17,6 +17,7 @@ from starlette.responses import Response
 from server.api.errors import error_response
 from server.api.fields import Screened, screen
 from server.api.openai.chat_messages import conversation_messages
+from server.api.openai.dialect import OPENAI, envelope
 from server.api.openai.sampling import model_name
 from server.api.service import Service
 from server.api.tables import DETOKENIZE, TOKENIZE
@@ -27,6 +28,7 @@ from server.http.body import json_object, parsed_body
 from server.models.status import ModelStatus
 from server.settings.types import LimitSettings
 
+DIALECT = OPENAI
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -60,7 +62,7 @@ def router(service: Service) -> APIRouter:
     async def health() -> Response:
         if service.healthy():
             return _json({"status": "ok"})
-        return error_response(ModelUnavailable("The server is not making progress."))
+        return error_response(DIALECT, ModelUnavailable("The server is not making progress."))
 
     @routes.get("/ready")
     async def ready() -> Response:
@@ -99,7 +101,7 @@ def _readiness(model: ModelStatus) -> Response:
         return _json(state)
     failed = model.state == "failed"
     error: ConfigiError = ModelUnavailable(model.text) if failed else ModelLoading(model.text)
-    return _json({**error.envelope(), **state}, error.status, error.headers())
+    return _json({**envelope(error), **state}, error.status, DIALECT.headers(error))
 
 
 def _parse_tokenize(raw: bytes, limits: LimitSettings) -> TokenizeCall:
