@@ -111,15 +111,17 @@ def _parse_tokenize(raw: bytes, limits: LimitSettings) -> TokenizeCall:
     if len(given) != 1:
         raise InvalidRequest("One of content, prompt and messages is needed.", param=given[-1] if given else "content")
     add_special = fields.add_special if fields.add_special is not None else fields.add_special_tokens
+    ignored: tuple[str, ...] = ()
     if fields.messages is not None:
-        prompt: Prompt = Conversation(conversation_messages(fields.messages))
+        messages, ignored = conversation_messages(fields.messages)
+        prompt: Prompt = Conversation(messages)
     else:
         prompt = RawPrompt(fields.prompt if fields.prompt is not None else fields.content or "")
     # llama-server's `content` adds none by default, vLLM's `prompt` does; a template brings its own.
     default = fields.prompt is not None
-    return TokenizeCall(
-        model_name(fields.model), prompt, default if add_special is None else add_special, screened.headers()
-    )
+    if add_special is None:
+        add_special = default
+    return TokenizeCall(model_name(fields.model), prompt, add_special, screened.headers(*ignored))
 
 
 def _parse_detokenize(raw: bytes, limits: LimitSettings) -> tuple[Screened, DetokenizeFields]:
