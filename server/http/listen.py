@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 from sse_starlette.sse import AppStatus
-from starlette.types import ASGIApp
 
 from server.errors import SetupError
+from server.http.guard import Guard
 from server.http.origins import is_loopback
 from server.http.protocol import protocol_class
 from server.settings.types import ServerSettings
@@ -66,7 +66,7 @@ def bind(settings: ServerSettings) -> socket.socket:
 
 
 def run(
-    app: ASGIApp,
+    app: Guard,
     sock: socket.socket,
     settings: ServerSettings,
     on_drain: Callable[[], None],
@@ -83,7 +83,7 @@ def run(
     config = uvicorn.Config(
         app,
         # A second more than the streams' own write timeout, which ends the request behind the connection first.
-        http=protocol_class(settings.header_timeout_s, settings.sse_write_timeout_s + 1),
+        http=protocol_class(settings.header_timeout_s, settings.sse_write_timeout_s + 1, app.dialects),
         ws="none",
         lifespan="on",
         log_config=None,

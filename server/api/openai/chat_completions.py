@@ -27,12 +27,15 @@ from server.api.openai.answer import (
     wire_usage,
 )
 from server.api.openai.chat_request import ChatCall, parse_chat
+from server.api.openai.dialect import OPENAI
 from server.api.service import Service
 from server.chat.conversation import GenerationRequest
 from server.chat.deltas import Event, Finish, ModelPending, PrefillProgress, ScoredToken, Started, TextDelta, Usage
 from server.http.body import parsed_body
 from server.http.disconnect import while_connected
 from server.http.sse import comment, frame, stream
+
+DIALECT = OPENAI
 
 
 class Alternative(msgspec.Struct, frozen=True):
@@ -119,7 +122,7 @@ async def _respond(service: Service, call: ChatCall, generation: GenerationReque
     events = service.generate(generation)
     if call.stream:
         renderer = ChatStream(answer_id("chatcmpl"), wall_time(), call)
-        return await stream(events, renderer, service.settings.server, call.headers)
+        return await stream(events, renderer, DIALECT, service.settings.server, call.headers)
     answer = await collect(events, call.options.n)
     body = msgspec.json.encode(_completion(answer, call))
     return Response(body, headers=call.headers, media_type="application/json")

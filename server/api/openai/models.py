@@ -7,8 +7,11 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from server.api.openai.answer import wall_time
+from server.api.openai.dialect import OPENAI
 from server.api.service import Service
 from server.models.status import ModelStatus
+
+DIALECT = OPENAI
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
