@@ -164,18 +164,22 @@ class EngineStream:
         # The queue holds at most max_tokens small events a request; a reader that stalls is cut by its write timeout.
         self._events: asyncio.Queue[tuple[int, RequestEvent] | ConfigiError] = asyncio.Queue()
         self.open_ids: dict[int, int] = {}
+        self._stopped: set[int] = set()
 
     def __aiter__(self) -> EngineStream:
         return self
 
     async def __anext__(self) -> tuple[int, RequestEvent]:
         """Raises the ConfigiError that ended the requests."""
-        if not self.open_ids and self._events.empty():
-            raise StopAsyncIteration
-        item = await self._events.get()
-        if isinstance(item, ConfigiError):
-            raise item
-        return item
+        while self.open_ids or not self._events.empty():
+            item = await self._events.get()
+            if isinstance(item, ConfigiError):
+                # With every request complete, it concerns nobody any more.
+                if self.open_ids:
+                    raise item
+            elif item[0] not in self._stopped:
+                return item
+        raise StopAsyncIteration
 
     def put(self, event: RequestEvent) -> None:
         index = self.open_ids[event.id]
@@ -187,7 +191,9 @@ class EngineStream:
         self._events.put_nowait(error)
 
     def stop(self, index: int) -> None:
-        """The answer of one request is complete for its reader (a stop string): free its slot."""
+        """The answer of one request is complete for its reader (a stop string): free its slot, and drop what the
+        engine has sent for it meanwhile."""
+        self._stopped.add(index)
         ids = [id for id, i in self.open_ids.items() if i == index]
         for id in ids:
             del self.open_ids[id]
