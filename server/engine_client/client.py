@@ -156,7 +156,7 @@ class EngineClient:
 class EngineStream:
     """The events of one or more requests that were sent together, as (index, event), until all have finished.
 
-    Not closed, it would hold slots: use `contextlib.aclosing`.
+    Not closed, it would hold slots: use `contextlib.closing`.
     """
 
     def __init__(self, client: EngineClient) -> None:
@@ -199,7 +199,8 @@ class EngineStream:
             del self.open_ids[id]
         self._client.cancel(ids)
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
+        """Free the slots of all that has not finished."""
         ids = list(self.open_ids)
         self.open_ids.clear()
         self._client.cancel(ids)
