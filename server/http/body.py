@@ -16,6 +16,7 @@ import msgspec
 from starlette.requests import Request
 
 from server.errors import InvalidRequest
+from server.http.json_bounds import check_bounds
 from server.settings.types import LimitSettings
 
 T = TypeVar("T")
@@ -35,6 +36,7 @@ async def parsed_body(request: Request, parse: Callable[[bytes], T]) -> T:
 
 
 def json_object(raw: bytes, limits: LimitSettings) -> dict[str, Any]:
+    check_bounds(raw, limits)
     body = _decoded(raw, limits)
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.")

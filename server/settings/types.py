@@ -148,6 +148,13 @@ class LimitSettings(Section):
 
     max_messages: int = Field(2048, ge=1, description="Messages in one conversation.")
     max_json_depth: int = Field(64, ge=4, description="Nesting of the JSON body; deeper crashes parsers.")
+    max_json_items: int = Field(
+        400_000, ge=1, description="Values in the JSON body; a prompt of token ids has one for each."
+    )
+    max_json_containers: int = Field(50_000, ge=1, description="Lists and objects in the JSON body.")
+    max_json_slow_numbers: int = Field(
+        1000, ge=0, description="Numbers with an exponent or over 17 digits in the JSON body; parsers are slow on them."
+    )
     max_stop: int = Field(16, ge=1, description="Stop strings; OpenAI allows 4, agents send more.")
     max_stop_chars: int = Field(256, ge=1, description="Length of one stop string.")
     max_logit_bias: int = Field(300, ge=1, description="Entries in logit_bias.")

@@ -180,7 +180,10 @@ def test_a_killed_process_is_started_again_by_the_next_request(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"normalizer": {"type": "Replace", "pattern": {"String": "l"}, "content": "l" * 50_000_000}}, "memory|ended|longer"),
+        (
+            {"normalizer": {"type": "Replace", "pattern": {"String": "l"}, "content": "l" * 50_000_000}},
+            "memory|ended|longer",
+        ),
         ({"model": None}, "broken"),
     ],
 )
