@@ -1,9 +1,9 @@
-"""Spans of KV cache on disk, so that a restart or an unload forgets no prompt. Runs in the engine process.
+"""KV segments on disk, so that a restart or an unload forgets no prompt. Runs in the engine process.
 
-One safetensors file a span, written by mlx-lm's `save_prompt_cache`, in a folder of its model's fingerprint. The name
-is the sha256 of the tokens up to the span's end and the sha256 of the file, so what a crash or a disk damaged is found
-out on reading and is a miss. Files of the same tokens replace each other; the folder of all models together is capped,
-used longest ago first. Prompts are private: folder 0700, files 0600.
+One safetensors file per segment, written by mlx-lm's `save_prompt_cache`, in a folder named by its model's fingerprint.
+Its name is the sha256 of the tokens up to the segment's end and the sha256 of the file, so damage by a crash or a disk
+is noticed on reading and is a miss. The files of all models together are capped; those used longest ago go first.
+Prompts are private: folder 0700, files 0600.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_unflatten
 from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 
-from server.engine.kv import Layers
+from server.engine import compat
+from server.engine.compat import Layers
 from server.engine_client.protocol import Kind
 
 log = logging.getLogger("configi.engine")
@@ -36,15 +35,15 @@ _ASSUMED_BYTES_PER_S = 1e9
 
 
 @dataclass(frozen=True, slots=True)
-class StoredSpan:
-    """A file. `tokens` are all from the beginning, the span is those from `start`; `whole`: no layer is missing."""
+class StoredSegment:
+    """A file. `tokens` are all from the beginning, the segment is those from `start`; `resumable`: with all layers."""
 
     path: Path
     nbytes: int
     tokens: tuple[int, ...]
     start: int
     kind: Kind
-    whole: bool
+    resumable: bool
 
 
 class DiskTier:
@@ -63,38 +62,38 @@ class DiskTier:
             except OSError as error:
                 self._give_up(error)
 
-    def scan(self) -> list[StoredSpan]:
-        """The model's spans, shorter prefixes first. What is not one is removed."""
+    def scan(self) -> list[StoredSegment]:
+        """The model's segments, shorter prefixes first. What is not one is removed."""
         if not self.enabled:
             return []
         found = []
         for path in self._folder.iterdir():
-            span = _described(path) if path.suffix == ".safetensors" else None
-            if span is None:
+            segment = _described(path) if path.suffix == ".safetensors" else None
+            if segment is None:
                 _unlink(path)
             else:
-                found.append(span)
-        return sorted(found, key=lambda span: len(span.tokens))
+                found.append(segment)
+        return sorted(found, key=lambda segment: len(segment.tokens))
 
-    def holds(self, span: StoredSpan) -> bool:
-        return span.path.exists()
+    def holds(self, segment: StoredSegment) -> bool:
+        return segment.path.exists()
 
-    def delete(self, span: StoredSpan) -> None:
-        _unlink(span.path)
+    def delete(self, segment: StoredSegment) -> None:
+        _unlink(segment.path)
 
     def seconds_to_read(self, nbytes: int) -> float:
         return nbytes / self._read_bytes_per_s
 
-    def write(self, tokens: Sequence[int], start: int, kind: Kind, span: Layers) -> StoredSpan | None:
+    def write(self, tokens: Sequence[int], start: int, kind: Kind, segment: Layers) -> StoredSegment | None:
         """None when the disk refuses; then nothing more is written."""
-        present = [index for index, layer in enumerate(span) if layer is not None]
+        present = [index for index, layer in enumerate(segment) if layer is not None]
         facts = {
             "format": _FORMAT, "tokens": json.dumps(list(tokens)), "start": str(start), "kind": kind,
-            "layers": json.dumps([len(span), present]),
+            "layers": json.dumps([len(segment), present]),
         }  # fmt: skip
         partial = self._folder / f"{os.getpid()}.partial.safetensors"
         try:
-            save_prompt_cache(str(partial), [span[index] for index in present], facts)
+            save_prompt_cache(str(partial), [segment[index] for index in present], facts)
             partial.chmod(0o600)
             path = self._folder / f"{_key(tokens)}-{_digest(partial)}.safetensors"
             nbytes = partial.stat().st_size
@@ -104,9 +103,9 @@ class DiskTier:
             self._give_up(error)
             return None
         self._make_room(path)
-        return StoredSpan(path, nbytes, tuple(tokens), start, kind, len(present) == len(span))
+        return StoredSegment(path, nbytes, tuple(tokens), start, kind, len(present) == len(segment))
 
-    def read(self, stored: StoredSpan) -> Layers | None:
+    def read(self, stored: StoredSegment) -> Layers | None:
         """None when the file is gone or damaged."""
         begun = time.monotonic()
         try:
@@ -122,10 +121,10 @@ class DiskTier:
         seconds = max(time.monotonic() - begun, 1e-6)
         self._read_bytes_per_s += 0.3 * (stored.nbytes / seconds - self._read_bytes_per_s)
         count, present = json.loads(facts["layers"])
-        span: Layers = [None] * count
+        segment: Layers = [None] * count
         for index, layer in zip(present, layers, strict=True):
-            span[index] = layer
-        return span
+            segment[index] = layer
+        return segment
 
     def _make_room(self, newest: Path) -> None:
         """Of all models' files, those used longest ago go until the rest fits."""
@@ -152,16 +151,15 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 
-def _described(path: Path) -> StoredSpan | None:
-    """What the header says; the arrays are not read. None for what is no span of this format."""
+def _described(path: Path) -> StoredSegment | None:
+    """What the header says; the arrays are not read. None for what is no segment of this format."""
     with contextlib.suppress(Exception):
-        loaded: Any = mx.load(str(path), return_metadata=True)
-        facts = tree_unflatten(list(loaded[1].items()))[0]
+        facts = compat.saved_metadata(path)
         tokens = tuple(json.loads(facts["tokens"]))
         if facts["format"] == _FORMAT and path.name.startswith(_key(tokens)):
             count, present = json.loads(facts["layers"])
-            nbytes, whole = path.stat().st_size, len(present) == count
-            return StoredSpan(path, nbytes, tokens, int(facts["start"]), facts["kind"], whole)
+            nbytes, resumable = path.stat().st_size, len(present) == count
+            return StoredSegment(path, nbytes, tokens, int(facts["start"]), facts["kind"], resumable)
     return None
 
 
