@@ -105,7 +105,7 @@ def test_a_short_prompt_behind_a_long_one_is_next(client: str) -> None:
     assert read(scheduler, pending, 100) == 2
 
 
-def test_a_long_prompt_gets_on_behind_any_number_of_short_ones() -> None:
+def test_a_long_prompt_ages_and_is_not_starved_by_any_number_of_short_ones() -> None:
     scheduler, pending = PrefillScheduler(), [Pending(0, "a", 10_000)]
     served = []
     for id in range(1, 41):
@@ -120,7 +120,7 @@ def test_two_clients_are_read_for_in_equal_parts() -> None:
     assert served.count(3) == 20
 
 
-def test_a_client_that_was_away_has_saved_nothing_up() -> None:
+def test_a_client_that_was_idle_has_earned_nothing() -> None:
     scheduler, pending = PrefillScheduler(), [Pending(1, "a", 10_000)]
     for _ in range(20):
         read(scheduler, pending, 100)

@@ -65,7 +65,7 @@ def test_a_chunk_never_exceeds_the_largest() -> None:
     assert {size for size, _ in MAC.steps(budget, 640, decoding=False)} <= {MIN_CHUNK_TOKENS, 64, 48}
 
 
-def test_a_prompt_gets_on_where_decoding_alone_takes_the_whole_target() -> None:
+def test_a_prompt_makes_progress_where_decoding_alone_takes_the_whole_target() -> None:
     budget = TokenBudget(0.1, 2048)
     sizes = [size for size, _ in LAPTOP.steps(budget, 100, decoding=True) if size]
     assert sum(sizes) == 100
