@@ -30,7 +30,7 @@ check: $(VENV)/.dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-# Each command writes below bench/results/; the last makes the tables and pictures of docs/performance.md of it.
+# Each command writes below bench/results/; the last two make the pictures and tables of docs/performance.md of it.
 bench: $(VENV)/.dev
 	@$(BIN)/python -m bench.overhead
 	@$(BIN)/python -m bench.build
