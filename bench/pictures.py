@@ -91,7 +91,7 @@ def lines(curve: Curve) -> Drawing:
         others = iter(_OTHERS)
         for name, points in curve.sides.items():
             marker = "o" if len(points) <= _MARKED else None
-            x, y = zip(*points, strict=True)
+            x, y = [x for x, _ in points], [y for _, y in points]
             axes.plot(x, y, label=name, color=_COLORS.get(name) or next(others), marker=marker, markersize=4)
         axes.set(title=curve.title, xlabel=curve.x, ylabel=curve.y)
         axes.set_ylim(bottom=0)
@@ -121,7 +121,9 @@ def bars(title: str, rows: Sequence[Bar]) -> Drawing:
         axes.set_yticks(range(len(rows)), [row.label for row in rows])
         axes.tick_params(axis="y", length=0, labelcolor=_INK)
         axes.invert_yaxis()
-        axes.set_xlim(0.5, max(2.0, *(max(row.value, row.target) for row in rows)) * 1.6)
+        shown = [0.8, 2.0, *(factor for row in rows for factor in (row.value, row.target))]
+        # Room on the right for the last number.
+        axes.set_xlim(min(shown) / 1.6, max(shown) * 1.6)
         axes.xaxis.set_major_formatter("{x:g}x")
         axes.grid(axis="x")
         axes.set_title(title)

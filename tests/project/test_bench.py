@@ -145,6 +145,12 @@ def test_a_bar_goes_from_1_to_its_ratio_and_more_is_better() -> None:
     assert [list(line.get_xdata()) for line in axes.get_lines()] == [[10.0, 10.0], [0.97, 0.97]]
 
 
+def test_a_very_bad_ratio_is_not_cut_off_and_a_side_without_points_is_no_error() -> None:
+    [axes] = bars("t", [Bar("bad", 0.01, 20.0)]).axes
+    assert axes.get_xlim()[0] < 0.01 < 20.0 < axes.get_xlim()[1]
+    assert svg(lines(Curve("c", "t", "x", "y", {"configi": ()})))
+
+
 def test_a_picture_has_colors_for_a_dark_page_and_loads_nothing() -> None:
     picture = svg(bars("t", [Bar("one", 2.0, 1.0)]))
     assert "prefers-color-scheme: dark" in picture
