@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 _MIB = 2**20
 _GIB = 2**30

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from bench.tables import results
+from bench.result import results
 from bench.tables import tables as bench_tables
 from quantize.plan.policy import DENSE, MOE
 from server.api.fields import Fields

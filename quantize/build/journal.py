@@ -11,7 +11,7 @@ import json
 import os
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 _LINUX_BOOT = Path("/proc/sys/kernel/random/boot_id")
 

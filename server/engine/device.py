@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 # Freed buffers that MLX may keep for the next allocation, as a part of the limit.
 _CACHE_SHARE = 16

@@ -177,7 +177,7 @@ def write(
     """The checkpoint in `folder`, in bfloat16. Same arguments, same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     groups = _grouped(shapes, shards)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     random = _Random(seed)
     for number, group in enumerate(groups, start=1):
         name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
