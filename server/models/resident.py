@@ -31,7 +31,7 @@ Opener = Callable[[Path, int | None], T]
 
 
 class Owner(Protocol[T]):
-    """Who decides about the models; told of what happens to one."""
+    """Whoever decides about the models, and is notified of what happens to one."""
 
     def status_changed(self) -> None: ...
 
@@ -81,7 +81,7 @@ class Resident(Generic[T]):
         self._owner.status_changed()
 
     def rest(self) -> None:
-        """Its files are here, its weights are not in memory."""
+        """Its files are on this machine, its weights not in memory."""
         self.set("absent", "on disk, not in memory")
 
     # ---- its files
@@ -114,7 +114,7 @@ class Resident(Generic[T]):
         self.set(progress.phase, progress.text, progress.done, progress.total)
 
     def known_folder(self) -> Path:
-        """The folder that `open` gave. Raises what has made it unknown again since then."""
+        """The folder that `open` found. Raises the failure that has made it unknown again since."""
         if self.folder is None:
             raise self._failure or ModelUnavailable(f"The files of model '{self.entry.id}' are gone.")
         return self.folder

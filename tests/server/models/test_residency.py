@@ -159,8 +159,8 @@ def test_a_model_that_does_not_fit_in_memory_is_refused_with_the_numbers(tmp_pat
 def test_the_engine_is_told_how_much_memory_its_model_may_take(tmp_path: Path, model: Path, limit: int) -> None:
     with serving_script(tmp_path, model, lifecycle={"memory_limit_bytes": limit}) as server:
         server.assert_still_serves()
-        told = gauge(server, "configi_engine_active_bytes")
-    assert told == limit if limit else 2**20 < told < 2**50
+        reported = gauge(server, "configi_engine_active_bytes")
+    assert reported == limit if limit else 2**20 < reported < 2**50
 
 
 def test_a_model_that_cannot_be_read_is_failed_before_it_takes_any_memory(tmp_path: Path, model: Path) -> None:
