@@ -1,4 +1,4 @@
-"""What a machine can hold.
+"""How much memory a model may use on this machine: the one place that knows.
 
 The macOS part follows Metal's documented and observed limits; it was tested with stand-in numbers only and has not been
 run on Metal.
@@ -26,6 +26,11 @@ def model_memory() -> int:
     """Bytes that a model may take on this machine, whatever else runs on it now."""
     memory = int(psutil.virtual_memory().total)
     return metal_limit(memory, _wired_limit_mb()) if sys.platform == "darwin" else memory
+
+
+def available_memory() -> int:
+    """Bytes that a model may take now: on a Mac the GPU's share, elsewhere what is free."""
+    return model_memory() if sys.platform == "darwin" else int(psutil.virtual_memory().available)
 
 
 def _wired_limit_mb() -> int:

@@ -16,19 +16,19 @@ from server.api.errors import install_error_handlers
 from server.api.openai import chat_completions, completions
 from server.api.openai import models as model_routes
 from server.chat.processor import Processor
-from server.engine_client.supervisor import Supervisor
+from server.engine_client.supervisor import ENGINE_COMMAND, Supervisor
 from server.generation.step import Generation
 from server.http.guard import Guard
 from server.metrics import Metrics
 from server.models.acquire import Acquirer
 from server.models.catalog import Catalog
-from server.models.lifecycle import Lifecycle
 from server.models.memory import Memory
+from server.models.residency import Residency
 from server.models.verified import Verifier
 from server.settings.types import Settings
 
 # Runs beside the server for as long as it is up, e.g. to show progress on the terminal.
-Companion = Callable[[Lifecycle[Any], Catalog], Awaitable[None]]
+Companion = Callable[[Residency[Any], Catalog], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -42,35 +42,35 @@ class Configi:
 def create_app(
     settings: Settings,
     *,
-    supervisor: Supervisor | None = None,
+    engine_command: Sequence[str] = ENGINE_COMMAND,
     acquirer: Acquirer | None = None,
     companions: Sequence[Companion] = (),
 ) -> Configi:
-    """Put the parts together. Tests pass a supervisor with a scripted engine; nothing starts before the lifespan."""
+    """Put the parts together. Tests give the command of a scripted engine; nothing starts before the lifespan."""
     catalog = Catalog(settings)
-    lifecycle = Lifecycle(
+    residency = Residency(
         settings.lifecycle,
         catalog,
         acquirer or Acquirer(settings.storage),
         Verifier(settings.storage),
         Memory(settings.lifecycle),
-        supervisor or Supervisor(settings),
+        lambda: Supervisor(settings, engine_command),
         Processor.load,
     )
-    generation = Generation(settings, catalog, lifecycle, Metrics())
+    generation = Generation(settings, catalog, residency, Metrics())
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if settings.lifecycle.load_at_start:
-            lifecycle.preload(catalog.default)
-        tasks = [asyncio.ensure_future(companion(lifecycle, catalog)) for companion in companions]
+            residency.preload(catalog.default)
+        tasks = [asyncio.ensure_future(companion(residency, catalog)) for companion in companions]
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await lifecycle.close()
+            await residency.close()
 
     # The generated API pages load scripts from elsewhere; docs/api.md is the reference.
     # A redirect would be built from the Host header, and leave outside the envelope.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -12,10 +12,19 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from server.chat.deltas import Event, TextDelta, Usage
 from server.errors import ConfigiError
-from server.models.lifecycle import Lifecycle
-from server.models.status import STATES, ModelStatus
+from server.models.resident import Resident
+from server.models.status import STATES
 
 _TTFT_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 40, 80, 160)
+# Of `Stats`, by the names of its fields; zero for a model that is not in memory.
+_ENGINE_GAUGES = {
+    "running": "Sequences that hold a slot.",
+    "waiting": "Sequences that wait for a slot.",
+    "kv_bytes": "Bytes of KV cache in use.",
+    "prefix_bytes": "Bytes of memory that kept prefixes hold.",
+    "active_bytes": "Bytes that MLX holds.",
+    "peak_bytes": "Most bytes that MLX has held.",
+}
 _DURATION_BUCKETS = (0.5, 1, 2, 5, 10, 20, 40, 80, 160, 320, 640)
 
 
@@ -60,10 +69,10 @@ class Metrics:
         self._tokens.labels(model, "cached").inc(usage.cached_tokens)
         self._tokens.labels(model, "completion").inc(usage.completion_tokens)
 
-    def render(self, models: Sequence[ModelStatus], lifecycle: Lifecycle[Any]) -> bytes:
+    def render(self, models: Collection[Resident[Any]]) -> bytes:
         """Everything in the text exposition format."""
         state = CollectorRegistry()
-        state.register(_Fixed(list(_gauges(models, lifecycle))))
+        state.register(_Fixed(list(_gauges(models))))
         return generate_latest(self._registry) + generate_latest(state)
 
 
@@ -94,23 +103,18 @@ class _Fixed:
         return self._metrics
 
 
-def _gauges(models: Sequence[ModelStatus], lifecycle: Lifecycle[Any]) -> Iterator[Metric]:
+def _gauges(models: Collection[Resident[Any]]) -> Iterator[Metric]:
     states = GaugeMetricFamily("configi_model_state", "1 for the state a model is in.", labels=["model", "state"])
+    starts = CounterMetricFamily("configi_engine_starts", "Engine processes started.", labels=["model"])
     for model in models:
+        starts.add_metric([model.entry.id], model.engine_starts)
         for state in STATES:
-            states.add_metric([model.id, state], float(model.state == state))
+            states.add_metric([model.entry.id, state], float(model.status.state == state))
     yield states
-    yield CounterMetricFamily("configi_engine_starts", "Engine processes started.", value=lifecycle.engine_starts)
-    engine = lifecycle.engine
-    stats = engine.stats if engine is not None else None
-    gauges = (
-        ("running", "Sequences that hold a slot.", "running"),
-        ("waiting", "Sequences that wait for a slot.", "waiting"),
-        ("kv_bytes", "Bytes of KV cache in use.", "kv_bytes"),
-        ("prefix_bytes", "Bytes of memory that kept prefixes hold.", "prefix_bytes"),
-        ("active_bytes", "Bytes that MLX holds.", "active_bytes"),
-        ("peak_bytes", "Most bytes that MLX has held.", "peak_bytes"),
-    )
-    for name, text, attribute in gauges:
-        value = float(getattr(stats, attribute)) if stats is not None else 0.0
-        yield GaugeMetricFamily(f"configi_engine_{name}", text, value=value)
+    yield starts
+    for name, text in _ENGINE_GAUGES.items():
+        gauge = GaugeMetricFamily(f"configi_engine_{name}", text, labels=["model"])
+        for model in models:
+            stats = model.engine.stats if model.engine is not None else None
+            gauge.add_metric([model.entry.id], float(getattr(stats, name, 0)))
+        yield gauge

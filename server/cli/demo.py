@@ -14,7 +14,7 @@ from rich.console import Console
 
 from server.cli import loopback
 from server.models.catalog import Catalog
-from server.models.lifecycle import Lifecycle
+from server.models.residency import Residency
 from server.settings.types import ModelSettings
 
 DEMO_MODEL = ModelSettings(
@@ -44,9 +44,9 @@ class Demo:
         self._exit_after_reply = exit_after_reply
         self.failed = False
 
-    async def __call__(self, lifecycle: Lifecycle[Any], catalog: Catalog) -> None:
+    async def __call__(self, residency: Residency[Any], catalog: Catalog) -> None:
         try:
-            await self._ready(lifecycle, catalog)
+            await self._ready(residency, catalog)
             await asyncio.to_thread(self._ask)
         except DemoFailed as error:
             # A second signal would cut the end that the first one has begun.
@@ -66,12 +66,12 @@ class Demo:
             soft_wrap=True,
         )
 
-    async def _ready(self, lifecycle: Lifecycle[Any], catalog: Catalog) -> None:
+    async def _ready(self, residency: Residency[Any], catalog: Catalog) -> None:
         start = time.monotonic()
         spent: dict[str, float] = {}
-        while (status := lifecycle.status(catalog.default)).state not in ("ready", "failed"):
+        while (status := residency.status(catalog.default)).state not in ("ready", "failed"):
             since, state = time.monotonic(), status.state
-            await lifecycle.changed()
+            await residency.changes.wait()
             spent[state] = spent.get(state, 0.0) + time.monotonic() - since
         if status.state == "failed":
             raise DemoFailed(status.text)

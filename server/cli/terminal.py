@@ -9,27 +9,27 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from server.models.catalog import Catalog
-from server.models.lifecycle import Lifecycle
+from server.models.residency import Residency
 from server.models.status import ModelStatus
 
 _LONG = ("fetching", "building", "loading")
 
 
 async def show_progress(
-    console: Console, lifecycle: Lifecycle[Any], catalog: Catalog, line_every_s: float = 15
+    console: Console, residency: Residency[Any], catalog: Catalog, line_every_s: float = 15
 ) -> None:
     """Until cancelled: one bar for whatever model is being fetched, built or loaded; without a terminal, a line for
     every state and for every `line_every_s` seconds of a long one."""
     while True:
-        status = next((s for s in map(lifecycle.status, catalog.entries) if s.state in _LONG), None)
+        status = next((s for s in map(residency.status, catalog.entries) if s.state in _LONG), None)
         if status is None:
-            await lifecycle.changed()
+            await residency.changes.wait()
         else:
-            await _show(console, lifecycle, catalog, status, line_every_s)
+            await _show(console, residency, catalog, status, line_every_s)
 
 
 async def _show(
-    console: Console, lifecycle: Lifecycle[Any], catalog: Catalog, status: ModelStatus, line_every_s: float
+    console: Console, residency: Residency[Any], catalog: Catalog, status: ModelStatus, line_every_s: float
 ) -> None:
     """One model from the start of something long to its end."""
     entry = catalog.resolve(status.id)
@@ -43,6 +43,6 @@ async def _show(
             if news and not console.is_terminal:
                 console.print(f"{status.id}: {status.text}", highlight=False, soft_wrap=True)
                 said, said_at = status.state, time.monotonic()
-            await lifecycle.changed()
-            status = lifecycle.status(entry)
+            await residency.changes.wait()
+            status = residency.status(entry)
     console.print(f"{status.id}: {status.text}", highlight=False)

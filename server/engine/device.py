@@ -1,25 +1,23 @@
-"""What only the device can say or do: how much memory a model may use, and keeping it there. Runs in the engine
-process.
+"""What only the device can do: keep a model in memory, within what it recommends. Runs in the engine process.
 
 The Metal part stands behind this seam. It was tested with a stand-in for MLX and has not been run on Metal.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import mlx.core as mx
-import psutil
 
 # Freed buffers that MLX may keep for the next allocation, as a part of the limit.
 _CACHE_SHARE = 16
 
 
 def memory_limit(wanted: int, *, backend: Any = mx) -> int:
-    """Bytes for the whole engine: `wanted`, within what the device recommends; called before anything is loaded."""
-    recommended = backend.device_info().get("max_recommended_working_set_size")
-    most = int(recommended) if recommended else int(psutil.virtual_memory().available)
-    return min(wanted, most) if wanted else most
+    """Bytes for the whole engine: `wanted` (0: no limit), within what Metal recommends to keep wired."""
+    recommended = backend.device_info().get("max_recommended_working_set_size") or 0
+    return min((limit for limit in (wanted, int(recommended)) if limit), default=sys.maxsize)
 
 
 def prepare(limit: int, *, backend: Any = mx) -> None:

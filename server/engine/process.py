@@ -8,9 +8,7 @@ out-of-memory killer, a hang) ends this one only.
 from __future__ import annotations
 
 import logging
-import os
 import sys
-import threading
 import time
 import traceback
 from pathlib import Path
@@ -25,6 +23,7 @@ from server.engine.disk_tier import DiskTier
 from server.engine.engine import Engine
 from server.engine.fingerprint import fingerprint
 from server.engine.loading import LoadError, load
+from server.engine_client.parent import exit_with_parent
 from server.engine_client.protocol import (
     Cancel,
     EngineEvent,
@@ -105,16 +104,9 @@ def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
         socket.send(encode(events))
 
 
-def _die_with_parent() -> None:
-    """The parent holds the other end of stdin; end of file means that it is gone, however it went."""
-    while os.read(0, 1024):
-        pass
-    os._exit(0)
-
-
 def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    threading.Thread(target=_die_with_parent, name="parent-watch", daemon=True).start()
+    exit_with_parent(sys.stdin.buffer)
     context = zmq.Context()
     socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
     socket.connect(sys.argv[1])

@@ -156,7 +156,7 @@ class EngineClient:
 class EngineStream:
     """The events of one or more requests that were sent together, as (index, event), until all have finished.
 
-    Not closed, it would hold slots: use `contextlib.aclosing`.
+    Not closed, it would hold slots: use `contextlib.closing`.
     """
 
     def __init__(self, client: EngineClient) -> None:
@@ -164,18 +164,22 @@ class EngineStream:
         # The queue holds at most max_tokens small events a request; a reader that stalls is cut by its write timeout.
         self._events: asyncio.Queue[tuple[int, RequestEvent] | ConfigiError] = asyncio.Queue()
         self.open_ids: dict[int, int] = {}
+        self._stopped: set[int] = set()
 
     def __aiter__(self) -> EngineStream:
         return self
 
     async def __anext__(self) -> tuple[int, RequestEvent]:
         """Raises the ConfigiError that ended the requests."""
-        if not self.open_ids and self._events.empty():
-            raise StopAsyncIteration
-        item = await self._events.get()
-        if isinstance(item, ConfigiError):
-            raise item
-        return item
+        while self.open_ids or not self._events.empty():
+            item = await self._events.get()
+            if isinstance(item, ConfigiError):
+                # With every request complete, it concerns nobody any more.
+                if self.open_ids:
+                    raise item
+            elif item[0] not in self._stopped:
+                return item
+        raise StopAsyncIteration
 
     def put(self, event: RequestEvent) -> None:
         index = self.open_ids[event.id]
@@ -187,13 +191,16 @@ class EngineStream:
         self._events.put_nowait(error)
 
     def stop(self, index: int) -> None:
-        """The answer of one request is complete for its reader (a stop string): free its slot."""
+        """The answer of one request is complete for its reader (a stop string): free its slot, and drop what the
+        engine has sent for it meanwhile."""
+        self._stopped.add(index)
         ids = [id for id, i in self.open_ids.items() if i == index]
         for id in ids:
             del self.open_ids[id]
         self._client.cancel(ids)
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
+        """Free the slots of all that has not finished."""
         ids = list(self.open_ids)
         self.open_ids.clear()
         self._client.cancel(ids)

@@ -46,7 +46,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Load the MLX model folder `model_dir`. Sent once, first.
 
-    `memory_limit`: bytes for weights, KV caches and everything else; 0 means what the device recommends.
+    `memory_limit`: bytes for weights, KV caches and everything else; 0 means none but the device's own.
     `cache_limit`: bytes of memory for prefixes, of `memory_limit`; `disk_limit`: bytes of files in `disk_dir`.
     """
 

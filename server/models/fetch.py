@@ -1,7 +1,7 @@
 """Fetches a ready MLX model from the Hub into the Hub's own cache, so that its files are shared with other tools.
 
 A process of its own (`python -m server.models.fetch REPO[@REVISION]`): it can be killed at any moment, and what is
-whole by then is kept. It reports as `server.models.worker` describes.
+complete by then is kept. `quantize/worker.py` describes its report.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class Fetch:
         files = [file for file in repository.files.values() if hub_cache.is_wanted(file.name)]
         names = {file.name for file in files}
         if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
-            raise HubError(f"{self._repo} holds no MLX model (config.json and safetensors files).", retryable=False)
+            raise HubError(f"{self._repo} has no MLX model (config.json and safetensors files).", retryable=False)
         return files
 
     def _download_small(self, commit: str, files: Sequence[RepoFile]) -> None:
-        """With the list of the repository's files, by which the cache is known to be complete later."""
+        """And the list of the repository's files, which tells later whether the cache is complete."""
         from huggingface_hub import snapshot_download
         from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
@@ -77,7 +77,7 @@ class Fetch:
         )
 
     def _download_large(self, repository: Repository, files: Sequence[RepoFile], total: int) -> None:
-        """Each checked as it arrives; a kill loses none of their bytes."""
+        """Each is checked as it arrives; a kill loses none of its bytes."""
         counter = _Counter(self._progress, total - sum(file.size for file in files), total)
         places = threading.BoundedSemaphore(_AT_ONCE)
 
@@ -103,7 +103,7 @@ class Fetch:
             raise cache_not_writable() from error
 
     def _check_space(self, needed: int) -> None:
-        """Up front: huggingface_hub only warns, and fails when the disk is full."""
+        """Before the first byte: huggingface_hub only warns, and fails when the disk is full."""
         free = shutil.disk_usage(hub_cache.storage_folder(self._repo)).free
         if needed and needed + SPARE_BYTES > free:
             message = f"{self._repo} needs {needed / 1e9:.1f} GB of disk space, {free / 1e9:.1f} GB are free."
@@ -111,7 +111,7 @@ class Fetch:
 
 
 class _Counter:
-    """Bytes that are here, over all files and threads."""
+    """The bytes that have arrived, over all files and threads."""
 
     def __init__(self, progress: Callable[[int, int], None], before: int, total: int) -> None:
         self._progress = progress
@@ -119,8 +119,8 @@ class _Counter:
         self._total = total
         self._files: dict[str, int] = {}
 
-    def arrived(self, file: str, here: int) -> None:
-        self._files[file] = here
+    def arrived(self, file: str, size: int) -> None:
+        self._files[file] = size
         self._progress(self._before + sum(self._files.values()), self._total)
 
 

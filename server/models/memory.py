@@ -1,31 +1,38 @@
-"""Whether a model fits into memory, asked before it is loaded. HTTP process."""
+"""Whether a model fits into memory, asked before it is loaded. HTTP process.
+
+How much a machine has for a model only `quantize/machine.py` knows; the engine process gets its limit from here.
+"""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
-from quantize.machine import model_memory
+from quantize.machine import available_memory
 from server.errors import InsufficientMemory
 from server.settings.types import LifecycleSettings
 
 
 class Memory:
-    def __init__(self, settings: LifecycleSettings, available: Callable[[], int] | None = None) -> None:
-        self._settings = settings
-        self._available = available or available_bytes
+    """`available` gives the bytes that a model may take now."""
 
-    def check(self, folder: Path) -> None:
-        """Raises InsufficientMemory when the model in `folder` would not fit. Reads the disk."""
+    def __init__(self, settings: LifecycleSettings, available: Callable[[], int] = available_memory) -> None:
+        self._settings = settings
+        self._available = available
+
+    def admit(self, folder: Path) -> int:
+        """The bytes that the model in `folder` may take, with all that belongs to it. Reads the disk.
+
+        Raises:
+            InsufficientMemory: its weights and the headroom need more.
+        """
         needed = int(weight_bytes(folder) * self._settings.memory_headroom)
-        available = self._settings.memory_limit_bytes or self._available()
-        if needed > available:
+        limit = self._settings.memory_limit_bytes or self._available()
+        if needed > limit:
             raise InsufficientMemory(
-                f"The model needs {gigabytes(needed)} of memory, {gigabytes(available)} are available."
+                f"The model needs {_gigabytes(needed)} of memory, {_gigabytes(limit)} are available."
             )
+        return limit
 
 
 def weight_bytes(folder: Path) -> int:
@@ -33,10 +40,5 @@ def weight_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
 
 
-def gigabytes(count: int) -> str:
+def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB"
-
-
-def available_bytes() -> int:
-    """What a model may take now: free memory, or on a Mac the part of unified memory that the GPU may use."""
-    return model_memory() if sys.platform == "darwin" else int(psutil.virtual_memory().available)

@@ -6,7 +6,8 @@ import asyncio
 import json
 from pathlib import Path
 
-from tests.support.running import Running, serving
+from tests.support.running import serving
+from tests.support.streams import running_sequences, waiting_sequences
 from tests.support.tiny_model import write_tiny_model
 
 CLIENTS = 200
@@ -26,12 +27,6 @@ async def leave_early(port: int, index: int) -> None:
     writer.close()
 
 
-def gauge(server: Running, name: str) -> float:
-    _, metrics = server.get("/metrics")
-    [line] = [line for line in metrics.splitlines() if line.startswith(f"{name} ")]
-    return float(line.split()[1])
-
-
 def test_two_hundred_clients_leave_and_the_next_one_is_answered(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "model", context=8192)
     with serving(tmp_path, model, engine={"queue_limit": 400}) as server:
@@ -42,6 +37,6 @@ def test_two_hundred_clients_leave_and_the_next_one_is_answered(tmp_path: Path) 
 
         asyncio.run(crowd())
         server.assert_still_serves()
-        assert gauge(server, "configi_engine_waiting") == 0
+        assert waiting_sequences(server) == 0
         # Two tokens were all that was left to make: had the others run on, they would hold every slot still.
-        assert gauge(server, "configi_engine_running") <= 1
+        assert running_sequences(server) <= 1

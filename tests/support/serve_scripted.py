@@ -7,7 +7,6 @@ from pathlib import Path
 
 from server import logs
 from server.app import create_app
-from server.engine_client.supervisor import Supervisor
 from server.http import listen
 from server.settings.loading import load_settings
 
@@ -18,8 +17,7 @@ def main() -> None:
     logs.configure(settings.log)
     socket = listen.bind(settings.server)
     print(f"on http://127.0.0.1:{socket.getsockname()[1]}", flush=True)
-    supervisor = Supervisor(settings, (sys.executable, "-m", "tests.support.scripted_engine", *script))
-    configi = create_app(settings, supervisor=supervisor)
+    configi = create_app(settings, engine_command=(sys.executable, "-m", "tests.support.scripted_engine", *script))
     listen.run(configi.asgi, socket, settings.server, configi.generation.drain, configi.generation.end)
 
 

@@ -72,10 +72,14 @@ def waiting_sequences(server: Running) -> float:
     return gauge(server, "configi_engine_waiting")
 
 
-def gauge(server: Running, name: str) -> float:
-    _, text = server.get("/metrics")
-    [line] = [row for row in text.splitlines() if row.startswith(f"{name} ")]
-    return float(line.split()[1])
+def gauge(server: Running, name: str, model: str = "tiny") -> float:
+    return samples(server)[f'{name}{{model="{model}"}}']
+
+
+def samples(server: Running) -> dict[str, float]:
+    """What /metrics tells, by name and labels as they are written there."""
+    lines = server.get("/metrics")[1].splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
 
 def assert_ends_with_error(s: Stream, words: str) -> None:

@@ -19,7 +19,7 @@ from server.engine_client.client import EngineClient
 from server.engine_client.protocol import Finished, Generate, Sampling, Tokens
 from server.engine_client.supervisor import Supervisor
 from server.errors import ContextLengthExceeded, InsufficientMemory
-from server.settings.types import CacheSettings, EngineSettings, LifecycleSettings, Settings
+from server.settings.types import CacheSettings, EngineSettings, Settings
 from tests.support.sliding_model import WINDOW, write_sliding_model
 from tests.support.tiny_model import write_tiny_model
 
@@ -109,12 +109,11 @@ async def engine_with(folder: Path, room: int) -> AsyncIterator[EngineClient]:
     weights = (folder / "model.safetensors").stat().st_size
     settings = Settings(
         engine=EngineSettings(),
-        lifecycle=LifecycleSettings(memory_limit_bytes=weights + room),
         cache=CacheSettings.model_validate({"disk_limit": 0}),
     )
     supervisor = Supervisor(settings)
     try:
-        yield await supervisor.start(folder)
+        yield await supervisor.start(folder, weights + room)
     finally:
         await supervisor.stop()
 

@@ -46,7 +46,7 @@ def generate(prompt: Sequence[int] = PROMPT, sampling: Sampling = GREEDY, **fiel
 
 async def tokens(engine: EngineClient, *requests: Generate) -> list[list[int]]:
     made: list[list[int]] = [[] for _ in requests]
-    async with contextlib.aclosing(engine.generate(requests)) as stream:
+    with contextlib.closing(engine.generate(requests)) as stream:
         async for index, event in stream:
             if isinstance(event, Tokens):
                 made[index] += event.tokens
@@ -195,7 +195,7 @@ def test_a_cancelled_request_frees_its_slot_for_the_next(model: Path) -> None:
     async def test(engine: EngineClient) -> None:
         stream = engine.generate([generate(max_tokens=100_000)])
         await anext(stream)
-        await stream.aclose()
+        stream.close()
         async with asyncio.timeout(10):
             [made] = await tokens(engine, generate(max_tokens=2))
         assert len(made) == 2

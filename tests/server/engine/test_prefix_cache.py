@@ -233,7 +233,7 @@ def test_a_cancelled_prefill_keeps_what_it_read(model: Model) -> None:
         async for _, event in stream:
             if isinstance(event, Prefilled) and event.done > 400:
                 break
-        await stream.aclose()
+        stream.close()
         answer, cached = await ask(engine, talk)
         assert cached > 400
         assert answer == model.greedy(talk.asked()[0])

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from quantize.machine import metal_limit
+from quantize.machine import available_memory, metal_limit
 from server.errors import InsufficientMemory
-from server.models.memory import Memory, available_bytes, weight_bytes
+from server.models.memory import Memory, weight_bytes
 from server.settings.types import LifecycleSettings
 
 GIB = 2**30
@@ -30,26 +30,26 @@ def test_a_model_that_does_not_fit_is_refused_with_both_numbers(tmp_path: Path) 
     sparse_model(tmp_path, 6_000_000_000, 5_200_000_000)
     memory = Memory(LifecycleSettings(memory_headroom=1.15), lambda: 8_100_000_000)
     with pytest.raises(InsufficientMemory) as caught:
-        memory.check(tmp_path)
+        memory.admit(tmp_path)
     assert caught.value.message == "The model needs 12.9 GB of memory, 8.1 GB are available."
 
 
 def test_a_model_that_fits_with_its_headroom_is_let_in(tmp_path: Path) -> None:
     sparse_model(tmp_path, 1000)
-    Memory(LifecycleSettings(memory_headroom=1.5), lambda: 1500).check(tmp_path)
+    assert Memory(LifecycleSettings(memory_headroom=1.5), lambda: 1500).admit(tmp_path) == 1500
     with pytest.raises(InsufficientMemory):
-        Memory(LifecycleSettings(memory_headroom=1.5), lambda: 1499).check(tmp_path)
+        Memory(LifecycleSettings(memory_headroom=1.5), lambda: 1499).admit(tmp_path)
 
 
 def test_the_limit_of_the_settings_replaces_what_the_system_reports(tmp_path: Path) -> None:
     sparse_model(tmp_path, 1000)
-    Memory(LifecycleSettings(memory_headroom=1, memory_limit_bytes=1000), lambda: 0).check(tmp_path)
+    assert Memory(LifecycleSettings(memory_headroom=1, memory_limit_bytes=1000), lambda: 0).admit(tmp_path) == 1000
     with pytest.raises(InsufficientMemory):
-        Memory(LifecycleSettings(memory_headroom=1, memory_limit_bytes=999), lambda: 10**12).check(tmp_path)
+        Memory(LifecycleSettings(memory_headroom=1, memory_limit_bytes=999), lambda: 10**12).admit(tmp_path)
 
 
 def test_this_machine_reports_some_memory() -> None:
-    assert 2**20 < available_bytes() < 2**50
+    assert 2**20 < available_memory() < 2**50
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.support.running import Running, config, running, serving, serving_script
-from tests.support.streams import assert_ends_with_error, send, stream, until
+from tests.support.streams import assert_ends_with_error, gauge, send, stream, until
 from tests.support.tiny_model import write_tiny_model
 from tests.support.two_models import serving_two, states
 
@@ -108,6 +108,17 @@ def test_a_model_that_nobody_waits_for_any_more_does_not_take_the_place_of_anoth
         assert server.engines() == [engine]
 
 
+def test_the_gauges_of_an_engine_carry_its_model(tmp_path: Path, model: Path) -> None:
+    with serving_two(tmp_path, model, model, "--interval", "0.01") as server:
+        with stream(server, model="other") as s:
+            s.text()
+            until(lambda: gauge(server, "configi_engine_running", "other") == 1)
+            assert gauge(server, "configi_engine_running", "tiny") == 0
+        server.assert_still_serves()
+        assert [gauge(server, "configi_engine_starts_total", name) for name in ("tiny", "other")] == [1, 1]
+        assert gauge(server, "configi_engine_running", "other") == 0
+
+
 def test_a_model_whose_engine_gave_up_does_not_count_against_another(tmp_path: Path, model: Path) -> None:
     crashing = shutil.copytree(model, tmp_path / "crashing")
     engine = {"restart_backoff_s": 0.01, "restart_limit": 2}
@@ -142,6 +153,14 @@ def test_a_model_that_does_not_fit_in_memory_is_refused_with_the_numbers(tmp_pat
         assert (status, answer["error"]["code"]) == (503, "insufficient_memory")
         assert state(server) == "failed"
         assert server.engines() == []
+
+
+@pytest.mark.parametrize("limit", [0, 123_000_000])
+def test_the_engine_is_told_how_much_memory_its_model_may_take(tmp_path: Path, model: Path, limit: int) -> None:
+    with serving_script(tmp_path, model, lifecycle={"memory_limit_bytes": limit}) as server:
+        server.assert_still_serves()
+        reported = gauge(server, "configi_engine_active_bytes")
+    assert reported == limit if limit else 2**20 < reported < 2**50
 
 
 def test_a_model_that_cannot_be_read_is_failed_before_it_takes_any_memory(tmp_path: Path, model: Path) -> None:
@@ -187,7 +206,7 @@ def test_metrics_tell_the_state_and_count_requests_and_tokens(tmp_path: Path, mo
         assert 'configi_model_state{model="tiny",state="ready"} 1.0' in text
         assert 'configi_requests_total{model="tiny",outcome="completed"} 1.0' in text
         assert 'configi_tokens_total{kind="completion",model="tiny"} 2.0' in text
-        assert "configi_engine_starts_total 1.0" in text
+        assert 'configi_engine_starts_total{model="tiny"} 1.0' in text
 
 
 def test_the_log_is_json_lines_with_request_ids_and_no_prompt(tmp_path: Path, model: Path) -> None:

@@ -1,0 +1,70 @@
+"""What the engine sends for one request, as the events of its answer. HTTP process."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import AsyncGenerator, Callable
+
+from server.chat.conversation import GenerationRequest
+from server.chat.deltas import Event, Finish, PrefillProgress, PromptLogprobs, ScoredToken, Usage
+from server.chat.output import ChoiceOutput, token_text
+from server.chat.prompt import EncodedPrompt
+from server.chat.tokenizer import ChatTokenizer
+from server.engine_client.client import EngineStream
+from server.engine_client.protocol import Finished, Prefilled, PromptScored, Tokens
+
+log = logging.getLogger("configi.generation")
+
+
+async def answer(
+    stream: EngineStream,
+    request: GenerationRequest,
+    tokenizer: ChatTokenizer,
+    prompt: EncodedPrompt,
+    on_slot: Callable[[], None],
+) -> AsyncGenerator[Event, None]:
+    """The events of every choice as they come, then the usage of all together. `on_slot`: the request has a slot."""
+    options = request.options
+    outputs = [
+        ChoiceOutput(tokenizer, options.stop, choice, options.top_logprobs is not None) for choice in range(options.n)
+    ]
+    completion_tokens = [0] * options.n
+    cached = 0
+    async for choice, event in stream:
+        match event:
+            case Tokens():
+                completion_tokens[choice] += len(event.tokens)
+                text, stopped = outputs[choice].push(event.tokens, event.logprobs)
+                if text is not None:
+                    yield text
+                if stopped:
+                    stream.stop(choice)
+                    yield Finish(choice, "stop", completion_tokens[choice])
+            case Finished():
+                if (rest := outputs[choice].finish()) is not None:
+                    yield rest
+                yield Finish(choice, event.reason, completion_tokens[choice])
+            case Prefilled():
+                on_slot()
+                cached = max(cached, event.cached)
+                if event.shared:
+                    _log_prefix(request.id, event)
+                if choice == 0:
+                    yield PrefillProgress(event.done, event.total, event.cached)
+            case PromptScored():
+                yield PromptLogprobs(choice, _prompt_tokens(prompt, event, tokenizer))
+    yield Usage(len(prompt.ids), sum(completion_tokens), cached)
+
+
+def _prompt_tokens(prompt: EncodedPrompt, scored: PromptScored, tokenizer: ChatTokenizer) -> tuple[ScoredToken, ...]:
+    """The prompt as scored tokens; the first has no logprob, which is NaN here."""
+    text, raw = tokenizer.token(prompt.ids[0])
+    first = ScoredToken(prompt.ids[0], text, raw, math.nan)
+    return (first, *(token_text(tokenizer, logprob) for logprob in scored.logprobs))
+
+
+def _log_prefix(request_id: str, event: Prefilled) -> None:
+    """Where the prompt leaves the most similar earlier one: what to look at when a conversation is read anew."""
+    text = f"prompt shares first {event.shared} of {event.total} tokens with an earlier one, reuses {event.cached}"
+    log.info(text, extra={"request_id": request_id})

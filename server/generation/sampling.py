@@ -1,0 +1,66 @@
+"""From the options of a request to the engine's commands; what they leave open is the model's own default."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TypeVar
+
+from server.chat.conversation import GenerationOptions
+from server.chat.parts import Role
+from server.chat.processor import Processor
+from server.chat.prompt import EncodedPrompt
+from server.engine_client.protocol import Boundary, Generate, Kind, Sampling
+from server.errors import InvalidRequest
+
+T = TypeVar("T")
+
+# An odd number far from any seed a person types.
+_CHOICE_STRIDE = 0xD1342543DE82EF95
+# Results of tools are what the user's side says.
+_KINDS: dict[Role, Kind] = {"system": "system", "user": "user", "tool": "user", "assistant": "assistant"}
+
+
+def generate_commands(
+    options: GenerationOptions, client: str, processor: Processor, prompt: EncodedPrompt
+) -> list[Generate]:
+    """One `Generate` for each choice; `client` groups requests for fairness.
+
+    Raises:
+        InvalidRequest: `logit_bias` names a token that the model does not have.
+    """
+    tokenizer, defaults = processor.tokenizer, processor.tokenizer.defaults
+    for token in options.logit_bias:
+        if token >= tokenizer.vocab_size:
+            message = f"logit_bias: the vocabulary has {tokenizer.vocab_size} tokens, {token} is not one of them."
+            raise InvalidRequest(message, param="logit_bias")
+    room = processor.context_length - len(prompt.ids)
+    seed = secrets.randbits(64) if options.seed is None else options.seed
+    return [
+        Generate(
+            id=0,
+            prompt=prompt.ids,
+            boundaries=[Boundary(end.offset, _KINDS[end.role]) for end in prompt.boundaries],
+            client=client,
+            max_tokens=room if options.max_tokens is None else min(options.max_tokens, room),
+            stop_tokens=sorted(tokenizer.eos_ids),
+            top_logprobs=options.top_logprobs,
+            prompt_logprobs=options.prompt_logprobs,
+            sampling=Sampling(
+                # Each choice has its own stream of random numbers; the first is that of n = 1.
+                seed=(seed + choice * _CHOICE_STRIDE) % 2**64,
+                temperature=_given(options.temperature, defaults.temperature),
+                top_p=_given(options.top_p, defaults.top_p),
+                top_k=_given(options.top_k, defaults.top_k),
+                min_p=_given(options.min_p, defaults.min_p),
+                repetition_penalty=_given(options.repetition_penalty, defaults.repetition_penalty),
+                presence_penalty=options.presence_penalty,
+                frequency_penalty=options.frequency_penalty,
+                logit_bias=options.logit_bias,
+            ),
+        )
+        for choice in range(options.n)
+    ]
+
+
+def _given(value: T | None, default: T) -> T:
+    return default if value is None else value

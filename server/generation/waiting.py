@@ -1,0 +1,56 @@
+"""Waiting for a model to be there: what a stream is told meanwhile, and when others give up. HTTP process."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from server.chat.deltas import ModelPending
+from server.errors import ModelLoading
+from server.generation.places import Place
+from server.models.residency import Residency
+from server.models.status import ModelStatus
+from server.settings.types import ModelSettings
+
+_COMING_UP = ("fetching", "building", "loading", "unloading")
+
+
+class ModelWait:
+    """The wait of one request: one deadline, `limit_s` from now, for all that it waits for. None has no deadline."""
+
+    def __init__(
+        self, residency: Residency[Any], entry: ModelSettings, place: Place, limit_s: float | None = None
+    ) -> None:
+        self._residency = residency
+        self._entry = entry
+        self._place = place
+        self._deadline = None if limit_s is None else asyncio.get_running_loop().time() + limit_s
+        self._shown: ModelStatus | None = None
+
+    async def news(self, future: asyncio.Future[Any]) -> ModelPending | None:
+        """What has become of the model since the last call; None when `future` is done. Without a deadline only.
+
+        `future` is left alone, whatever happens to the caller.
+
+        Raises:
+            ModelLoading: the deadline has passed.
+            ConfigiError: the request's place was ended.
+        """
+        while not future.done():
+            status = self._residency.status(self._entry)
+            if self._deadline is None and status.state in _COMING_UP and status != self._shown:
+                self._shown = status
+                return ModelPending(f"{status.state}: {status.text}")
+            awaited = {future, self._residency.changes.next(), self._place.failed}
+            await asyncio.wait(awaited, timeout=self._left(), return_when=asyncio.FIRST_COMPLETED)
+            self._place.check()
+            if self._left() == 0 and not future.done():
+                status = self._residency.status(self._entry)
+                raise ModelLoading(f"Model '{self._entry.id}' is not ready yet: {status.state}, {status.text}.")
+        # Also when there was nothing to wait for: what begins now would have nobody to end it.
+        self._place.check()
+        return None
+
+    def _left(self) -> float | None:
+        """Seconds until the deadline, which may have passed."""
+        return None if self._deadline is None else max(0.0, self._deadline - asyncio.get_running_loop().time())

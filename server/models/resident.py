@@ -1,0 +1,251 @@
+"""One configured model: its state, its files, its engine while it is in memory, who uses it, its last failure.
+
+HTTP process, on the event loop. It knows nothing of other models: `residency.py` decides which one is in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from server.engine_client.client import EngineClient
+from server.engine_client.supervisor import Supervisor
+from server.errors import ConfigiError, EngineFailed, ModelUnavailable
+from server.models.acquire import AcquireProgress, Acquirer
+from server.models.lease import Lease
+from server.models.status import ModelStatus, State
+from server.settings.types import LifecycleSettings, ModelSettings
+
+log = logging.getLogger("configi.models")
+
+T = TypeVar("T")
+
+# Reads what the HTTP process needs of a model folder, in a thread, given the configured context length.
+Opener = Callable[[Path, int | None], T]
+
+
+class Owner(Protocol[T]):
+    """Whoever decides about the models, and is notified of what happens to one."""
+
+    def status_changed(self) -> None: ...
+
+    def lease_ended(self) -> None: ...
+
+    def idle(self, model: Resident[T]) -> None:
+        """It has been in memory for `idle_unload_s` without a request."""
+
+    def engine_died(self, model: Resident[T], error: ConfigiError) -> None: ...
+
+
+class Resident(Generic[T]):
+    """`folder` and `opened`, what was read from it, are set together and forgotten at a failure."""
+
+    def __init__(
+        self,
+        entry: ModelSettings,
+        settings: LifecycleSettings,
+        acquirer: Acquirer,
+        opener: Opener[T],
+        supervisor: Supervisor,
+        owner: Owner[T],
+    ) -> None:
+        text = "not loaded yet; the first request loads it"
+        self.entry = entry
+        self.status = ModelStatus(entry.id, "absent", text, context_length=entry.context_length)
+        self.folder: Path | None = None
+        self.opened: T | None = None
+        self.engine: EngineClient | None = None
+        self._settings = settings
+        self._acquirer = acquirer
+        self._opener = opener
+        self._supervisor = supervisor
+        self._owner = owner
+        self._opening: asyncio.Task[T] | None = None
+        self._waiting: deque[Lease] = deque()
+        self._granted: set[Lease] = set()
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._failure: ConfigiError | None = None
+        self._failed_at = 0.0
+        supervisor.on_exit = self._engine_died
+
+    def set(self, state: State, text: str, done: int = 0, total: int | None = None) -> None:
+        if self.status.state != state:
+            log.info("model %s: %s (%s)", self.entry.id, state, text)
+        self.status = replace(self.status, state=state, text=text, done=done, total=total)
+        self._owner.status_changed()
+
+    def rest(self) -> None:
+        """Its files are on this machine, its weights not in memory."""
+        self.set("absent", "on disk, not in memory")
+
+    # ---- its files
+
+    def open(self) -> asyncio.Future[T]:
+        """What the opener reads of its files, which are obtained if need be. Shared, so never to be cancelled.
+
+        Fails with ModelUnavailable when they cannot be obtained or read.
+        """
+        if self._opening is None or (self._opening.done() and self.opened is None):
+            self._opening = asyncio.create_task(self._open())
+            # Every caller may have left by the time it fails; the failure is in the status all the same.
+            self._opening.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._opening
+
+    async def _open(self) -> T:
+        try:
+            folder = await asyncio.to_thread(self._acquirer.locate, self.entry)
+            if folder is None:
+                self.set("building" if self.entry.acquire == "build" else "fetching", "looking for its files")
+                folder = await self._acquirer.acquire(self.entry, self._show)
+                self.rest()
+            opened = await asyncio.to_thread(self._opener, folder, self.entry.context_length)
+        except Exception as error:
+            raise self.fail(error) from error
+        self.folder, self.opened = folder, opened
+        return opened
+
+    def _show(self, progress: AcquireProgress) -> None:
+        self.set(progress.phase, progress.text, progress.done, progress.total)
+
+    def known_folder(self) -> Path:
+        """The folder that `open` found. Raises the failure that has made it unknown again since."""
+        if self.folder is None:
+            raise self._failure or ModelUnavailable(f"The files of model '{self.entry.id}' are gone.")
+        return self.folder
+
+    # ---- its engine
+
+    async def load(self, memory_limit: int) -> None:
+        """Bring it into memory, `memory_limit` bytes at most; an engine that dies meanwhile is started again.
+
+        Raises ModelUnavailable when it cannot be loaded, EngineFailed when its engine failed too often in a row.
+        """
+        folder = self.known_folder()
+        while self.engine is None:
+            try:
+                self.engine = await self._supervisor.start(folder, memory_limit)
+            except EngineFailed as error:
+                if self._supervisor.gave_up:
+                    raise
+                self.set("loading", f"starting again: {error.message}")
+        self.set("ready", "in memory")
+        self._await_requests()
+
+    async def unload(self) -> None:
+        """Give its memory back, by ending its engine."""
+        if self.engine is not None:
+            self._forget_engine()
+            self.set("unloading", "giving its memory back")
+            await self._supervisor.stop()
+            self.rest()
+
+    async def close(self) -> None:
+        """End whatever runs for it."""
+        self._forget_engine()
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.gather(self._opening, return_exceptions=True)
+        await self._supervisor.stop()
+
+    @property
+    def engine_gave_up(self) -> bool:
+        """Its engine failed more often in a row than `engine.restart_limit` allows."""
+        return self._supervisor.gave_up
+
+    @property
+    def engine_starts(self) -> int:
+        return self._supervisor.starts
+
+    def _engine_died(self, error: ConfigiError) -> None:
+        self._forget_engine()
+        self._owner.engine_died(self, error)
+
+    def _forget_engine(self) -> None:
+        self.engine = None
+        self._stop_idle_timer()
+
+    # ---- who uses it
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a request waits for it."""
+        return bool(self._waiting)
+
+    @property
+    def in_use(self) -> bool:
+        return bool(self._granted)
+
+    def lease(self) -> Lease:
+        """One that waits, until `grant_leases` or `refuse_leases`."""
+        lease = Lease(self._lease_ended)
+        self._waiting.append(lease)
+        return lease
+
+    def grant_leases(self, engine: EngineClient) -> None:
+        """In order of arrival, those that wait."""
+        while self._waiting:
+            lease = self._waiting.popleft()
+            lease.grant(engine)
+            self._granted.add(lease)
+            self._stop_idle_timer()
+
+    def refuse_leases(self, error: ConfigiError) -> None:
+        while self._waiting:
+            self._waiting.popleft().refuse(error)
+
+    def _lease_ended(self, lease: Lease) -> None:
+        if lease in self._granted:
+            self._granted.remove(lease)
+            if not self._granted:
+                self._await_requests()
+        elif lease in self._waiting:
+            self._waiting.remove(lease)
+        self._owner.lease_ended()
+
+    def _await_requests(self) -> None:
+        self._stop_idle_timer()
+        if self._settings.idle_unload_s and self.engine is not None:
+            loop = asyncio.get_running_loop()
+            self._idle_timer = loop.call_later(self._settings.idle_unload_s, self._owner.idle, self)
+
+    def _stop_idle_timer(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+
+    # ---- its failures
+
+    def fail(self, error: Exception) -> ConfigiError:
+        """Remember `error` as what users are told. The next try looks at its files anew: they may have been mended."""
+        if isinstance(error, EngineFailed):
+            # It describes one try; after the last one it is the model that is unavailable.
+            failure: ConfigiError = ModelUnavailable(f"The model could not be loaded: {error.message}")
+        elif isinstance(error, ConfigiError):
+            failure = error
+        else:
+            log.error("model %s failed", self.entry.id, exc_info=error)
+            failure = ModelUnavailable("The model is unavailable; the server's log has the reason.")
+        self._failure, self._failed_at = failure, time.monotonic()
+        self.folder = self.opened = None
+        self.set("failed", failure.message)
+        return failure
+
+    def refuse_if_failed(self) -> None:
+        """Raise a recent failure; an old one is forgotten, and the model tried again."""
+        if self._failure is None:
+            return
+        if time.monotonic() - self._failed_at < self._settings.failed_retry_s:
+            raise self._failure.with_traceback(None)
+        self._failure = None
+        self.forgive()
+        self.set("absent", "trying again")
+
+    def forgive(self) -> None:
+        """Count failures of its engine anew."""
+        self._supervisor.forgive()
