@@ -122,7 +122,7 @@ def _fields(fields: Fields) -> str:
             (_code(name), refusal.why, ", ".join(_code(json.dumps(value)) for value in refusal.unless))
             for name, refusal in fields.refused.items()
         ]
-        parts += ["**Refused with a 400**\n", _table(("Field", "Why", "Values that are taken all the same"), refused)]
+        parts += ["**Refused with a 400**\n", _table(("Field", "Why", "Values accepted nevertheless"), refused)]
     return "\n".join(parts)
 
 

@@ -63,7 +63,7 @@ class ChatTemplate:
 
     @staticmethod
     def load(folder: Path) -> ChatTemplate:
-        """The folder's template, with the tokenizer's bos_token and the like to name in it."""
+        """The folder's template, which may name the tokenizer's special tokens, such as bos_token."""
         config = read_object(folder, "tokenizer_config.json")
         return ChatTemplate(_source(folder, config), special_texts(config))
 
@@ -165,8 +165,9 @@ def _is_complete(rendering: _Rendering, messages: Messages, text: str) -> bool:
 
 
 def _message_ends(rendering: _Rendering, messages: Messages, text: str) -> tuple[End, ...]:
-    """Of the system message and of the latest ones. Those are found in an excerpt, because each costs a rendering of
-    all that is before it; the end of a message is as far from the end of the prompt there as in the whole."""
+    """The ends of the system message and of the latest messages. The latest are found in an excerpt, because each costs
+    a rendering of everything before it; counted from the end of the prompt, they are at the same place in the excerpt
+    and in the whole."""
     system = (1,) if messages and messages[0].role == "system" else ()
     excerpt = _excerpt(messages)
     if len(excerpt) < len(messages):
@@ -183,21 +184,21 @@ def _message_ends(rendering: _Rendering, messages: Messages, text: str) -> tuple
 
 
 def _latest(messages: Messages) -> range:
-    """How many messages there are up to and with each of the latest."""
+    """For each of the latest messages, how many messages there are up to and including it."""
     return range(max(1, len(messages) - _ENDS + 1), len(messages) + 1)
 
 
 def _excerpt(messages: Messages) -> Messages:
-    """What comes before the assistant first speaks, and from one of its later turns on: an order of roles that the
-    template takes, with the latest messages in it."""
+    """The messages before the assistant first speaks, then those from one of its later turns on. The latest messages
+    are among them, and the roles still alternate as the template demands."""
     spoken = [index for index, message in enumerate(messages) if message.role == "assistant"]
     late = [index for index in spoken if index <= len(messages) - _ENDS]
     return messages[: spoken[0]] + messages[late[-1] :] if late else messages
 
 
 def _ends(rendering: _Rendering, messages: Messages, text: str, counts: Iterable[int]) -> tuple[End, ...]:
-    """Where the first `count` messages end, for each of `counts`, ascending. Found by rendering them alone; an end
-    where that is no prefix of the whole is left out, as with templates that treat the last message differently."""
+    """Where the first `count` messages end, for each of `counts`, ascending. Found by rendering them alone; left out
+    where that is not a prefix of the whole, as with templates that treat the last message differently."""
     ends = []
     for count in counts:
         last = messages[count - 1]

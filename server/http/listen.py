@@ -38,7 +38,7 @@ def bind(settings: ServerSettings) -> socket.socket:
     """Take the port before any other work.
 
     Raises:
-        SetupError: the port is taken, the address is none of this machine's, or it is open to others without a key.
+        SetupError: the port is taken, this machine does not have the address, or it is open to others without a key.
     """
     if not is_loopback(settings.host) and settings.api_key is None:
         raise SetupError(
