@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp
 
 from server.api import operations
-from server.api.errors import install_error_handlers
 from server.api.openai import chat_completions, completions
 from server.api.openai import models as model_routes
+from server.api.protocols import WireProtocol, hang
 from server.chat.processor import Processor
 from server.engine_client.supervisor import ENGINE_COMMAND, Supervisor
 from server.generation.step import Generation
@@ -27,6 +26,8 @@ from server.models.residency import Residency
 from server.models.verified import Verifier
 from server.settings.types import Settings
 
+PROTOCOLS: tuple[WireProtocol, ...] = (chat_completions, completions, model_routes, operations)
+
 # Runs beside the server for as long as it is up, e.g. to show progress on the terminal.
 Companion = Callable[[Residency[Any], Catalog], Awaitable[None]]
 
@@ -35,7 +36,7 @@ Companion = Callable[[Residency[Any], Catalog], Awaitable[None]]
 class Configi:
     """A server that is ready to be run: `asgi` for uvicorn, `generation` for its shutdown."""
 
-    asgi: ASGIApp
+    asgi: Guard
     generation: Generation
 
 
@@ -75,7 +76,5 @@ def create_app(
     # The generated API pages load scripts from elsewhere; docs/api.md is the reference.
     # A redirect would be built from the Host header, and leave outside the envelope.
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan)
-    for module in (chat_completions, completions, model_routes, operations):
-        app.include_router(module.router(generation))
-    install_error_handlers(app)
-    return Configi(Guard(app, settings.server), generation)
+    dialects = hang(app, generation, PROTOCOLS)
+    return Configi(Guard(app, settings.server, dialects), generation)

@@ -29,7 +29,7 @@ Messages are written for the person who sent the request: no paths, no addresses
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 # What a client is told of an error that nobody thought of; the log has the rest.
 _UNFORESEEN = "The server failed at this request; its log has the reason."
@@ -40,7 +40,10 @@ class SetupError(Exception):
 
 
 class ConfigiError(Exception):
-    """An error with an HTTP answer. `message` is one clear sentence; `param` names the field at fault."""
+    """An error with an HTTP answer, as data; the dialect of its path words it.
+
+    `message` is one clear sentence; `param` names the field at fault.
+    """
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -56,18 +59,6 @@ class ConfigiError(Exception):
         self.param = param
         if retry_after is not None:
             self.retry_after = retry_after
-
-    def envelope(self) -> dict[str, Any]:
-        """The JSON body of the answer, and the payload of an SSE error event."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
-
-    def headers(self) -> dict[str, str]:
-        headers = {}
-        if self.retry_after is not None:
-            headers["retry-after"] = str(self.retry_after)
-        if self.status >= 500 and not self.retryable:
-            headers["x-should-retry"] = "false"
-        return headers
 
 
 class InvalidRequest(ConfigiError):

@@ -19,6 +19,7 @@ from server.api.fields import Fields
 from server.api.tables import ENDPOINTS
 from server.app import create_app
 from server.errors import ConfigiError
+from server.http.dialect import error_headers
 from server.settings.table import setting_rows
 from server.settings.types import Settings
 
@@ -93,7 +94,7 @@ def _policies() -> str:
 
 def _retry(cls: type[ConfigiError]) -> str:
     """The headers that this class sends by itself."""
-    return ", ".join(f"`{name}: {value}`" for name, value in cls("").headers().items())
+    return ", ".join(f"`{name}: {value}`" for name, value in error_headers(cls("")).items())
 
 
 def _metrics() -> str:
@@ -121,7 +122,7 @@ def _fields(fields: Fields) -> str:
             (_code(name), refusal.why, ", ".join(_code(json.dumps(value)) for value in refusal.unless))
             for name, refusal in fields.refused.items()
         ]
-        parts += ["**Refused with a 400**\n", _table(("Field", "Why", "Values that are taken all the same"), refused)]
+        parts += ["**Refused with a 400**\n", _table(("Field", "Why", "Values accepted nevertheless"), refused)]
     return "\n".join(parts)
 
 

@@ -48,8 +48,10 @@ class Screened:
     harmless: dict[str, Any]
     ignored: tuple[str, ...]
 
-    def headers(self) -> dict[str, str]:
-        return {IGNORED_HEADER: _listed(self.ignored)} if self.ignored else {}
+    def headers(self, *inside: str) -> dict[str, str]:
+        """The header that names what was ignored; `inside` are names from inside a working field."""
+        ignored = (*self.ignored, *inside)
+        return {IGNORED_HEADER: _listed(ignored)} if ignored else {}
 
 
 def screen(body: dict[str, Any], fields: Fields) -> Screened:

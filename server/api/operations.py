@@ -17,6 +17,7 @@ from starlette.responses import Response
 from server.api.errors import error_response
 from server.api.fields import Screened, screen
 from server.api.openai.chat_messages import conversation_messages
+from server.api.openai.dialect import OPENAI, envelope
 from server.api.openai.sampling import model_name
 from server.api.service import Service
 from server.api.tables import DETOKENIZE, TOKENIZE
@@ -27,6 +28,7 @@ from server.http.body import json_object, parsed_body
 from server.models.status import ModelStatus
 from server.settings.types import LimitSettings
 
+DIALECT = OPENAI
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -60,7 +62,7 @@ def router(service: Service) -> APIRouter:
     async def health() -> Response:
         if service.healthy():
             return _json({"status": "ok"})
-        return error_response(ModelUnavailable("The server is not making progress."))
+        return error_response(DIALECT, ModelUnavailable("The server is not making progress."))
 
     @routes.get("/ready")
     async def ready() -> Response:
@@ -99,7 +101,7 @@ def _readiness(model: ModelStatus) -> Response:
         return _json(state)
     failed = model.state == "failed"
     error: ConfigiError = ModelUnavailable(model.text) if failed else ModelLoading(model.text)
-    return _json({**error.envelope(), **state}, error.status, error.headers())
+    return _json({**envelope(error), **state}, error.status, DIALECT.headers(error))
 
 
 def _parse_tokenize(raw: bytes, limits: LimitSettings) -> TokenizeCall:
@@ -109,15 +111,17 @@ def _parse_tokenize(raw: bytes, limits: LimitSettings) -> TokenizeCall:
     if len(given) != 1:
         raise InvalidRequest("One of content, prompt and messages is needed.", param=given[-1] if given else "content")
     add_special = fields.add_special if fields.add_special is not None else fields.add_special_tokens
+    ignored: tuple[str, ...] = ()
     if fields.messages is not None:
-        prompt: Prompt = Conversation(conversation_messages(fields.messages))
+        messages, ignored = conversation_messages(fields.messages)
+        prompt: Prompt = Conversation(messages)
     else:
         prompt = RawPrompt(fields.prompt if fields.prompt is not None else fields.content or "")
     # llama-server's `content` adds none by default, vLLM's `prompt` does; a template brings its own.
     default = fields.prompt is not None
-    return TokenizeCall(
-        model_name(fields.model), prompt, default if add_special is None else add_special, screened.headers()
-    )
+    if add_special is None:
+        add_special = default
+    return TokenizeCall(model_name(fields.model), prompt, add_special, screened.headers(*ignored))
 
 
 def _parse_detokenize(raw: bytes, limits: LimitSettings) -> tuple[Screened, DetokenizeFields]:

@@ -1,15 +1,20 @@
-"""Token ids of one choice to `TextDelta` events: detokenizing, stop strings, logprobs. Pure; HTTP process, on its loop.
+"""The token ids of one choice, as deltas: text, channels, stop strings, logprobs. Pure; HTTP process, on its loop.
 
-A token passes three stations: the token stream makes text of it, the stop finder holds back or cuts, and the logprobs
-wait until the text that they belong to is out. A parser of reasoning and tool calls fits between the first two.
+A token passes four stations. The token stream makes text of it; the channels sort that into text, reasoning and tool
+calls; the stop finder, which sees the text only, holds back or cuts; and the token's logprobs leave with the delta that
+carries the beginning of its text, whatever the channel. A token without text of its own, such as a marker or the first
+bytes of a character, leaves with the delta of the text behind it.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from server.chat.deltas import ScoredToken, TextDelta
+from server.chat.channels import Channels, Piece, ReasoningPiece, TextOnly, TextPiece, ToolCallPiece
+from server.chat.deltas import Delta, ReasoningDelta, ScoredToken, TextDelta, ToolCallDelta
+from server.chat.stops import StopFinder
 from server.chat.tokenizer import ChatTokenizer
 from server.engine_client.protocol import TokenLogprob
 
@@ -21,88 +26,138 @@ def token_text(tokenizer: ChatTokenizer, entry: TokenLogprob) -> ScoredToken:
 
 
 class ChoiceOutput:
-    """One choice of one request. After a stop string, and after `finish`, it is done."""
+    """One choice of one request. After a stop string, and after `finish`, it is done.
 
-    def __init__(self, tokenizer: ChatTokenizer, stop: tuple[str, ...], choice: int, want_logprobs: bool) -> None:
-        self._tokenizer = tokenizer
-        self._stream = tokenizer.stream()
-        self._stops = StopFinder(stop)
-        self._choice = choice
-        self._want_logprobs = want_logprobs
-        # Characters made by the stream and let through by the stop finder, since the start.
-        self._made = 0
-        self._sent = 0
-        # Tokens with the offset of their first character, until that is sent.
-        self._waiting: deque[tuple[int, ScoredToken]] = deque()
-
-    def push(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> tuple[TextDelta | None, bool]:
-        """The event that `tokens` give, if any, and whether a stop string was met: then the choice has ended, and
-        whatever is behind it is dropped."""
-        parts = []
-        for index, token in enumerate(tokens):
-            if self._want_logprobs:
-                self._waiting.append((self._made, token_text(self._tokenizer, logprobs[index])))
-            text = self._stream.push(token)
-            self._made += len(text)
-            if self._stops.idle:
-                parts.append(text)
-                continue
-            parts.append(self._stops.push(text))
-            if self._stops.stopped:
-                break
-        return self._event("".join(parts), last=False), self._stops.stopped
-
-    def finish(self) -> TextDelta | None:
-        """The rest when generation has ended: held-back text, and U+FFFD for an incomplete character."""
-        if self._stops.stopped:
-            return None
-        text = self._stops.push(self._stream.flush()) + self._stops.flush()
-        return self._event(text, last=not self._stops.stopped)
-
-    def _event(self, text: str, *, last: bool) -> TextDelta | None:
-        if not self._want_logprobs:
-            return TextDelta(self._choice, text) if text else None
-        self._sent += len(text)
-        ready = []
-        while self._waiting and (last or self._waiting[0][0] < self._sent):
-            ready.append(self._waiting.popleft()[1])
-        return TextDelta(self._choice, text, tuple(ready)) if text or ready else None
-
-
-class StopFinder:
-    """Ends a text before the stop string that is complete first; of several complete at once, the longest.
-
-    The outcome does not depend on how the text is cut into pieces.
+    `channels` parse the markers of the model; None is a model without any.
     """
 
-    def __init__(self, stop: tuple[str, ...]) -> None:
-        self._stop = stop
-        self._first = frozenset(text[0] for text in stop)
-        self._held = ""
-        self.idle = not stop
-        self.stopped = False
+    def __init__(
+        self,
+        tokenizer: ChatTokenizer,
+        stop: tuple[str, ...],
+        choice: int,
+        want_logprobs: bool,
+        channels: Channels | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._stream = tokenizer.stream()
+        self._channels = channels or TextOnly()
+        self._stops = StopFinder(stop)
+        self._choice = choice
+        self._scored = _ScoredTokens() if want_logprobs else None
+        # Nothing is held back and nothing left out: the text of the tokens is the answer.
+        self._plain = channels is None and not stop and not want_logprobs
 
-    def push(self, text: str) -> str:
-        """What of the text so far is certain not to be part of a stop string, beyond what was returned before."""
-        text = self._held + text
-        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            self._held = ""
-            return text[: min(found)[1]]
-        keep = self._beginning(text)
-        self._held = text[keep:]
-        return text[:keep]
+    def push(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> tuple[list[Delta], bool]:
+        """The deltas that `tokens` give, and whether a stop string was met: then the choice has ended, and whatever is
+        behind it is dropped."""
+        if self._plain:
+            text = "".join(map(self._stream.push, tokens))
+            return [TextDelta(self._choice, text)] if text else [], False
+        deltas: list[Delta] = []
+        for index, token in enumerate(tokens):
+            text = self._stream.push(token)
+            if self._scored is not None:
+                self._scored.add(token_text(self._tokenizer, logprobs[index]), len(text))
+            self._take(self._channels.push(token, text), deltas)
+            if self._stops.stopped:
+                break
+        return deltas, self._stops.stopped
 
-    def flush(self) -> str:
-        held, self._held = self._held, ""
-        return held
+    def finish(self) -> list[Delta]:
+        """The rest when generation has ended: held-back text, and U+FFFD for an incomplete character."""
+        deltas: list[Delta] = []
+        if self._stops.stopped:
+            return deltas
+        self._take(self._channels.finish(self._stream.flush()), deltas)
+        if not self._stops.stopped:
+            self._text(self._stops.flush(), deltas)
+            if self._scored is not None and (rest := self._scored.rest()):
+                _append(deltas, TextDelta(self._choice, "", rest))
+        return deltas
 
-    def _beginning(self, text: str) -> int:
-        """Where the longest end of `text` that begins a stop string starts. No stop string is whole in it."""
-        for at, character in enumerate(text):
-            if character in self._first:
-                tail = text[at:]
-                if any(stop.startswith(tail) for stop in self._stop):
-                    return at
-        return len(text)
+    def _take(self, pieces: Iterable[Piece], deltas: list[Delta]) -> None:
+        for piece in pieces:
+            if isinstance(piece, TextPiece):
+                if self._scored is not None:
+                    self._scored.belong_to_text(piece.consumed, len(piece.text))
+                self._text(self._stops.push(piece.text), deltas)
+                if self._stops.stopped:
+                    return
+            else:
+                # A stop string does not reach from one side of a thought or a call to the other.
+                self._text(self._stops.flush(), deltas)
+                tokens = self._scored.consumed(piece.consumed) if self._scored is not None else ()
+                _append(deltas, self._delta(piece, tokens))
+
+    def _text(self, text: str, deltas: list[Delta]) -> None:
+        tokens = self._scored.sent(len(text)) if self._scored is not None else ()
+        if text or tokens:
+            _append(deltas, TextDelta(self._choice, text, tokens))
+
+    def _delta(self, piece: ReasoningPiece | ToolCallPiece, tokens: tuple[ScoredToken, ...]) -> Delta:
+        if isinstance(piece, ReasoningPiece):
+            return ReasoningDelta(self._choice, piece.text, tokens)
+        return ToolCallDelta(self._choice, piece.index, piece.id, piece.name, piece.arguments, tokens)
+
+
+def _append(deltas: list[Delta], delta: Delta) -> None:
+    """Neighbours of one channel are one delta; the pieces of a tool call stay apart."""
+    last = deltas[-1] if deltas else None
+    if isinstance(last, TextDelta | ReasoningDelta) and type(last) is type(delta):
+        deltas[-1] = replace(last, text=last.text + delta.text, tokens=last.tokens + delta.tokens)
+    else:
+        deltas.append(delta)
+
+
+class _ScoredTokens:
+    """Tokens with their logprobs, each until the characters it begins with have left.
+
+    A token first waits for a channel, by the offset of its first character in the whole answer. When that channel is
+    the text it waits on, by the offset in the text, because the stop finder may hold the text back.
+    """
+
+    def __init__(self) -> None:
+        self._made = 0
+        self._consumed = 0
+        self._text_made = 0
+        self._text_sent = 0
+        self._unsorted: deque[tuple[int, ScoredToken]] = deque()
+        self._in_text: deque[tuple[int, ScoredToken]] = deque()
+
+    def add(self, token: ScoredToken, length: int) -> None:
+        """The next token, which completed `length` characters."""
+        self._unsorted.append((self._made, token))
+        self._made += length
+
+    def consumed(self, count: int) -> tuple[ScoredToken, ...]:
+        """The tokens that begin in the next `count` characters."""
+        self._consumed += count
+        return tuple(token for _, token in _before(self._unsorted, self._consumed))
+
+    def belong_to_text(self, count: int, length: int) -> None:
+        """The tokens of the next `count` characters, of which the last `length` are text, wait for that to be sent."""
+        self._consumed += count
+        first = self._consumed - length
+        for start, token in _before(self._unsorted, self._consumed):
+            self._in_text.append((self._text_made + max(0, start - first), token))
+        self._text_made += length
+
+    def sent(self, length: int) -> tuple[ScoredToken, ...]:
+        """The tokens that begin in the next `length` characters of text."""
+        self._text_sent += length
+        return tuple(token for _, token in _before(self._in_text, self._text_sent))
+
+    def rest(self) -> tuple[ScoredToken, ...]:
+        rest = tuple(token for _, token in (*self._in_text, *self._unsorted))
+        self._in_text.clear()
+        self._unsorted.clear()
+        return rest
+
+
+def _before(waiting: deque[tuple[int, ScoredToken]], end: int) -> list[tuple[int, ScoredToken]]:
+    """Take those that begin before `end` out of `waiting`."""
+    taken = []
+    while waiting and waiting[0][0] < end:
+        taken.append(waiting.popleft())
+    return taken

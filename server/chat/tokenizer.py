@@ -13,7 +13,7 @@ from pathlib import Path
 from tokenizers import Encoding, Tokenizer
 
 from server.chat.model_files import ModelFacts, SamplingDefaults, read_facts
-from server.chat.pieces import Spelling, spelling_of
+from server.chat.spelling import Spelling, spelling_of
 from server.errors import ContextLengthExceeded, InvalidRequest, ModelUnavailable
 
 __all__ = ["ChatTokenizer", "SamplingDefaults", "TokenStream"]
@@ -61,7 +61,8 @@ class ChatTokenizer:
         return ChatTokenizer(backend, facts, spelling_of(backend))
 
     def encode(self, text: str, add_special: bool) -> list[int]:
-        """Tokens of `text`; control tokens spelled in it become control tokens. `add_special` adds BOS and the like."""
+        """Tokens of `text`; control tokens spelled in it become control tokens. `add_special` adds BOS where the model
+        has one."""
         ids: list[int] = self._encoding(text, add_special).ids
         return ids
 

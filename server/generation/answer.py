@@ -35,15 +35,15 @@ async def answer(
         match event:
             case Tokens():
                 completion_tokens[choice] += len(event.tokens)
-                text, stopped = outputs[choice].push(event.tokens, event.logprobs)
-                if text is not None:
-                    yield text
+                deltas, stopped = outputs[choice].push(event.tokens, event.logprobs)
+                for delta in deltas:
+                    yield delta
                 if stopped:
                     stream.stop(choice)
                     yield Finish(choice, "stop", completion_tokens[choice])
             case Finished():
-                if (rest := outputs[choice].finish()) is not None:
-                    yield rest
+                for delta in outputs[choice].finish():
+                    yield delta
                 yield Finish(choice, event.reason, completion_tokens[choice])
             case Prefilled():
                 on_slot()

@@ -1,14 +1,13 @@
 """What every request passes first, as pure ASGI: id, Host and Origin, key, content type, body size and read time.
 
 HTTP process. A request that fails here costs nothing behind it. Every answer, ours or the app's, leaves with an
-`x-request-id`; every error is the envelope of `server/errors.py`.
+`x-request-id`; every error is worded by the dialect of its path.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import logging
 import re
 import time
@@ -28,6 +27,7 @@ from server.errors import (
     RequestTooSlow,
     UnsupportedMediaType,
 )
+from server.http.dialect import Dialect, Dialects
 from server.http.origins import allowed_names, host_is_allowed, host_name, origin_is_allowed
 from server.settings.types import ServerSettings
 
@@ -40,9 +40,10 @@ _MAX_HEADER_BYTES = 64 * 1024
 
 
 class Guard:
-    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings, dialects: Dialects) -> None:
         self._app = app
         self._settings = settings
+        self.dialects = dialects
         self._names = allowed_names(settings.host, settings.allowed_hosts)
         self._bound_to_all = settings.host in ("0.0.0.0", "::", "")
         self._key = settings.api_key.get_secret_value().encode() if settings.api_key else None
@@ -52,10 +53,10 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        exchange = Exchange(_request_id(headers), send)
-        scope["state"]["request_id"] = exchange.request_id
         # Base URLs that end in a slash are common: //v1//models.
         scope["path"] = re.sub("/{2,}", "/", scope["path"])
+        exchange = Exchange(_request_id(headers), self.dialects.of(scope["path"]), send)
+        scope["state"]["request_id"] = exchange.request_id
         try:
             _check_size(headers)
             self._check_host(headers)
@@ -147,8 +148,9 @@ class Body:
 class Exchange:
     """One answer on its way out: it starts once, carries its id, and is logged with its status."""
 
-    def __init__(self, request_id: str, send: Send) -> None:
+    def __init__(self, request_id: str, dialect: Dialect, send: Send) -> None:
         self.request_id = request_id
+        self._dialect = dialect
         self.extra: list[tuple[bytes, bytes]] = []
         self._send = send
         self._status = 0
@@ -171,10 +173,7 @@ class Exchange:
     async def fail(self, error: ConfigiError) -> None:
         """Answer with `error`, unless the app's answer is under way."""
         if not self._status:
-            headers = {"content-type": "application/json", **error.headers()}
-            if error.status == 401:
-                headers["www-authenticate"] = "Bearer"
-            await self.answer(error.status, json.dumps(error.envelope()).encode(), headers)
+            await self.answer(error.status, *self._dialect.answer(error))
 
     async def answer(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]

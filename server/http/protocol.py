@@ -1,14 +1,13 @@
-"""uvicorn's HTTP/1.1 protocol with a bound on how long a request's head may take, and errors in our envelope.
+"""uvicorn's HTTP/1.1 protocol with a bound on how long a request's head may take, and errors in the path's dialect.
 
-HTTP process, below ASGI: what fails here never becomes a request. Written for uvicorn 0.54, which has a timer for idle
-keep-alive connections but none for a head that never ends, nor for the rest of a body whose request was answered
-without it, and which answers protocol errors in plain text.
+HTTP process, below ASGI: most of what fails here never becomes a request. Written for uvicorn 0.54, which has a timer
+for idle keep-alive connections but none for a head that never ends, nor for the rest of a body whose request was
+answered without it, and which answers protocol errors in plain text.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import uuid
 from typing import ClassVar
@@ -17,6 +16,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.errors import ConfigiError, HeaderTooLarge, InvalidRequest, RequestTooSlow
+from server.http.dialect import Dialect, Dialects
 
 
 class GuardedProtocol(H11Protocol):
@@ -24,6 +24,7 @@ class GuardedProtocol(H11Protocol):
 
     header_timeout_s: ClassVar[float]
     write_timeout_s: ClassVar[float]
+    dialects: ClassVar[Dialects]
     _read_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
 
@@ -86,14 +87,19 @@ class GuardedProtocol(H11Protocol):
         self._read_timer = None
         self._answer(RequestTooSlow(f"The request did not arrive within {self.header_timeout_s:g} s."))
 
+    def _dialect(self) -> Dialect:
+        """Of the request whose answer is under way; of a head that did not come whole, no path is known."""
+        under_way = self.cycle is not None and not self.cycle.response_complete
+        return self.dialects.of(self.scope["path"]) if under_way else self.dialects.default
+
     def _answer(self, error: ConfigiError) -> None:
         """Answer and close; only close when an answer is already under way."""
         if self.transport.is_closing():
             return
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            body = json.dumps(error.envelope()).encode()
+            body, own = self._dialect().answer(error)
             headers = [
-                ("content-type", "application/json"),
+                *own.items(),
                 ("content-length", str(len(body))),
                 ("x-request-id", f"req_{uuid.uuid4().hex}"),
                 ("connection", "close"),
@@ -107,11 +113,12 @@ class GuardedProtocol(H11Protocol):
         self.transport.close()
 
 
-def protocol_class(header_s: float, write_s: float) -> type[GuardedProtocol]:
+def protocol_class(header_s: float, write_s: float, of: Dialects) -> type[GuardedProtocol]:
     """The class that uvicorn makes one of for each connection, with its timeouts in seconds."""
 
     class Configured(GuardedProtocol):
         header_timeout_s = header_s
         write_timeout_s = write_s
+        dialects = of
 
     return Configured

@@ -1,8 +1,8 @@
 """Streams: events of a generation -> server-sent events, whatever the protocol. HTTP process.
 
 The first event is awaited before the response starts, so that what can fail early is an HTTP error. Afterwards an error
-is a `data: {"error": ...}` event, and `data: [DONE]` always comes last: a stream never just stops. A client that
-leaves, or stalls for longer than the write timeout, closes the generator at once.
+is the error event of the stream's dialect, and the dialect's last frame always comes last: a stream never just stops. A
+client that leaves, or stalls for longer than the write timeout, closes the generator at once.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from sse_starlette.sse import SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from server.errors import ConfigiError, EngineFailed
+from server.http.dialect import Dialect
 from server.settings.types import ServerSettings
 
 E_contra = TypeVar("E_contra", contravariant=True)
 E = TypeVar("E")
 
-DONE = b"data: [DONE]\n\n"
 _log = logging.getLogger("configi.api")
 
 
@@ -47,7 +47,11 @@ def comment(text: str) -> bytes:
 
 
 async def stream(
-    events: AsyncGenerator[E, None], renderer: Renderer[E], settings: ServerSettings, headers: Mapping[str, str]
+    events: AsyncGenerator[E, None],
+    renderer: Renderer[E],
+    dialect: Dialect,
+    settings: ServerSettings,
+    headers: Mapping[str, str],
 ) -> EventStream[E]:
     try:
         first = await anext(events, None)
@@ -56,7 +60,7 @@ async def stream(
         raise
     if first is None:
         raise EngineFailed("The generation ended before it began.")
-    return EventStream(first, events, renderer, settings, headers)
+    return EventStream(first, events, renderer, dialect, settings, headers)
 
 
 class EventStream(EventSourceResponse, Generic[E]):
@@ -67,11 +71,12 @@ class EventStream(EventSourceResponse, Generic[E]):
         first: E,
         events: AsyncGenerator[E, None],
         renderer: Renderer[E],
+        dialect: Dialect,
         settings: ServerSettings,
         headers: Mapping[str, str],
     ) -> None:
         super().__init__(
-            self._frames(first, renderer),
+            self._frames(first, renderer, dialect),
             headers=headers,
             sep="\n",
             ping=settings.sse_ping_s,
@@ -80,7 +85,7 @@ class EventStream(EventSourceResponse, Generic[E]):
         )
         self._events = events
 
-    async def _frames(self, first: E, renderer: Renderer[E]) -> AsyncGenerator[bytes, None]:
+    async def _frames(self, first: E, renderer: Renderer[E], dialect: Dialect) -> AsyncGenerator[bytes, None]:
         try:
             if frames := renderer.render(first):
                 yield frames
@@ -92,11 +97,11 @@ class EventStream(EventSourceResponse, Generic[E]):
                     yield frames
             ending = renderer.end()
         except ConfigiError as error:
-            ending = frame(error.envelope())
+            ending = dialect.error_event(error)
         except Exception:
             _log.exception("A stream failed after it had started.")
-            ending = frame(ConfigiError().envelope())
-        yield ending + DONE
+            ending = dialect.error_event(ConfigiError())
+        yield ending + dialect.last_frame
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

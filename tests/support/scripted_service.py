@@ -13,16 +13,15 @@ import json
 import math
 import socket
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
-from server.api import operations
-from server.api.errors import install_error_handlers
-from server.api.openai import chat_completions, completions, models
+from server.api.protocols import WireProtocol, hang
+from server.app import PROTOCOLS
 from server.chat.conversation import Conversation, GenerationOptions, GenerationRequest, Prompt
 from server.chat.deltas import (
     Event,
@@ -36,6 +35,8 @@ from server.chat.deltas import (
     Usage,
 )
 from server.errors import EngineFailed, InvalidRequest, ModelNotFound
+from server.http.guard import Guard
+from server.http.protocol import protocol_class
 from server.models.status import ModelStatus
 from server.settings.types import Settings
 
@@ -202,17 +203,22 @@ class Running:
         return self.send("POST", "/v1/completions", {"prompt": "Hello", **fields})
 
 
-def scripted_app(service: ScriptedService) -> FastAPI:
-    app = FastAPI(openapi_url=None, redirect_slashes=False)
-    for module in (chat_completions, completions, models, operations):
-        app.include_router(module.router(service))
-    install_error_handlers(app)
-    return app
-
-
 @contextlib.contextmanager
-def running(service: ScriptedService) -> Iterator[Running]:
-    config = uvicorn.Config(scripted_app(service), port=0, log_config=None, lifespan="off", ws="none")
+def running(
+    service: ScriptedService, protocols: Sequence[WireProtocol] = PROTOCOLS, *, guarded: bool = False
+) -> Iterator[Running]:
+    """The routes alone, or `guarded` as the real server is."""
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    dialects = hang(app, service, protocols)
+    settings = service.settings.server
+    config = uvicorn.Config(
+        Guard(app, settings, dialects) if guarded else app,
+        http=protocol_class(settings.header_timeout_s, settings.sse_write_timeout_s, dialects) if guarded else "h11",
+        port=0,
+        log_config=None,
+        lifespan="off",
+        ws="none",
+    )
     up = threading.Event()
 
     class Announced(uvicorn.Server):

@@ -27,12 +27,15 @@ from server.api.openai.answer import (
     wire_usage,
 )
 from server.api.openai.chat_request import ChatCall, parse_chat
+from server.api.openai.dialect import OPENAI
 from server.api.service import Service
 from server.chat.conversation import GenerationRequest
 from server.chat.deltas import Event, Finish, ModelPending, PrefillProgress, ScoredToken, Started, TextDelta, Usage
 from server.http.body import parsed_body
 from server.http.disconnect import while_connected
 from server.http.sse import comment, frame, stream
+
+DIALECT = OPENAI
 
 
 class Alternative(msgspec.Struct, frozen=True):
@@ -41,7 +44,7 @@ class Alternative(msgspec.Struct, frozen=True):
     bytes: list[int]
 
 
-class TokenLogprob(msgspec.Struct, frozen=True):
+class ContentLogprob(msgspec.Struct, frozen=True):
     token: str
     logprob: float
     bytes: list[int]
@@ -49,7 +52,7 @@ class TokenLogprob(msgspec.Struct, frozen=True):
 
 
 class Logprobs(msgspec.Struct, frozen=True):
-    content: list[TokenLogprob]
+    content: list[ContentLogprob]
     refusal: None = None
 
 
@@ -76,14 +79,14 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     usage: WireUsage
 
 
-class Delta(msgspec.Struct, frozen=True):
+class MessageDelta(msgspec.Struct, frozen=True):
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
 
 
-class ChoiceDelta(msgspec.Struct, frozen=True):
+class ChunkChoice(msgspec.Struct, frozen=True):
     index: int
-    delta: Delta
+    delta: MessageDelta
     logprobs: Logprobs | None = None
     finish_reason: str | None = None
 
@@ -94,7 +97,7 @@ class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     model: str
     system_fingerprint: str = SYSTEM_FINGERPRINT
-    choices: list[ChoiceDelta]
+    choices: list[ChunkChoice]
     usage: WireUsage | UnsetType | None
 
 
@@ -119,7 +122,7 @@ async def _respond(service: Service, call: ChatCall, generation: GenerationReque
     events = service.generate(generation)
     if call.stream:
         renderer = ChatStream(answer_id("chatcmpl"), wall_time(), call)
-        return await stream(events, renderer, service.settings.server, call.headers)
+        return await stream(events, renderer, DIALECT, service.settings.server, call.headers)
     answer = await collect(events, call.options.n)
     body = msgspec.json.encode(_completion(answer, call))
     return Response(body, headers=call.headers, media_type="application/json")
@@ -143,7 +146,7 @@ def _completion(answer: Answer, call: ChatCall) -> ChatCompletion:
 def _logprobs(tokens: Sequence[ScoredToken]) -> Logprobs:
     return Logprobs(
         [
-            TokenLogprob(
+            ContentLogprob(
                 token.text,
                 wire_logprob(token.logprob),
                 list(token.raw),
@@ -171,13 +174,15 @@ class ChatStream:
             case TextDelta(choice, text, tokens):
                 if not text and not tokens:
                     return b""
-                return self._chunk(ChoiceDelta(choice, Delta(content=text), _logprobs(tokens) if tokens else None))
+                return self._chunk(
+                    ChunkChoice(choice, MessageDelta(content=text), _logprobs(tokens) if tokens else None)
+                )
             case Finish():
-                return self._chunk(ChoiceDelta(event.choice, Delta(), None, event.reason))
+                return self._chunk(ChunkChoice(event.choice, MessageDelta(), None, event.reason))
             case Started():
                 self._model = event.model
-                opening = Delta(role="assistant", content="")
-                return b"".join(self._chunk(ChoiceDelta(index, opening)) for index in range(self._n))
+                opening = MessageDelta(role="assistant", content="")
+                return b"".join(self._chunk(ChunkChoice(index, opening)) for index in range(self._n))
             case ModelPending():
                 return comment(event.text)
             case PrefillProgress():
@@ -191,7 +196,7 @@ class ChatStream:
             raise unfinished()
         return self._chunk(None, wire_usage([self._usage])) if self._include_usage else b""
 
-    def _chunk(self, choice: ChoiceDelta | None, usage: WireUsage | None = None) -> bytes:
+    def _chunk(self, choice: ChunkChoice | None, usage: WireUsage | None = None) -> bytes:
         return frame(
             ChatChunk(
                 id=self._id,

@@ -1,11 +1,12 @@
 """OpenAI chat messages -> frozen `Message`s. Written by hand: exact messages, and thousands parse in milliseconds.
 
-Keys that carry no text of the prompt (name, refusal: null, cache_control, provider_specific_fields, ...) are tolerated.
-HTTP process.
+Keys that mean nothing here (name, tool_call_id, ...) are dropped, and named to the client like fields that are in no
+table. HTTP process.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from server.api.wire import shown
@@ -22,10 +23,38 @@ _ROLES: dict[str, Role] = {
 # Parts that hold something else than text. Their URLs and data are never looked at.
 _OTHER_PARTS = ("image_url", "input_image", "image", "input_audio", "audio_url", "video_url", "file", "input_file")
 _TOOL_KEYS = ("tool_calls", "function_call")
+# A mark for a cache of prefixes, which here are kept without being asked to.
+_ACCEPTED = "cache_control"
+_KEYS = frozenset({"role", "content", *_TOOL_KEYS, "audio", _ACCEPTED})
 
 
-def conversation_messages(raw: list[Any]) -> tuple[Message, ...]:
-    return tuple(_message(item, f"messages.{index}") for index, item in enumerate(raw))
+def conversation_messages(raw: list[Any]) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+    """The messages, and the names of what was dropped from them, for `x-configi-ignored`.
+
+    A key of one message is named with its place, `messages.3.name`; one of several messages is named once for all of
+    them, `messages.name`.
+    """
+    dropped: dict[str, int | None] = {}
+    messages = []
+    for index, item in enumerate(raw):
+        messages.append(_message(item, f"messages.{index}"))
+        for key in _dropped_keys(item):
+            dropped[key] = index if dropped.get(key, index) == index else None
+    names = (f"messages.{key}" if index is None else f"messages.{index}.{key}" for key, index in dropped.items())
+    return tuple(messages), tuple(names)
+
+
+def _dropped_keys(item: dict[str, Any]) -> Iterator[str]:
+    """Of a message that has been read. Null means absent, as everywhere."""
+    for key, value in item.items():
+        if key not in _KEYS and value is not None:
+            yield key
+    content = item.get("content")
+    for part in content if isinstance(content, list) else ():
+        known = ("type", part["type"], _ACCEPTED)
+        for key, value in part.items():
+            if key not in known and value is not None:
+                yield f"content.{key}"
 
 
 def _message(item: Any, where: str) -> Message:

@@ -42,7 +42,7 @@ class ChatCall:
 def parse_chat(raw: bytes, limits: LimitSettings) -> ChatCall:
     screened = screen(json_object(raw, limits), CHAT)
     fields = validated(ChatFields, screened.values)
-    messages = conversation_messages(fields.messages)
+    messages, ignored = conversation_messages(fields.messages)
     _check_continuation(fields, messages)
     no_thinking = _template_thinking_off(fields.chat_template_kwargs) or any(
         screened.harmless.get(name, {}) != {} for name in THINKING_SWITCHES
@@ -54,7 +54,7 @@ def parse_chat(raw: bytes, limits: LimitSettings) -> ChatCall:
         options=checked_options(fields, limits, max_tokens=limit, top_logprobs=_top_logprobs(fields, limits)),
         stream=fields.stream,
         include_usage=bool(fields.stream_options.include_usage),
-        headers=screened.headers(),
+        headers=screened.headers(*ignored),
     )
 
 

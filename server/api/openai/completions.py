@@ -30,6 +30,7 @@ from server.api.openai.answer import (
     wire_usage,
 )
 from server.api.openai.completions_request import CompletionCall, parse_completion
+from server.api.openai.dialect import OPENAI
 from server.api.openai.legacy_logprobs import LegacyLogprobs, legacy_logprobs
 from server.api.service import Service
 from server.chat.conversation import GenerationRequest
@@ -47,6 +48,8 @@ from server.chat.deltas import (
 from server.http.body import parsed_body
 from server.http.disconnect import while_connected
 from server.http.sse import comment, frame, stream
+
+DIALECT = OPENAI
 
 
 class TextChoice(msgspec.Struct, frozen=True):
@@ -87,7 +90,7 @@ async def _respond(service: Service, call: CompletionCall, who: Caller) -> Respo
     generations = [service.generate(request) for request in _requests(call, who)]
     if call.stream:
         renderer = CompletionStream(answer_id("cmpl"), wall_time(), call)
-        return await stream(merged(generations), renderer, service.settings.server, call.headers)
+        return await stream(merged(generations), renderer, DIALECT, service.settings.server, call.headers)
     answers = await collect_all(generations, call.options.n)
     body = msgspec.json.encode(_completion(answers, call))
     return Response(body, headers=call.headers, media_type="application/json")

@@ -7,8 +7,11 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from server.api.openai.answer import wall_time
+from server.api.openai.dialect import OPENAI
 from server.api.service import Service
 from server.models.status import ModelStatus
+
+DIALECT = OPENAI
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,7 +30,7 @@ class ModelList(msgspec.Struct, frozen=True):
 
 def router(service: Service) -> APIRouter:
     routes = APIRouter()
-    # Models have no birthday here; the server's start is one that does not change between two answers.
+    # Nobody knows when a model was made; the server's start at least does not change between two answers.
     created = wall_time()
 
     @routes.get("/v1/models")

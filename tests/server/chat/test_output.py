@@ -1,17 +1,21 @@
-"""Token ids to text events: stop strings across any borders, held-back text, logprobs with the text they belong to."""
+"""Token ids to deltas: channels, stop strings across any borders, held-back text, logprobs with what they belong to."""
 
 from __future__ import annotations
 
 import random
-import time
+import sys
+from collections.abc import Iterable, Sequence
+from types import FrameType
 
 import pytest
 
-from server.chat.deltas import TextDelta
-from server.chat.output import ChoiceOutput, StopFinder
+from server.chat.channels import Channels, Piece, ReasoningPiece, TextPiece, ToolCallPiece
+from server.chat.deltas import Delta, ReasoningDelta, TextDelta, ToolCallDelta
+from server.chat.output import ChoiceOutput
+from server.chat.stops import StopFinder
 from server.chat.tokenizer import ChatTokenizer
 from server.engine_client.protocol import TokenLogprob
-from tests.support.tiny_model import END_ID, write_tiny_model
+from tests.support.tiny_model import END_ID, START_ID, write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -19,22 +23,34 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
     return ChatTokenizer.load(write_tiny_model(tmp_path_factory.mktemp("model")))
 
 
-def _run(
-    tokenizer: ChatTokenizer, ids: list[int], stop: tuple[str, ...] = (), logprobs: bool = False, per_push: int = 1
-) -> tuple[list[TextDelta], bool]:
-    """All events of an answer of `ids`; the i-th token's logprob is -i."""
-    output = ChoiceOutput(tokenizer, stop, 3, logprobs)
-    events: list[TextDelta | None] = []
+def _deltas(
+    tokenizer: ChatTokenizer,
+    ids: list[int],
+    stop: tuple[str, ...] = (),
+    logprobs: bool = False,
+    per_push: int = 1,
+    channels: Channels | None = None,
+) -> tuple[list[Delta], bool]:
+    """All deltas of an answer of `ids`; the i-th token's logprob is -i."""
+    output = ChoiceOutput(tokenizer, stop, 3, logprobs, channels)
+    deltas: list[Delta] = []
     stopped = False
     for at in range(0, len(ids), per_push):
         batch = ids[at : at + per_push]
         scores = [TokenLogprob(token, -float(at + i), [(token, -0.5)]) for i, token in enumerate(batch)]
-        event, stopped = output.push(batch, scores if logprobs else [])
-        events.append(event)
+        some, stopped = output.push(batch, scores if logprobs else [])
+        deltas += some
         if stopped:
             break
-    events.append(output.finish())
-    return [event for event in events if event is not None], stopped
+    return deltas + output.finish(), stopped
+
+
+def _run(
+    tokenizer: ChatTokenizer, ids: list[int], stop: tuple[str, ...] = (), logprobs: bool = False, per_push: int = 1
+) -> tuple[list[TextDelta], bool]:
+    """The same of a model without channels: all of it is text."""
+    deltas, stopped = _deltas(tokenizer, ids, stop, logprobs, per_push)
+    return [delta for delta in deltas if isinstance(delta, TextDelta)], stopped
 
 
 def _text(events: list[TextDelta]) -> str:
@@ -163,11 +179,149 @@ def test_no_logprob_is_lost_when_the_answer_ends_without_text(tokenizer: ChatTok
     assert [(event.text, [token.id for token in event.tokens]) for event in events] == [("a", ids[:1]), ("", ids[1:])]
 
 
-def test_a_push_costs_microseconds(tokenizer: ChatTokenizer) -> None:
-    ids = tokenizer.encode("The capital of France is Paris, and the river is the Seine. " * 200, False)
-    for stop, most_us in (((), 20), (("\n\nUser:", "</answer>"), 60)):
-        output = ChoiceOutput(tokenizer, stop, 0, False)
-        start = time.thread_time()
+class MarkedThoughts:
+    """A small parser: START_ID opens a thought and closes it again, END_ID a tool call; a tilde in a thought is left
+    out, and so is the space before it, which is held back until then."""
+
+    def __init__(self) -> None:
+        self._channel = "text"
+        self._held = ""
+        self._left_out = 0
+
+    def push(self, token: int, text: str) -> Iterable[Piece]:
+        held = self._held
+        self._held = ""
+        if token in (START_ID, END_ID):
+            if held:
+                yield self._piece(held)
+            opened = "thought" if token == START_ID else "call"
+            self._channel = "text" if self._channel == opened else opened
+        elif self._channel == "thought" and text == " ":
+            self._held = held + text
+        elif text == "~":
+            self._left_out += len(held + text)
+        elif text:
+            yield self._piece(held + text)
+
+    def finish(self, text: str) -> Iterable[Piece]:
+        if rest := self._held + text:
+            yield self._piece(rest)
+
+    def _piece(self, text: str) -> Piece:
+        consumed = self._left_out + len(text)
+        self._left_out = 0
+        match self._channel:
+            case "text":
+                return TextPiece(text, consumed)
+            case "thought":
+                return ReasoningPiece(text, consumed)
+        return ToolCallPiece(0, consumed, arguments=text)
+
+
+def _ids(tokenizer: ChatTokenizer, *spelled: str | int) -> list[int]:
+    """Every string as one token for each of its characters' encodings; control tokens by their id."""
+    ids = []
+    for piece in spelled:
+        ids += [piece] if isinstance(piece, int) else [t for c in piece for t in tokenizer.encode(c, False)]
+    return ids
+
+
+def _shape(deltas: Sequence[Delta]) -> list[tuple[type[Delta], str]]:
+    return [(type(delta), delta.arguments if isinstance(delta, ToolCallDelta) else delta.text) for delta in deltas]
+
+
+def test_a_parser_of_channels_sees_the_special_tokens_that_show_no_text(tokenizer: ChatTokenizer) -> None:
+    ids = _ids(tokenizer, "a", START_ID, "b", START_ID, "c", END_ID, "{}", END_ID, "d")
+    deltas, _ = _deltas(tokenizer, ids, channels=MarkedThoughts())
+    assert _shape(deltas) == [
+        (TextDelta, "a"),
+        (ReasoningDelta, "b"),
+        (TextDelta, "c"),
+        (ToolCallDelta, "{"),
+        (ToolCallDelta, "}"),
+        (TextDelta, "d"),
+    ]
+    assert all(delta.choice == 3 for delta in deltas)
+
+
+def test_pieces_of_one_push_that_stand_side_by_side_in_one_channel_are_one_delta(tokenizer: ChatTokenizer) -> None:
+    ids = _ids(tokenizer, "ab", START_ID, "cd", START_ID, "ef")
+    deltas, _ = _deltas(tokenizer, ids, channels=MarkedThoughts(), logprobs=True, per_push=100)
+    assert _shape(deltas) == [(TextDelta, "ab"), (ReasoningDelta, "cd"), (TextDelta, "ef")]
+
+
+@pytest.mark.parametrize("per_push", [1, 2, 100])
+def test_logprobs_survive_channels(tokenizer: ChatTokenizer, per_push: int) -> None:
+    """Each with the delta that carries the beginning of its text, a marker's with the next; none lost, in order."""
+    ids = _ids(tokenizer, "a", START_ID, "b ~", "c👋 ", START_ID, "d", END_ID, "{", END_ID)
+    deltas, _ = _deltas(tokenizer, ids, logprobs=True, per_push=per_push, channels=MarkedThoughts())
+    tokens = [(token.id, token.logprob) for delta in deltas for token in delta.tokens]
+    assert tokens == [(token, -float(i)) for i, token in enumerate(ids)]
+    joined: dict[type[Delta], bytes] = {}
+    for delta in deltas:
+        shown = b"".join(t.raw for t in delta.tokens if t.id not in (START_ID, END_ID))
+        joined[type(delta)] = joined.get(type(delta), b"") + shown
+    assert joined[TextDelta] == b"ad"
+    assert joined[ReasoningDelta].decode() == "b ~c👋 "
+    assert joined[ToolCallDelta] == b"{"
+
+
+def test_the_logprob_of_a_marker_comes_with_what_is_behind_it(tokenizer: ChatTokenizer) -> None:
+    deltas, _ = _deltas(
+        tokenizer, _ids(tokenizer, "a", START_ID, "b", START_ID), logprobs=True, channels=MarkedThoughts()
+    )
+    assert [(type(delta), [token.id for token in delta.tokens]) for delta in deltas] == [
+        (TextDelta, _ids(tokenizer, "a")),
+        (ReasoningDelta, _ids(tokenizer, START_ID, "b")),
+        (TextDelta, [START_ID]),
+    ]
+
+
+def test_stop_strings_look_at_the_text_only(tokenizer: ChatTokenizer) -> None:
+    ids = _ids(tokenizer, START_ID, "xSTOPx", START_ID, "aST", END_ID, "STOP", END_ID, "OP bSTOPc", START_ID, "d")
+    deltas, stopped = _deltas(tokenizer, ids, ("STOP",), logprobs=True, channels=MarkedThoughts(), per_push=100)
+    assert stopped
+    assert [shape for shape in _shape(deltas) if shape[0] is not ToolCallDelta] == [
+        (ReasoningDelta, "xSTOPx"),
+        # What is held back leaves before the call: a stop string does not reach across one.
+        (TextDelta, "aST"),
+        (TextDelta, "OP b"),
+    ]
+    last = deltas[-1]
+    assert [token.text for token in last.tokens if token.id != END_ID] == ["O", "P", " ", "b"]
+
+
+def test_logprobs_of_text_that_is_held_back_wait_while_a_marker_passes(tokenizer: ChatTokenizer) -> None:
+    """Behind a thought without a word the text goes on, and so does the stop string that has begun."""
+    ids = _ids(tokenizer, "aST", START_ID, START_ID, "OPb")
+    deltas, stopped = _deltas(tokenizer, ids, ("STOP",), logprobs=True, channels=MarkedThoughts())
+    assert stopped and _shape(deltas) == [(TextDelta, "a")]
+    assert [token.text for delta in deltas for token in delta.tokens] == ["a"]
+
+
+def _python_calls(output: ChoiceOutput, ids: list[int]) -> float:
+    """How many functions written in Python one push of one token enters, on average."""
+    calls = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
         for token in ids:
             output.push((token,), ())
-        assert (time.thread_time() - start) / len(ids) * 1e6 < most_us
+    finally:
+        sys.setprofile(None)
+    return calls / len(ids)
+
+
+def test_a_push_stays_short_however_long_the_answer(tokenizer: ChatTokenizer) -> None:
+    ids = tokenizer.encode("The capital of France is Paris, and the river is the Seine. " * 20, False)
+    plain = ChoiceOutput(tokenizer, (), 0, False)
+    _python_calls(plain, ids)
+    # The push, the token stream's, the token's bytes, their decoding, the delta.
+    assert _python_calls(plain, ids) <= 5
+    with_stops = ChoiceOutput(tokenizer, ("\n\nUser:", "</answer>"), 0, False)
+    early, late = _python_calls(with_stops, ids), _python_calls(with_stops, ids)
+    assert late <= early <= 50

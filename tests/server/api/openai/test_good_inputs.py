@@ -83,6 +83,38 @@ def test_an_explicit_null_means_absent(server: Running, name: str) -> None:
     assert "x-configi-ignored" not in reply.headers
 
 
+IGNORED_IN_MESSAGES: list[tuple[list[dict[str, Any]], str | None]] = [
+    ([{"role": "user", "content": "a", "name": "x", "weight": 1}], "messages.0.name, messages.0.weight"),
+    ([{"role": "assistant"}, {"role": "tool", "content": "a", "tool_call_id": "c"}], "messages.1.tool_call_id"),
+    # What several messages have is named once.
+    ([{"role": "user", "content": "a", "name": "x"}] * 2000, "messages.name"),
+    ([{"role": "user", "content": [{"type": "text", "text": "a", "lang": "en"}]}], "messages.0.content.lang"),
+    ([{"role": "user", "content": "a", "bad\r\nname: x": 1}], "messages.0.bad??name??x"),
+    # Nothing is lost with these.
+    ([{"role": "user", "content": "a", "name": None, "cache_control": {"type": "ephemeral"}}], None),
+    ([{"role": "assistant", "content": None, "refusal": None, "tool_calls": [], "audio": None}], None),
+    ([{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]}], None),
+    ([{"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}], None),
+]
+
+
+@pytest.mark.parametrize(("messages", "names"), IGNORED_IN_MESSAGES, ids=range(len(IGNORED_IN_MESSAGES)))
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+def test_keys_of_messages_that_mean_nothing_here_are_named(
+    server: Running, path: str, messages: list[dict[str, Any]], names: str | None
+) -> None:
+    reply = server.send("POST", path, {"messages": messages})
+    assert reply.status == 200, reply.body
+    assert reply.headers.get("x-configi-ignored") == names
+
+
+def test_the_names_of_ignored_keys_of_messages_are_bounded_too(server: Running) -> None:
+    messages = [{"role": "user", "content": "a", **{f"{i}" * 50: 1 for i in range(100)}} for _ in range(100)]
+    reply = server.chat(foo=1, messages=messages)
+    assert reply.headers["x-configi-ignored"].startswith("foo, messages.")
+    assert len(reply.headers["x-configi-ignored"]) <= 1024
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_unknown_fields_are_named_in_a_header_of_bounded_length(server: Running, stream: bool) -> None:
     reply = server.chat(stream=stream, foo=1, **{"bad\r\nname: x": 1})
