@@ -1,4 +1,4 @@
-"""What a machine can hold.
+"""How much memory this machine has for a model.
 
 The macOS part follows Metal's documented and observed limits; it was tested with stand-in numbers only and has not been
 run on Metal.
@@ -23,13 +23,13 @@ def metal_limit(memory: int, wired_limit_mb: int = 0) -> int:
 
 
 def model_memory() -> int:
-    """Bytes that a model may take on this machine, whatever else runs on it now."""
+    """Bytes that a model may take on this machine, regardless of what else is running."""
     memory = int(psutil.virtual_memory().total)
     return metal_limit(memory, _wired_limit_mb()) if sys.platform == "darwin" else memory
 
 
 def _wired_limit_mb() -> int:
-    """0 is the system's own value for "not set"."""
+    """0 is macOS's own value for "not set"."""
     answer = subprocess.run(
         ["/usr/sbin/sysctl", "-n", "iogpu.wired_limit_mb"], capture_output=True, text=True, timeout=5, check=False
     )

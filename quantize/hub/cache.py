@@ -6,7 +6,6 @@ No network, and huggingface_hub is imported inside functions: it costs a quarter
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 import uuid
@@ -16,6 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from quantize.errors import SourceError
+from quantize.folder.hashing import sha256_of
 from quantize.folder.safetensors_format import read_header
 
 # What a model needs: data only. Python, pickles and the formats of other runtimes never come in.
@@ -23,7 +23,7 @@ _WANTED = ("model*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def is_wanted(name: str) -> bool:
+def is_model_file(name: str) -> bool:
     return "/" not in name and any(fnmatchcase(name, pattern) for pattern in _WANTED)
 
 
@@ -82,15 +82,10 @@ def drop_cut(folder: Path, files: Sequence[RepoFile]) -> None:
 
 def drop_corrupt(folder: Path, files: Sequence[RepoFile]) -> bool:
     """Remove files whose sha256 is not the repository's; whether there were any. A flipped bit would load silently."""
-    corrupt = [folder / file.name for file in files if file.sha256 and sha256(folder / file.name) != file.sha256]
+    corrupt = [folder / file.name for file in files if file.sha256 and sha256_of(folder / file.name) != file.sha256]
     for path in corrupt:
         _remove(path)
     return bool(corrupt)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remove(path: Path) -> None:
@@ -158,5 +153,5 @@ def _has_all_listed(repo: str, commit: str, folder: Path) -> bool:
         files = get_cached_repo_tree(repo, revision=commit)
     except CachedRepoTreeNotFoundError:
         return True
-    sizes = {file.path: file.size for file in files if is_wanted(file.path)}
+    sizes = {file.path: file.size for file in files if is_model_file(file.path)}
     return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """Seconds of silence before a try is given up, and before the first new one; the latter doubles."""
 
     timeout_s: float
@@ -42,7 +42,7 @@ class Repository:
     name: str
     commit: str
     files: Mapping[str, RepoFile]
-    patience: Patience
+    retry: RetryPolicy
 
     def url(self, file: str) -> str:
         from huggingface_hub import hf_hub_url
@@ -50,18 +50,18 @@ class Repository:
         return hf_hub_url(self.name, file, revision=self.commit)
 
     def retrying(self, action: Callable[[], T]) -> T:
-        return retrying(action, self.name, self.patience.backoff_s)
+        return retrying(action, self.name, self.retry.backoff_s)
 
 
-def describe(repo: str, revision: str | None, patience: Patience) -> Repository:
+def describe(repo: str, revision: str | None, retry: RetryPolicy) -> Repository:
     """The commit that `revision` means now, and its files. Raises HubError."""
-    return retrying(functools.partial(_describe, repo, revision, patience), repo, patience.backoff_s)
+    return retrying(functools.partial(_describe, repo, revision, retry), repo, retry.backoff_s)
 
 
-def _describe(repo: str, revision: str | None, patience: Patience) -> Repository:
+def _describe(repo: str, revision: str | None, retry: RetryPolicy) -> Repository:
     from huggingface_hub import HfApi
 
-    info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=patience.timeout_s)
+    info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=retry.timeout_s)
     files = [
         RepoFile(item.rfilename, item.size or 0, item.lfs.sha256 if item.lfs else None) for item in info.siblings or []
     ]
@@ -69,7 +69,7 @@ def _describe(repo: str, revision: str | None, patience: Patience) -> Repository
         raise HubError(f"{repo} lists files outside of its own folder; refused.", retryable=False)
     if info.sha is None:
         raise HubError("The Hub did not name the commit of the repository.", retryable=True)
-    return Repository(repo, info.sha, {file.name: file for file in files}, patience)
+    return Repository(repo, info.sha, {file.name: file for file in files}, retry)
 
 
 def read_range(repository: Repository, file: str, start: int, stop: int) -> bytes:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quantize.errors import HubError
+from quantize.folder.hashing import sha256_of
 from quantize.hub import cache as hub_cache
 from quantize.hub.cache import RepoFile
 from quantize.hub.client import Repository
@@ -85,7 +86,7 @@ def into_cache(repository: Repository, file: RepoFile, arrived: Arrived) -> Path
         repository.name,
         file.name,
         revision=repository.commit,
-        etag_timeout=repository.patience.timeout_s,
+        etag_timeout=repository.retry.timeout_s,
     )
     return Path(repository.retrying(link))
 
@@ -113,7 +114,7 @@ def _blob_into_cache(repository: Repository, file: RepoFile, arrived: Arrived) -
     for folder in (blob.parent, lock.parent):
         folder.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
-        if _size(blob) != file.size or hub_cache.sha256(blob) != file.sha256:
+        if _size(blob) != file.size or sha256_of(blob) != file.sha256:
             transfer(repository, file, blob, arrived)
 
 

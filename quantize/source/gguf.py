@@ -7,7 +7,6 @@ dequantized, renamed, and llama.cpp's permutation of the rows of q and k is undo
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -17,10 +16,11 @@ from typing import Any
 import mlx.core as mx
 
 from quantize.errors import SourceError
+from quantize.folder.hashing import sha256_of
 from quantize.folder.safetensors_format import nbytes
 from quantize.source.checkpoint import Shard, ShardReader, SourceTensor, read_errors
 from quantize.source.folder import DTYPES
-from quantize.source.gguf_metadata import companions, config_of
+from quantize.source.gguf_metadata import auxiliary_files, config_of
 
 _WHOLE = {
     "token_embd": "model.embed_tokens",
@@ -67,14 +67,14 @@ class GgufCheckpoint:
 
     @cached_property
     def identity(self) -> str:
-        with read_errors(self.label), self._file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        with read_errors(self.label):
+            return sha256_of(self._file)
 
-    def companions(self) -> Mapping[str, bytes]:
-        return companions(self._metadata)
+    def auxiliary_files(self) -> Mapping[str, bytes]:
+        return auxiliary_files(self._metadata)
 
     @contextlib.contextmanager
-    def open(self, shard: str, then: str | None = None) -> Iterator[ShardReader]:
+    def open(self, shard: str, prefetch: str | None = None) -> Iterator[ShardReader]:
         yield self
 
     def rows(self, tensor: SourceTensor, start: int, stop: int) -> mx.array:

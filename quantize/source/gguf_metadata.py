@@ -45,7 +45,7 @@ def config_of(metadata: Mapping[str, Any], *, tied: bool, dtype: str) -> dict[st
     }
 
 
-def companions(metadata: Mapping[str, Any]) -> dict[str, bytes]:
+def auxiliary_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     """tokenizer.json, tokenizer_config.json, generation_config.json and the chat template, by file name."""
     tokens = _tokens(metadata)
     ids = _special_ids(metadata)

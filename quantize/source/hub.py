@@ -19,10 +19,10 @@ from quantize.errors import HubError, SourceError
 from quantize.folder.safetensors_format import INDEX, LENGTH_SIZE, Header, data_start, parse_header, parse_index
 from quantize.hub import cache as hub_cache
 from quantize.hub.cache import RepoFile
-from quantize.hub.client import Patience, bound_every_wait, describe, hub_errors, read_range
+from quantize.hub.client import RetryPolicy, bound_every_wait, describe, hub_errors, read_range
 from quantize.hub.transfer import CorruptFile, blob_path, in_background, into_cache, missing_bytes, transfer
 from quantize.source.checkpoint import (
-    COMPANIONS,
+    AUXILIARY_FILES,
     Checkpoint,
     HubOptions,
     Shard,
@@ -67,13 +67,13 @@ class HubCheckpoint:
         self._options = options
         self._awaited = ""
         self._coming: dict[str, Future[Path]] = {}
-        self._repository = describe(repo, revision or None, Patience(options.timeout_s, options.backoff_s))
+        self._repository = describe(repo, revision or None, RetryPolicy(options.timeout_s, options.backoff_s))
         self.label = source
         self.repository: str | None = repo
         self.revision: str | None = self._repository.commit
         self.identity = f"{repo}@{self._repository.commit}"
         if "config.json" not in self._repository.files:
-            raise SourceError(f"{repo} has no config.json: it is no model.")
+            raise SourceError(f"{repo} has no config.json, so it is not a model.")
         self.config: Mapping[str, Any] = parse_config(self._small("config.json"))
         index = parse_index(self._small(INDEX)) if INDEX in self._repository.files else None
         headers = self._headers(sorted(set(index.values())) if index is not None else ["model.safetensors"])
@@ -89,15 +89,15 @@ class HubCheckpoint:
             return sum(missing)
         return max(map(sum, pairwise(missing)), default=sum(missing))
 
-    def companions(self) -> Mapping[str, bytes]:
-        return {name: self._small(name) for name in COMPANIONS if name in self._repository.files}
+    def auxiliary_files(self) -> Mapping[str, bytes]:
+        return {name: self._small(name) for name in AUXILIARY_FILES if name in self._repository.files}
 
     @contextlib.contextmanager
-    def open(self, shard: str, then: str | None = None) -> Iterator[ShardReader]:
+    def open(self, shard: str, prefetch: str | None = None) -> Iterator[ShardReader]:
         """A shard in `scratch` is removed once it was read without an error."""
         path = self._wait(shard)
-        if then is not None:
-            self._begin(then)
+        if prefetch is not None:
+            self._begin(prefetch)
         with SafetensorsShard(path) as reader:
             yield reader
         if path == self._scratch_path(shard):
@@ -131,7 +131,7 @@ class HubCheckpoint:
     def _wait(self, shard: str) -> Path:
         coming = self._coming.pop(shard, None)
         if coming is None or not coming.done():
-            self._options.waiting(shard, 0, self._repository.files[shard].size)
+            self._options.on_wait(shard, 0, self._repository.files[shard].size)
         self._awaited = shard
         try:
             if coming is not None:
@@ -185,6 +185,6 @@ class HubCheckpoint:
     def _arrived(self, file: RepoFile) -> Callable[[int], None]:
         def arrived(here: int) -> None:
             if self._awaited == file.name:
-                self._options.waiting(file.name, here, file.size)
+                self._options.on_wait(file.name, here, file.size)
 
         return arrived

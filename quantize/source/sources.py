@@ -1,4 +1,4 @@
-"""A source by its name: a folder, a .gguf file, or a repository of the Hub."""
+"""A source by name: a folder, a .gguf file, or a repository of the Hub."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from quantize.errors import HubError
 from quantize.hub import cache as hub_cache
 from quantize.hub.cache import RepoFile
-from quantize.hub.client import Patience, Repository, bound_every_wait, describe, hub_errors
+from quantize.hub.client import Repository, RetryPolicy, bound_every_wait, describe, hub_errors
 from quantize.hub.faults import cache_not_writable, explain
 from quantize.hub.transfer import SPARE_BYTES, blob_path, in_background, into_cache, missing_bytes
 from quantize.worker import JsonLines, exit_with_parent
@@ -29,15 +29,15 @@ _AT_ONCE = 4
 class Fetch:
     """One repository at one commit."""
 
-    def __init__(self, repo: str, revision: str | None, report: JsonLines, patience: Patience) -> None:
+    def __init__(self, repo: str, revision: str | None, report: JsonLines, retry: RetryPolicy) -> None:
         self._repo = repo
         self._revision = revision
         self._report = report
-        self._patience = patience
+        self._retry = retry
 
     def run(self) -> Path:
         """The folder of the complete model. Raises HubError."""
-        repository = describe(self._repo, self._revision, self._patience)
+        repository = describe(self._repo, self._revision, self._retry)
         commit, files = repository.commit, self._wanted(repository)
         folder = hub_cache.storage_folder(self._repo) / "snapshots" / commit
         self._check_writable()
@@ -56,7 +56,7 @@ class Fetch:
 
     def _wanted(self, repository: Repository) -> list[RepoFile]:
         """The files to fetch."""
-        files = [file for file in repository.files.values() if hub_cache.is_wanted(file.name)]
+        files = [file for file in repository.files.values() if hub_cache.is_model_file(file.name)]
         names = {file.name for file in files}
         if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
             raise HubError(f"{self._repo} holds no MLX model (config.json and safetensors files).", retryable=False)
@@ -73,7 +73,7 @@ class Fetch:
             # A commit, so that every file is of the same state of the repository.
             revision=commit,
             allow_patterns=[file.name for file in files if file.sha256 is None],
-            etag_timeout=self._patience.timeout_s,
+            etag_timeout=self._retry.timeout_s,
         )
 
     def _download_large(self, repository: Repository, files: Sequence[RepoFile], total: int) -> None:
@@ -142,7 +142,7 @@ def main() -> int:
             raise HubError(f"{repo} is not on this machine, and downloads are switched off.", retryable=False)
         if folder is None:
             bound_every_wait(args.timeout)
-            folder = Fetch(repo, revision or None, report, Patience(args.timeout, args.backoff)).run()
+            folder = Fetch(repo, revision or None, report, RetryPolicy(args.timeout, args.backoff)).run()
     except Exception as error:
         failed = explain(error, repo)
         report.error(failed.message, retryable=failed.retryable)
