@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -149,3 +150,13 @@ def read_errors(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise SourceError(f"{name} cannot be read: {error.strerror or type(error).__name__}.") from error
+
+
+def read_at(file: int, into: memoryview, position: int, name: str) -> None:
+    """Fill `into` from an open file; any number of threads at once. Raises SourceError where it ends within `name`."""
+    done = 0
+    while done < len(into):
+        count = os.preadv(file, [into[done:]], position + done)
+        if count == 0:
+            raise SourceError(f"The file ends inside {name}: it was truncated while it was read.")
+        done += count

@@ -26,6 +26,7 @@ from quantize.source.checkpoint import (
     ShardReader,
     SourceTensor,
     parse_config,
+    read_at,
     read_errors,
     with_fp8_scales,
 )
@@ -116,14 +117,8 @@ class SafetensorsShard:
         """Elements first..last of a tensor."""
         size = ITEM_SIZES[entry.dtype]
         buffer = np.empty(last - first, _CARRIERS[size])
-        view = buffer.data.cast("B")
-        position, done = self._header.data + entry.begin + first * size, 0
         with read_errors(self._name):
-            while done < len(view):
-                count = os.preadv(self._file, [view[done:]], position + done)
-                if count == 0:
-                    raise SourceError(f"{self._name} ends inside {entry.name}: it was truncated while it was read.")
-                done += count
+            read_at(self._file, buffer.data.cast("B"), self._header.data + entry.begin + first * size, entry.name)
         return buffer
 
 

@@ -27,6 +27,7 @@ from quantize.plan.plan import make_plan
 from quantize.source.checkpoint import HubOptions
 from quantize.source.sources import open_checkpoint
 from tests.support.checkpoints import GEMMA4_26B_A4B, gemma4, llama, write
+from tests.support.gguf import TOKENS, reference, write_gguf
 from tests.support.running import ROOT
 from tests.support.tiny_model import VOCAB_SIZE
 
@@ -283,6 +284,15 @@ def test_a_folder_that_cannot_be_written_to_is_a_sentence(source: Path, tmp_path
 def test_memory_stays_below_the_limit(tmp_path: Path) -> None:
     """120 MB of source, tensors of 34 MB among them."""
     assert peak_memory(write(tmp_path / "source", *llama(layers=1, hidden=2048, width=8192)), tmp_path) < LIMIT
+
+
+def test_memory_stays_below_the_limit_for_a_gguf(tmp_path: Path) -> None:
+    """123 MB in one tensor."""
+    tokens = [*TOKENS, *(f"token{number}" for number in range(30_000))]
+    keys = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [1] * len(tokens)}
+    _, weights = reference(vocab_size=len(tokens), hidden_size=1024, head_dim=256)
+    source = write_gguf(tmp_path / "m.gguf", weights, **keys, **{"llama.embedding_length": 1024})
+    assert peak_memory(source, tmp_path) < LIMIT
 
 
 @pytest.mark.slow
