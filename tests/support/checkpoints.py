@@ -198,7 +198,7 @@ def write(
 def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(tiny_tokenizer().to_str())
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    # Odd spacing on purpose: companions are copied byte for byte.
+    # Odd spacing on purpose: auxiliary_files are copied byte for byte.
     (folder / "tokenizer_config.json").write_text(
         '{"tokenizer_class":  "PreTrainedTokenizerFast", "bos_token": "<|endoftext|>",\n\n "eos_token": "<|im_end|>"}'
     )

@@ -15,7 +15,7 @@ SERVE = """
 import sys
 from server.cli.main import main
 from server.errors import SetupError
-from server.models.lifecycle import Lifecycle
+from server.models.residency import Residency
 
 def broken(*_):
     raise {error}
@@ -23,7 +23,7 @@ def broken(*_):
 async def broken_later(*_):
     broken()
 
-Lifecycle.{step} = {function}
+Residency.{step} = {function}
 sys.argv = ["configi", "serve", "--config", {config!r}]
 main()
 """
