@@ -14,8 +14,9 @@ demo: $(VENV)/.run
 serve: $(VENV)/.run
 	@$(BIN)/configi serve $(ARGS)
 
+# In parallel, since every test has its own folders, ports and processes. Each worker starts servers: four are enough.
 test: $(VENV)/.dev
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 # The 93 MB embedded model, and what takes minutes.
 test-slow: $(VENV)/.dev $(VENV)/.docs
@@ -30,7 +31,7 @@ check: $(VENV)/.dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-# Each command writes below bench/results/; the last makes the tables and pictures of docs/performance.md of it.
+# Each command writes below bench/results/; the last two make the pictures and tables of docs/performance.md of it.
 bench: $(VENV)/.dev
 	@$(BIN)/python -m bench.overhead
 	@$(BIN)/python -m bench.build

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -28,6 +27,7 @@ from pathlib import Path
 import psutil
 
 from bench.made_up_hub import REPO
+from quantize.folder.hashing import sha256_of
 from tests.support.loopback_hub import LoopbackHub, hub_environment
 
 QUANTIZE = [sys.executable, "-m", "quantize"]
@@ -81,7 +81,7 @@ def main() -> int:
         ]
         seconds = run(build, environment, list(zip(moments, delays, strict=True)), peaks, args.work)
         verified = ask(["verify", str(output)], environment)
-    files = {path.name: hashed(path) for path in sorted(output.iterdir())}
+    files = {path.name: sha256_of(path) for path in sorted(output.iterdir())}
     weights = sum(path.stat().st_size for path in output.glob("*.safetensors"))
     result = {
         "seconds": round(seconds, 1),
@@ -179,11 +179,6 @@ def allocated(path: Path) -> int:
     with contextlib.suppress(OSError):
         return path.lstat().st_blocks * 512
     return 0
-
-
-def hashed(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def repository(layers: int, experts: int, shard_bytes: int) -> dict[str, bytes |
         "tokenizer_config.json": b'{"tokenizer_class": "PreTrainedTokenizerFast"}',
         "chat_template.jinja": CHAT_TEMPLATE.encode(),
     }
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, group in enumerate(groups, start=1):
         name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         start, header = lay_out([(tensor, "BF16", shapes[tensor]) for tensor in group])

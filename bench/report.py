@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bench.pictures import pictures
+from bench.result import results
 from bench.setup import ROOT
-from bench.tables import pictures, results
 
 ASSETS = ROOT / "docs" / "assets"
 

@@ -12,6 +12,16 @@ import msgspec
 from bench.setup import ROOT, Setup
 
 RESULTS = ROOT / "bench" / "results"
+# The scenarios that are run against mlx_lm.server, in the order in which they are shown.
+SERVING = (
+    "one_stream",
+    "four_streams",
+    "prefix",
+    "running_stream",
+    "short_behind_long",
+    "client_leaves",
+    "tool_loop",
+)
 Points = tuple[tuple[float, float], ...]
 
 
@@ -145,6 +155,11 @@ def write(result: Result, folder: Path = RESULTS) -> Path:
 
 def read(path: Path) -> Result:
     return msgspec.json.decode(path.read_bytes(), type=Result)
+
+
+def results(folder: Path = RESULTS) -> dict[str, Result]:
+    """Everything that was measured, by the name of its scenario."""
+    return {path.stem: read(path) for path in sorted(folder.glob("*.json"))}
 
 
 def show(value: float | None, unit: str) -> str:

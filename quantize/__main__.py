@@ -6,13 +6,13 @@ import sys
 
 import typer
 
-from quantize.commands import hang
+from quantize.commands import add_commands
 from quantize.errors import QuantizeError
 
 cli = typer.Typer(
     name="quantize", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
 )
-hang(cli)
+add_commands(cli)
 
 
 def main() -> None:

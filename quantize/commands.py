@@ -1,6 +1,6 @@
-"""`plan`, `build` and `verify`, as `configi` and as `python -m quantize` have them.
+"""The commands `plan`, `build` and `verify`, shared by `configi` and `python -m quantize`.
 
-Exit codes: 0 done, 1 failed (one sentence on stderr), 2 usage. Imports stand inside the commands: help should not wait
+Exit codes: 0 done, 1 failed (one sentence on stderr), 2 usage. Imports are inside the commands: help should not wait
 for MLX.
 """
 
@@ -24,10 +24,10 @@ SourceArgument = Annotated[
     str, typer.Argument(help="A folder, a .gguf file, or a Hub repository with an optional @revision.")
 ]
 PolicyOption = Annotated[str, typer.Option(help="Name of a policy, or a .toml file with one.")]
-MemoryOption = Annotated[str, typer.Option(help="Memory that the build may take, such as 3GB.")]
+MemoryOption = Annotated[str, typer.Option(help="Memory the build may use, such as 3GB.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-DiscardOption = Annotated[bool, typer.Option("--discard-source", help="Do not keep what is fetched from the Hub.")]
-OfflineOption = Annotated[bool, typer.Option("--offline", help="Ask no Hub; use what is on this machine.")]
+DiscardOption = Annotated[bool, typer.Option("--discard-source", help="Do not keep what was downloaded from the Hub.")]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Do not contact the Hub; use what is on this machine.")]
 
 
 def plan(
@@ -38,16 +38,16 @@ def plan(
     offline: OfflineOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Show what a build would make and need. Reads headers only."""
+    """Show what a build would produce and need. Reads headers only."""
     from rich.console import Console
 
     from quantize.plan import report as plan_report
-    from quantize.plan.memory import parse_bytes, share
+    from quantize.plan.memory import parse_bytes, plan_memory
     from quantize.plan.plan import make_plan
     from quantize.source.checkpoint import HubOptions
     from quantize.source.sources import open_checkpoint
 
-    memory = share(parse_bytes(memory_limit))
+    memory = plan_memory(parse_bytes(memory_limit))
     checkpoint = open_checkpoint(source, HubOptions(keep=not discard_source, offline=offline))
     made = make_plan(checkpoint, policy)
     if json:
@@ -58,16 +58,18 @@ def plan(
 
 def build(
     source: SourceArgument,
-    output: Annotated[Path, typer.Argument(help="The model folder to make.")],
+    output: Annotated[Path, typer.Argument(help="The model folder to create.")],
     policy: PolicyOption = "config-i",
     memory_limit: MemoryOption = "3GB",
     discard_source: DiscardOption = False,
     offline: OfflineOption = False,
-    hub_timeout: Annotated[float, typer.Option(help="Seconds of silence of the Hub before a retry.")] = 30,
-    json_progress: Annotated[bool, typer.Option("--json-progress", help="One JSON object a line on stdout.")] = False,
-    watch_stdin: Annotated[bool, typer.Option("--watch-stdin", help="End when stdin closes.")] = False,
+    hub_timeout: Annotated[float, typer.Option(help="Seconds without data from the Hub before a retry.")] = 30,
+    json_progress: Annotated[
+        bool, typer.Option("--json-progress", help="Report progress as JSON lines on stdout.")
+    ] = False,
+    watch_stdin: Annotated[bool, typer.Option("--watch-stdin", help="Exit when stdin closes.")] = False,
 ) -> None:
-    """Build a quantized MLX model. Call it again after whatever stopped it: it goes on where it was."""
+    """Build a quantized MLX model. Run the same command again to resume an interrupted build."""
     from rich.console import Console
 
     from quantize.progress import on_terminal
@@ -89,7 +91,7 @@ def build(
         with on_terminal(Console(stderr=True)) as progress:
             _build(source, output, policy, memory_limit, hub, progress)
     except KeyboardInterrupt:
-        typer.echo("Interrupted. What is done is kept; the same call goes on.", err=True)
+        typer.echo("Interrupted. Finished work is kept; run the same command to resume.", err=True)
         raise typer.Exit(130) from None
     typer.echo(str(output))
 
@@ -108,29 +110,30 @@ def verify(
         for problem in problems:
             typer.echo(problem, err=True)
         if not problems:
-            typer.echo(f"{folder} is whole.")
+            typer.echo(f"{folder} is intact.")
     if problems:
         raise typer.Exit(1)
 
 
-def hang(cli: typer.Typer) -> None:
-    """The three commands, under `cli`."""
+def add_commands(cli: typer.Typer) -> None:
+    """Register the three commands on `cli`."""
     for command in (plan, build, verify):
         cli.command()(command)
 
 
 def _build(source: str, output: Path, policy: str, memory_limit: str, hub: HubOptions, progress: Progress) -> Path:
-    from quantize.build.build import build as carry_out
-    from quantize.build.output import Output
+    from quantize.build.build import build as execute
+    from quantize.build.output_folder import OutputFolder
     from quantize.plan.memory import parse_bytes
     from quantize.plan.plan import make_plan
-    from quantize.progress import WaitingNote
+    from quantize.progress import BuildProgress
     from quantize.source.sources import open_checkpoint
 
     limit = parse_bytes(memory_limit)
-    waiting = WaitingNote(progress)
-    checkpoint = open_checkpoint(source, replace(hub, scratch=Output(output).work / "source", waiting=waiting.shard))
-    return carry_out(checkpoint, make_plan(checkpoint, policy), output, memory_limit=limit, progress=waiting)
+    reported = BuildProgress(progress)
+    scratch = OutputFolder(output).work / "source"
+    checkpoint = open_checkpoint(source, replace(hub, scratch=scratch, on_wait=reported.waiting_for))
+    return execute(checkpoint, make_plan(checkpoint, policy), output, memory_limit=limit, progress=reported)
 
 
 def _json(value: object) -> str:

@@ -1,13 +1,13 @@
-"""What can go wrong with a plan, a build or a check: one sentence for the person who asked for it.
+"""What can go wrong with a plan, a build or a check: one sentence for whoever asked for it.
 
     QuantizeError
-    ├── PolicyError       the policy does not exist, is malformed, or says nothing about a role of the model
+    ├── PolicyError       the policy does not exist, is malformed, or does not name a role of the model
     ├── SourceError       the checkpoint cannot be read, is damaged, or is of a kind that is not supported
-    │   └── HubError      the Hub does not give it
-    ├── OutputError       the output folder cannot be written, is taken, or does not fit on the disk
-    └── VerifyError       a model folder is not what its manifest or its config says
+    │   └── HubError      the Hub does not provide it
+    ├── OutputError       the output folder cannot be written, already exists, or does not fit on the disk
+    └── VerifyError       a model folder contradicts its manifest or its config
 
-The sentences hold no path but those that the user gave; details are on stderr.
+The sentences contain only paths that the user gave; details are on stderr.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import errno
 
 
 class QuantizeError(Exception):
-    """`retryable`: the same call may work later as it stands."""
+    """`retryable`: the same call may succeed later."""
 
     retryable = False
 
@@ -33,7 +33,7 @@ class SourceError(QuantizeError): ...
 
 
 class HubError(SourceError):
-    """`again`: worth another try within this very call."""
+    """`again`: worth retrying within the same call."""
 
     def __init__(self, message: str, *, retryable: bool, again: bool = False) -> None:
         super().__init__(message, retryable=retryable)
@@ -52,12 +52,14 @@ _DISK = {
     errno.EACCES: "the folder cannot be written to",
     errno.EPERM: "the folder cannot be written to",
     errno.EROFS: "the disk is read-only",
-    errno.ENOTDIR: "a part of the path is not a folder",
+    errno.ENOTDIR: "part of the path is not a folder",
 }
 
 
 def output_error(error: OSError, doing: str) -> OutputError:
-    """`error` from writing, in words; a full disk may have room again later."""
+    """`error` from writing as a sentence; a full disk may have room again later."""
     reason = _DISK.get(error.errno or 0, error.strerror or type(error).__name__)
     retryable = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return OutputError(f"{doing} failed: {reason}. What is done is kept; the same call goes on.", retryable=retryable)
+    return OutputError(
+        f"{doing} failed: {reason}. Finished work is kept; run the same command to resume.", retryable=retryable
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 _MIB = 2**20
 _GIB = 2**30
@@ -23,7 +23,7 @@ def metal_limit(memory: int, wired_limit_mb: int = 0) -> int:
 
 
 def model_memory() -> int:
-    """Bytes that a model may take on this machine, whatever else runs on it now."""
+    """Bytes that a model may take on this machine, regardless of what else is running."""
     memory = int(psutil.virtual_memory().total)
     return metal_limit(memory, _wired_limit_mb()) if sys.platform == "darwin" else memory
 
@@ -34,7 +34,7 @@ def available_memory() -> int:
 
 
 def _wired_limit_mb() -> int:
-    """0 is the system's own value for "not set"."""
+    """0 is macOS's own value for "not set"."""
     answer = subprocess.run(
         ["/usr/sbin/sysctl", "-n", "iogpu.wired_limit_mb"], capture_output=True, text=True, timeout=5, check=False
     )

@@ -1,4 +1,4 @@
-"""How a build tells where it stands: a bar for people, plain lines where nobody looks, JSON lines for programs."""
+"""How a build reports its progress: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rich.progress import (
     Progress as Bar,
 )
 
-from quantize.worker import Rate
+from quantize.worker import RateLimit
 
 _LINES_INTERVAL_S = 10
 
@@ -36,9 +36,9 @@ def silent(phase: str, done: int, total: int | None, text: str) -> None:
 
 @contextlib.contextmanager
 def on_terminal(console: Console) -> Iterator[Progress]:
-    """A bar with rate and time left; a line now and then when the output is no terminal."""
+    """A bar with rate and time left; a line every few seconds when the output is not a terminal."""
     if not console.is_terminal:
-        yield _Lines(console)
+        yield _PlainLines(console)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -51,7 +51,7 @@ def on_terminal(console: Console) -> Iterator[Progress]:
         tasks: dict[str, object] = {}
 
         def show(phase: str, done: int, total: int | None, text: str) -> None:
-            # Shards arrive while others are used: one bar for both.
+            # Shards are fetched while others are used: one bar for both.
             phase = "building" if phase == "fetching" else phase
             if phase not in tasks:
                 for task in bar.task_ids:
@@ -62,21 +62,21 @@ def on_terminal(console: Console) -> Iterator[Progress]:
         yield show
 
 
-class _Lines:
+class _PlainLines:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._lock = threading.Lock()
-        self._pace = Rate(_LINES_INTERVAL_S)
+        self._rate = RateLimit(_LINES_INTERVAL_S)
 
     def __call__(self, phase: str, done: int, total: int | None, text: str) -> None:
         with self._lock:
-            if self._pace.lets(phase):
-                share = f" {done / total:.0%}" if total else ""
-                self._console.print(f"{phase}: {text}{share}", highlight=False)
+            if self._rate.allows(phase):
+                percentage = f" {done / total:.0%}" if total else ""
+                self._console.print(f"{phase}: {text}{percentage}", highlight=False)
 
 
-class WaitingNote:
-    """Progress, and a way to say meanwhile that a shard of the source is still coming."""
+class BuildProgress:
+    """Progress of a build that can also report that it waits for a shard of the source."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -86,5 +86,5 @@ class WaitingNote:
         self._last = done, total
         self._progress(phase, done, total, text)
 
-    def shard(self, name: str, here: int, size: int) -> None:
-        self._progress("fetching", *self._last, f"waiting for {name}, {here / 1e9:.1f} of {size / 1e9:.1f} GB are here")
+    def waiting_for(self, shard: str, arrived: int, size: int) -> None:
+        self._progress("fetching", *self._last, f"waiting for {shard}, {arrived / 1e9:.1f} of {size / 1e9:.1f} GB")

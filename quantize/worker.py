@@ -1,4 +1,4 @@
-"""How a worker process reports to the process that started it: JSON lines on stdout, an end when that one ends.
+"""How a worker process reports to its parent: JSON lines on stdout; it exits when the parent does.
 
 {"phase": "fetching", "done": 1200, "total": 9000, "text": "..."}     bytes; at most five a second
 {"folder": "..."}                                                     the last line, and exit code 0
@@ -16,39 +16,39 @@ from typing import BinaryIO, TextIO
 _INTERVAL_S = 0.2
 
 
-class Rate:
-    """Lets something be said at the start of each phase, and then once in `interval_s`."""
+class RateLimit:
+    """Allows a report at the start of each phase, and then one every `interval_s`."""
 
     def __init__(self, interval_s: float) -> None:
         self._interval_s = interval_s
         self._phase = ""
-        self._said = 0.0
+        self._last = 0.0
 
-    def lets(self, phase: str) -> bool:
+    def allows(self, phase: str) -> bool:
         now = time.monotonic()
-        if phase == self._phase and now - self._said < self._interval_s:
+        if phase == self._phase and now - self._last < self._interval_s:
             return False
-        self._phase, self._said = phase, now
+        self._phase, self._last = phase, now
         return True
 
 
 class JsonLines:
-    """The worker's side of the pipe. Used from several threads. What was held back is told when nothing newer came."""
+    """The worker's end of the pipe; thread-safe. A report that the rate limit held back is written if none follows."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._lock = threading.Lock()
-        self._pace = Rate(_INTERVAL_S)
+        self._rate = RateLimit(_INTERVAL_S)
         self._held: dict[str, object] | None = None
 
     def __call__(self, phase: str, done: int, total: int | None, text: str) -> None:
         line: dict[str, object] = {"phase": phase, "done": done, "total": total, "text": text}
         with self._lock:
-            if self._pace.lets(phase) or done == total:
+            if self._rate.allows(phase) or done == total:
                 self._write(line)
                 return
             if self._held is None:
-                later = threading.Timer(_INTERVAL_S, self._tell_held)
+                later = threading.Timer(_INTERVAL_S, self._write_held)
                 later.daemon = True
                 later.start()
             self._held = line
@@ -61,7 +61,7 @@ class JsonLines:
         with self._lock:
             self._write({"error": {"message": message, "retryable": retryable}})
 
-    def _tell_held(self) -> None:
+    def _write_held(self) -> None:
         with self._lock:
             if self._held is not None:
                 self._write(self._held)
@@ -73,7 +73,7 @@ class JsonLines:
 
 
 def exit_with_parent(stdin: BinaryIO) -> None:
-    """End this process at once when the other end of `stdin` closes, as it does however the parent dies."""
+    """Exit at once, with code 0, when the other end of `stdin` closes, which it does however the parent dies."""
 
     def wait() -> None:
         # Not the buffered read: its lock would be held when the interpreter ends.

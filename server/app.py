@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fastapi import FastAPI
 
@@ -14,7 +13,6 @@ from server.api import operations
 from server.api.openai import chat_completions, completions
 from server.api.openai import models as model_routes
 from server.api.protocols import WireProtocol, hang
-from server.chat.processor import Processor
 from server.engine_client.supervisor import ENGINE_COMMAND, Supervisor
 from server.generation.step import Generation
 from server.http.guard import Guard
@@ -25,11 +23,12 @@ from server.models.memory import Memory
 from server.models.residency import Residency
 from server.models.verified import Verifier
 from server.settings.types import Settings
+from server.text.client import TextProcess
 
 PROTOCOLS: tuple[WireProtocol, ...] = (chat_completions, completions, model_routes, operations)
 
 # Runs beside the server for as long as it is up, e.g. to show progress on the terminal.
-Companion = Callable[[Residency[Any], Catalog], Awaitable[None]]
+Companion = Callable[[Residency, Catalog], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def create_app(
         Verifier(settings.storage),
         Memory(settings.lifecycle),
         lambda: Supervisor(settings, engine_command),
-        Processor.load,
+        lambda folder, context_length: TextProcess.open(folder, context_length, settings.limits),
     )
     generation = Generation(settings, catalog, residency, Metrics())
 

@@ -21,7 +21,8 @@ def configure(settings: LogSettings) -> None:
     logging.root.handlers = [handler]
     logging.root.setLevel(logging.WARNING)
     logging.getLogger("configi").setLevel(settings.level.upper())
-    # What uvicorn logs, the guard has logged with the request's id; a cut stream it calls an error.
+    # What uvicorn logs of requests, the guard has logged with their ids; a cut stream it calls an error. What it logs
+    # of the lifespan, `http/listen.py` says in one sentence.
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
 
 

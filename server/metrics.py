@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -69,7 +68,7 @@ class Metrics:
         self._tokens.labels(model, "cached").inc(usage.cached_tokens)
         self._tokens.labels(model, "completion").inc(usage.completion_tokens)
 
-    def render(self, models: Collection[Resident[Any]]) -> bytes:
+    def render(self, models: Collection[Resident]) -> bytes:
         """Everything in the text exposition format."""
         state = CollectorRegistry()
         state.register(_Fixed(list(_gauges(models))))
@@ -103,7 +102,7 @@ class _Fixed:
         return self._metrics
 
 
-def _gauges(models: Collection[Resident[Any]]) -> Iterator[Metric]:
+def _gauges(models: Collection[Resident]) -> Iterator[Metric]:
     states = GaugeMetricFamily("configi_model_state", "1 for the state a model is in.", labels=["model", "state"])
     starts = CounterMetricFamily("configi_engine_starts", "Engine processes started.", labels=["model"])
     for model in models:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from bench.tables import results
+from bench.result import results
 from bench.tables import tables as bench_tables
 from quantize.plan.policy import DENSE, MOE
 from server.api.fields import Fields
@@ -122,7 +122,7 @@ def _fields(fields: Fields) -> str:
             (_code(name), refusal.why, ", ".join(_code(json.dumps(value)) for value in refusal.unless))
             for name, refusal in fields.refused.items()
         ]
-        parts += ["**Refused with a 400**\n", _table(("Field", "Why", "Values that are taken all the same"), refused)]
+        parts += ["**Refused with a 400**\n", _table(("Field", "Why", "Values accepted nevertheless"), refused)]
     return "\n".join(parts)
 
 

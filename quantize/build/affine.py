@@ -1,4 +1,4 @@
-"""Rounding to nearest, `mx.quantize`'s own: what mlx_lm.convert would give, bit for bit."""
+"""Rounding to nearest, `mx.quantize`'s own: bit for bit what mlx_lm.convert produces."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 
-def quantize_rows(rows: mx.array, width: QuantSpec) -> Mapping[str, mx.array]:
+def quantize_rows(rows: mx.array, spec: QuantSpec) -> Mapping[str, mx.array]:
     """(rows, columns) of any float dtype -> weight, scales and biases, not yet evaluated."""
-    # Here, so that what only asks for shapes starts without MLX.
+    # Imported here so that code which only needs shapes starts without MLX.
     import mlx.core as mx
 
-    weight, scales, biases = mx.quantize(rows, group_size=width.group_size, bits=width.bits, mode="affine")
+    weight, scales, biases = mx.quantize(rows, group_size=spec.group_size, bits=spec.bits, mode="affine")
     return {"weight": weight, "scales": scales, "biases": biases}

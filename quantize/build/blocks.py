@@ -1,6 +1,6 @@
-"""The work on one source tensor, cut into blocks of rows: what is read, quantized and written in one go.
+"""The work on one source tensor, cut into blocks of rows: the unit that is read, quantized and written.
 
-Groups lie within a row, so a block of rows quantizes to the same bytes wherever it is cut.
+Groups never cross rows, so the result does not depend on where blocks are cut.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from quantize.source.checkpoint import SourceTensor
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows start..stop of `source.matrix` become rows `at`.. of `target`, whose leading axes are folded likewise."""
+    """Rows start..stop of `source.matrix` become rows `at`.. of `output`, its leading axes folded likewise."""
 
     source: SourceTensor
     start: int
     stop: int
-    target: OutputTensor
+    output: OutputTensor
     at: int
 
     @property
     def nbytes(self) -> int:
-        """Of the source, as it is stored there."""
+        """Size in the source."""
         return self.source.nbytes * (self.stop - self.start) // self.source.matrix[0]
 
 
-def cut(tensor: SourceTensor, pieces: Sequence[SourceSlice], block_bytes: int) -> Iterator[Block]:
-    """In the order of the source's bytes, each block of at most `block_bytes` (but of one row at least)."""
+def cut(tensor: SourceTensor, slices: Sequence[SourceSlice], block_bytes: int) -> Iterator[Block]:
+    """In source order, each block at most `block_bytes` but at least one row."""
     rows = max(1, block_bytes * tensor.matrix[0] // max(1, tensor.nbytes))
-    for start, stop, at, target in sorted(_runs(tensor, pieces), key=lambda run: run[0]):
+    for start, stop, at, output in sorted(_runs(tensor, slices), key=lambda run: run[0]):
         for first in range(start, stop, rows):
-            yield Block(tensor, first, min(first + rows, stop), target, at + first - start)
+            yield Block(tensor, first, min(first + rows, stop), output, at + first - start)
 
 
-def _runs(tensor: SourceTensor, pieces: Sequence[SourceSlice]) -> Iterator[tuple[int, int, int, OutputTensor]]:
-    """Start and stop in the source, first row in the target: rows that lie together in both."""
+def _runs(tensor: SourceTensor, slices: Sequence[SourceSlice]) -> Iterator[tuple[int, int, int, OutputTensor]]:
+    """Start and stop in the source, first row in the output: rows that are contiguous in both."""
     total = tensor.matrix[0]
-    for piece in pieces:
-        index, parts = piece.part
+    for source_slice in slices:
+        index, parts = source_slice.part
         # Parts are cut from each matrix of the stack.
-        whole = total if parts == 1 else tensor.shape[-2]
-        share = whole // parts
-        for number in range(total // whole):
-            start = number * whole + index * share
-            yield start, start + share, piece.first_row + number * share, piece.target
+        matrix_rows = total if parts == 1 else tensor.shape[-2]
+        rows = matrix_rows // parts
+        for number in range(total // matrix_rows):
+            start = number * matrix_rows + index * rows
+            yield start, start + rows, source_slice.first_row + number * rows, source_slice.output

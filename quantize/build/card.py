@@ -1,4 +1,4 @@
-"""README.md of a built model: what it is, from the numbers of its plan."""
+"""README.md of a built model: what it is, in the numbers of its plan."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ tags:
 | Bits per weight | {bits:.4f}, scales and biases included |
 | Size | {gigabytes:.2f} GB ({gibibytes:.2f} GiB) |
 
-| Role | Layers | QuantSpec | Parameters | Bytes |
+| Role | Layers | Quantization | Parameters | Bytes |
 | --- | --- | --- | --- | --- |
 {rows}
-{made} Text only. The sha256 of every file stands in `configi.json`. It loads in mlx-lm:
+{made} Text only. The sha256 of every file is in `configi.json`. It loads in mlx-lm:
 
 ```sh
 mlx_lm.generate --model . --prompt "Hello"
 ```
 """
 _QUANTIZED = """\
-Weights are rounded to nearest, without calibration; the width of each stands in `config.json`. Ollama cannot load it:
-it knows neither these widths nor MLX's names of stacked experts."""
+Weights are rounded to nearest, without calibration; `config.json` has the bits of every module. Ollama cannot load
+the model: it supports neither these bits nor MLX's names of stacked experts."""
 _KEPT = "Weights are those of the source."
 
 
@@ -56,6 +56,6 @@ def write_card(plan: Plan, folder: Path) -> None:
         gigabytes=plan.tensor_bytes / 1e9,
         gibibytes=plan.tensor_bytes / 2**30,
         rows=rows,
-        made=_QUANTIZED if any(target.width for target in plan.targets) else _KEPT,
+        made=_QUANTIZED if any(output.spec for output in plan.tensors) else _KEPT,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -18,14 +18,14 @@ from quantize.folder.safetensors_format import INDEX
 from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.plan import Plan
 
-# What only the dropped towers need; LM Studio takes a model with a vision_config for one that sees.
+# Needed only by the dropped towers; LM Studio takes a model with a vision_config for a vision model.
 _TOWERS = re.compile(r"(?:vision|audio|image|video|mm|boi|eoi|boa|eoa)_.*")
 
 
 def output_config(plan: Plan) -> dict[str, Any]:
-    """The source's config.json without what the model lost, with the widths."""
-    gone = _TOWERS if plan.dropped else re.compile("(?!)")
-    config = {key: value for key, value in plan.config.items() if key != COPY and not gone.fullmatch(key)}
+    """The source's config.json without what dropped tensors needed, with the quantization table."""
+    dropped = _TOWERS if plan.dropped else re.compile("(?!)")
+    config = {key: value for key, value in plan.config.items() if key != COPY and not dropped.fullmatch(key)}
     table = _table(plan)
     return config | ({TABLE: table, COPY: table} if table else {})
 
@@ -43,20 +43,20 @@ def _write(file: Path, value: Mapping[str, Any]) -> None:
 
 
 def _table(plan: Plan) -> dict[str, Any]:
-    widths = {target.path: target.width for target in plan.targets if target.width is not None}
-    if not widths:
+    specs = {output.path: output.spec for output in plan.tensors if output.spec is not None}
+    if not specs:
         return {}
     weights = Counter[QuantSpec]()
-    for target in plan.targets:
-        if target.width is not None:
-            weights[target.width] += target.parameters
-    modules: dict[str, Any] = {path: _entry(width) for path, width in widths.items()}
+    for output in plan.tensors:
+        if output.spec is not None:
+            weights[output.spec] += output.parameters
+    modules: dict[str, Any] = {path: _entry(spec) for path, spec in specs.items()}
     modules |= dict.fromkeys(plan.kept_modules, False)
     return _entry(weights.most_common(1)[0][0]) | dict(sorted(modules.items(), key=lambda item: _natural(item[0])))
 
 
-def _entry(width: QuantSpec) -> dict[str, Any]:
-    return {"group_size": width.group_size, "bits": width.bits, "mode": "affine"}
+def _entry(spec: QuantSpec) -> dict[str, Any]:
+    return {"group_size": spec.group_size, "bits": spec.bits, "mode": "affine"}
 
 
 def _natural(path: str) -> list[str]:
@@ -72,7 +72,7 @@ def manifest_of(plan: Plan, files: Mapping[str, File]) -> Manifest:
         PolicyName(plan.policy.name, plan.policy.description),
         plan.parameters,
         round(plan.bits_per_weight, 4),
-        {target.name: _tensor(target) for target in plan.targets},
+        {output.name: _tensor(output) for output in plan.tensors},
         dict(files),
         tools(),
     )
@@ -80,11 +80,11 @@ def manifest_of(plan: Plan, files: Mapping[str, File]) -> Manifest:
 
 @cache
 def tools() -> dict[str, str]:
-    """What decides on the bytes of a model besides source and policy."""
+    """The versions that determine a model's bytes besides source and policy."""
     return {package: version(package) for package in ("configi-mlx", "mlx", "mlx-lm")}
 
 
-def _tensor(target: OutputTensor) -> Tensor:
-    if target.width is None:
-        return Tensor(target.role, dtype=target.dtype)
-    return Tensor(target.role, target.width.bits, target.width.group_size)
+def _tensor(output: OutputTensor) -> Tensor:
+    if output.spec is None:
+        return Tensor(output.role, dtype=output.dtype)
+    return Tensor(output.role, output.spec.bits, output.spec.group_size)

@@ -1,8 +1,8 @@
-"""What a build has finished, so that the next one goes on from there, whatever ended this one.
+"""What a build has finished, so that the next one resumes from there however this one ended.
 
-A file of lines, only ever added to. `done N`: the work item N is in the output files, as far as the system knows:
-enough after a kill, since the system still writes what a dead process gave it. `synced N`: the first N items are on the
-disk. After a restart of the machine only those count.
+An append-only file of lines. `done N`: work item N was written to the output files; that is enough after a kill, since
+the kernel still writes back what a dead process wrote. `synced N`: the first N items are on the disk; after a reboot
+only those count.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ import json
 import os
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 _LINUX_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Journal:
-    """`done` holds the finished items of the build `build`; another build's journal counts for nothing. One writer."""
+    """`done` holds the finished items of the build `build`; another build's journal is discarded. One writer."""
 
     def __init__(self, file: Path, build: str) -> None:
         self.done: set[int] = set()
         head = {"build": build, "boot": boot()}
-        lines, said = _lines(file), list[str]()
+        lines, entries = _lines(file), list[str]()
         if lines and (old := _head(lines[0])).get("build") == build:
             items, synced = _read(lines[1:])
             kept = items if old.get("boot") == head["boot"] else items[:synced]
             self.done = set(kept)
-            said = [f"done {item}" for item in kept]
-            said.insert(synced, f"synced {synced}")
-        self._rewrite(file, [json.dumps(head), *said])
+            entries = [f"done {item}" for item in kept]
+            entries.insert(synced, f"synced {synced}")
+        self._rewrite(file, [json.dumps(head), *entries])
         self._file = os.open(file, os.O_WRONLY | os.O_APPEND)
 
     def add(self, item: int) -> None:
@@ -45,12 +45,12 @@ class Journal:
         os.close(self._file)
 
     def _append(self, line: str) -> None:
-        # One write of a few bytes: whole, or not there.
+        # A single small write: complete, or absent.
         os.write(self._file, f"{line}\n".encode())
 
     @staticmethod
     def _rewrite(file: Path, lines: list[str]) -> None:
-        """Without the half line that a full disk may have left."""
+        """Without the partial line that a full disk may have left."""
         new = file.with_suffix(".new")
         with new.open("w", encoding="ascii") as opened:
             opened.write("".join(f"{line}\n" for line in lines))
@@ -60,14 +60,14 @@ class Journal:
 
 
 def boot() -> str:
-    """Another text after each start of the machine."""
+    """Differs after each boot of the machine."""
     if _LINUX_BOOT.is_file():
         return _LINUX_BOOT.read_text(encoding="ascii").strip()
     return str(psutil.boot_time())
 
 
 def _lines(file: Path) -> list[str]:
-    """The whole lines; none of a file that is not there."""
+    """The complete lines; none if there is no file."""
     try:
         text = file.read_text(encoding="ascii", errors="replace")
     except FileNotFoundError:
@@ -84,7 +84,7 @@ def _head(line: str) -> dict[str, str]:
 
 
 def _read(lines: list[str]) -> tuple[list[int], int]:
-    """The items in their order, and how many of them are on the disk. A line that is not whole says nothing."""
+    """The items in order, and how many of them are on the disk. Damaged lines are skipped."""
     items: list[int] = []
     synced = 0
     for line in lines:

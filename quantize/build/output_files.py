@@ -1,4 +1,4 @@
-"""The safetensors files of a model while they are filled: every byte has its place before the first one is written."""
+"""The safetensors files of a model while they are filled; every tensor's offset is known before the first write."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quantize.plan.plan import OutputFile
 
 
 class OutputFiles:
-    """Opens the files in `folder`, or makes them at their full size, with holes. Threads may write at once."""
+    """Opens the files in `folder`, or creates them sparse at their full size. Threads may write concurrently."""
 
     def __init__(self, folder: Path, files: Sequence[OutputFile]) -> None:
         self._places: dict[str, tuple[int, int, int]] = {}
@@ -35,7 +35,7 @@ class OutputFiles:
             os.close(descriptor)
 
     def write(self, arrays: Mapping[str, mx.array], row: int) -> None:
-        """Evaluated rows of stored tensors, by name, to the rows from `row` on."""
+        """Write evaluated rows of stored tensors, by name, starting at `row`."""
         for name, array in arrays.items():
             descriptor, offset, row_bytes = self._places[name]
             _write(descriptor, bytes_of(array), offset + row * row_bytes)
@@ -46,7 +46,7 @@ class OutputFiles:
 
 
 def bytes_of(array: mx.array) -> memoryview:
-    """Of an evaluated array, without a copy."""
+    """The bytes of an evaluated array, without a copy."""
     return np.array(array.view(mx.uint8), copy=False).data.cast("B")
 
 

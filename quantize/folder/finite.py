@@ -1,4 +1,4 @@
-"""Whether floats hold infinities or what is not a number, told from their bits: numpy has no bfloat16."""
+"""Whether an array of floats is free of NaN and infinity, from the bits alone: numpy has no bfloat16."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from quantize.errors import SourceError
 
-# Carrier, all bits but the sign, and the least of them that is no number.
+# Integer type, mask without the sign bit, and the smallest pattern that is an infinity or NaN.
 _BITS: dict[str, tuple[type[np.unsignedinteger[Any]], int, int]] = {
     "BF16": (np.uint16, 0x7FFF, 0x7F80),
     "F16": (np.uint16, 0x7FFF, 0x7C00),
@@ -19,7 +19,7 @@ _BITS: dict[str, tuple[type[np.unsignedinteger[Any]], int, int]] = {
 def all_finite(raw: Any, dtype: str) -> bool:
     """`raw` is a buffer with the bytes of `dtype` elements. Raises SourceError for a dtype that holds no weights."""
     if dtype not in _BITS:
-        raise SourceError(f"{dtype} is no dtype of weights or scales.")
-    carrier, without_sign, least = _BITS[dtype]
-    values = np.frombuffer(raw, carrier)
-    return not values.size or bool((values & carrier(without_sign)).max() < least)
+        raise SourceError(f"{dtype} is not a dtype of weights or scales.")
+    integer, mask, infinity = _BITS[dtype]
+    values = np.frombuffer(raw, integer)
+    return not values.size or bool((values & integer(mask)).max() < infinity)

@@ -1,6 +1,6 @@
-"""configi.json: what a model folder was built from and how, and what each of its other files must be.
+"""configi.json: what a model folder was built from and how, with size and sha256 of every other file.
 
-Written last. No time and no name of this machine is in it: the same build gives the same manifest.
+Written last. It names neither time nor machine: the same build gives the same manifest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class File(msgspec.Struct, frozen=True):
 
 
 class Source(msgspec.Struct, frozen=True):
-    """`identity` tells one state of the source from another; a local folder's is made with its times of change."""
+    """`identity` distinguishes states of the source; a local folder's includes modification times."""
 
     label: str
     repository: str | None
@@ -30,7 +30,7 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Tensor(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`bits` and `group_size` of a tensor that is quantized, else the dtype it is kept in."""
+    """`bits` and `group_size` if the tensor is quantized, else the dtype it is kept in."""
 
     role: str
     bits: int | None = None
@@ -44,7 +44,7 @@ class PolicyName(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """`plan` is equal for equal sources, policies and layouts; `made_with` decides on the exact bytes."""
+    """`plan` is equal for equal sources, policies and layouts; `made_with` has the versions of the tools."""
 
     format: int
     plan: str

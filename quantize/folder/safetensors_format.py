@@ -1,7 +1,7 @@
-"""The safetensors container, a header of JSON and then the bytes of the tensors: reading it, and laying it out.
+"""The safetensors format, a JSON header and then the bytes of the tensors: reading headers, and laying files out.
 
 8 bytes little-endian: length of the JSON. The JSON: name -> {"dtype", "shape", "data_offsets": [begin, end]}, offsets
-counted from the end of the JSON. Tensors lie back to back, without holes. https://github.com/huggingface/safetensors
+counted from the end of the JSON. Tensors are contiguous, without holes. https://github.com/huggingface/safetensors
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from quantize.errors import SourceError
 
-# Beside several files: which tensor is in which.
+# Lists which tensor is in which shard.
 INDEX = "model.safetensors.index.json"
 # Bytes per element.
 ITEM_SIZES = {
@@ -75,7 +75,7 @@ def data_start(file: str, start: bytes) -> int:
     """Where the header ends and the tensors begin, from the file's first 8 bytes. Raises SourceError."""
     length = _LENGTH.unpack(start)[0] if len(start) == LENGTH_SIZE else _LONGEST_HEADER + 1
     if length > _LONGEST_HEADER:
-        raise SourceError(f"{file} is no safetensors file.")
+        raise SourceError(f"{file} is not a safetensors file.")
     return LENGTH_SIZE + int(length)
 
 
@@ -92,7 +92,7 @@ def parse_header(file: str, text: bytes, data: int) -> Header:
         if entry.dtype not in ITEM_SIZES:
             raise SourceError(f"{file}: {entry.name} has the dtype {entry.dtype}, which is not supported.")
         if entry.begin != end or entry.nbytes != nbytes(entry.dtype, entry.shape) or min(entry.shape, default=1) < 0:
-            raise SourceError(f"The header of {file} is damaged: {entry.name} does not lie where it should.")
+            raise SourceError(f"The header of {file} is damaged: {entry.name} has the wrong offsets.")
         end = entry.end
     return Header({entry.name: entry for entry in found}, data, data + end)
 

@@ -1,7 +1,7 @@
-"""Whether a model folder is whole: its files against its manifest, its tensors against its config. Needs no MLX.
+"""Whether a model folder is intact: its files against its manifest, its tensors against its config. Needs no MLX.
 
-A folder without configi.json is checked for what it says of itself: index, headers, widths. Modes other than affine are
-left to mlx-lm.
+A folder without configi.json is checked for consistency: index, headers, quantization table. Modes other than affine
+are left to mlx-lm.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from quantize.errors import QuantizeError, VerifyError
-from quantize.folder.config import is_affine, read_widths
+from quantize.folder.config import is_affine, read_specs
 from quantize.folder.finite import all_finite
+from quantize.folder.hashing import sha256_of
 from quantize.folder.manifest import MANIFEST, File, Manifest, read_manifest
 from quantize.folder.safetensors_format import INDEX, Entry, Header, parse_index, read_header
 from quantize.folder.tensor_rules import tensor_problems
 
 
 def verify(folder: Path) -> list[str]:
-    """What is wrong with the folder, each as a sentence; reads every byte."""
+    """The problems of the folder, one sentence each; reads every byte."""
     return _problems(folder, thorough=True)
 
 
 def check(folder: Path) -> list[str]:
-    """The same without reading the weights: names, sizes, headers, widths. Milliseconds."""
+    """The same without reading the weights: names, sizes, headers, quantization. Milliseconds."""
     return _problems(folder, thorough=False)
 
 
@@ -39,7 +40,7 @@ def verify_if_changed(folder: Path, stamp: Path) -> list[str]:
         return problems
     now = _stamp(folder)
     if not (problems := verify(folder)):
-        # Where no stamp can be left, it is only verified again next time.
+        # Without a stamp it is only verified again next time.
         with contextlib.suppress(OSError):
             stamp.parent.mkdir(parents=True, exist_ok=True)
             stamp.write_text(now, encoding="ascii")
@@ -52,7 +53,7 @@ def is_unchanged(folder: Path, stamp: Path) -> bool:
 
 
 def _stamp(folder: Path) -> str:
-    """Changes whenever a file was written to or exchanged."""
+    """Changes whenever a file is written to or replaced."""
     stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
     facts = [[name, stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in stats]
     return hashlib.sha256(json.dumps([str(folder), facts]).encode()).hexdigest()
@@ -61,7 +62,7 @@ def _stamp(folder: Path) -> str:
 def _problems(folder: Path, *, thorough: bool) -> list[str]:
     try:
         if not folder.is_dir():
-            return [f"{folder} is no folder."]
+            return [f"{folder} is not a folder."]
         config, manifest = _config(folder), read_manifest(folder)
         shards = _shards(folder, manifest)
         files = _file_problems(folder, shards, manifest, thorough=thorough)
@@ -73,8 +74,8 @@ def _problems(folder: Path, *, thorough: bool) -> list[str]:
         entries = {name: entry for header in headers.values() for name, entry in header.entries.items()}
         if not is_affine(config):
             return found
-        widths, default, wrong = read_widths(config)
-        found += wrong or tensor_problems(entries, widths, default, manifest.tensors if manifest else None)
+        specs, default, read_problems = read_specs(config)
+        found += read_problems or tensor_problems(entries, specs, default, manifest.tensors if manifest else None)
         if thorough:
             found += _not_finite(folder, headers)
     except QuantizeError as error:
@@ -92,12 +93,12 @@ def _config(folder: Path) -> Mapping[str, Any]:
     except ValueError:
         raise VerifyError("config.json is not valid JSON.") from None
     if not isinstance(config, dict):
-        raise VerifyError("config.json is no JSON object.")
+        raise VerifyError("config.json is not a JSON object.")
     return config
 
 
 def _shards(folder: Path, manifest: Manifest | None) -> list[str]:
-    """Those that the manifest names, or the index, or that are there."""
+    """Those named by the manifest, else by the index, else those present."""
     if manifest is not None:
         return sorted(name for name in manifest.files if name.endswith(".safetensors"))
     if (folder / INDEX).is_file():
@@ -110,11 +111,11 @@ def _shards(folder: Path, manifest: Manifest | None) -> list[str]:
 def _file_problems(
     folder: Path, shards: Sequence[str], manifest: Manifest | None, *, thorough: bool
 ) -> Mapping[str, str]:
-    """By the name of the file."""
+    """Problem by file name."""
     if manifest is None:
         return {name: f"{name} is missing." for name in shards if not (folder / name).is_file()}
     files = sorted(manifest.files.items())
-    # Hashing lets other threads run.
+    # hashlib releases the GIL.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         found = threads.map(lambda item: _file_problem(folder, *item, thorough=thorough), files)
         return {name: problem for (name, _), problem in zip(files, found, strict=True) if problem}
@@ -127,13 +128,13 @@ def _file_problem(folder: Path, name: str, file: File, *, thorough: bool) -> str
         return f"{name} is missing."
     if (size := path.stat().st_size) != file.size:
         return f"{name} has {size} bytes; {MANIFEST} says {file.size}."
-    if thorough and _sha256(path) != file.sha256:
+    if thorough and sha256_of(path) != file.sha256:
         return f"{name} is damaged: its sha256 is not the one in {MANIFEST}."
     return None
 
 
 def _stray_shards(folder: Path, shards: Sequence[str]) -> Iterator[str]:
-    """mlx-lm loads every model*.safetensors that it finds, whatever the index says."""
+    """mlx-lm loads every model*.safetensors it finds, regardless of the index."""
     for path in sorted(folder.glob("model*.safetensors")):
         if path.name not in shards:
             yield f"{path.name} does not belong to the model; mlx-lm would load it over the right weights."
@@ -159,8 +160,3 @@ def _is_finite(file: Path, header: Header, entry: Entry) -> bool:
     with file.open("rb") as opened:
         opened.seek(header.data + entry.begin)
         return all_finite(opened.read(entry.nbytes), entry.dtype)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

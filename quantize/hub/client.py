@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from quantize.errors import HubError
+from quantize.hub import compat
 from quantize.hub.cache import RepoFile
 from quantize.hub.faults import explain
 
@@ -21,15 +22,17 @@ if TYPE_CHECKING:
     import httpx2
 
 _TRIES = 4
-# The Hub may ask for a wait; a longer one is reported instead of slept through.
+# The Hub may ask for a wait; a longer one is reported instead.
 _LONGEST_WAIT_S = 60
+# What a kill may lose, and the step of the progress.
+_CHUNK_BYTES = 2**20
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """Seconds of silence before a try is given up, and before the first new one; the latter doubles."""
+class RetryPolicy:
+    """Seconds without data before an attempt is given up, and before the first retry; the latter doubles."""
 
     timeout_s: float
     backoff_s: float
@@ -42,7 +45,7 @@ class Repository:
     name: str
     commit: str
     files: Mapping[str, RepoFile]
-    patience: Patience
+    retry: RetryPolicy
 
     def url(self, file: str) -> str:
         from huggingface_hub import hf_hub_url
@@ -50,18 +53,18 @@ class Repository:
         return hf_hub_url(self.name, file, revision=self.commit)
 
     def retrying(self, action: Callable[[], T]) -> T:
-        return retrying(action, self.name, self.patience.backoff_s)
+        return retrying(action, self.name, self.retry.backoff_s)
 
 
-def describe(repo: str, revision: str | None, patience: Patience) -> Repository:
-    """The commit that `revision` means now, and its files. Raises HubError."""
-    return retrying(functools.partial(_describe, repo, revision, patience), repo, patience.backoff_s)
+def describe(repo: str, revision: str | None, retry: RetryPolicy) -> Repository:
+    """The commit that `revision` points to now, and its files. Raises HubError."""
+    return retrying(functools.partial(_describe, repo, revision, retry), repo, retry.backoff_s)
 
 
-def _describe(repo: str, revision: str | None, patience: Patience) -> Repository:
+def _describe(repo: str, revision: str | None, retry: RetryPolicy) -> Repository:
     from huggingface_hub import HfApi
 
-    info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=patience.timeout_s)
+    info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=retry.timeout_s)
     files = [
         RepoFile(item.rfilename, item.size or 0, item.lfs.sha256 if item.lfs else None) for item in info.siblings or []
     ]
@@ -69,19 +72,22 @@ def _describe(repo: str, revision: str | None, patience: Patience) -> Repository
         raise HubError(f"{repo} lists files outside of its own folder; refused.", retryable=False)
     if info.sha is None:
         raise HubError("The Hub did not name the commit of the repository.", retryable=True)
-    return Repository(repo, info.sha, {file.name: file for file in files}, patience)
+    return Repository(repo, info.sha, {file.name: file for file in files}, retry)
 
 
 def read_range(repository: Repository, file: str, start: int, stop: int) -> bytes:
-    """Bytes start..stop of a file, or fewer where it ends; no more is read, whatever is sent. Raises HubError."""
+    """Bytes start..stop of a file, or fewer where it ends. Raises HubError.
+
+    No more is read, whatever is sent: `parse_safetensors_file_metadata` of huggingface_hub 2.4 would take a whole shard
+    into memory from a proxy that ignores ranges, and gives no way to tell the size that the header implies.
+    """
     return repository.retrying(functools.partial(_read_range, repository.url(file), start, stop))
 
 
 def _read_range(url: str, start: int, stop: int) -> bytes:
-    from huggingface_hub import get_session
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+    from huggingface_hub import get_session, hf_raise_for_status
 
-    headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    headers = {**compat.request_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     with get_session().stream("GET", url, headers=headers) as response:
         hf_raise_for_status(response)
         # A server that knows no ranges sends the file from its start.
@@ -96,7 +102,7 @@ def _read_range(url: str, start: int, stop: int) -> bytes:
 
 @contextlib.contextmanager
 def hub_errors(repo: str) -> Iterator[None]:
-    """Whatever goes wrong, in words. Raises HubError."""
+    """Turn whatever goes wrong into a HubError."""
     try:
         yield
     except HubError:
@@ -107,10 +113,10 @@ def hub_errors(repo: str) -> Iterator[None]:
 
 
 def retrying(action: Callable[[], T], repo: str, backoff_s: float) -> T:
-    """`action`, tried again where huggingface_hub itself does not, such as after a 5xx on a file.
+    """`action`, retried where huggingface_hub itself does not, such as after a 5xx on a file.
 
     Raises:
-        HubError: whatever went wrong, in words.
+        HubError: whatever went wrong, as a sentence.
     """
     for attempt in range(_TRIES - 1):
         try:
@@ -125,12 +131,8 @@ def retrying(action: Callable[[], T], repo: str, backoff_s: float) -> T:
 
 
 def bound_every_wait(timeout_s: float) -> None:
-    """huggingface_hub 2.4 lists files without any timeout and sleeps for as long as Retry-After says.
-
-    It also gathers 10 MB before it hands them on: on a slow line a minute without progress, and lost by a kill.
-    """
-    from huggingface_hub import constants, set_client_factory
-    from huggingface_hub.utils._http import default_client_factory
+    """No request of huggingface_hub waits longer than `timeout_s` for data, nor as long as Retry-After may say."""
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     def before(request: httpx2.Request) -> None:
         given = request.extensions.get("timeout", {})
@@ -142,12 +144,9 @@ def bound_every_wait(timeout_s: float) -> None:
         if wait.isdigit() and int(wait) > _LONGEST_WAIT_S:
             raise HubError(f"The Hub asks to wait {wait} s before the next request.", retryable=True)
 
-    def client() -> httpx2.Client:
-        made = default_client_factory()
-        made.event_hooks["request"].append(before)
-        made.event_hooks["response"].append(after)
-        return made
+    def adapt(client: httpx2.Client) -> None:
+        client.event_hooks["request"].append(before)
+        client.event_hooks["response"].append(after)
 
-    set_client_factory(client)
-    constants.HF_HUB_DOWNLOAD_TIMEOUT = timeout_s  # type: ignore[assignment]
-    constants.DOWNLOAD_CHUNK_SIZE = 2**20
+    disable_progress_bars()
+    compat.use_client(adapt, timeout_s=timeout_s, chunk_bytes=_CHUNK_BYTES)

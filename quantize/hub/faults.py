@@ -1,7 +1,7 @@
-"""What went wrong with the Hub, as one sentence for the person who asked for the model.
+"""What went wrong with the Hub, as one sentence for whoever asked for the model.
 
 huggingface_hub raises its own errors, those of its HTTP library and plain ones, and often wraps the cause; here all
-of them become a `HubError`. The sentences hold no path: those are in the log.
+of them become a `HubError`. The sentences contain no paths: those are in the log.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from quantize.errors import HubError
 
 
 def explain(error: Exception, repo: str) -> HubError:
-    """`error` in words; the first of it and its causes that is known."""
+    """`error` as a sentence: the first of it and its causes that is known."""
     if isinstance(error, HubError):
         return error
     for cause in _causes(error):
@@ -25,7 +25,7 @@ def explain(error: Exception, repo: str) -> HubError:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, then what it was raised from."""
+    """The error, then its causes."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen
@@ -67,9 +67,9 @@ def _from_status(status: int, path: str, *, direct: bool) -> HubError:
     if status == 403 and path.startswith("/api/"):
         return HubError("The Hub refused access (403); the token may lack the permission.", retryable=False)
     if status == 429:
-        # huggingface_hub has waited as told, several times, for a file; not for the repository's description.
+        # For a file huggingface_hub has waited and retried by itself; for the repository's description it has not.
         return HubError("The Hub is limiting requests (429); try again later.", retryable=True, again=direct)
-    # 403 on a file is an expired download link. A wrapped error was retried by huggingface_hub before.
+    # 403 on a file is an expired download link. huggingface_hub has retried a wrapped error already.
     return HubError(f"The Hub answered {status}.", retryable=status >= 500 or status == 403, again=direct)
 
 
@@ -84,7 +84,7 @@ def _from_network(error: BaseException) -> HubError | None:
         case httpx2.ProxyError():
             return HubError("The proxy to the Hub refused the connection.", retryable=True)
         case httpx2.ReadError():
-            # A reset connection: huggingface_hub 2.4 goes on after a clean cut only.
+            # A reset connection: huggingface_hub 2.4 resumes only after a clean cut.
             return HubError("The connection to the Hub was cut repeatedly.", retryable=True, again=True)
         case httpx2.TransportError():
             return HubError("The connection to the Hub was cut repeatedly.", retryable=True)
@@ -97,11 +97,7 @@ def _from_disk(error: BaseException) -> HubError | None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return HubError("The disk became full while fetching.", retryable=True)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-        return cache_not_writable()
+        return HubError("The Hub's cache folder cannot be written; HF_HOME sets another.", retryable=False)
     if "Consistency check failed" in str(error):
         return HubError("A file arrived with the wrong size.", retryable=True, again=True)
     return None
-
-
-def cache_not_writable() -> HubError:
-    return HubError("The Hub's cache folder cannot be written; HF_HOME sets another.", retryable=False)

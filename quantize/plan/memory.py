@@ -1,4 +1,4 @@
-"""How much memory a build may take, and what that leaves for each of its threads."""
+"""How the memory limit of a build is divided: its threads, and the size of the blocks they work on."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from quantize.errors import QuantizeError
 
 # Python, MLX and mlx-lm's model classes, with a tree of unevaluated weights.
 _BASE_BYTES = 250_000_000
-# Larger blocks are no faster: these fit a CPU's cache, and are enough for a GPU to be busy.
+# Larger blocks are not faster: these fit a CPU's cache, and are enough to keep a GPU busy.
 _LARGEST_BLOCK = 8_000_000
 _SMALLEST_BLOCK = 500_000
-# A block is there as bytes, as an array, and quantized; the rest is MLX's cache and what malloc keeps.
+# A block exists as bytes, as an array, and quantized; the rest is MLX's cache and what malloc retains.
 _COPIES = 5
 _MOST_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class MemoryPlan:
     threads: int
     block_bytes: int
 
@@ -35,14 +35,14 @@ class Share:
         return _BASE_BYTES + self.threads * self.block_bytes * _COPIES
 
 
-def share(limit: int) -> Share:
+def plan_memory(limit: int) -> MemoryPlan:
     """Raises QuantizeError when `limit`, in bytes, is too small for any build."""
     threads = min(max(os.cpu_count() or 2, 2), _MOST_THREADS)
     block = min(_LARGEST_BLOCK, (limit - _BASE_BYTES) // (threads * _COPIES))
     if block < _SMALLEST_BLOCK:
         least = _BASE_BYTES + threads * _SMALLEST_BLOCK * _COPIES
-        raise QuantizeError(f"A build needs a memory limit of {least / 1e9:.2f} GB or more.")
-    return Share(threads, block)
+        raise QuantizeError(f"A build needs a memory limit of at least {least / 1e9:.2f} GB.")
+    return MemoryPlan(threads, block)
 
 
 def parse_bytes(text: str) -> int:
@@ -50,4 +50,4 @@ def parse_bytes(text: str) -> int:
     try:
         return int(TypeAdapter(ByteSize).validate_python(text))
     except ValidationError:
-        raise QuantizeError(f"{text} is no amount of memory; write 3GB or 900MB.") from None
+        raise QuantizeError(f"{text} is not an amount of memory; write 3GB or 900MB.") from None

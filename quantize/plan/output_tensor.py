@@ -15,7 +15,8 @@ from quantize.source.roles import Role
 class OutputTensor:
     """One tensor of the model. `name` is its name in an unquantized model; `shape` and `dtype` are the source's.
 
-    `wanted` is the policy's width where the columns forced another group size or none.
+    `spec` is None for a tensor kept in the source's dtype; `policy_spec` is what the policy asked for where the columns
+    forced another group size, or none.
     """
 
     name: str
@@ -23,8 +24,8 @@ class OutputTensor:
     layer: int | None
     shape: tuple[int, ...]
     dtype: str
-    width: QuantSpec | None
-    wanted: QuantSpec | None = None
+    spec: QuantSpec | None
+    policy_spec: QuantSpec | None = None
 
     @property
     def path(self) -> str:
@@ -38,9 +39,9 @@ class OutputTensor:
     @property
     def arrays(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
         """What is stored: name -> (dtype, shape)."""
-        if self.width is None:
+        if self.spec is None:
             return {self.name: (self.dtype, self.shape)}
-        shapes = stored_shapes(self.shape, self.width)
+        shapes = stored_shapes(self.shape, self.spec)
         return {f"{self.path}.{suffix}": (dtype or self.dtype, shape) for suffix, (dtype, shape) in shapes.items()}
 
     @property

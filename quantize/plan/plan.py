@@ -1,8 +1,8 @@
-"""From the headers of a checkpoint and a policy to everything that a build will write, before a weight is read.
+"""From the headers of a checkpoint and a policy to everything a build will write, before any weight is read.
 
-The plan is the whole truth of a build: each output tensor with its width, each file with the place of every byte, and
-which rows of which source tensor go where. So the order of work cannot change the result, and a build that was cut
-off goes on where it stood.
+A build decides nothing: each output tensor with its quantization, each file with the offset of every byte, and which
+rows of which source tensor go where are in the plan. So the order of work cannot change the result, and an interrupted
+build resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from quantize.errors import PolicyError, SourceError
-from quantize.folder.quant_spec import fitting_width
+from quantize.folder.quant_spec import fitting_spec
 from quantize.folder.safetensors_format import Header, lay_out
 from quantize.plan import structure
 from quantize.plan.output_tensor import OutputTensor
@@ -30,16 +30,16 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class SourceSlice:
-    """Part `part[0]` of `part[1]` equal ones (along axis -2) of a source tensor becomes rows of `target`."""
+    """Part `part[0]` of the `part[1]` equal parts (along axis -2) of a source tensor becomes rows of `output`."""
 
-    target: OutputTensor
+    output: OutputTensor
     part: tuple[int, int]
     first_row: int
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """`start` are its first bytes, up to the tensors."""
+    """`start` is everything before the tensors: header length and header."""
 
     name: str
     start: bytes
@@ -48,7 +48,7 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """`work` holds the pieces of each source tensor that is used, in the order of the source."""
+    """`work` holds the slices of each source tensor that is used, in the order of the source."""
 
     label: str
     repository: str | None
@@ -58,7 +58,7 @@ class Plan:
     source_shards: Sequence[tuple[str, int]]
     config: Mapping[str, Any]
     policy: Policy
-    targets: Sequence[OutputTensor]
+    tensors: Sequence[OutputTensor]
     work: Sequence[tuple[SourceTensor, Sequence[SourceSlice]]]
     dropped: Sequence[str]
     kept_modules: Sequence[str]
@@ -66,11 +66,11 @@ class Plan:
 
     @cached_property
     def parameters(self) -> int:
-        return sum(target.parameters for target in self.targets)
+        return sum(output.parameters for output in self.tensors)
 
     @cached_property
     def tensor_bytes(self) -> int:
-        return sum(target.nbytes for target in self.targets)
+        return sum(output.nbytes for output in self.tensors)
 
     @property
     def output_bytes(self) -> int:
@@ -89,15 +89,15 @@ class Plan:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Equal for the same source and the same outcome; a build goes on only from a staging folder of its own."""
-        layout = [[target.name, target.role, asdict(target.width) if target.width else None] for target in self.targets]
+        """Equal for the same source and the same outcome; a build resumes only from its own staging folder."""
+        layout = [[output.name, output.role, asdict(output.spec) if output.spec else None] for output in self.tensors]
         files = [[file.name, file.header.size] for file in self.files]
         facts = [_FORMAT, self.revision or self.source_identity, self.policy.name, layout, files]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def make_plan(checkpoint: Checkpoint, policy_name: str, *, shard_bytes: int = SHARD_BYTES) -> Plan:
-    """Raises SourceError for a tensor without a role or a missing one, PolicyError for a policy that does not fit."""
+    """Raises SourceError for a tensor that is missing or has no role, PolicyError for a policy that does not fit."""
     config = _explicit_about_ties(checkpoint)
     family = family_of(config)
     placed = [(tensor, place(tensor.name, family, config)) for tensor in checkpoint.tensors.values()]
@@ -108,8 +108,8 @@ def make_plan(checkpoint: Checkpoint, policy_name: str, *, shard_bytes: int = SH
     experts = any(group[0][1].role.startswith("expert") for group in sources.values())
     policy = find_policy(policy_name, experts=experts)
     layers = _layers(config)
-    targets = {name: _target(name, group, policy, layers) for name, group in sources.items()}
-    kept = structure.check(config, targets.values())
+    outputs = {name: _output(name, group, policy, layers) for name, group in sources.items()}
+    kept = structure.check(config, outputs.values())
     return Plan(
         label=checkpoint.label,
         repository=checkpoint.repository,
@@ -119,11 +119,13 @@ def make_plan(checkpoint: Checkpoint, policy_name: str, *, shard_bytes: int = SH
         source_shards=[(shard.name, shard.size) for shard in checkpoint.shards],
         config=config,
         policy=policy,
-        targets=list(targets.values()),
-        work=[(tensor, [_piece(tensor, p, targets[p.name]) for p in places]) for tensor, places in placed if places],
+        tensors=list(outputs.values()),
+        work=[
+            (tensor, [_source_slice(tensor, p, outputs[p.name]) for p in places]) for tensor, places in placed if places
+        ],
         dropped=[tensor.name for tensor, placements in placed if not placements],
         kept_modules=kept,
-        files=_files(targets.values(), shard_bytes),
+        files=_files(outputs.values(), shard_bytes),
     )
 
 
@@ -142,21 +144,21 @@ def _layers(config: Mapping[str, Any]) -> int:
     return layers
 
 
-def _target(name: str, group: Sequence[tuple[SourceTensor, Placement]], policy: Policy, layers: int) -> OutputTensor:
+def _output(name: str, group: Sequence[tuple[SourceTensor, Placement]], policy: Policy, layers: int) -> OutputTensor:
     first, placement = group[0]
     shape = _shape(name, group)
     dtype = first.dtype
-    wanted = policy.width(placement.role, placement.layer, layers) if len(shape) > 1 else KEEP
-    width = fitting_width(wanted, shape[-1]) if wanted else KEEP
-    if wanted and not width and placement.role.startswith("expert"):
+    chosen = policy.spec(placement.role, placement.layer, layers) if len(shape) > 1 else KEEP
+    spec = fitting_spec(chosen, shape[-1]) if chosen else KEEP
+    if chosen and not spec and placement.role.startswith("expert"):
         raise PolicyError(f"The experts in {name} have {shape[-1]} columns, which no group size divides.")
-    if wanted and dtype not in ("BF16", "F16", "F32"):
+    if chosen and dtype not in ("BF16", "F16", "F32"):
         raise SourceError(f"{first.name} is {dtype}; only BF16, F16, F32 and block-scaled fp8 can be quantized.")
-    return OutputTensor(name, placement.role, placement.layer, shape, dtype, width, wanted if wanted != width else None)
+    return OutputTensor(name, placement.role, placement.layer, shape, dtype, spec, chosen if chosen != spec else None)
 
 
 def _shape(name: str, group: Sequence[tuple[SourceTensor, Placement]]) -> tuple[int, ...]:
-    """Of one tensor, of a part of it, or of all experts' stacked."""
+    """Of one tensor, of a part of it, or of all experts stacked."""
     tensor, placement = group[0]
     if placement.expert is None:
         if len(group) > 1:
@@ -176,26 +178,26 @@ def _shape(name: str, group: Sequence[tuple[SourceTensor, Placement]]) -> tuple[
     return (len(group), *tensor.shape)
 
 
-def _piece(tensor: SourceTensor, placement: Placement, target: OutputTensor) -> SourceSlice:
+def _source_slice(tensor: SourceTensor, placement: Placement, output: OutputTensor) -> SourceSlice:
     rows = tensor.matrix[0]
-    return SourceSlice(target, placement.part, (placement.expert or 0) * rows)
+    return SourceSlice(output, placement.part, (placement.expert or 0) * rows)
 
 
-def _files(targets: Iterable[OutputTensor], shard_bytes: int) -> list[OutputFile]:
-    """Filled in the order of the source, so that each is whole as early as can be."""
+def _files(outputs: Iterable[OutputTensor], shard_bytes: int) -> list[OutputFile]:
+    """Filled in the order of the source, so that each is complete as early as possible."""
     shards: list[list[OutputTensor]] = [[]]
     filled = 0
-    for target in targets:
-        if shards[-1] and filled + target.nbytes > shard_bytes:
+    for output in outputs:
+        if shards[-1] and filled + output.nbytes > shard_bytes:
             shards.append([])
             filled = 0
-        shards[-1].append(target)
-        filled += target.nbytes
+        shards[-1].append(output)
+        filled += output.nbytes
     files = []
     for number, shard in enumerate(shards, start=1):
         name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        arrays = [(array, dtype, shape) for target in shard for array, (dtype, shape) in target.arrays.items()]
-        # Four-byte elements first: then every tensor is aligned to its elements, as readers that map files like it.
+        arrays = [(array, dtype, shape) for output in shard for array, (dtype, shape) in output.arrays.items()]
+        # Four-byte elements first: then every tensor is aligned to its element size, as readers that map files prefer.
         arrays.sort(key=lambda array: array[1] not in ("U32", "F32"))
         files.append(OutputFile(name, *lay_out(arrays)))
     return files

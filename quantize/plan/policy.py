@@ -1,9 +1,9 @@
 """Policies as data: which role of a model, in which layer, gets how many bits.
 
-A role is what a tensor is for (see `families.py`). A policy that says nothing about a role which the model has is an
-error, never a default. The numbers: `config-i` for mixtures of experts is the published model card's table, for dense
-models the card's for Qwen3.6-27B; `config-i-paper`, `hybrid` and `premium` give the widths of the paper's GGUF types in
-MLX's affine format, bit for bit per weight (5.0 = 4 bits in groups of 32, 4.5 = 4 in 64, 5.5 = 5 in 64, 6.5 = 6 in 64).
+A role is what a tensor is for (see `families.py`). A policy that does not name a role which the model has is an error,
+never a default. The numbers: `config-i` for mixtures of experts is the published model card's table, for dense models
+the card's for Qwen3.6-27B; `config-i-paper`, `hybrid` and `premium` give the bits per weight of the paper's GGUF types
+in MLX's affine format (5.0 = 4 bits in groups of 32, 4.5 = 4 in 64, 5.5 = 5 in 64, 6.5 = 6 in 64).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KEEP = None
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`middle` holds for every layer and for what is in none; `boundary` for the first and last layers."""
+    """`middle` applies to every layer and to what is in none; `boundary` to the first and last layers."""
 
     name: str
     description: str
@@ -35,14 +35,14 @@ class Policy:
     first: int = 2
     last: int = 2
 
-    def width(self, role: Role, layer: int | None, layers: int) -> QuantSpec | None:
-        """The width for a role in `layer` of `layers`, or None to keep the source's dtype. Raises PolicyError."""
+    def spec(self, role: Role, layer: int | None, layers: int) -> QuantSpec | None:
+        """How to quantize a role in `layer` of `layers`, or None to keep the source's dtype. Raises PolicyError."""
         if role == "other":
             return KEEP
         at_boundary = layer is not None and (layer < self.first or layer >= layers - self.last)
         row = self.boundary if at_boundary and role in self.boundary else self.middle
         if role not in row:
-            raise PolicyError(f"The policy {self.name} says nothing about the role {role}, which this model has.")
+            raise PolicyError(f"The policy {self.name} does not name the role {role}, which this model has.")
         return row[role]
 
 
@@ -61,7 +61,7 @@ def _policy(
     boundary: Mapping[Role, QuantSpec] | QuantSpec | None = None,
     layers: int = 2,
 ) -> Policy:
-    """`mlp` and `experts` are (gate and up, down); one `boundary` width is for every matrix but the router."""
+    """`mlp` and `experts` are (gate and up, down); a single `boundary` spec applies to every matrix but the router."""
     middle: dict[Role, QuantSpec | None] = {
         "embedding": embedding,
         "lm_head": embedding,
@@ -144,15 +144,15 @@ _ALONE = [
     ),
     *(
         _policy(
-            f"uniform-{width.bits}",
-            f"{width.bits}-bit everywhere, router kept",
-            experts=(width, width),
-            mlp=(width, width),
-            attention=width,
-            embedding=width,
-            per_layer_input=width,
+            f"uniform-{spec.bits}",
+            f"{spec.bits}-bit everywhere, router kept",
+            experts=(spec, spec),
+            mlp=(spec, spec),
+            attention=spec,
+            embedding=spec,
+            per_layer_input=spec,
         )
-        for width in (_W2, _W3, _W4, _W5, _W6, _W8)
+        for spec in (_W2, _W3, _W4, _W5, _W6, _W8)
     ),
     Policy("source", "no quantization: the source's dtypes", dict.fromkeys(QUANTIZABLE, KEEP), {}),
 ]
@@ -178,24 +178,24 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _Width(_Strict):
+class _Spec(_Strict):
     bits: Literal[2, 3, 4, 5, 6, 8]
     group_size: Literal[32, 64, 128] = 64
 
 
-_Widths = dict[Literal[QUANTIZABLE], _Width | Literal["keep"]]  # type: ignore[valid-type]
+_Specs = dict[Literal[QUANTIZABLE], _Spec | Literal["keep"]]  # type: ignore[valid-type]
 
 
 class _Boundary(_Strict):
     first: int = Field(2, ge=0)
     last: int = Field(2, ge=0)
-    roles: _Widths = {}
+    roles: _Specs = {}
 
 
 class _File(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""
-    roles: _Widths
+    roles: _Specs
     boundary: _Boundary = _Boundary(first=0, last=0)
 
 
@@ -214,12 +214,12 @@ def read_policy(file: Path) -> Policy:
     return Policy(
         read.name,
         read.description,
-        _widths(read.roles),
-        _widths(read.boundary.roles),
+        _specs(read.roles),
+        _specs(read.boundary.roles),
         read.boundary.first,
         read.boundary.last,
     )
 
 
-def _widths(read: Mapping[Role, _Width | Literal["keep"]]) -> dict[Role, QuantSpec | None]:
+def _specs(read: Mapping[Role, _Spec | Literal["keep"]]) -> dict[Role, QuantSpec | None]:
     return {role: KEEP if w == "keep" else QuantSpec(w.bits, w.group_size) for role, w in read.items()}

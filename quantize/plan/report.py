@@ -1,4 +1,4 @@
-"""`configi plan`: what a build would make and need, as a table and as JSON."""
+"""`configi plan`: what a build would produce and need, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from quantize.machine import metal_limit, model_memory
-from quantize.plan.memory import Share
+from quantize.plan.memory import MemoryPlan
 from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.plan import Plan
 
@@ -23,7 +23,7 @@ _SMALL_MAC = 16 * _GIB
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """All tensors of one role that are stored alike. `layers` as ranges, or "-" for what is in none."""
+    """Tensors of one role with the same quantization; the fields are keys of the JSON. `layers` are ranges, or "-"."""
 
     role: str
     layers: str
@@ -35,16 +35,16 @@ class Row:
 def rows_of(plan: Plan) -> list[Row]:
     """The largest first."""
     groups: dict[tuple[str, str], list[OutputTensor]] = {}
-    for target in plan.targets:
-        width = str(target.width) if target.width else f"{target.dtype} kept"
-        groups.setdefault((target.role, width), []).append(target)
+    for output in plan.tensors:
+        width = str(output.spec) if output.spec else f"{output.dtype} kept"
+        groups.setdefault((output.role, width), []).append(output)
     return [
         Row(
             role,
-            _ranges({target.layer for target in group if target.layer is not None}),
+            _ranges({output.layer for output in group if output.layer is not None}),
             width,
-            sum(target.parameters for target in group),
-            sum(target.nbytes for target in group),
+            sum(output.parameters for output in group),
+            sum(output.nbytes for output in group),
         )
         for (role, width), group in sorted(groups.items(), key=lambda item: -sum(t.nbytes for t in item[1]))
     ]
@@ -60,8 +60,8 @@ def _ranges(layers: Iterable[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or "-"
 
 
-def as_json(plan: Plan, memory: Share, scratch_bytes: int) -> dict[str, Any]:
-    """Everything that the report says, as docs/building.md lists it."""
+def as_json(plan: Plan, memory: MemoryPlan, scratch_bytes: int) -> dict[str, Any]:
+    """Everything in the report, under the keys that programs rely on."""
     available, free = model_memory(), shutil.disk_usage(Path.cwd()).free
     small = metal_limit(_SMALL_MAC)
     return {
@@ -74,7 +74,7 @@ def as_json(plan: Plan, memory: Share, scratch_bytes: int) -> dict[str, Any]:
         "output_bytes": plan.output_bytes,
         "files": [{"name": file.name, "size": file.header.size} for file in plan.files],
         "table": [asdict(row) for row in rows_of(plan)],
-        "other_widths": {target.name: [str(target.wanted), str(target.width)] for target in _forced(plan)},
+        "other_widths": {output.name: [str(output.policy_spec), str(output.spec)] for output in _forced(plan)},
         "dropped_tensors": len(plan.dropped),
         "build": {
             "read_bytes": plan.work_bytes,
@@ -88,22 +88,22 @@ def as_json(plan: Plan, memory: Share, scratch_bytes: int) -> dict[str, Any]:
     }
 
 
-def print_json(plan: Plan, memory: Share, scratch_bytes: int) -> None:
+def print_json(plan: Plan, memory: MemoryPlan, scratch_bytes: int) -> None:
     print(json.dumps(as_json(plan, memory, scratch_bytes), indent=2))
 
 
-def print_report(console: Console, plan: Plan, memory: Share, scratch_bytes: int) -> None:
+def print_report(console: Console, plan: Plan, memory: MemoryPlan, scratch_bytes: int) -> None:
     facts = as_json(plan, memory, scratch_bytes)
     revision = f" at {plan.revision}" if plan.revision else ""
     console.print(f"{plan.label}{revision}, {plan.policy.name}: {plan.policy.description}\n", highlight=False)
-    table = Table("role", "layers", "width", box=None, pad_edge=False)
+    table = Table("role", "layers", "quantization", box=None, pad_edge=False)
     table.add_column("parameters", justify="right")
     table.add_column("bytes", justify="right")
     for row in rows_of(plan):
         table.add_row(row.role, row.layers, row.width, f"{row.parameters:,}", f"{row.nbytes:,}")
     console.print(table)
-    for target in _forced(plan):
-        console.print(f"{target.name}: {target.width or 'kept'}, for no group of {target.wanted} divides its columns")
+    for output in _forced(plan):
+        console.print(f"{output.name}: {output.spec or 'kept'}; no group of {output.policy_spec} divides its columns")
     build = facts["build"]
     lines = {
         "parameters": f"{plan.parameters:,}" + (f" ({len(plan.dropped)} tensors dropped)" if plan.dropped else ""),
@@ -123,8 +123,8 @@ def print_report(console: Console, plan: Plan, memory: Share, scratch_bytes: int
 
 
 def _forced(plan: Plan) -> list[OutputTensor]:
-    """Tensors whose columns forced another width than the policy's."""
-    return [target for target in plan.targets if target.wanted is not None]
+    """Tensors whose columns forced another group size than the policy's."""
+    return [output for output in plan.tensors if output.policy_spec is not None]
 
 
 def _gb(count: int) -> str:

@@ -1,6 +1,6 @@
-"""Whether a set of tensors is what mlx-lm's own model class would load: every one there, none too many, shapes equal.
+"""Whether a set of tensors is what mlx-lm's own model class would load: none missing, none extra, shapes equal.
 
-The model is made without a weight in memory: MLX evaluates nothing until it is asked to.
+The model is instantiated without a weight in memory: MLX evaluates lazily.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from quantize.errors import SourceError
 from quantize.plan.output_tensor import OutputTensor
 
 
-def check(config: Mapping[str, Any], targets: Iterable[OutputTensor]) -> list[str]:
+def check(config: Mapping[str, Any], outputs: Iterable[OutputTensor]) -> list[str]:
     """The modules that could be quantized and are not, by path. Raises SourceError naming the first tensor at fault."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    targets = list(targets)
+    outputs = list(outputs)
     model = _model(config)
-    given = {target.name: mx.zeros(target.shape) for target in targets}
+    given = {output.name: mx.zeros(output.shape) for output in outputs}
     # As when the finished folder is loaded.
     sanitized = model.sanitize(dict(given)) if hasattr(model, "sanitize") else given
     expected = {name: value.shape for name, value in tree_flatten(model.parameters())}
@@ -34,10 +34,10 @@ def check(config: Mapping[str, Any], targets: Iterable[OutputTensor]) -> list[st
         if name not in expected:
             raise SourceError(f"mlx-lm's {model_type} model has no place for {name}.")
     quantizable = {path for path, module in model.named_modules() if hasattr(module, "to_quantized")}
-    for target in targets:
-        if target.width is not None and target.path not in quantizable:
-            raise SourceError(f"mlx-lm cannot quantize {target.path}.")
-    return sorted(quantizable - {target.path for target in targets if target.width is not None})
+    for output in outputs:
+        if output.spec is not None and output.path not in quantizable:
+            raise SourceError(f"mlx-lm cannot quantize {output.path}.")
+    return sorted(quantizable - {output.path for output in outputs if output.spec is not None})
 
 
 def _model(config: Mapping[str, Any]) -> Any:
@@ -50,4 +50,4 @@ def _model(config: Mapping[str, Any]) -> Any:
         return model_class(arguments_class.from_dict(copy.deepcopy(dict(config))))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise SourceError(f"mlx-lm makes no model of the source's config.json ({reason}).") from error
+        raise SourceError(f"mlx-lm cannot make a model from the source's config.json ({reason}).") from error

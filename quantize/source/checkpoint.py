@@ -1,7 +1,7 @@
-"""A checkpoint to build from, whatever holds it: a folder of safetensors, a Hub repository, a GGUF file.
+"""A checkpoint to build from: a folder of safetensors, a Hub repository or a GGUF file.
 
-What all of them show is here, and nothing else knows which it is. Headers are read first (`tensors`), weights only when
-a shard is opened, a few rows at a time.
+Callers see only this interface. Headers are read first (`tensors`), weights only when a shard is opened, a few rows at
+a time.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from quantize.errors import SourceError
 if TYPE_CHECKING:
     import mlx.core as mx
 
-# Beside the weights: tokenizer, template, generation defaults, licence. Copied byte for byte.
-COMPANIONS = (
+# Tokenizer, template, generation defaults, licence: copied byte for byte.
+AUXILIARY_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json", "generation_config.json",
     "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json", "merges.txt",
     "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt",
@@ -31,7 +32,7 @@ _FP8_SCALE = "_scale_inv"
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """`dtype` is that of the rows read; `scale` names the companion of an fp8 tensor, which is read as BF16."""
+    """`dtype` is that of the rows as read; `scale` names the scales of an fp8 tensor, which is read as BF16."""
 
     name: str
     dtype: str
@@ -42,7 +43,7 @@ class SourceTensor:
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """The shape as rows and columns; leading axes are folded into the rows."""
+        """The shape as (rows, columns); leading axes are folded into the rows."""
         return math.prod(self.shape[:-1]), self.shape[-1] if self.shape else 1
 
 
@@ -54,14 +55,14 @@ class Shard:
 
 class ShardReader(Protocol):
     def rows(self, tensor: SourceTensor, start: int, stop: int) -> mx.array:
-        """Rows of `tensor.matrix`, as (stop - start, columns). From several threads at once."""
+        """Rows of `tensor.matrix`, as (stop - start, columns). Thread-safe."""
         ...
 
 
 class Checkpoint(Protocol):
-    """`identity` changes whenever the bytes may have; `revision` is a commit of `repository` when that is known.
+    """`identity` changes whenever the bytes may have changed; `revision` is a commit of `repository`, if known.
 
-    `tensors` are in the order of the shards and of their bytes in them.
+    `tensors` are in the order of the shards, and of their offsets within each.
     """
 
     @property
@@ -80,24 +81,24 @@ class Checkpoint(Protocol):
     def shards(self) -> Sequence[Shard]: ...
     @property
     def scratch_bytes(self) -> int:
-        """What a build puts on the disk, at most, only to read it: 0 when everything is on this machine."""
+        """The most that a build downloads to the disk only to read it; 0 when everything is on this machine."""
         ...
 
-    def companions(self) -> Mapping[str, bytes]:
-        """The small files beside the weights."""
+    def auxiliary_files(self) -> Mapping[str, bytes]:
+        """The files beside the weights, by name."""
         ...
 
-    def open(self, shard: str, then: str | None = None) -> AbstractContextManager[ShardReader]:
-        """Waits until the shard is on this machine; meanwhile and while it is read, `then` may be fetched.
+    def open(self, shard: str, prefetch: str | None = None) -> AbstractContextManager[ShardReader]:
+        """Wait until the shard is on this machine; `prefetch` names the shard that will be opened next.
 
         Raises:
-            SourceError: it cannot be had, or is damaged.
+            SourceError: it cannot be obtained, or is damaged.
         """
         ...
 
 
 def with_fp8_scales(tensors: Sequence[SourceTensor]) -> dict[str, SourceTensor]:
-    """Scales go into the tensors that they belong to. Raises SourceError for an fp8 tensor without."""
+    """Attach scales to their fp8 tensors. Raises SourceError for an fp8 tensor without scales."""
     by_name = {tensor.name: tensor for tensor in tensors}
     found: dict[str, SourceTensor] = {}
     for tensor in tensors:
@@ -106,7 +107,7 @@ def with_fp8_scales(tensors: Sequence[SourceTensor]) -> dict[str, SourceTensor]:
         if tensor.dtype == "F8_E4M3":
             scale = tensor.name + _FP8_SCALE
             if scale not in by_name or by_name[scale].shard != tensor.shard:
-                raise SourceError(f"The fp8 tensor {tensor.name} has no {scale} in its shard: only those are read.")
+                raise SourceError(f"The fp8 tensor {tensor.name} has no {scale} in its shard, the only kind supported.")
             tensor = SourceTensor(tensor.name, "BF16", tensor.shape, tensor.shard, tensor.nbytes, scale)
         found[tensor.name] = tensor
     return found
@@ -123,15 +124,15 @@ def parse_config(text: bytes) -> dict[str, Any]:
     given = config.get("quantization") or config.get("quantization_config") or {}
     method = given.get("quant_method", "mlx") if isinstance(given, dict) else "mlx"
     if given and method != "fp8":
-        raise SourceError(f"The source is quantized already ({method}); build from the unquantized checkpoint.")
+        raise SourceError(f"The source is already quantized ({method}); build from the unquantized checkpoint.")
     return config
 
 
 @dataclass(frozen=True, slots=True)
 class HubOptions:
-    """`scratch` holds shards while they are used, where they are not kept in the Hub's cache (`keep`).
+    """`scratch` holds shards while they are in use, unless they are kept in the Hub's cache (`keep`).
 
-    `waiting` is told of a shard that a build waits for: its name, the bytes of it that are here, and its size.
+    `on_wait` is called while a shard is awaited: its name, the bytes that have arrived, and its size.
     """
 
     scratch: Path | None = None
@@ -139,13 +140,23 @@ class HubOptions:
     offline: bool = False
     timeout_s: float = 30
     backoff_s: float = 1
-    waiting: Callable[[str, int, int], None] = lambda shard, here, size: None
+    on_wait: Callable[[str, int, int], None] = lambda shard, arrived, size: None
 
 
 @contextlib.contextmanager
 def read_errors(name: str) -> Iterator[None]:
-    """An OSError while reading `name`, as a sentence."""
+    """Turn an OSError while reading `name` into a sentence."""
     try:
         yield
     except OSError as error:
         raise SourceError(f"{name} cannot be read: {error.strerror or type(error).__name__}.") from error
+
+
+def read_at(file: int, into: memoryview, position: int, name: str) -> None:
+    """Fill `into` from an open file; any number of threads at once. Raises SourceError where it ends within `name`."""
+    done = 0
+    while done < len(into):
+        count = os.preadv(file, [into[done:]], position + done)
+        if count == 0:
+            raise SourceError(f"The file ends inside {name}: it was truncated while it was read.")
+        done += count

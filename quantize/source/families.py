@@ -1,8 +1,8 @@
-"""What each tensor of a checkpoint is for, and where it goes in mlx-lm's module tree: one table per model family.
+"""The role of each tensor of a checkpoint, and its place in mlx-lm's module tree: one table per model family.
 
 A name that no rule of its family matches is an error: a tensor must never be quantized, kept or dropped by accident.
-Names and layouts were read off the checkpoints' own indexes and mlx-lm 0.32's `sanitize` methods; that the result is
-what mlx-lm's model class has, tensor by tensor, is checked for every plan by `structure.py`.
+Names and layouts come from the checkpoints' own indexes and mlx-lm 0.32's `sanitize` methods; `structure.py` checks
+every plan against mlx-lm's model class, tensor by tensor.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """`roots` maps prefixes of the checkpoint to those of mlx-lm; `dropped` is what a text model does without."""
+    """`roots` maps prefixes of the checkpoint to those of mlx-lm; `dropped` matches what a text model does not need."""
 
     layer_rules: Sequence[Rule]
     roots: Mapping[str, str]
@@ -146,17 +146,17 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Where the numbers of the language model stand."""
+    """The part of the config with the language model's numbers."""
     nested = config.get("text_config")
     return nested if isinstance(nested, dict) else config
 
 
 def place(name: str, family: Family, config: Mapping[str, Any]) -> list[Placement]:
-    """Where the tensor `name` goes; nowhere when a text model does without it. Raises SourceError when unknown."""
+    """The destinations of the tensor `name`; none if a text model does not need it. Raises SourceError if unknown."""
     if any(re.fullmatch(pattern, name) for pattern in family.dropped):
         return []
     if name == "lm_head.weight":
-        # Some checkpoints hold the tied matrix twice.
+        # Some checkpoints store the tied matrix twice.
         return [] if config.get("tie_word_embeddings") else [Placement(name, "lm_head")]
     for prefix, target in family.roots.items():
         if name.startswith(prefix):
@@ -191,4 +191,4 @@ def _reuses_keys(layer: int, tail: str, text: Mapping[str, Any]) -> bool:
 
 def _unknown(name: str, config: Mapping[str, Any]) -> SourceError:
     model_type = config.get("model_type")
-    return SourceError(f"The tensor {name} has no role in models of the type {model_type!r}; nothing is assumed of it.")
+    return SourceError(f"The tensor {name} has no known role in models of the type {model_type!r}.")

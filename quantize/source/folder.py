@@ -21,16 +21,17 @@ import numpy as np
 from quantize.errors import SourceError
 from quantize.folder.safetensors_format import INDEX, ITEM_SIZES, Entry, Header, parse_index, read_header
 from quantize.source.checkpoint import (
-    COMPANIONS,
+    AUXILIARY_FILES,
     Shard,
     ShardReader,
     SourceTensor,
     parse_config,
+    read_at,
     read_errors,
     with_fp8_scales,
 )
 
-# numpy has neither bfloat16 nor fp8: such tensors travel as integers of their size.
+# numpy has neither bfloat16 nor fp8: such tensors are read as integers of the same size.
 _CARRIERS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 DTYPES = {
     "BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "U8": mx.uint8, "I8": mx.int8, "U16": mx.uint16,
@@ -57,25 +58,25 @@ class FolderCheckpoint:
 
     @cached_property
     def identity(self) -> str:
-        """A commit, or names, sizes and times of change: reading every byte would take as long as building."""
+        """A commit, or names, sizes and modification times: hashing every byte would take as long as building."""
         if self.revision is not None:
             return f"{self.repository}@{self.revision}"
         stats = [(self._folder / shard.name).stat() for shard in self.shards]
         facts = [[shard.name, stat.st_size, stat.st_mtime_ns] for shard, stat in zip(self.shards, stats, strict=True)]
         return hashlib.sha256(json.dumps([self.config, facts], sort_keys=True).encode()).hexdigest()
 
-    def companions(self) -> Mapping[str, bytes]:
+    def auxiliary_files(self) -> Mapping[str, bytes]:
         with read_errors("The tokenizer"):
-            return {name: path.read_bytes() for name in COMPANIONS if (path := self._folder / name).is_file()}
+            return {name: path.read_bytes() for name in AUXILIARY_FILES if (path := self._folder / name).is_file()}
 
     @contextlib.contextmanager
-    def open(self, shard: str, then: str | None = None) -> Iterator[ShardReader]:
+    def open(self, shard: str, prefetch: str | None = None) -> Iterator[ShardReader]:
         with SafetensorsShard(self._folder / shard) as reader:
             yield reader
 
 
 class SafetensorsShard:
-    """One open file. Threads may read at once: each read names its own position."""
+    """One open file. Thread-safe: every read names its own offset."""
 
     def __init__(self, path: Path) -> None:
         self._header = read_header(path)
@@ -98,7 +99,7 @@ class SafetensorsShard:
         return self._from_fp8(mx.array(read).reshape(stop - start, columns), tensor.scale, start)
 
     def _from_fp8(self, rows: mx.array, scale_name: str, start: int) -> mx.array:
-        """Each 128 x 128 block has a scale of its own: (ceil(rows / 128), ceil(columns / 128))."""
+        """Each 128 x 128 block has its own scale: (ceil(rows / 128), ceil(columns / 128))."""
         entry = self._entry(scale_name)
         scales = mx.array(self._read(entry, 0, entry.nbytes // ITEM_SIZES[entry.dtype]))
         scales = scales.view(DTYPES[entry.dtype]).reshape(entry.shape)
@@ -116,19 +117,13 @@ class SafetensorsShard:
         """Elements first..last of a tensor."""
         size = ITEM_SIZES[entry.dtype]
         buffer = np.empty(last - first, _CARRIERS[size])
-        view = buffer.data.cast("B")
-        position, done = self._header.data + entry.begin + first * size, 0
         with read_errors(self._name):
-            while done < len(view):
-                count = os.preadv(self._file, [view[done:]], position + done)
-                if count == 0:
-                    raise SourceError(f"{self._name} ends inside {entry.name}: it was cut while it was read.")
-                done += count
+            read_at(self._file, buffer.data.cast("B"), self._header.data + entry.begin + first * size, entry.name)
         return buffer
 
 
 def source_tensors(headers: Mapping[str, Header], index: Mapping[str, str] | None) -> dict[str, SourceTensor]:
-    """All tensors, in order. Raises SourceError for one that is there twice, or not where the index says."""
+    """All tensors, in order. Raises SourceError for a duplicate, or one that is not where the index says."""
     found: dict[str, SourceTensor] = {}
     for shard, header in headers.items():
         for entry in header.entries.values():
@@ -142,7 +137,7 @@ def source_tensors(headers: Mapping[str, Header], index: Mapping[str, str] | Non
 
 
 def shard_names(folder: Path) -> list[str]:
-    """The shards of the index, else the one file. Raises SourceError."""
+    """The shards in the index, else the single file. Raises SourceError."""
     index = _index(folder)
     names = sorted(set(index.values())) if index is not None else ["model.safetensors"]
     for name in names:
@@ -157,6 +152,6 @@ def _index(folder: Path) -> dict[str, str] | None:
 
 
 def _of_cache(folder: Path) -> tuple[str | None, str | None]:
-    """A snapshot in the Hub's cache says in its path what it is: models--OWNER--NAME/snapshots/COMMIT."""
+    """Repository and commit, from the path of a snapshot in the Hub's cache: models--OWNER--NAME/snapshots/COMMIT."""
     match = re.fullmatch(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})", "/".join(folder.parts[-3:]))
     return (f"{match[1]}/{match[2]}", match[3]) if match else (None, None)

@@ -1,6 +1,6 @@
-"""A repository of the Hub as a checkpoint: headers by ranged requests, each shard fetched while the one before is used.
+"""A repository of the Hub as a checkpoint: headers by ranged requests, shards one ahead of their use.
 
-The revision becomes a commit once, at the start; every file is of that commit.
+The revision is resolved to a commit once, at the start; every file is of that commit.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from typing import Any, TypeVar
 from quantize.errors import HubError, SourceError
 from quantize.folder.safetensors_format import INDEX, LENGTH_SIZE, Header, data_start, parse_header, parse_index
 from quantize.hub import cache as hub_cache
+from quantize.hub import compat
 from quantize.hub.cache import RepoFile
-from quantize.hub.client import Patience, bound_every_wait, describe, hub_errors, read_range
-from quantize.hub.transfer import CorruptFile, blob_path, in_background, into_cache, missing_bytes, transfer
+from quantize.hub.client import RetryPolicy, bound_every_wait, describe, hub_errors, read_range
+from quantize.hub.transfer import CorruptFile, blob_path, in_background, into_cache, is_intact, missing_bytes, transfer
 from quantize.source.checkpoint import (
-    COMPANIONS,
+    AUXILIARY_FILES,
     Checkpoint,
     HubOptions,
     Shard,
@@ -40,10 +41,10 @@ T = TypeVar("T")
 
 
 def hub_checkpoint(source: str, options: HubOptions) -> Checkpoint:
-    """`source` is owner/name or owner/name@revision; what is whole in the Hub's cache serves when the Hub does not.
+    """`source` is owner/name or owner/name@revision; a complete copy in the Hub's cache is used when the Hub cannot be.
 
     Raises:
-        SourceError: the Hub's answer is no, or the repository is no model.
+        SourceError: the Hub refuses or cannot be reached, or the repository is not a model.
     """
     repo, _, revision = source.partition("@")
     if options.offline:
@@ -67,13 +68,13 @@ class HubCheckpoint:
         self._options = options
         self._awaited = ""
         self._coming: dict[str, Future[Path]] = {}
-        self._repository = describe(repo, revision or None, Patience(options.timeout_s, options.backoff_s))
+        self._repository = describe(repo, revision or None, RetryPolicy(options.timeout_s, options.backoff_s))
         self.label = source
         self.repository: str | None = repo
         self.revision: str | None = self._repository.commit
         self.identity = f"{repo}@{self._repository.commit}"
         if "config.json" not in self._repository.files:
-            raise SourceError(f"{repo} has no config.json: it is no model.")
+            raise SourceError(f"{repo} has no config.json, so it is not a model.")
         self.config: Mapping[str, Any] = parse_config(self._small("config.json"))
         index = parse_index(self._small(INDEX)) if INDEX in self._repository.files else None
         headers = self._headers(sorted(set(index.values())) if index is not None else ["model.safetensors"])
@@ -89,15 +90,15 @@ class HubCheckpoint:
             return sum(missing)
         return max(map(sum, pairwise(missing)), default=sum(missing))
 
-    def companions(self) -> Mapping[str, bytes]:
-        return {name: self._small(name) for name in COMPANIONS if name in self._repository.files}
+    def auxiliary_files(self) -> Mapping[str, bytes]:
+        return {name: self._small(name) for name in AUXILIARY_FILES if name in self._repository.files}
 
     @contextlib.contextmanager
-    def open(self, shard: str, then: str | None = None) -> Iterator[ShardReader]:
-        """A shard in `scratch` is removed once it was read without an error."""
+    def open(self, shard: str, prefetch: str | None = None) -> Iterator[ShardReader]:
+        """A shard in `scratch` is removed after it was read without an error."""
         path = self._wait(shard)
-        if then is not None:
-            self._begin(then)
+        if prefetch is not None:
+            self._begin(prefetch)
         with SafetensorsShard(path) as reader:
             yield reader
         if path == self._scratch_path(shard):
@@ -131,7 +132,7 @@ class HubCheckpoint:
     def _wait(self, shard: str) -> Path:
         coming = self._coming.pop(shard, None)
         if coming is None or not coming.done():
-            self._options.waiting(shard, 0, self._repository.files[shard].size)
+            self._options.on_wait(shard, 0, self._repository.files[shard].size)
         self._awaited = shard
         try:
             if coming is not None:
@@ -151,14 +152,12 @@ class HubCheckpoint:
             self._coming[shard] = in_background(functools.partial(self._fetch, shard))
 
     def _fetch(self, shard: str) -> Path:
-        """The shard's file, whole, and checked against the Hub's sha256 now or when it arrived."""
+        """The shard's file, complete and checked against the Hub's sha256."""
         file = self._repository.files[shard]
         with hub_errors(self._repository.name):
-            if (cached := self._cached(shard)) is not None:
-                if not hub_cache.drop_corrupt(cached.parent, [file]):
-                    return cached
-                print(f"{shard} is damaged in the Hub's cache; it is fetched again.", file=sys.stderr)
-            scratch = self._scratch_path(shard)
+            scratch, cached = self._scratch_path(shard), self._cached(shard)
+            if cached is not None and is_intact(cached, file):
+                return cached
             if scratch is None:
                 hub_cache.sweep_orphans(self._repository.name, self._repository.files.values())
                 return into_cache(self._repository, file, self._arrived(file))
@@ -168,11 +167,11 @@ class HubCheckpoint:
             return scratch
 
     def _cached(self, shard: str) -> Path | None:
-        path = hub_cache.storage_folder(self._repository.name) / "snapshots" / self._repository.commit / shard
+        path = compat.storage_folder(self._repository.name) / "snapshots" / self._repository.commit / shard
         return path if path.is_file() and path.stat().st_size == self._repository.files[shard].size else None
 
     def _scratch_path(self, shard: str) -> Path | None:
-        """Its folder names the content, so that a later build takes only what it wants."""
+        """In a folder named after the content, so that another build never takes the wrong one."""
         if self._options.keep or self._options.scratch is None:
             return None
         return self._options.scratch / (self._repository.files[shard].sha256 or self._repository.commit) / shard
@@ -185,6 +184,6 @@ class HubCheckpoint:
     def _arrived(self, file: RepoFile) -> Callable[[int], None]:
         def arrived(here: int) -> None:
             if self._awaited == file.name:
-                self._options.waiting(file.name, here, file.size)
+                self._options.on_wait(file.name, here, file.size)
 
         return arrived

@@ -1,4 +1,4 @@
-"""What a tensor of a model is for. Policies speak of roles, families give them."""
+"""The role of a tensor in a model. Families assign roles, policies quantize by them."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ Role = Literal[
     "other",
 ]
 ROLES: tuple[Role, ...] = get_args(Role)
-# Matrices that can be quantized; `other` is norms, scalars and biases, which never are.
+# Matrices; `other` is norms, scalars and biases, which are never quantized.
 QUANTIZABLE: tuple[Role, ...] = ROLES[:-1]

@@ -1,4 +1,4 @@
-"""A source by its name: a folder, a .gguf file, or a repository of the Hub."""
+"""A source by name: a folder, a .gguf file, or a repository of the Hub."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 from quantize.errors import SourceError
 from quantize.source.checkpoint import Checkpoint, HubOptions
 from quantize.source.folder import FolderCheckpoint
-from quantize.source.gguf import GgufCheckpoint
 
 
 def open_checkpoint(source: str, options: HubOptions) -> Checkpoint:
     """`source` is a folder, a .gguf file, or a Hub repository with an optional @revision. Raises SourceError."""
     path = Path(source).expanduser()
     if source.endswith(".gguf"):
+        from quantize.source.gguf import GgufCheckpoint
+
         return GgufCheckpoint(path)
     if path.is_dir():
         return FolderCheckpoint(path)

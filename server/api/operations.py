@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from server.api.errors import error_response
 from server.api.fields import Screened, screen
+from server.api.openai.answer import caller
 from server.api.openai.chat_messages import conversation_messages
 from server.api.openai.dialect import OPENAI, envelope
 from server.api.openai.sampling import model_name
@@ -25,6 +26,7 @@ from server.api.wire import Wire, validated
 from server.chat.conversation import Conversation, Prompt, RawPrompt
 from server.errors import ConfigiError, InvalidRequest, ModelLoading, ModelUnavailable
 from server.http.body import json_object, parsed_body
+from server.http.disconnect import while_connected
 from server.models.status import ModelStatus
 from server.settings.types import LimitSettings
 
@@ -76,17 +78,25 @@ def router(service: Service) -> APIRouter:
     @routes.post("/v1/tokenize")
     async def tokenize(request: Request) -> Response:
         call = await parsed_body(request, partial(_parse_tokenize, limits=limits))
-        tokens = await service.tokenize(call.model, call.prompt, call.add_special)
-        return _json({"tokens": tokens, "count": len(tokens)}, headers=call.headers)
+        return await while_connected(request, _tokenize(service, call, caller(request).client))
 
     @routes.post("/detokenize")
     @routes.post("/v1/detokenize")
     async def detokenize(request: Request) -> Response:
         screened, fields = await parsed_body(request, partial(_parse_detokenize, limits=limits))
-        text = await service.detokenize(model_name(fields.model), fields.tokens)
-        return _json({"content": text}, headers=screened.headers())
+        return await while_connected(request, _detokenize(service, screened, fields, caller(request).client))
 
     return routes
+
+
+async def _tokenize(service: Service, call: TokenizeCall, client: str) -> Response:
+    tokens = await service.tokenize(call.model, call.prompt, call.add_special, client)
+    return _json({"tokens": tokens, "count": len(tokens)}, headers=call.headers)
+
+
+async def _detokenize(service: Service, screened: Screened, fields: DetokenizeFields, client: str) -> Response:
+    text = await service.detokenize(model_name(fields.model), fields.tokens, client)
+    return _json({"content": text}, headers=screened.headers())
 
 
 def _readiness(model: ModelStatus) -> Response:

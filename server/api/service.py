@@ -1,6 +1,6 @@
 """What the wire adapters need from the rest of the server, and nothing more.
 
-`server/generation.py` implements it in the HTTP process; tests put a scripted one behind the same routes.
+`generation/` implements it in the HTTP process; tests put a scripted one behind the same routes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class Service(Protocol):
 
         Raises ConfigiError. Closing or cancelling it cancels everything behind it. It is advanced from more than one
         task (the first event before the response starts, the rest inside it), so no cancel scope may span a yield.
-        A stream that is cut is cancelled anew at every await until it ends, so clean-up that waits must be shielded.
+        A stream that is cut is cancelled again at every await until it ends, so clean-up that waits must be shielded.
         """
         ...
 
-    async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool) -> list[int]: ...
+    async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool, client: str) -> list[int]: ...
 
-    async def detokenize(self, model: str | None, tokens: list[int]) -> str: ...
+    async def detokenize(self, model: str | None, tokens: list[int], client: str) -> str: ...
 
     def models(self) -> list[ModelStatus]: ...
 

@@ -23,7 +23,7 @@ _LONGEST_CONTEXT = 2**31
 class SamplingDefaults:
     """What a request gets that leaves a sampling field out: the model's `generation_config.json`, else OpenAI's 1.0.
 
-    `do_sample` absent leaves the temperature alone, as its publisher gives one to be used; an outspoken
+    `do_sample` absent leaves the temperature alone, as its publisher gives one to be used; an explicit
     `"do_sample": false` means greedy, temperature 0.
     """
 

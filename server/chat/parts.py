@@ -5,11 +5,9 @@ Structs, because a conversation crosses to the text process as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Literal
 
 import msgspec
-from msgspec.structs import replace
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -62,31 +60,3 @@ class Message(msgspec.Struct, frozen=True):
     def text(self) -> str:
         """What it says: its texts and tool results, one after the other."""
         return "".join(part.text for part in self.parts if isinstance(part, TextPart | ToolResultPart))
-
-    def strings(self) -> Iterator[str]:
-        """Every string that a template may write into the prompt."""
-        for part in self.parts:
-            match part:
-                case TextPart() | ReasoningPart():
-                    yield part.text
-                case ToolCallPart():
-                    yield from (part.id, part.name, part.arguments)
-                case ToolResultPart():
-                    yield from (part.call_id, part.text, part.name or "")
-
-    def mapped(self, change: Callable[[str], str]) -> Message:
-        """The message with `change` applied to each of its `strings`."""
-        return replace(self, parts=tuple(_mapped(part, change) for part in self.parts))
-
-
-def _mapped(part: Part, change: Callable[[str], str]) -> Part:
-    match part:
-        case TextPart() | ReasoningPart():
-            return replace(part, text=change(part.text))
-        case ToolCallPart():
-            return ToolCallPart(change(part.id), change(part.name), change(part.arguments))
-        case ToolResultPart():
-            name = None if part.name is None else change(part.name)
-            return ToolResultPart(change(part.call_id), change(part.text), name)
-        case ImagePart():
-            return part

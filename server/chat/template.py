@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +13,9 @@ from msgspec.structs import replace
 
 from server.chat.conversation import Conversation
 from server.chat.model_files import read_object, special_texts
-from server.chat.parts import Message, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart
+from server.chat.parts import Message, Role, TextPart
 from server.chat.sandbox import TemplateEnvironment
+from server.chat.template_values import template_values
 from server.chat.turns import Messages, arrangements
 from server.errors import InvalidRequest, ModelUnavailable
 
@@ -55,28 +57,33 @@ class ChatTemplate:
 
     @staticmethod
     def load(folder: Path) -> ChatTemplate:
-        """The folder's template, with the tokenizer's bos_token and the like to name in it."""
+        """The folder's template, which may name the tokenizer's special tokens, such as bos_token."""
         config = read_object(folder, "tokenizer_config.json")
         return ChatTemplate(_source(folder, config), special_texts(config))
 
-    def render(self, conversation: Conversation) -> Rendered:
-        """Render up to where the model is to write.
+    def render(self, conversation: Conversation, change: Callable[[str], str] = str) -> Rendered:
+        """Render up to where the model is to write, every string of the conversation as `change` makes it.
 
         Raises:
             InvalidRequest: with the template's own sentence when it refuses the conversation.
         """
         if self._template is None:
             raise InvalidRequest("This model has no chat template; use /v1/completions with a prompt of your own.")
-        variables = _ALWAYS | self._variables | conversation.template_variables
-        rendering = _Rendering(self._template, variables)
+        asked = {
+            name: change(value) if isinstance(value, str) else value
+            for name, value in conversation.template_variables.items()
+        }
+        rendering = _Rendering(self._template, _ALWAYS | self._variables | asked, change)
         messages, text = _first_complete(rendering, conversation.messages)
         return Rendered(text, _message_ends(rendering, messages, text))
 
 
 class _Rendering:
-    def __init__(self, template: Template, variables: dict[str, Any]) -> None:
+    def __init__(self, template: Template, variables: dict[str, Any], change: Callable[[str], str]) -> None:
         self._template = template
         self._variables = variables
+        # A message is rendered many times, and a long one is long to change.
+        self._values = functools.cache(lambda message: template_values(message, change))
 
     def prompt(self, messages: Messages) -> str:
         if messages and messages[-1].role == "assistant":
@@ -92,9 +99,13 @@ class _Rendering:
             raise InvalidRequest("This model's chat template cannot continue an assistant message.", param="messages")
         return text
 
+    def content(self, message: Message) -> str:
+        """Its content as templates write it that trim."""
+        return str(self._values(message)["content"]).strip()
+
     def text(self, messages: Messages, *, add_generation_prompt: bool) -> str:
         names = self._variables | {
-            "messages": [_variables(message) for message in messages],
+            "messages": [self._values(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
         }
         pieces = []
@@ -115,33 +126,6 @@ class _Rendering:
         return "".join(pieces)
 
 
-def _variables(message: Message) -> dict[str, Any]:
-    """A message as templates document it: Hugging Face's names, calls with their arguments as objects."""
-    values: dict[str, Any] = {"role": message.role, "content": message.text}
-    calls = []
-    for part in message.parts:
-        match part:
-            case ReasoningPart():
-                values["reasoning_content"] = values.get("reasoning_content", "") + part.text
-            case ToolCallPart():
-                function = {"name": part.name, "arguments": _arguments(part.arguments)}
-                calls.append({"id": part.id, "type": "function", "function": function})
-            case ToolResultPart():
-                values["tool_call_id"] = part.call_id
-                if part.name is not None:
-                    values["name"] = part.name
-    return values | ({"tool_calls": calls} if calls else {})
-
-
-def _arguments(text: str) -> Any:
-    """As text when they are no JSON object: templates write a string as it is."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return value if isinstance(value, dict) else text
-
-
 def _first_complete(rendering: _Rendering, messages: Messages) -> tuple[Messages, str]:
     """The first arrangement that the template renders whole; else the first that it renders; else its first refusal."""
     partial: tuple[Messages, str] | None = None
@@ -152,7 +136,7 @@ def _first_complete(rendering: _Rendering, messages: Messages) -> tuple[Messages
         except InvalidRequest as error:
             refusal = refusal or error
             continue
-        if _is_complete(arrangement, text):
+        if _is_complete(rendering, arrangement, text):
             return arrangement, text
         partial = partial or (arrangement, text)
     if partial is None:
@@ -160,13 +144,13 @@ def _first_complete(rendering: _Rendering, messages: Messages) -> tuple[Messages
     return partial
 
 
-def _is_complete(messages: Messages, text: str) -> bool:
+def _is_complete(rendering: _Rendering, messages: Messages, text: str) -> bool:
     """Some templates do not refuse a system message that they do not expect but leave it out. Assistant messages may
     lose their thinking rightly, so they do not count."""
     cursor = 0
     for message in messages:
         if message.role in ("system", "user"):
-            content = message.text.strip()
+            content = rendering.content(message)
             found = text.find(content, cursor)
             if found < 0 and content not in text:
                 return False
@@ -175,21 +159,51 @@ def _is_complete(messages: Messages, text: str) -> bool:
 
 
 def _message_ends(rendering: _Rendering, messages: Messages, text: str) -> tuple[End, ...]:
-    """Found by rendering the messages before each end alone; an end where that is no prefix of the whole is left out,
-    as with templates that treat the last message differently."""
-    latest = range(max(1, len(messages) - _ENDS + 1), len(messages) + 1)
-    system = {1} if messages and messages[0].role == "system" else set()
-    ends = set()
-    for count in sorted(system.union(latest)):
+    """The ends of the system message and of the latest messages. The latest are found in an excerpt, because each costs
+    a rendering of everything before it; counted from the end of the prompt, they are at the same place in the excerpt
+    and in the whole."""
+    system = (1,) if messages and messages[0].role == "system" else ()
+    excerpt = _excerpt(messages)
+    if len(excerpt) < len(messages):
+        try:
+            short = rendering.prompt(excerpt)
+        except InvalidRequest:
+            short = ""
+        ends = _ends(rendering, excerpt, short, _latest(excerpt))
+        # Else the template writes the latest messages differently when fewer are before them.
+        if ends and text.endswith(short[ends[0].offset :]):
+            moved = [End(end.offset + len(text) - len(short), end.role) for end in ends]
+            return (*_ends(rendering, messages, text, system), *moved)
+    return _ends(rendering, messages, text, sorted({*system, *_latest(messages)}))
+
+
+def _latest(messages: Messages) -> range:
+    """For each of the latest messages, how many messages there are up to and including it."""
+    return range(max(1, len(messages) - _ENDS + 1), len(messages) + 1)
+
+
+def _excerpt(messages: Messages) -> Messages:
+    """The messages before the assistant first speaks, then those from one of its later turns on. The latest messages
+    are among them, and the roles still alternate as the template demands."""
+    spoken = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    late = [index for index in spoken if index <= len(messages) - _ENDS]
+    return messages[: spoken[0]] + messages[late[-1] :] if late else messages
+
+
+def _ends(rendering: _Rendering, messages: Messages, text: str, counts: Iterable[int]) -> tuple[End, ...]:
+    """Where the first `count` messages end, for each of `counts`, ascending. Found by rendering them alone; left out
+    where that is not a prefix of the whole, as with templates that treat the last message differently."""
+    ends = []
+    for count in counts:
         last = messages[count - 1]
         try:
             prefix = rendering.text(messages[:count], add_generation_prompt=False)
         except InvalidRequest:
             continue
         # Without its last content it would be the end of something else, such as BOS alone.
-        if last.text.strip() in prefix and text.startswith(prefix) and 0 < len(prefix) < len(text):
-            ends.add(End(len(prefix), last.role))
-    return tuple(sorted(ends))
+        if rendering.content(last) in prefix and text.startswith(prefix) and 0 < len(prefix) < len(text):
+            ends.append(End(len(prefix), last.role))
+    return tuple(sorted(set(ends)))
 
 
 def _source(folder: Path, config: dict[str, Any]) -> str | None:

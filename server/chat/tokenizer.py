@@ -62,7 +62,8 @@ class ChatTokenizer:
         return ChatTokenizer(backend, facts, spelling_of(backend))
 
     def encode(self, text: str, add_special: bool) -> list[int]:
-        """Tokens of `text`; control tokens spelled in it become control tokens. `add_special` adds BOS and the like."""
+        """Tokens of `text`; control tokens spelled in it become control tokens. `add_special` adds BOS where the model
+        has one."""
         ids: list[int] = self._encoding(text, add_special).ids
         return ids
 

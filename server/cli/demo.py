@@ -44,7 +44,7 @@ class Demo:
         self._exit_after_reply = exit_after_reply
         self.failed = False
 
-    async def __call__(self, residency: Residency[Any], catalog: Catalog) -> None:
+    async def __call__(self, residency: Residency, catalog: Catalog) -> None:
         try:
             await self._ready(residency, catalog)
             await asyncio.to_thread(self._ask)
@@ -66,7 +66,7 @@ class Demo:
             soft_wrap=True,
         )
 
-    async def _ready(self, residency: Residency[Any], catalog: Catalog) -> None:
+    async def _ready(self, residency: Residency, catalog: Catalog) -> None:
         start = time.monotonic()
         spent: dict[str, float] = {}
         while (status := residency.status(catalog.default)).state not in ("ready", "failed"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantize.commands import hang
+from quantize.commands import add_commands
 from quantize.errors import QuantizeError
 from server import __version__
 from server.errors import SetupError
@@ -88,7 +88,7 @@ def models(config: ConfigOption = None, json: JsonOption = False) -> None:
 
 
 # plan, build and verify.
-hang(cli)
+add_commands(cli)
 
 
 @cli.callback(invoke_without_command=True)

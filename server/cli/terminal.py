@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -15,9 +14,7 @@ from server.models.status import ModelStatus
 _LONG = ("fetching", "building", "loading")
 
 
-async def show_progress(
-    console: Console, residency: Residency[Any], catalog: Catalog, line_every_s: float = 15
-) -> None:
+async def show_progress(console: Console, residency: Residency, catalog: Catalog, line_every_s: float = 15) -> None:
     """Until cancelled: one bar for whatever model is being fetched, built or loaded; without a terminal, a line for
     every state and for every `line_every_s` seconds of a long one."""
     while True:
@@ -29,7 +26,7 @@ async def show_progress(
 
 
 async def _show(
-    console: Console, residency: Residency[Any], catalog: Catalog, status: ModelStatus, line_every_s: float
+    console: Console, residency: Residency, catalog: Catalog, status: ModelStatus, line_every_s: float
 ) -> None:
     """One model from the start of something long to its end."""
     entry = catalog.resolve(status.id)

@@ -1,8 +1,9 @@
 """Whether there is memory for one more sequence, before a byte of it is allocated. Pure arithmetic; engine process.
 
 A sequence is counted at the size that it will have `HORIZON` tokens from now (its maximum, if that is less): agents ask
-for 32,000 tokens and use 200, so counting what is asked for would refuse nearly everything. What grows beyond that is
-caught by the hard mark.
+for 32,000 tokens and use 200, so counting what is asked for would refuse nearly everything.
+Two watermarks. Above the low one nothing starts and the prefix cache gives way. The limit itself is the high one: what
+grows beyond the horizon may reach it, and then the newest sequence ends.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from server.engine.kv import Footprint
-from server.engine.token_budget import SMALLEST_SLICE
+from server.engine.cost_model import KVCostModel
+from server.engine.token_budget import MIN_CHUNK_TOKENS
 from server.engine_client.protocol import Generate
 
 HORIZON = 512
-# Where admission stops and the prefix cache gives way, as a part of the limit; the rest is for what the arithmetic
-# misses.
-_SOFT = 0.92
+# The low watermark as a part of the limit; the rest is for what the arithmetic misses.
+_LOW_WATERMARK = 0.92
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,38 +26,38 @@ class Admission:
 
     limit: int
     weights: int
-    footprint: Footprint
+    cost: KVCostModel
 
     @property
-    def soft(self) -> int:
-        return int(self.limit * _SOFT)
+    def low_watermark(self) -> int:
+        return int(self.limit * _LOW_WATERMARK)
 
-    def fault(self, request: Generate) -> str | None:
-        """Why the request can never run here, if so."""
-        need = self.footprint.sequence(len(request.prompt)) + SMALLEST_SLICE * self.footprint.activation
-        room = self.soft - self.weights
-        if need <= room:
+    def refusal(self, request: Generate) -> str | None:
+        """Why the request can never run here; None when it can."""
+        needed = self.cost.kv_bytes(len(request.prompt)) + MIN_CHUNK_TOKENS * self.cost.activation_per_token
+        available = self.low_watermark - self.weights
+        if needed <= available:
             return None
         return (
-            f"The prompt of {len(request.prompt)} tokens needs {_size(need)} of memory beside the model; "
-            f"{_size(max(room, 0))} are there."
+            f"The prompt of {len(request.prompt)} tokens needs {_size(needed)} of memory beside the model; "
+            f"{_size(max(available, 0))} are available."
         )
 
     def fits(self, request: Generate, running: Iterable[tuple[Generate, int]]) -> bool:
-        """Beside `running`, each with the tokens that it has now. Alone it always may try."""
+        """Beside `running`, each with the tokens that it has now. A request that is alone may always try."""
         running = list(running)
-        return not running or self.reserved([*running, (request, len(request.prompt))]) <= self.soft
+        return not running or self.reserved([*running, (request, len(request.prompt))]) <= self.low_watermark
 
     def reserved(self, running: Iterable[tuple[Generate, int]]) -> int:
         """Bytes of weights and sequences, as far ahead as the horizon. mlx-lm pads a batch to its longest sequence."""
-        lengths = [self._horizon(request, tokens) for request, tokens in running]
-        return self.weights + len(lengths) * self.footprint.sequence(max(lengths, default=0))
+        lengths = [self._expected_length(request, tokens) for request, tokens in running]
+        return self.weights + len(lengths) * self.cost.kv_bytes(max(lengths, default=0))
 
-    def slice_tokens(self, active: int, activation: int) -> int:
-        """Prompt tokens whose activations, of so many bytes each, fit beside `active` bytes in use."""
-        return max(SMALLEST_SLICE, (self.limit - active) // max(1, activation))
+    def max_chunk(self, active_bytes: int, activation_per_token: int) -> int:
+        """Prompt tokens whose activations fit beside `active_bytes` in use."""
+        return max(MIN_CHUNK_TOKENS, (self.limit - active_bytes) // max(1, activation_per_token))
 
-    def _horizon(self, request: Generate, tokens: int) -> int:
+    def _expected_length(self, request: Generate, tokens: int) -> int:
         return min(len(request.prompt) + request.max_tokens, max(tokens, len(request.prompt)) + HORIZON)
 
 

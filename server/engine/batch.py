@@ -1,19 +1,12 @@
-"""The sequences that decode together, over mlx-lm's GenerationBatch. Runs in the engine process.
-
-mlx-lm's BatchGenerator also reads prompts, all that wait in one forward pass; here the engine reads them one by one and
-in slices, so only the decoding half is used.
-"""
+"""The sequences that decode together. Runs in the engine process."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import mlx.core as mx
-from mlx_lm.generate import GenerationBatch, StopSequences
-from mlx_lm.sample_utils import greedy_sampler
-
-from server.engine.kv import Layers
+from server.engine import compat
+from server.engine.compat import Layers
 from server.engine.sampling import make_processors, make_sampler
 from server.engine.scoring import token_logprob
 from server.engine_client.protocol import EngineEvent, Finished, Generate, TokenLogprob, Tokens
@@ -24,7 +17,7 @@ class Batch:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._batch: GenerationBatch = GenerationBatch.empty(model, greedy_sampler)
+        self._batch = compat.empty_batch(model)
         self._requests: dict[int, Generate] = {}
 
     def __len__(self) -> int:
@@ -42,49 +35,48 @@ class Batch:
         for id, tokens in zip(self._batch.uids, self._batch.tokens, strict=True):
             yield self._requests[id], len(tokens)
 
-    def join(self, newcomers: Sequence[tuple[Generate, Layers]]) -> None:
-        """Decode these too, all of whose prompts but the last tokens are in their caches; their first step is one."""
+    def add(self, newcomers: Sequence[tuple[Generate, Layers]]) -> None:
+        """Decode these too. Their caches hold all of their prompts but the last token; their first step is one pass."""
         if not newcomers:
             return
         requests = [request for request, _ in newcomers]
         self._batch.extend(
-            GenerationBatch(
+            compat.decoding_batch(
                 self._model,
-                [request.id for request in requests],
-                mx.array([request.prompt[-1] for request in requests]),
-                [layers[0].merge(list(layers)) for layers in zip(*(layers for _, layers in newcomers), strict=True)],
-                [request.prompt[:-1] for request in requests],
-                [make_sampler(request.sampling) for request in requests],
-                greedy_sampler,
-                [tuple(make_processors(request.sampling, len(request.prompt))) for request in requests],
-                [StopSequences([(token,) for token in request.stop_tokens]) for request in requests],
-                [request.max_tokens for request in requests],
+                ids=[request.id for request in requests],
+                last_tokens=[request.prompt[-1] for request in requests],
+                caches=[layers for _, layers in newcomers],
+                tokens=[request.prompt[:-1] for request in requests],
+                samplers=[make_sampler(request.sampling) for request in requests],
+                processors=[tuple(make_processors(request.sampling, len(request.prompt))) for request in requests],
+                stop_tokens=[request.stop_tokens for request in requests],
+                max_tokens=[request.max_tokens for request in requests],
             )
         )
         self._requests |= {request.id: request for request in requests}
 
-    def step(self) -> tuple[list[EngineEvent], dict[int, tuple[list[int], Layers]]]:
-        """One token for every sequence. For those that finished: the tokens that their caches hold, and the caches."""
+    def step(self) -> tuple[list[EngineEvent], list[tuple[list[int], Layers]]]:
+        """One token for every sequence. For each that finished: the tokens that its caches hold, and the caches."""
         events: list[EngineEvent] = []
-        finished = {}
+        finished = []
         for response in self._batch.next():
             request = self._requests[response.uid]
             events += _events(request, response)
             if response.finish_reason is not None:
-                finished[request.id] = (response.all_tokens, response.prompt_cache)
+                finished.append((response.all_tokens, response.prompt_cache))
                 del self._requests[request.id]
         return events, finished
 
-    def leave(self, id: int) -> tuple[list[int], Layers]:
+    def remove(self, id: int) -> tuple[list[int], Layers]:
         """Take `id` out before it finished: the tokens that its caches hold, and the caches."""
         index = self._batch.uids.index(id)
-        left = (self._batch.tokens[index], self._batch.extract_cache(index))
+        removed = (self._batch.tokens[index], self._batch.extract_cache(index))
         self._batch.filter([i for i in range(len(self._batch)) if i != index])
         del self._requests[id]
-        return left
+        return removed
 
 
-def _events(request: Generate, response: GenerationBatch.Response) -> list[EngineEvent]:
+def _events(request: Generate, response: Any) -> list[EngineEvent]:
     events: list[EngineEvent] = []
     if response.finish_reason != "stop":
         logprobs: list[TokenLogprob] = []

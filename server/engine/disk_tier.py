@@ -1,9 +1,11 @@
-"""Spans of KV cache on disk, so that a restart or an unload forgets no prompt. Runs in the engine process.
+"""KV segments on disk, so that no prefix is lost at a restart or an unload. Runs in the engine process.
 
-One safetensors file a span, written by mlx-lm's `save_prompt_cache`, in a folder of its model's fingerprint. The name
-is the sha256 of the tokens up to the span's end and the sha256 of the file, so what a crash or a disk damaged is found
-out on reading and is a miss. Files of the same tokens replace each other; the folder of all models together is capped,
-used longest ago first. Prompts are private: folder 0700, files 0600.
+One safetensors file per segment, written by mlx-lm's `save_prompt_cache`, in a folder named by its model's fingerprint.
+Its name is the sha256 of the tokens up to the segment's end and the sha256 of the file, so damage by a crash or a disk
+is noticed on reading and is a miss. The files of all models together are capped; those used longest ago go first.
+Prompts are private: folders have mode 0700 and files 0600 from their creation on, and symbolic links are not followed.
+Several servers may share the folder: each writes partial files of its own and leaves those of others alone, and a file
+that another one removed is a miss.
 """
 
 from __future__ import annotations
@@ -13,38 +15,44 @@ import hashlib
 import json
 import logging
 import os
+import stat
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import mlx.core as mx
-from mlx.utils import tree_unflatten
 from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 
-from server.engine.kv import Layers
+from server.engine import compat
+from server.engine.compat import Layers
+from server.engine.kv import evaluate
 from server.engine_client.protocol import Kind
 
 log = logging.getLogger("configi.engine")
 
 _FORMAT = "configi-prefix-1"
 # Files of all models; a start reads the header of each of its model's.
-_MOST_FILES = 4096
+_MAX_FILES = 4096
 # Before the first read: what every SSD of a Mac does at least.
 _ASSUMED_BYTES_PER_S = 1e9
+_PARTIAL = ".partial.safetensors"
+# Writing a segment takes seconds: an older partial file was left behind by a crash.
+_PARTIAL_MAX_AGE_S = 3600
+# A second try when somebody removed the partial file or the folder during the first.
+_ATTEMPTS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class StoredSpan:
-    """A file. `tokens` are all from the beginning, the span is those from `start`; `whole`: no layer is missing."""
+class StoredSegment:
+    """A file. `tokens` are all from the beginning, the segment those from `start`. `resumable`: it has all layers."""
 
     path: Path
     nbytes: int
     tokens: tuple[int, ...]
     start: int
     kind: Kind
-    whole: bool
+    resumable: bool
 
 
 class DiskTier:
@@ -56,64 +64,67 @@ class DiskTier:
         self._folder = self._root / fingerprint
         self._limit = limit
         self._read_bytes_per_s = _ASSUMED_BYTES_PER_S
+        # Unique also among hosts that share a network folder.
+        self._partial = self._folder / f"{os.getpid()}-{uuid.uuid4().hex}{_PARTIAL}"
         if self.enabled:
             try:
-                self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._folder.mkdir(exist_ok=True, mode=0o700)
+                self._prepare_folders()
             except OSError as error:
                 self._give_up(error)
 
-    def scan(self) -> list[StoredSpan]:
-        """The model's spans, shorter prefixes first. What is not one is removed."""
+    def scan(self) -> list[StoredSegment]:
+        """The model's segments, shorter prefixes first. Other files are removed, partial ones only when old."""
         if not self.enabled:
             return []
+        try:
+            paths = list(self._folder.iterdir())
+        except OSError as error:
+            self._give_up(error)
+            return []
         found = []
-        for path in self._folder.iterdir():
-            span = _described(path) if path.suffix == ".safetensors" else None
-            if span is None:
+        for path in paths:
+            if _is_being_written(path):
+                continue
+            segment = _described(path)
+            if segment is None:
                 _unlink(path)
             else:
-                found.append(span)
-        return sorted(found, key=lambda span: len(span.tokens))
+                found.append(segment)
+        return sorted(found, key=lambda segment: len(segment.tokens))
 
-    def holds(self, span: StoredSpan) -> bool:
-        return span.path.exists()
+    def holds(self, stored: StoredSegment) -> bool:
+        return stored.path.exists()
 
-    def delete(self, span: StoredSpan) -> None:
-        _unlink(span.path)
+    def delete(self, stored: StoredSegment) -> None:
+        _unlink(stored.path)
 
     def seconds_to_read(self, nbytes: int) -> float:
         return nbytes / self._read_bytes_per_s
 
-    def write(self, tokens: Sequence[int], start: int, kind: Kind, span: Layers) -> StoredSpan | None:
-        """None when the disk refuses; then nothing more is written."""
-        present = [index for index, layer in enumerate(span) if layer is not None]
-        facts = {
-            "format": _FORMAT, "tokens": json.dumps(list(tokens)), "start": str(start), "kind": kind,
-            "layers": json.dumps([len(span), present]),
-        }  # fmt: skip
-        partial = self._folder / f"{os.getpid()}.partial.safetensors"
-        try:
-            save_prompt_cache(str(partial), [span[index] for index in present], facts)
-            partial.chmod(0o600)
-            path = self._folder / f"{_key(tokens)}-{_digest(partial)}.safetensors"
-            nbytes = partial.stat().st_size
-            partial.rename(path)
-        except (OSError, RuntimeError) as error:
-            _unlink(partial)
-            self._give_up(error)
-            return None
-        self._make_room(path)
-        return StoredSpan(path, nbytes, tuple(tokens), start, kind, len(present) == len(span))
+    def write(self, tokens: Sequence[int], start: int, kind: Kind, segment: Layers) -> StoredSegment | None:
+        """None when it was not written. When the disk refuses, nothing more is."""
+        for _ in range(_ATTEMPTS):
+            try:
+                stored = self._write(tokens, start, kind, segment)
+                self._make_room(stored.path)
+                return stored
+            except FileNotFoundError:
+                _unlink(self._partial)
+            except (OSError, RuntimeError) as error:
+                _unlink(self._partial)
+                self._give_up(error)
+                return None
+        log.warning("a prefix is not kept on disk: its file was removed while it was written")
+        return None
 
-    def read(self, stored: StoredSpan) -> Layers | None:
+    def read(self, stored: StoredSegment) -> Layers | None:
         """None when the file is gone or damaged."""
         begun = time.monotonic()
         try:
             if not stored.path.stem.endswith(f"-{_digest(stored.path)}"):
                 raise ValueError("its checksum is wrong")
             layers, facts = load_prompt_cache(str(stored.path), return_metadata=True)
-            mx.eval([layer.state for layer in layers])
+            evaluate(layers)
             os.utime(stored.path)
         # Whatever a damaged file makes a reader raise.
         except Exception as error:
@@ -122,25 +133,80 @@ class DiskTier:
         seconds = max(time.monotonic() - begun, 1e-6)
         self._read_bytes_per_s += 0.3 * (stored.nbytes / seconds - self._read_bytes_per_s)
         count, present = json.loads(facts["layers"])
-        span: Layers = [None] * count
+        segment: Layers = [None] * count
         for index, layer in zip(present, layers, strict=True):
-            span[index] = layer
-        return span
+            segment[index] = layer
+        return segment
+
+    def _prepare_folders(self) -> None:
+        self._root.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (self._root, self._folder):
+            _make_private(folder)
+
+    def _write(self, tokens: Sequence[int], start: int, kind: Kind, segment: Layers) -> StoredSegment:
+        present = [index for index, layer in enumerate(segment) if layer is not None]
+        facts = {
+            "format": _FORMAT, "tokens": json.dumps(list(tokens)), "start": str(start), "kind": kind,
+            "layers": json.dumps([len(segment), present]),
+        }  # fmt: skip
+        self._prepare_folders()
+        # mlx-lm opens a file by name, and one that exists keeps its mode.
+        os.close(os.open(self._partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        save_prompt_cache(str(self._partial), [segment[index] for index in present], facts)
+        path = self._folder / f"{_key(tokens)}-{_digest(self._partial)}.safetensors"
+        nbytes = self._partial.stat().st_size
+        self._partial.rename(path)
+        return StoredSegment(path, nbytes, tuple(tokens), start, kind, len(present) == len(segment))
 
     def _make_room(self, newest: Path) -> None:
         """Of all models' files, those used longest ago go until the rest fits."""
-        files = [(path.stat(), path) for path in self._root.glob("*/*.safetensors")]
-        total, count = sum(stat.st_size for stat, _ in files), len(files)
-        for stat, path in sorted(files, key=lambda file: file[0].st_mtime_ns):
-            if total <= self._limit and count <= _MOST_FILES:
+        files = sorted(self._files(), key=lambda file: file[0].st_mtime_ns)
+        total, count = sum(facts.st_size for facts, _ in files), len(files)
+        for facts, path in files:
+            if total <= self._limit and count <= _MAX_FILES:
                 return
-            if path != newest or stat.st_size > self._limit:
+            if path != newest or facts.st_size > self._limit:
                 _unlink(path)
-                total, count = total - stat.st_size, count - 1
+                total, count = total - facts.st_size, count - 1
+
+    def _files(self) -> Iterator[tuple[os.stat_result, Path]]:
+        """Of all models, without what another server is writing; a link leads out of the folder and is left alone."""
+        for folder in self._root.iterdir():
+            if folder.is_symlink():
+                continue
+            for path in folder.glob("*.safetensors"):
+                # Another server may be making room as well.
+                with contextlib.suppress(FileNotFoundError):
+                    facts = path.lstat()
+                    if stat.S_ISREG(facts.st_mode) and not _is_being_written(path):
+                        yield facts, path
 
     def _give_up(self, error: Exception) -> None:
         self.enabled = False
         log.warning("prefixes are not kept on disk: %s", getattr(error, "strerror", None) or error)
+
+
+def _make_private(folder: Path) -> None:
+    """Create `folder` for its owner only, or close an existing one to others.
+
+    Raises:
+        OSError: it cannot be, is somebody else's, or is a symbolic link, which may lead anywhere.
+    """
+    if folder.is_symlink():
+        raise OSError("their folder is a symbolic link")
+    folder.mkdir(exist_ok=True, mode=0o700)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        os.fchmod(descriptor, 0o700)
+    finally:
+        os.close(descriptor)
+
+
+def _is_being_written(path: Path) -> bool:
+    """Whether it is a partial file young enough for its writer to be at work still."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.name.endswith(_PARTIAL) and time.time() - path.lstat().st_mtime < _PARTIAL_MAX_AGE_S
+    return False
 
 
 def _key(tokens: Sequence[int]) -> str:
@@ -152,16 +218,17 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 
-def _described(path: Path) -> StoredSpan | None:
-    """What the header says; the arrays are not read. None for what is no span of this format."""
+def _described(path: Path) -> StoredSegment | None:
+    """What the header says; the arrays are not read. None for what is no segment of this format."""
+    if path.suffix != ".safetensors" or path.is_symlink():
+        return None
     with contextlib.suppress(Exception):
-        loaded: Any = mx.load(str(path), return_metadata=True)
-        facts = tree_unflatten(list(loaded[1].items()))[0]
+        facts = compat.saved_metadata(path)
         tokens = tuple(json.loads(facts["tokens"]))
         if facts["format"] == _FORMAT and path.name.startswith(_key(tokens)):
             count, present = json.loads(facts["layers"])
-            nbytes, whole = path.stat().st_size, len(present) == count
-            return StoredSpan(path, nbytes, tokens, int(facts["start"]), facts["kind"], whole)
+            nbytes, resumable = path.stat().st_size, len(present) == count
+            return StoredSegment(path, nbytes, tokens, int(facts["start"]), facts["kind"], resumable)
     return None
 
 

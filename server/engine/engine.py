@@ -1,7 +1,8 @@
 """One loaded model and the requests it works on. Runs in the engine process.
 
-A turn decodes one token for every sequence that answers and reads one slice of one prompt. Who starts is `scheduler`'s
-matter, who fits `admission`'s, how large a slice is `pace`'s, what need not be read again `prefix_cache`'s.
+A step is three verbs: admit what fits, decode one token for every sequence that answers, prefill one chunk. Who starts
+is decided in `scheduler`, who fits in `admission`, how large a chunk is in `token_budget`, whose it is in
+`prefill_queue`, and what need not be read again in `prefix_cache`.
 """
 
 from __future__ import annotations
@@ -9,22 +10,21 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
-from server.engine import kv
+from server.engine import compat, kv
 from server.engine.admission import Admission
 from server.engine.batch import Batch
 from server.engine.disk_tier import DiskTier
-from server.engine.prefill import Prefill, read_together
-from server.engine.prefix_cache import Hit, PrefixCache
-from server.engine.scheduler import Rotation, Scheduler
-from server.engine.scoring import Scoring
-from server.engine.token_budget import SMALLEST_SLICE, TokenBudget
+from server.engine.prefill_queue import PrefillQueue
+from server.engine.prefix_cache import PrefixCache
+from server.engine.scheduler import Scheduler
+from server.engine.token_budget import TokenBudget
 from server.engine_client.protocol import (
     Cancel,
     EngineEvent,
@@ -38,9 +38,6 @@ from server.engine_client.protocol import (
 )
 
 log = logging.getLogger("configi.engine")
-
-# Where layers are fixed, each checkpoint holds all their state: the system prompt's end and the latest are kept.
-_LATEST_CHECKPOINTS = 2
 
 
 class Float32Logits:
@@ -68,22 +65,18 @@ class Engine:
         self._vocab_size = vocab_size
         self._admission = admission
         self._scheduler = Scheduler(options.max_concurrent)
-        self._pace = TokenBudget(options.decode_stall_target_s, options.prefill_step_tokens)
-        self._rotation = Rotation()
-        self._growing = kv.all_growing(make_prompt_cache(model))
+        self._budget = TokenBudget(options.decode_stall_target_s, options.prefill_step_tokens)
         self._cache_limit = options.cache_limit
+        trimmable = kv.all_trimmable(make_prompt_cache(model))
         self._prefixes = PrefixCache(
             options.cache_limit,
             disk,
-            growing=self._growing,
-            prefill_rate=lambda: self._pace.prefill_tokens_per_s,
+            trimmable=trimmable,
+            prefill_rate=lambda: self._budget.prefill_tokens_per_s,
         )
+        self._prefills = PrefillQueue(self._model, admission, self._prefixes, trimmable=trimmable)
         self._batch = Batch(self._model)
-        self._prefills: dict[int, Prefill] = {}
         self._steps = 0
-        self._peak_bytes = 0
-        # Bytes per token of a slice; more with a longer context, where attention keeps its scores.
-        self._activation = admission.footprint.activation
 
     @property
     def busy(self) -> bool:
@@ -94,18 +87,18 @@ class Engine:
             if self._scheduler.release(command.id):
                 self._remove(command.id)
             return []
-        if fault := self._fault(command):
+        if fault := self._invalid_token(command):
             return [Failed(command.id, "invalid", fault)]
-        if fault := self._admission.fault(command):
+        if fault := self._admission.refusal(command):
             return [Failed(command.id, "too_long", fault)]
         self._scheduler.add(command)
         return []
 
     def step(self) -> list[EngineEvent]:
-        """Start what fits and do one turn. A failure ends what ran, never the loop."""
+        """Admit, decode, prefill. A failure ends what was running, never the loop."""
         self._steps += 1
         try:
-            events = [*self._admit(), *self._turn(), *self._relieve()]
+            events = [*self._admit(), *self._decode_and_prefill(), *self._relieve()]
         except Exception as error:
             events = self._fail_running(error)
         for event in events:
@@ -113,149 +106,68 @@ class Engine:
                 self._scheduler.release(event.id)
         if events:
             # Prefixes are a luxury: they make way for what runs.
-            room = self._admission.soft - self._admission.reserved(self._running())
-            self._prefixes.limit = max(0, min(self._cache_limit, room))
+            available = self._admission.low_watermark - self._admission.reserved(self._running())
+            self._prefixes.limit = max(0, min(self._cache_limit, available))
         return events
 
     def write_one(self) -> bool:
-        """Something for the disk while nothing else is to be done; False when all is written."""
+        """Write one prefix to disk, for when there is nothing else to do; False when all are written."""
         return self._prefixes.write_one()
 
     def stats(self) -> Stats:
-        prefilling = sum(kv.nbytes(prefill.layers) for prefill in self._prefills.values())
-        self._peak_bytes = max(self._peak_bytes, mx.get_peak_memory())
         return Stats(
             steps=self._steps,
             running=len(self._scheduler.running),
             waiting=self._scheduler.waiting,
-            kv_bytes=self._batch.nbytes + prefilling,
+            kv_bytes=self._batch.nbytes + self._prefills.nbytes,
             prefix_bytes=self._prefixes.nbytes,
             active_bytes=mx.get_active_memory(),
-            peak_bytes=self._peak_bytes,
+            peak_bytes=self._prefills.peak_bytes,
         )
 
-    # ---- a turn
+    # ---- the three verbs
 
     def _admit(self) -> Iterator[EngineEvent]:
         for request in self._scheduler.admit(lambda r: self._admission.fits(r, self._running())):
-            same = next((p.id for p in self._prefills.values() if p.request.prompt == request.prompt), None)
-            reader = Scoring if request.prompt_logprobs else Prefill
-            self._prefills[request.id] = reader(self._model, request, after=same)
+            self._prefills.add(request)
             yield Prefilled(request.id, 0, len(request.prompt))
 
-    def _turn(self) -> list[EngineEvent]:
-        """One decode step, one slice. The pace is told what the model took, not what the bookkeeping between did."""
+    def _decode_and_prefill(self) -> list[EngineEvent]:
+        """The token budget is told what the model took, without the bookkeeping between."""
+        events, decode_s = self._decode()
+        decoding = len(self._batch) > 0
+        chunk = self._prefills.read(self._budget.chunk_tokens(decoding=decoding))
+        self._batch.add([(prefill.request, prefill.layers) for prefill in chunk.completed])
+        self._budget.record(decode_s + chunk.seconds, prefilled=chunk.tokens, decoding=decoding)
+        return events + chunk.events
+
+    def _decode(self) -> tuple[list[EngineEvent], float]:
+        """One token for every sequence; the events, and the seconds that the model took."""
+        if not len(self._batch):
+            return [], 0.0
         start = time.monotonic()
-        decoding = len(self._batch) > 0
-        events, finished = self._batch.step() if decoding else ([], {})
+        events, finished = self._batch.step()
         seconds = time.monotonic() - start
-        for tokens, layers in finished.values():
+        for tokens, layers in finished:
             self._prefixes.store(tokens, layers, [], "assistant")
-        decoding = len(self._batch) > 0
-        prefilled = 0
-        if self._prefills and (size := self._pace.slice_tokens(decoding=decoding)):
-            parts = self._slice(size, events)
-            start = time.monotonic()
-            prefilled = self._read(parts)
-            seconds += time.monotonic() - start
-            events += self._after_slice(parts)
-        self._pace.turn(seconds, prefilled=prefilled, decoding=decoding)
-        return events
-
-    def _slice(self, size: int, events: list[EngineEvent]) -> list[tuple[Prefill, int]]:
-        """Whose tokens are read next, and how many: one prompt's, or those of several that fit into `size` together."""
-        size = min(size, self._admission.slice_tokens(mx.get_active_memory(), self._activation))
-        chosen = self._rotation.next(list(self._prefills.values()))
-        parts = [(chosen, self._ahead(chosen, size, events))]
-        for other in self._prefills.values():
-            if not chosen.sociable or other is chosen or not other.sociable or other.after in self._prefills:
-                continue
-            # Each is padded to the longest, and padding must not cost more than reading the weights again would.
-            longest = max(tokens for _, tokens in parts)
-            if longest * (len(parts) + 1) > size:
-                break
-            tokens = self._ahead(other, size, events)
-            if longest and longest / 2 <= tokens <= longest * 2 and max(longest, tokens) * (len(parts) + 1) <= size:
-                parts.append((other, tokens))
-        return parts
-
-    def _ahead(self, prefill: Prefill, size: int, events: list[EngineEvent]) -> int:
-        """Tokens to the end of the slice, of the prompt, or to where a checkpoint must be taken."""
-        if not prefill.begun:
-            events.append(self._begin(prefill))
-        # Layers that cannot go back must be kept as they stand at a checkpoint.
-        stops = [] if self._growing else self._checkpoints(prefill.request)
-        return min(size, prefill.largest, prefill.up_to(stops))
-
-    def _begin(self, prefill: Prefill) -> EngineEvent:
-        """Find what was read before."""
-        request = prefill.request
-        # A KV cache holds no logits, so a prompt that is scored is read from the start.
-        hit = Hit(None, 0, 0) if isinstance(prefill, Scoring) else self._prefixes.find(request.prompt)
-        prefill.go_on_from(hit.layers, hit.length)
-        return Prefilled(request.id, hit.length, len(request.prompt), hit.length, hit.shared)
-
-    def _read(self, parts: Sequence[tuple[Prefill, int]]) -> int:
-        """How many tokens the slice had."""
-        parts = [(prefill, tokens) for prefill, tokens in parts if tokens]
-        count = sum(tokens for _, tokens in parts)
-        if parts:
-            self._peak_bytes = max(self._peak_bytes, mx.get_peak_memory())
-            mx.reset_peak_memory()
-            active = mx.get_active_memory()
-            read_together(self._model, parts)
-            self._activation = max(self._activation, (mx.get_peak_memory() - active) // max(count, SMALLEST_SLICE))
-        return count
-
-    def _after_slice(self, parts: Sequence[tuple[Prefill, int]]) -> list[EngineEvent]:
-        events: list[EngineEvent] = []
-        for prefill, tokens in parts:
-            request = prefill.request
-            if tokens:
-                self._rotation.read(request.client, tokens)
-                events.append(Prefilled(request.id, prefill.done, len(request.prompt)))
-            if tokens and not self._growing and prefill.done in self._checkpoints(request):
-                self._keep(prefill, prefill.done)
-        ready = [prefill for prefill, _ in parts if not prefill.remaining]
-        for prefill in ready:
-            if self._growing:
-                self._keep(prefill, self._checkpoints(prefill.request)[-1])
-            del self._prefills[prefill.id]
-            events += prefill.result()
-        self._batch.join([(prefill.request, prefill.layers) for prefill in ready])
-        return events
-
-    def _checkpoints(self, request: Generate) -> list[int]:
-        """What is worth keeping of the prompt ends here, ascending. What opens the reply is kept with the reply."""
-        ends = request.boundaries
-        system = [b.offset for b in ends if b.kind == "system"][-1:]
-        return sorted({*system, *(b.offset for b in ends[-_LATEST_CHECKPOINTS:])}) or [len(request.prompt) - 1]
-
-    def _keep(self, prefill: Prefill, end: int) -> None:
-        request = prefill.request
-        ended = [b.kind for b in request.boundaries if b.offset == end]
-        kind = ended[0] if ended else "user"
-        self._prefixes.store(request.prompt[:end], prefill.layers, request.boundaries, kind)
+        return events, seconds
 
     def _remove(self, id: int) -> None:
         """Take a cancelled request out of whatever phase it is in; what was read stays read."""
         if id in self._prefills:
-            prefill = self._prefills.pop(id)
-            if prefill.begun and prefill.done:
-                self._keep(prefill, prefill.done)
+            self._prefills.cancel(id)
         elif id in self._batch:
-            tokens, layers = self._batch.leave(id)
+            tokens, layers = self._batch.remove(id)
             self._prefixes.store(tokens, layers, [], "assistant")
 
     # ---- memory
 
     def _running(self) -> list[tuple[Generate, int]]:
         """The requests that hold a slot, with the tokens in their caches."""
-        prefilling = [(prefill.request, prefill.done) for prefill in self._prefills.values()]
-        return prefilling + list(self._batch.requests())
+        return [*self._prefills.requests(), *self._batch.requests()]
 
     def _relieve(self) -> list[EngineEvent]:
-        """Over the hard mark prefixes go, then the newest sequence: one error instead of the end of all."""
+        """Over the limit prefixes go, then the newest sequence: one error instead of the end of all."""
         if mx.get_active_memory() <= self._admission.limit:
             return []
         self._prefixes.shrink(0)
@@ -263,15 +175,15 @@ class Engine:
         if mx.get_active_memory() <= self._admission.limit or not self._scheduler.running:
             return []
         newest = max(self._scheduler.running)
-        self._prefills.pop(newest, None)
+        self._prefills.discard(newest)
         if newest in self._batch:
-            self._batch.leave(newest)
+            self._batch.remove(newest)
         return [Failed(newest, "memory", _OUT_OF_MEMORY)]
 
     # ---- faults
 
-    def _fault(self, request: Generate) -> str | None:
-        """What is wrong with `request`, if anything: an index outside the vocabulary is undefined in MLX."""
+    def _invalid_token(self, request: Generate) -> str | None:
+        """What is wrong with the request's tokens, if anything: an index outside the vocabulary is undefined in MLX."""
         ids = {"prompt": request.prompt, "logit_bias": request.sampling.logit_bias}
         for field, tokens in ids.items():
             for token in tokens:
@@ -299,6 +211,6 @@ _OUT_OF_MEMORY = "The engine ran out of memory; try a shorter prompt or fewer re
 
 
 def _explain(error: Exception) -> tuple[FailureKind, str]:
-    if isinstance(error, MemoryError) or any(w in str(error) for w in ("[malloc]", "allocate", "out of memory")):
+    if compat.is_out_of_memory(error):
         return "memory", _OUT_OF_MEMORY
     return "internal", "The engine failed on this request; the next one will be served."

@@ -1,4 +1,4 @@
-"""Prompts on their way into KV caches, slice by slice, several short ones together. Runs in the engine process."""
+"""Prompts on their way into KV caches, chunk by chunk, several short ones together. Runs in the engine process."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import PromptProcessingBatch
 from mlx_lm.models.cache import make_prompt_cache
 
-from server.engine.kv import Layers
+from server.engine import compat, kv
+from server.engine.compat import Layers
 from server.engine_client.protocol import EngineEvent, Generate
 
 
@@ -17,13 +17,18 @@ class Prefill:
     """`done` prompt tokens are in `layers`. All but the last token are read here: the last one's logits are the first
     step of decoding."""
 
-    def __init__(self, model: Any, request: Generate, after: int | None = None) -> None:
+    # A KV cache of an earlier prompt may stand for the first tokens.
+    reuses_prefixes = True
+    # It can be read together with others.
+    batchable = True
+
+    def __init__(self, model: Any, request: Generate, waits_for: int | None = None) -> None:
         self.request = request
         self.layers: Layers = []
         self.done = 0
-        # For whose slice is next: see `scheduler.Reading`.
-        self.passed_over = 0
-        self.after = after
+        # For the scheduler: see `scheduler.PendingPrefill`.
+        self.age = 0
+        self.waits_for = waits_for
         self._model = model
 
     @property
@@ -34,13 +39,13 @@ class Prefill:
     def client(self) -> str:
         return self.request.client
 
-    def go_on_from(self, layers: Layers | None, done: int) -> None:
-        """Begin behind the first `done` tokens, which `layers` hold."""
+    def start(self, layers: Layers | None, done: int) -> None:
+        """Begin after the first `done` tokens, which `layers` hold."""
         self.layers = make_prompt_cache(self._model) if layers is None else layers
         self.done = done
 
     @property
-    def begun(self) -> bool:
+    def started(self) -> bool:
         return bool(self.layers)
 
     @property
@@ -48,30 +53,24 @@ class Prefill:
         return len(self.request.prompt) - 1 - self.done
 
     @property
-    def largest(self) -> int:
-        """Tokens of a slice at most."""
+    def max_chunk(self) -> int:
+        """Tokens of a chunk at most."""
         return self.remaining
-
-    @property
-    def sociable(self) -> bool:
-        """Whether it can be read together with others."""
-        return True
 
     def read(self, tokens: int) -> None:
         """The next `tokens` of the prompt; nobody asks for the logits, so MLX computes none."""
-        self._forward(self.ahead(tokens))
-        self._settle(tokens)
+        self._forward(self.next_tokens(tokens))
+        self._commit(tokens)
 
-    def ahead(self, tokens: int) -> list[int]:
-        """The next `tokens` of the prompt."""
-        return self.request.prompt[self.done : self.done + tokens]
+    def next_tokens(self, count: int) -> list[int]:
+        return self.request.prompt[self.done : self.done + count]
 
-    def up_to(self, stops: Sequence[int]) -> int:
-        """Tokens to the first of `stops` that lies ahead, or to the end."""
-        return min([*(stop - self.done for stop in stops if stop > self.done), self.remaining])
+    def tokens_until(self, offsets: Sequence[int]) -> int:
+        """Tokens to the first of `offsets` that lies ahead, or to the end."""
+        return min([*(offset - self.done for offset in offsets if offset > self.done), self.remaining])
 
     def result(self) -> list[EngineEvent]:
-        """What is to be told once all is read."""
+        """What to report once all is read."""
         return []
 
     def _forward(self, tokens: Sequence[int]) -> mx.array:
@@ -79,9 +78,9 @@ class Prefill:
         logits: mx.array = self._model(mx.array([tokens]), cache=self.layers)
         return logits
 
-    def _settle(self, tokens: int) -> None:
-        mx.eval([layer.state for layer in self.layers])
-        # Buffers of a slice fit no decode step; kept, they would count against the memory of others.
+    def _commit(self, tokens: int) -> None:
+        kv.evaluate(self.layers)
+        # Buffers of a chunk fit no decode step; kept, they would count against the memory of others.
         mx.clear_cache()
         self.done += tokens
 
@@ -92,16 +91,9 @@ def read_together(model: Any, parts: Sequence[tuple[Prefill, int]]) -> None:
         [(prefill, tokens)] = parts
         prefill.read(tokens)
         return
-    pieces = [prefill.ahead(tokens) for prefill, tokens in parts]
-    batch = PromptProcessingBatch(
-        model,
-        [prefill.id for prefill, _ in parts],
-        [prefill.layers for prefill, _ in parts],
-        [[] for _ in parts],
-        prefill_step_size=max(map(len, pieces)),
-    )
-    batch.prompt(pieces)
-    for index, (prefill, tokens) in enumerate(parts):
-        prefill.layers = batch.extract_cache(index)
+    chunks = [prefill.next_tokens(tokens) for prefill, tokens in parts]
+    read = compat.prefill_together(model, [prefill.layers for prefill, _ in parts], chunks)
+    for (prefill, tokens), layers in zip(parts, read, strict=True):
+        prefill.layers = layers
         prefill.done += tokens
-    mx.eval([layer.state for prefill, _ in parts for layer in prefill.layers])
+    kv.evaluate([layer for layers in read for layer in layers])

@@ -1,7 +1,8 @@
 """A radix tree over token sequences. Pure: no tensors, no clock; tested with integers. Runs in the engine process.
 
-Each node's label is a stretch of one block's tokens. A block is what was stored at once (KV of a stretch of tokens);
-when a second sequence leaves it half way, its node is split into two views of the same block and nothing is copied.
+Each node's label is a range of one segment's tokens. A segment is what was stored at once (the KV cache of a range of
+tokens); when a second sequence leaves it half way, its node is split into two views of the same segment and nothing is
+copied.
 """
 
 from __future__ import annotations
@@ -10,39 +11,39 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-B = TypeVar("B")
+S = TypeVar("S")
 
 
 @dataclass(eq=False, slots=True)
-class Node(Generic[B]):
-    """`label`: the tokens between the parent's end and `end`; they are tokens `start`.. of `block`."""
+class Node(Generic[S]):
+    """`label`: the tokens between the parent's end and `end`; they are tokens `start`.. of `segment`."""
 
     label: list[int]
-    block: B
+    segment: S
     start: int
     end: int
-    parent: Node[B] | None = None
-    children: dict[int, Node[B]] = field(default_factory=dict)
+    parent: Node[S] | None = None
+    children: dict[int, Node[S]] = field(default_factory=dict)
 
     @property
     def stop(self) -> int:
-        """Where the label ends in the block."""
+        """Where the label ends in the segment."""
         return self.start + len(self.label)
 
 
 @dataclass(frozen=True, slots=True)
-class Match(Generic[B]):
+class Match(Generic[S]):
     """The nodes along the longest known prefix, root excluded; `length` tokens agree, so the last may agree in part."""
 
-    path: Sequence[Node[B]]
+    path: Sequence[Node[S]]
     length: int
 
 
-class PrefixTree(Generic[B]):
+class PrefixTree(Generic[S]):
     def __init__(self) -> None:
-        self._roots: dict[int, Node[B]] = {}
+        self._roots: dict[int, Node[S]] = {}
 
-    def __iter__(self) -> Iterator[Node[B]]:
+    def __iter__(self) -> Iterator[Node[S]]:
         """Every node, parents before children."""
         pending = list(self._roots.values())
         while pending:
@@ -50,8 +51,8 @@ class PrefixTree(Generic[B]):
             yield node
             pending.extend(node.children.values())
 
-    def match(self, tokens: list[int]) -> Match[B]:
-        path: list[Node[B]] = []
+    def match(self, tokens: list[int]) -> Match[S]:
+        path: list[Node[S]] = []
         children, length = self._roots, 0
         while length < len(tokens) and (node := children.get(tokens[length])) is not None:
             path.append(node)
@@ -61,34 +62,34 @@ class PrefixTree(Generic[B]):
             children = node.children
         return Match(path, length)
 
-    def extend(self, match: Match[B], tokens: list[int], block: B, start: int) -> Node[B]:
-        """A leaf for `tokens` beyond `match` of them; they are tokens `start`.. of `block`."""
+    def extend(self, match: Match[S], tokens: list[int], segment: S, start: int) -> Node[S]:
+        """A leaf for `tokens` beyond `match` of them; they are tokens `start`.. of `segment`."""
         parent = self._end_at(match)
-        leaf = Node(list(tokens[match.length :]), block, start, len(tokens), parent)
+        leaf = Node(list(tokens[match.length :]), segment, start, len(tokens), parent)
         self._siblings(leaf)[leaf.label[0]] = leaf
         return leaf
 
-    def cut(self, match: Match[B]) -> Node[B]:
+    def cut(self, match: Match[S]) -> Node[S]:
         """The node that ends where `match` (not an empty one) does, split off if need be."""
         node = self._end_at(match)
         if node is None:
             raise ValueError("an empty match ends at no node")
         return node
 
-    def remove(self, node: Node[B]) -> None:
+    def remove(self, node: Node[S]) -> None:
         """With all below it."""
         del self._siblings(node)[node.label[0]]
 
-    def _end_at(self, match: Match[B]) -> Node[B] | None:
+    def _end_at(self, match: Match[S]) -> Node[S] | None:
         if not match.path:
             return None
         node = match.path[-1]
         return node if node.end == match.length else self._split(node, match.length)
 
-    def _split(self, node: Node[B], end: int) -> Node[B]:
+    def _split(self, node: Node[S], end: int) -> Node[S]:
         """Put a node that ends at `end` above `node`, whose label keeps the rest."""
         size = end - (node.end - len(node.label))
-        head = Node(node.label[:size], node.block, node.start, end, node.parent)
+        head = Node(node.label[:size], node.segment, node.start, end, node.parent)
         self._siblings(node)[head.label[0]] = head
         node.label = node.label[size:]
         node.start += size
@@ -96,7 +97,7 @@ class PrefixTree(Generic[B]):
         head.children = {node.label[0]: node}
         return head
 
-    def _siblings(self, node: Node[B]) -> dict[int, Node[B]]:
+    def _siblings(self, node: Node[S]) -> dict[int, Node[S]]:
         return self._roots if node.parent is None else node.parent.children
 
 

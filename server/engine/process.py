@@ -1,16 +1,14 @@
 """The engine process: `python -m server.engine.process ADDRESS`, one resident model, one loop.
 
-A turn of the loop is three verbs: receive commands, step the batch, send events. The process ends when told to stop,
-and when its parent is gone, so that no orphan keeps gigabytes of unified memory. Whatever can kill a process (a Metal
-abort, the out-of-memory killer, a hang) ends this one only.
+The loop is three verbs: receive commands, step the engine, send events. The process ends when told to stop, and when
+its parent is gone, so that no orphan keeps gigabytes of unified memory. Whatever can kill a process (a Metal abort, the
+out-of-memory killer, a hang) ends this one only.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
-import threading
 import time
 import traceback
 from pathlib import Path
@@ -18,12 +16,14 @@ from pathlib import Path
 import mlx_lm
 import zmq
 
-from server.engine import device, kv
+from server.engine import device
 from server.engine.admission import Admission
+from server.engine.cost_model import measure
 from server.engine.disk_tier import DiskTier
 from server.engine.engine import Engine
 from server.engine.fingerprint import fingerprint
 from server.engine.loading import LoadError, load
+from server.engine_client.parent import exit_with_parent
 from server.engine_client.protocol import (
     Cancel,
     EngineEvent,
@@ -38,9 +38,9 @@ from server.engine_client.protocol import (
 _STATS_INTERVAL_S = 1.0
 # Idle for this long, the engine writes prefixes to disk: agents pause as long as their tools run.
 _IDLE_BEFORE_WRITING_MS = 1000
-# Out of idleness, the first request waits so long for more: prompts that come together are read together.
-_COMPANY_MS = 4
-# Asked to stop, it still writes for so long; the supervisor waits longer.
+# When idle, the first request waits so long for more: prompts that come together are read together.
+_BATCHING_WINDOW_MS = 4
+# Asked to stop, it goes on writing for so long; the supervisor waits longer.
 _LAST_WRITES_S = 3.0
 
 
@@ -60,7 +60,7 @@ def serve(socket: zmq.Socket[bytes]) -> None:
     except MemoryError:
         socket.send(encode([Failed(None, "memory", "There is not enough memory to load the model.")]))
         return
-    admission = Admission(limit, weight_bytes, kv.measure(model))
+    admission = Admission(limit, weight_bytes, measure(model))
     disk = DiskTier(
         Path(options.disk_dir) if options.disk_dir else None,
         fingerprint(Path(options.model_dir), mlx_lm.__version__),
@@ -78,23 +78,23 @@ def serve(socket: zmq.Socket[bytes]) -> None:
 def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
     next_stats = 0.0
     # Milliseconds to wait for a command before the next write; None with all written: no work, no wake-ups.
-    patience: int | None = _IDLE_BEFORE_WRITING_MS
+    until_write: int | None = _IDLE_BEFORE_WRITING_MS
     while True:
         events: list[EngineEvent] = []
         idle = not engine.busy
-        wait = patience if idle else 0
-        company = _COMPANY_MS if idle else 0
+        wait = until_write if idle else 0
+        batching_window = _BATCHING_WINDOW_MS if idle else 0
         while socket.poll(wait):
-            idle, wait = False, company
+            idle, wait = False, batching_window
             command = decode_command(socket.recv())
             if not isinstance(command, Generate | Cancel):
                 return
             events += engine.handle(command)
         if idle:
-            # One span at a time, with a look at the socket between them.
-            patience = 0 if engine.write_one() else None
+            # One segment at a time, with a look at the socket between them.
+            until_write = 0 if engine.write_one() else None
             continue
-        patience = _IDLE_BEFORE_WRITING_MS
+        until_write = _IDLE_BEFORE_WRITING_MS
         if engine.busy:
             events += engine.step()
         # Also after the last step, so that the gauges read zero while idle.
@@ -104,16 +104,9 @@ def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
         socket.send(encode(events))
 
 
-def _die_with_parent() -> None:
-    """The parent holds the other end of stdin; end of file means that it is gone, however it went."""
-    while os.read(0, 1024):
-        pass
-    os._exit(0)
-
-
 def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    threading.Thread(target=_die_with_parent, name="parent-watch", daemon=True).start()
+    exit_with_parent(sys.stdin.buffer)
     context = zmq.Context()
     socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
     socket.connect(sys.argv[1])

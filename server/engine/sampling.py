@@ -1,8 +1,8 @@
 """Drawing the next token: per request, reproducible, whatever else is in the batch. Runs in the engine process.
 
-The order is that of Hugging Face and vLLM: penalties and bias, temperature, top-k, top-p, min-p. mlx-lm's own filters
-are compiled once per distinct value of top_p and temperature, which grows without bound under clients that vary
-them, and sort once per filter; here one sort serves all three.
+The order is that of Hugging Face and vLLM: penalties and bias, temperature, top-k, top-p, min-p. mlx-lm 0.32.2 applies
+the temperature last, and compiles its filters anew for each distinct value, which grows without bound under clients
+that vary them; here nothing is compiled, and one sort serves all three filters.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Sampler = Callable[[mx.array], mx.array]
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 
 _MASK64 = 2**64 - 1
-# mlx-lm looks at the last 20 tokens by default; OpenAI and vLLM at all of them.
+# Penalties of mlx-lm look at the last 20 tokens by default, those of OpenAI and vLLM at all of them.
 _WHOLE_CONTEXT = 2**30
 
 
@@ -34,7 +34,7 @@ def make_sampler(sampling: Sampling) -> Sampler:
 
 
 class SeededSampler:
-    """Draws token i from key (seed, i); BatchGenerator calls it exactly once per token of its sequence."""
+    """Draws token i from key (seed, i); the batch calls it exactly once for each token of its sequence."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling

@@ -13,8 +13,8 @@ from typing import Protocol, TypeVar
 
 from server.engine_client.protocol import Generate
 
-# How often a prompt may be passed over for shorter ones of its client before it gets a slice.
-_PATIENCE = 4
+# A prompt gets a chunk after so many that went to shorter ones of its client.
+_MAX_AGE = 4
 
 
 class Scheduler:
@@ -72,15 +72,15 @@ class Scheduler:
             del self._queues[client]
 
 
-class Reading(Protocol):
-    """A prompt that is being read. `passed_over`: how often others of its client were read before it since its last
-    slice.
+class PendingPrefill(Protocol):
+    """A prompt that is being read.
 
-    `after`: an earlier request with the same prompt, worth waiting for, since what it reads is then read for both.
+    `age`: chunks that other prompts of its client got since its own last one. `waits_for`: the id of an earlier request
+    with the same prompt, worth waiting for, since what it reads is then read for both.
     """
 
-    passed_over: int
-    after: int | None
+    age: int
+    waits_for: int | None
 
     @property
     def id(self) -> int: ...
@@ -92,33 +92,35 @@ class Reading(Protocol):
         ...
 
 
-R = TypeVar("R", bound=Reading)
+P = TypeVar("P", bound=PendingPrefill)
 
 
-class Rotation:
-    """Whose slice is next. Clients by the prompt tokens read for them, so that a long prompt slows nobody else's;
-    within a client the shortest first, so that a question behind a pasted file waits for one slice only."""
+class PrefillScheduler:
+    """Whose prefill chunk is next. Clients by the prompt tokens read for them, so that a long prompt slows nobody
+    else's; within a client the shortest first, so that a question behind a pasted file waits for one chunk only, with
+    aging, so that the long ones are not starved."""
 
     def __init__(self) -> None:
-        self._read: dict[str, int] = {}
+        self._tokens_read: dict[str, int] = {}
 
-    def next(self, readings: Sequence[R]) -> R:
-        """`readings` in order of arrival, not empty."""
-        ids = {reading.id for reading in readings}
-        readings = [reading for reading in readings if reading.after not in ids]
-        clients = {reading.client for reading in readings}
+    def next(self, pending: Sequence[P]) -> P:
+        """`pending` in order of arrival, not empty."""
+        ids = {prefill.id for prefill in pending}
+        pending = [prefill for prefill in pending if prefill.waits_for not in ids]
+        clients = {prefill.client for prefill in pending}
         # Who comes newly, or again, starts level with the one served least: past idleness earns nothing.
-        level = min((self._read[c] for c in clients if c in self._read), default=0)
-        self._read = {client: self._read.get(client, level) for client in clients}
-        shortest = {c: min(r.remaining for r in readings if r.client == c) for c in clients}
-        client = min(clients, key=lambda c: (self._read[c], shortest[c]))
-        mine = [reading for reading in readings if reading.client == client]
-        patient = next((reading for reading in mine if reading.passed_over >= _PATIENCE), None)
-        chosen = patient or min(mine, key=lambda reading: reading.remaining)
-        for reading in mine:
-            reading.passed_over += 1
-        chosen.passed_over = 0
+        level = min((self._tokens_read[c] for c in clients if c in self._tokens_read), default=0)
+        self._tokens_read = {client: self._tokens_read.get(client, level) for client in clients}
+        shortest = {c: min(p.remaining for p in pending if p.client == c) for c in clients}
+        client = min(clients, key=lambda c: (self._tokens_read[c], shortest[c]))
+        candidates = [prefill for prefill in pending if prefill.client == client]
+        aged = next((prefill for prefill in candidates if prefill.age >= _MAX_AGE), None)
+        chosen = aged or min(candidates, key=lambda prefill: prefill.remaining)
+        for prefill in candidates:
+            prefill.age += 1
+        chosen.age = 0
         return chosen
 
-    def read(self, client: str, tokens: int) -> None:
-        self._read[client] = self._read.get(client, 0) + tokens
+    def charge(self, client: str, tokens: int) -> None:
+        """`tokens` prompt tokens were read for `client`."""
+        self._tokens_read[client] = self._tokens_read.get(client, 0) + tokens

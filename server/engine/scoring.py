@@ -13,8 +13,8 @@ import mlx.core as mx
 from server.engine.prefill import Prefill
 from server.engine_client.protocol import EngineEvent, Generate, PromptScored, TokenLogprob
 
-# Prompt tokens per slice: the float32 logits of 128 positions of a 262,144-token vocabulary are 134 MB.
-_SLICE = 128
+# Prompt tokens per chunk: the float32 logits of 128 positions of a 262,144-token vocabulary are 134 MB.
+_MAX_CHUNK = 128
 
 
 def token_logprob(logprobs: mx.array, token: int, top: int) -> TokenLogprob:
@@ -32,17 +32,16 @@ def token_logprob(logprobs: mx.array, token: int, top: int) -> TokenLogprob:
 class Scoring(Prefill):
     """The prompt of `request`, scored as it is read; from the start, since a KV cache holds no logits."""
 
-    def __init__(self, model: Any, request: Generate, after: int | None = None) -> None:
-        super().__init__(model, request, after)
+    reuses_prefixes = False
+    batchable = False
+
+    def __init__(self, model: Any, request: Generate, waits_for: int | None = None) -> None:
+        super().__init__(model, request, waits_for)
         self._scored: list[TokenLogprob] = []
 
     @property
-    def largest(self) -> int:
-        return _SLICE
-
-    @property
-    def sociable(self) -> bool:
-        return False
+    def max_chunk(self) -> int:
+        return _MAX_CHUNK
 
     def read(self, tokens: int) -> None:
         prompt, start, end = self.request.prompt, self.done, self.done + tokens
@@ -50,7 +49,7 @@ class Scoring(Prefill):
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         top = self.request.top_logprobs or 0
         self._scored += [token_logprob(logprobs[i], prompt[start + i + 1], top) for i in range(tokens)]
-        self._settle(tokens)
+        self._commit(tokens)
 
     def result(self) -> list[EngineEvent]:
         return [PromptScored(self.request.id, self._scored)]

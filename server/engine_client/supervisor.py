@@ -25,7 +25,7 @@ from server.settings.types import EngineSettings, Settings
 
 log = logging.getLogger("configi.supervisor")
 
-# -P: a folder named `server` where the user stands must not take our place.
+# -P: a folder named `server` in the working directory must not be imported instead.
 ENGINE_COMMAND = (sys.executable, "-P", "-m", "server.engine.process")
 # A process that was asked to stop gets this long before it is killed.
 _STOP_S = 5.0
@@ -76,7 +76,7 @@ class Supervisor:
     async def stop(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            # It worked: an earlier failure and a later one are not in a row.
+            # It worked in between: an earlier failure and a later one are not in a row.
             if process.client.finished:
                 self.forgive()
             await process.stop()
@@ -140,13 +140,13 @@ class EngineProcess:
         return self.client
 
     async def stop(self) -> None:
-        """Ask, wait, kill; before the weights are there it does not listen and has nothing to lose: kill.
+        """Ask, wait, kill. An engine that still loads its weights does not listen and has nothing to lose: kill.
 
-        Afterwards the process is reaped and its memory is back.
+        Afterwards the process is reaped and its memory returned.
         """
         listens, self._resident = self._resident, False
         self.client.close(EngineFailed("The engine was stopped."))
-        # Cancelled while the process was being made, there is none.
+        # There is no process if the start was cancelled while it was created.
         if self._tasks:
             if listens:
                 self.client.stop()
@@ -177,7 +177,7 @@ class EngineProcess:
     def _die(self, error: ConfigiError) -> None:
         """End what waits for the process with `error`, and the process if it still runs."""
         if self.client.closed is not None:
-            # It was asked to end, and no watcher has anything to say about that.
+            # It was asked to end: nothing for a watcher to report.
             return
         log.error("engine %d: %s", self._process.pid, error.message)
         resident = self._resident
@@ -201,7 +201,7 @@ class EngineProcess:
     async def _log_stderr(self) -> None:
         if (stderr := self._process.stderr) is not None:
             while not stderr.at_eof():
-                # asyncio raises it at a line of more than 64 KiB; unread, a full pipe would stop the engine.
+                # asyncio raises it for a line of more than 64 KiB; left unread, a full pipe would stop the engine.
                 with contextlib.suppress(ValueError):
                     if line := await stderr.readline():
                         log.warning("engine %d: %s", self._process.pid, line.decode(errors="replace").rstrip())

@@ -10,7 +10,7 @@ from server.chat.conversation import GenerationRequest
 from server.chat.deltas import Event, Finish, PrefillProgress, PromptLogprobs, ScoredToken, Usage
 from server.chat.output import ChoiceOutput, token_text
 from server.chat.prompt import EncodedPrompt
-from server.chat.tokenizer import ChatTokenizer
+from server.chat.vocabulary import Vocabulary
 from server.engine_client.client import EngineStream
 from server.engine_client.protocol import Finished, Prefilled, PromptScored, Tokens
 
@@ -20,14 +20,14 @@ log = logging.getLogger("configi.generation")
 async def answer(
     stream: EngineStream,
     request: GenerationRequest,
-    tokenizer: ChatTokenizer,
+    vocabulary: Vocabulary,
     prompt: EncodedPrompt,
     on_slot: Callable[[], None],
 ) -> AsyncGenerator[Event, None]:
     """The events of every choice as they come, then the usage of all together. `on_slot`: the request has a slot."""
     options = request.options
     outputs = [
-        ChoiceOutput(tokenizer, options.stop, choice, options.top_logprobs is not None) for choice in range(options.n)
+        ChoiceOutput(vocabulary, options.stop, choice, options.top_logprobs is not None) for choice in range(options.n)
     ]
     completion_tokens = [0] * options.n
     cached = 0
@@ -53,15 +53,15 @@ async def answer(
                 if choice == 0:
                     yield PrefillProgress(event.done, event.total, event.cached)
             case PromptScored():
-                yield PromptLogprobs(choice, _prompt_tokens(prompt, event, tokenizer))
+                yield PromptLogprobs(choice, _prompt_tokens(prompt, event, vocabulary))
     yield Usage(len(prompt.ids), sum(completion_tokens), cached)
 
 
-def _prompt_tokens(prompt: EncodedPrompt, scored: PromptScored, tokenizer: ChatTokenizer) -> tuple[ScoredToken, ...]:
+def _prompt_tokens(prompt: EncodedPrompt, scored: PromptScored, vocabulary: Vocabulary) -> tuple[ScoredToken, ...]:
     """The prompt as scored tokens; the first has no logprob, which is NaN here."""
-    text, raw = tokenizer.token(prompt.ids[0])
+    text, raw = vocabulary.token(prompt.ids[0])
     first = ScoredToken(prompt.ids[0], text, raw, math.nan)
-    return (first, *(token_text(tokenizer, logprob) for logprob in scored.logprobs))
+    return (first, *(token_text(vocabulary, logprob) for logprob in scored.logprobs))
 
 
 def _log_prefix(request_id: str, event: Prefilled) -> None:

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from server.chat.conversation import GenerationOptions
 from server.chat.parts import Role
-from server.chat.processor import Processor
 from server.chat.prompt import EncodedPrompt
+from server.chat.vocabulary import Vocabulary
 from server.engine_client.protocol import Boundary, Generate, Kind, Sampling
 from server.errors import InvalidRequest
 
@@ -21,19 +21,19 @@ _KINDS: dict[Role, Kind] = {"system": "system", "user": "user", "tool": "user", 
 
 
 def generate_commands(
-    options: GenerationOptions, client: str, processor: Processor, prompt: EncodedPrompt
+    options: GenerationOptions, client: str, vocabulary: Vocabulary, prompt: EncodedPrompt
 ) -> list[Generate]:
     """One `Generate` for each choice; `client` groups requests for fairness.
 
     Raises:
         InvalidRequest: `logit_bias` names a token that the model does not have.
     """
-    tokenizer, defaults = processor.tokenizer, processor.tokenizer.defaults
+    defaults = vocabulary.defaults
     for token in options.logit_bias:
-        if token >= tokenizer.vocab_size:
-            message = f"logit_bias: the vocabulary has {tokenizer.vocab_size} tokens, {token} is not one of them."
+        if token >= vocabulary.vocab_size:
+            message = f"logit_bias: the vocabulary has {vocabulary.vocab_size} tokens, {token} is not one of them."
             raise InvalidRequest(message, param="logit_bias")
-    room = processor.context_length - len(prompt.ids)
+    room = vocabulary.context_length - len(prompt.ids)
     seed = secrets.randbits(64) if options.seed is None else options.seed
     return [
         Generate(
@@ -42,7 +42,7 @@ def generate_commands(
             boundaries=[Boundary(end.offset, _KINDS[end.role]) for end in prompt.boundaries],
             client=client,
             max_tokens=room if options.max_tokens is None else min(options.max_tokens, room),
-            stop_tokens=sorted(tokenizer.eos_ids),
+            stop_tokens=sorted(vocabulary.eos_ids),
             top_logprobs=options.top_logprobs,
             prompt_logprobs=options.prompt_logprobs,
             sampling=Sampling(

@@ -6,16 +6,14 @@ whatever step, cancels everything behind it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, closing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import replace
 
 from server.chat.conversation import GenerationRequest, Prompt, RawPrompt
 from server.chat.deltas import Event, Started, TextDelta
-from server.chat.processor import Processor
-from server.chat.prompt import EncodedPrompt, encode_prompt
+from server.errors import ContextLengthExceeded
 from server.generation.answer import answer
 from server.generation.places import Places
 from server.generation.sampling import generate_commands
@@ -25,6 +23,7 @@ from server.models.catalog import Catalog
 from server.models.residency import Residency
 from server.models.status import ModelStatus
 from server.settings.types import ModelSettings, Settings
+from server.text.client import TextProcess
 
 log = logging.getLogger("configi.generation")
 
@@ -32,7 +31,7 @@ log = logging.getLogger("configi.generation")
 class Generation:
     """The service behind every endpoint (`api.service.Service`)."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, residency: Residency[Processor], metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, catalog: Catalog, residency: Residency, metrics: Metrics) -> None:
         self.settings = settings
         self._catalog = catalog
         self._residency = residency
@@ -52,10 +51,10 @@ class Generation:
             opening = self._residency.open(entry)
             while pending := await wait.news(opening):
                 yield pending
-            processor = opening.result()
-            prompt = await _encode(processor, request.prompt)
+            text = opening.result()
+            prompt = await text.encode_prompt(request.prompt, request.client)
             self._log_text(request, "prompt", prompt.text)
-            commands = generate_commands(options, request.client, processor, prompt)
+            commands = generate_commands(options, request.client, text.vocabulary, prompt)
             with self._residency.lease(entry) as lease:
                 while pending := await wait.news(lease.granted):
                     yield pending
@@ -63,32 +62,38 @@ class Generation:
                 with closing(engine.generate(commands)) as stream, place.queue(stream) as queue_timeout:
                     yield Started(entry.id, len(prompt.ids), prompt.text)
                     on_slot = queue_timeout.cancel
-                    async with aclosing(answer(stream, request, processor.tokenizer, prompt, on_slot)) as events:
+                    async with aclosing(answer(stream, request, text.vocabulary, prompt, on_slot)) as events:
                         async for event in events:
                             measured.event(event)
                             if isinstance(event, TextDelta):
                                 self._log_text(request, f"answer {event.choice}", event.text)
                             yield event
 
-    async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool) -> list[int]:
+    async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool, client: str) -> list[int]:
         """Raises ModelUnavailable without the model's files, ContextLengthExceeded for a huge text."""
-        processor = await self._processor(model)
-        if isinstance(prompt, RawPrompt) and isinstance(prompt.content, str):
-            # As it is: an empty text has no tokens, and a prompt would have.
-            return await asyncio.to_thread(processor.tokenizer.encode, prompt.content, add_special)
-        return (await _encode(processor, prompt)).ids
+        async with self._text(model) as text:
+            if isinstance(prompt, RawPrompt) and isinstance(prompt.content, str):
+                # As it is: an empty text has no tokens, and a prompt would have.
+                return await text.encode(prompt.content, add_special, client)
+            return (await text.encode_prompt(prompt, client)).ids
 
-    async def detokenize(self, model: str | None, tokens: list[int]) -> str:
-        processor = await self._processor(model)
-        return await asyncio.to_thread(processor.tokenizer.decode, tokens)
+    async def detokenize(self, model: str | None, tokens: list[int], client: str) -> str:
+        async with self._text(model) as text:
+            if len(tokens) > text.context_length:
+                raise ContextLengthExceeded(
+                    f"This model's maximum context length is {text.context_length} tokens, these are {len(tokens)}.",
+                    param="tokens",
+                )
+            return await text.decode(tokens, client)
 
-    async def _processor(self, model: str | None) -> Processor:
-        """For what does not stream and needs no engine."""
+    @asynccontextmanager
+    async def _text(self, model: str | None) -> AsyncIterator[TextProcess]:
+        """For what does not stream and needs no engine; it takes a place like everything else."""
         entry = self._catalog.resolve(model)
-        with self._places.take(0) as place:
+        with self._places.take(1) as place:
             opening = self._residency.open(entry)
             await ModelWait(self._residency, entry, place, self.settings.lifecycle.load_wait_s).news(opening)
-            return opening.result()
+            yield opening.result()
 
     def _log_text(self, request: GenerationRequest, what: str, text: str) -> None:
         if self.settings.log.prompts:
@@ -108,8 +113,8 @@ class Generation:
     def _status(self, entry: ModelSettings) -> ModelStatus:
         """With the context length, which the model's own files tell once they have been read."""
         status = self._residency.status(entry)
-        processor = self._residency.opened(entry)
-        return replace(status, context_length=processor.context_length) if processor else status
+        text = self._residency.text(entry)
+        return replace(status, context_length=text.context_length) if text else status
 
     def healthy(self) -> bool:
         """Alive and making progress: the engine, if there should be one, is there and answers."""
@@ -129,9 +134,3 @@ class Generation:
     def end(self) -> None:
         """The grace time is over: whatever still runs gets an error event."""
         self._places.end()
-
-
-async def _encode(processor: Processor, prompt: Prompt) -> EncodedPrompt:
-    return await asyncio.to_thread(
-        encode_prompt, processor.tokenizer, processor.template, prompt, processor.context_length
-    )

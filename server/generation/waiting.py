@@ -18,9 +18,7 @@ _COMING_UP = ("fetching", "building", "loading", "unloading")
 class ModelWait:
     """The wait of one request: one deadline, `limit_s` from now, for all that it waits for. None has no deadline."""
 
-    def __init__(
-        self, residency: Residency[Any], entry: ModelSettings, place: Place, limit_s: float | None = None
-    ) -> None:
+    def __init__(self, residency: Residency, entry: ModelSettings, place: Place, limit_s: float | None = None) -> None:
         self._residency = residency
         self._entry = entry
         self._place = place

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import resource
 import signal
@@ -13,12 +14,15 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 from sse_starlette.sse import AppStatus
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import SetupError
 from server.http.guard import Guard
 from server.http.origins import is_loopback
 from server.http.protocol import protocol_class
 from server.settings.types import ServerSettings
+
+_log = logging.getLogger("configi.http")
 
 _BACKLOG = 512
 # What macOS allows a process at most by default (OPEN_MAX).
@@ -34,7 +38,7 @@ def bind(settings: ServerSettings) -> socket.socket:
     """Take the port before any other work.
 
     Raises:
-        SetupError: the port is taken, the address is none of this machine's, or it is open to others without a key.
+        SetupError: the port is taken, this machine does not have the address, or it is open to others without a key.
     """
     if not is_loopback(settings.host) and settings.api_key is None:
         raise SetupError(
@@ -76,12 +80,16 @@ def run(
 
     The first signal stops accepting and calls `on_drain`; after `shutdown_grace_s` `on_grace_over` must end whatever
     still runs. A second signal exits at once, status 1.
+
+    Raises:
+        SetupError: what the application starts or ends with has failed.
     """
+    lifespan = _Lifespan(app)
     _allow_many_connections()
     # Ours is the only say in how streams end (sse-starlette 3.7 would cut them at the signal).
     AppStatus.enable_automatic_graceful_drain = False
     config = uvicorn.Config(
-        app,
+        lifespan,
         # A second more than the streams' own write timeout, which ends the request behind the connection first.
         http=protocol_class(settings.header_timeout_s, settings.sse_write_timeout_s + 1, app.dialects),
         ws="none",
@@ -93,7 +101,10 @@ def run(
         timeout_graceful_shutdown=int(settings.shutdown_grace_s + _LAST_WORDS_S + 1),
         backlog=_BACKLOG,
     )
-    _Server(config, settings.shutdown_grace_s, on_drain, on_grace_over).run(sockets=[sock])
+    # uvicorn exits with a status of its own, and says why in the log, which is muted.
+    with contextlib.suppress(SystemExit):
+        _Server(config, settings.shutdown_grace_s, on_drain, on_grace_over).run(sockets=[sock])
+    lifespan.check()
 
 
 def _allow_many_connections() -> None:
@@ -104,6 +115,39 @@ def _allow_many_connections() -> None:
         # Not worth failing for: macOS has a limit beside the hard one.
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class _Lifespan:
+    """The application, and what went wrong while it started or ended."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._doing = "start"
+        self._error: Exception | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+
+        async def watched(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                self._doing = "end in order"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            self._error = error
+            raise
+
+    def check(self) -> None:
+        if isinstance(self._error, SetupError):
+            raise self._error
+        if self._error is not None:
+            _log.debug("error in the lifespan", exc_info=self._error)
+            reason = " ".join(f"{type(self._error).__name__}: {self._error}".split()).rstrip(".: ")
+            raise SetupError(f"The server could not {self._doing}: {reason}.") from self._error
 
 
 class _Server(uvicorn.Server):

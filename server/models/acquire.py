@@ -1,4 +1,4 @@
-"""Where a model's files are, and how they are had when they are not there: fetched, or built. HTTP process."""
+"""Where a model's files are, and how they are obtained when they are missing: fetched or built. HTTP process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Acquirer:
         self._python = python
 
     def locate(self, model: ModelSettings) -> Path | None:
-        """The folder of `model` if it is complete on this machine. No network; reads the disk."""
+        """The folder of `model` if it is complete on this machine. Reads the disk, never the network."""
         if model.acquire == "local":
             return model.path if model.path is not None and (model.path / "config.json").is_file() else None
         fetched = self._fetched(model.fetch) if model.acquire != "build" and model.fetch is not None else None
@@ -47,14 +47,14 @@ class Acquirer:
         return built_folder(model, self._storage.cache_dir)
 
     async def acquire(self, model: ModelSettings, progress: Callable[[AcquireProgress], None]) -> Path:
-        """Fetch or build `model`. Cancelling ends it; what is done by then is kept.
+        """Fetch or build `model`. Cancelling ends it; what is complete by then is kept.
 
         Raises:
-            ModelUnavailable: it cannot be had; the message says why.
+            ModelUnavailable: neither was possible; the message says why.
         """
         if model.acquire == "local":
             log.error("model %s: no config.json in %s", model.id, model.path)
-            raise ModelUnavailable(f"The folder of the model '{model.id}' is missing or holds no config.json.")
+            raise ModelUnavailable(f"The folder of the model '{model.id}' is missing or has no config.json.")
         source = model.build_from if model.acquire != "fetch" else None
         if not self._storage.allow_download:
             if source is None or not source_is_here(source):
@@ -72,16 +72,16 @@ class Acquirer:
     ) -> Path:
         arrived = 0
 
-        def fetching(now: AcquireProgress) -> None:
+        def on_fetched(now: AcquireProgress) -> None:
             nonlocal arrived
             arrived = max(arrived, now.done)
             progress(now)
 
         try:
-            return await self._fetch(fetch, fetching)
+            return await self._fetch(fetch, on_fetched)
         except worker.WorkerFailed as fetch_failed:
-            if arrived and fetch_failed.passing:
-                # It can be had, and the next try goes on from here: no reason to fetch a source many times its size.
+            if arrived and fetch_failed.transient:
+                # It is there, and the next try continues from here: no reason to fetch a source many times its size.
                 raise
             log.warning("%s cannot be fetched: %s; building from %s", fetch, fetch_failed.message, source)
             try:
@@ -106,15 +106,15 @@ class Acquirer:
         else:
             arguments = ["server.models.fetch", fetch, "--timeout", str(self._storage.hub_timeout_s)]
 
-        def told(line: worker.Line) -> None:
+        def on_line(line: worker.ReportLine) -> None:
             progress(AcquireProgress("fetching", line.done, line.total, line.text))
 
-        return await worker.run([*self._python, "-m", *arguments], told)
+        return await worker.run([*self._python, "-m", *arguments], on_line)
 
     async def _build(self, source: str, policy: str, progress: Callable[[AcquireProgress], None]) -> Path:
-        def told(line: worker.Line) -> None:
+        def on_line(line: worker.ReportLine) -> None:
             share = f", {line.done / line.total:.0%}" if line.total else ""
             progress(AcquireProgress("building", line.done, line.total, f"building from {source}{share}: {line.text}"))
 
         progress(AcquireProgress("building", 0, None, f"building from {source}"))
-        return await worker.run([*self._python, *build_arguments(source, policy, self._storage)], told)
+        return await worker.run([*self._python, *build_arguments(source, policy, self._storage)], on_line)

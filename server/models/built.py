@@ -1,4 +1,4 @@
-"""Models that this server built itself: where they are kept, and the command that makes one. HTTP process."""
+"""Models that this server built itself: where they are kept, and the command that builds one. HTTP process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def built_folder(model: ModelSettings, cache_dir: Path) -> Path | None:
 
 
 def source_is_here(source: str) -> bool:
-    """Whether `source` can be built from without the Hub."""
+    """Whether a build from `source` needs no Hub."""
     if Path(source).expanduser().exists():
         return True
     repo, _, revision = source.partition("@")
@@ -27,7 +27,7 @@ def source_is_here(source: str) -> bool:
 
 
 def build_arguments(source: str, policy: str, storage: StorageSettings) -> list[str]:
-    """Of `python`; the source is not kept, since it is several times the model."""
+    """For `python`. The source is not kept, since it is several times the size of the model."""
     folder = _place(source, policy, storage.cache_dir)
     folder.parent.mkdir(parents=True, exist_ok=True)
     arguments = ["-m", "quantize", "build", source, str(folder), "--policy", policy, "--discard-source"]
@@ -36,7 +36,7 @@ def build_arguments(source: str, policy: str, storage: StorageSettings) -> list[
 
 
 def _place(source: str, policy: str, cache_dir: Path) -> Path:
-    """Readable, and another one for another source or policy."""
+    """A readable name, different for every source and policy."""
     written = Path(policy).expanduser()
     content = written.read_bytes() if written.is_file() else b""
     key = hashlib.sha256(b"\0".join([source.encode(), policy.encode(), content])).hexdigest()

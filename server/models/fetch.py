@@ -1,7 +1,7 @@
 """Fetches a ready MLX model from the Hub into the Hub's own cache, so that its files are shared with other tools.
 
-A process of its own (`python -m server.models.fetch REPO[@REVISION]`): it can be killed at any moment, and what is
-whole by then is kept. It reports as `server.models.worker` describes.
+A process of its own (`python -m server.models.fetch REPO[@REVISION]`): it can be killed at any moment, and every byte
+that has arrived by then is kept. It reports as `server.models.worker` describes.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import argparse
 import functools
 import shutil
 import sys
-import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from quantize.errors import HubError
 from quantize.hub import cache as hub_cache
+from quantize.hub import compat
 from quantize.hub.cache import RepoFile
-from quantize.hub.client import Patience, Repository, bound_every_wait, describe, hub_errors
-from quantize.hub.faults import cache_not_writable, explain
+from quantize.hub.client import Repository, RetryPolicy, bound_every_wait, describe, hub_errors
+from quantize.hub.faults import explain
 from quantize.hub.transfer import SPARE_BYTES, blob_path, in_background, into_cache, missing_bytes
 from quantize.worker import JsonLines, exit_with_parent
 
@@ -29,34 +29,34 @@ _AT_ONCE = 4
 class Fetch:
     """One repository at one commit."""
 
-    def __init__(self, repo: str, revision: str | None, report: JsonLines, patience: Patience) -> None:
+    def __init__(self, repo: str, revision: str | None, report: JsonLines, retry: RetryPolicy) -> None:
         self._repo = repo
         self._revision = revision
         self._report = report
-        self._patience = patience
+        self._retry = retry
 
     def run(self) -> Path:
         """The folder of the complete model. Raises HubError."""
-        repository = describe(self._repo, self._revision, self._patience)
-        commit, files = repository.commit, self._wanted(repository)
-        folder = hub_cache.storage_folder(self._repo) / "snapshots" / commit
-        self._check_writable()
-        hub_cache.drop_cut(folder, files)
-        hub_cache.sweep_orphans(self._repo, files)
-        missing = [file for file in files if not (folder / file.name).exists()]
-        self._check_space(sum(missing_bytes(file, blob_path(self._repo, file)) for file in missing))
-        repository.retrying(functools.partial(self._download_small, commit, files))
-        large = [file for file in missing if file.sha256 is not None]
+        repository = describe(self._repo, self._revision, self._retry)
+        files = self._model_files(repository)
+        storage = compat.storage_folder(self._repo)
+        folder = storage / "snapshots" / repository.commit
         with hub_errors(self._repo):
+            storage.mkdir(parents=True, exist_ok=True)
+            hub_cache.drop_cut(folder, files)
+            hub_cache.sweep_orphans(self._repo, files)
+            missing = [file for file in files if not (folder / file.name).exists()]
+            self._check_space(storage, sum(missing_bytes(file, blob_path(self._repo, file)) for file in missing))
+            repository.retrying(functools.partial(self._download_small, repository.commit, files))
+            large = [file for file in missing if file.sha256 is not None]
             self._download_large(repository, large, sum(file.size for file in files))
-        hub_cache.remember_revision(self._repo, self._revision, commit)
-        if hub_cache.cached_folder(self._repo, commit) is None:
+            hub_cache.remember_revision(self._repo, self._revision, repository.commit)
+        if hub_cache.cached_folder(self._repo, repository.commit) is None:
             raise HubError(f"The files of {self._repo} are damaged or incomplete on the Hub.", retryable=False)
         return folder
 
-    def _wanted(self, repository: Repository) -> list[RepoFile]:
-        """The files to fetch."""
-        files = [file for file in repository.files.values() if hub_cache.is_wanted(file.name)]
+    def _model_files(self, repository: Repository) -> list[RepoFile]:
+        files = [file for file in repository.files.values() if hub_cache.is_model_file(file.name)]
         names = {file.name for file in files}
         if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
             raise HubError(f"{self._repo} holds no MLX model (config.json and safetensors files).", retryable=False)
@@ -65,70 +65,42 @@ class Fetch:
     def _download_small(self, commit: str, files: Sequence[RepoFile]) -> None:
         """With the list of the repository's files, by which the cache is known to be complete later."""
         from huggingface_hub import snapshot_download
-        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
-        disable_progress_bars()
-        snapshot_download(
-            self._repo,
-            # A commit, so that every file is of the same state of the repository.
-            revision=commit,
-            allow_patterns=[file.name for file in files if file.sha256 is None],
-            etag_timeout=self._patience.timeout_s,
-        )
+        small = [file.name for file in files if file.sha256 is None]
+        snapshot_download(self._repo, revision=commit, allow_patterns=small, etag_timeout=self._retry.timeout_s)
 
     def _download_large(self, repository: Repository, files: Sequence[RepoFile], total: int) -> None:
-        """Each checked as it arrives; a kill loses none of their bytes."""
-        counter = _Counter(self._progress, total - sum(file.size for file in files), total)
-        places = threading.BoundedSemaphore(_AT_ONCE)
+        """Each is checked when it is here; a kill loses none of their bytes."""
+        arrived = dict.fromkeys((file.name for file in files), 0)
+        present = total - sum(file.size for file in files)
+        slots = threading.BoundedSemaphore(_AT_ONCE)
+
+        def report(name: str, count: int) -> None:
+            arrived[name] = count
+            done = present + sum(arrived.values())
+            text = f"fetching {self._repo}: {done / 1e9:.2f} of {total / 1e9:.2f} GB"
+            self._report("fetching", done, total, text)
 
         def fetch(file: RepoFile) -> None:
-            with places:
-                into_cache(repository, file, functools.partial(counter.arrived, file.name))
+            with slots:
+                into_cache(repository, file, functools.partial(report, file.name))
 
         for transfer in [in_background(functools.partial(fetch, file)) for file in files]:
             transfer.result()
 
-    def _progress(self, done: int, total: int) -> None:
-        text = f"fetching {self._repo}: {done / 1e9:.2f} of {total / 1e9:.2f} GB"
-        self._report("fetching", done, total, text)
-
-    def _check_writable(self) -> None:
-        storage = hub_cache.storage_folder(self._repo)
-        try:
-            storage.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=storage):
-                pass
-        except OSError as error:
-            print(f"{storage}: {error}", file=sys.stderr)
-            raise cache_not_writable() from error
-
-    def _check_space(self, needed: int) -> None:
-        """Up front: huggingface_hub only warns, and fails when the disk is full."""
-        free = shutil.disk_usage(hub_cache.storage_folder(self._repo)).free
+    def _check_space(self, storage: Path, needed: int) -> None:
+        """Before the first byte: huggingface_hub only warns, and fails when the disk is full."""
+        free = shutil.disk_usage(storage).free
         if needed and needed + SPARE_BYTES > free:
             message = f"{self._repo} needs {needed / 1e9:.1f} GB of disk space, {free / 1e9:.1f} GB are free."
             raise HubError(message, retryable=True)
-
-
-class _Counter:
-    """Bytes that are here, over all files and threads."""
-
-    def __init__(self, progress: Callable[[int, int], None], before: int, total: int) -> None:
-        self._progress = progress
-        self._before = before
-        self._total = total
-        self._files: dict[str, int] = {}
-
-    def arrived(self, file: str, here: int) -> None:
-        self._files[file] = here
-        self._progress(self._before + sum(self._files.values()), self._total)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m server.models.fetch")
     parser.add_argument("source", metavar="REPO[@REVISION]")
     parser.add_argument("--offline", action="store_true", help="use only what is on this machine")
-    parser.add_argument("--timeout", type=float, default=30, help="seconds of silence before a retry")
+    parser.add_argument("--timeout", type=float, default=30, help="seconds without data before a retry")
     parser.add_argument("--backoff", type=float, default=1, help="seconds before the first retry; doubles")
     parser.add_argument("--watch-stdin", action="store_true", help="exit when stdin closes")
     args = parser.parse_args()
@@ -142,7 +114,7 @@ def main() -> int:
             raise HubError(f"{repo} is not on this machine, and downloads are switched off.", retryable=False)
         if folder is None:
             bound_every_wait(args.timeout)
-            folder = Fetch(repo, revision or None, report, Patience(args.timeout, args.backoff)).run()
+            folder = Fetch(repo, revision or None, report, RetryPolicy(args.timeout, args.backoff)).run()
     except Exception as error:
         failed = explain(error, repo)
         report.error(failed.message, retryable=failed.retryable)

@@ -1,6 +1,6 @@
 """Whether a model fits into memory, asked before it is loaded. HTTP process.
 
-How much a machine has for a model is known to `quantize/machine.py` alone; the engine process is told its limit.
+How much a machine has for a model only `quantize/machine.py` knows; the engine process gets its limit from here.
 """
 
 from __future__ import annotations

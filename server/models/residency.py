@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine
-from typing import Generic, TypeVar
 
 from server.engine_client.supervisor import Supervisor
 from server.errors import ConfigiError, ModelUnavailable
@@ -23,13 +22,12 @@ from server.models.resident import Opener, Resident
 from server.models.status import ModelStatus
 from server.models.verified import Verifier
 from server.settings.types import LifecycleSettings, ModelSettings
+from server.text.client import TextProcess
 
 log = logging.getLogger("configi.models")
 
-T = TypeVar("T")
 
-
-class Residency(Generic[T]):
+class Residency:
     """`changes` notifies of every change of any model's status."""
 
     def __init__(
@@ -40,7 +38,7 @@ class Residency(Generic[T]):
         verifier: Verifier,
         memory: Memory,
         new_supervisor: Callable[[], Supervisor],
-        opener: Opener[T],
+        opener: Opener,
     ) -> None:
         self._verifier = verifier
         self._memory = memory
@@ -49,14 +47,14 @@ class Residency(Generic[T]):
         }
         self._turn = asyncio.Lock()
         # The one in memory, or the last one that was to be.
-        self._current: Resident[T] | None = None
-        self._loading: set[Resident[T]] = set()
+        self._current: Resident | None = None
+        self._loading: set[Resident] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lease_ends = Notifier()
         self.changes = Notifier()
 
     @property
-    def models(self) -> Collection[Resident[T]]:
+    def models(self) -> Collection[Resident]:
         """Every configured model, in the order of the catalog."""
         return self._models.values()
 
@@ -68,12 +66,12 @@ class Residency(Generic[T]):
     def status(self, entry: ModelSettings) -> ModelStatus:
         return self._models[entry.id].status
 
-    def opened(self, entry: ModelSettings) -> T | None:
+    def text(self, entry: ModelSettings) -> TextProcess | None:
         """What `open` has given, if it was called."""
-        return self._models[entry.id].opened
+        return self._models[entry.id].text
 
-    def open(self, entry: ModelSettings) -> asyncio.Future[T]:
-        """The files of `entry` as the opener reads them, obtained if need be. Shared, so never to be cancelled.
+    def open(self, entry: ModelSettings) -> asyncio.Future[TextProcess]:
+        """The text process of `entry`, whose files are obtained if need be. Shared, so never to be cancelled.
 
         It fails with ModelUnavailable when they cannot be obtained or read.
 
@@ -118,10 +116,10 @@ class Residency(Generic[T]):
     def lease_ended(self) -> None:
         self._lease_ends.notify()
 
-    def idle(self, model: Resident[T]) -> None:
+    def idle(self, model: Resident) -> None:
         self._run(self._unload_if_idle(model))
 
-    def engine_died(self, model: Resident[T], error: ConfigiError) -> None:
+    def engine_died(self, model: Resident, error: ConfigiError) -> None:
         # Its requests have ended with it: whoever waits for that need not any longer.
         self._lease_ends.notify()
         if model.engine_gave_up:
@@ -135,12 +133,12 @@ class Residency(Generic[T]):
 
     # ---- loading and unloading
 
-    def _start_loading(self, model: Resident[T]) -> None:
+    def _start_loading(self, model: Resident) -> None:
         if model not in self._loading:
             self._loading.add(model)
             self._run(self._load(model))
 
-    async def _load(self, model: Resident[T]) -> None:
+    async def _load(self, model: Resident) -> None:
         """Bring `model` into memory and grant every lease that waits for it."""
         try:
             async with self._turn:
@@ -155,12 +153,12 @@ class Residency(Generic[T]):
         finally:
             self._loading.discard(model)
 
-    async def _check(self, model: Resident[T]) -> None:
+    async def _check(self, model: Resident) -> None:
         """Its files are what they should be."""
         model.set("loading", "loading into memory")
         await self._verifier.check(model.known_folder(), lambda text: model.set("loading", text))
 
-    async def _others_end(self, model: Resident[T]) -> bool:
+    async def _others_end(self, model: Resident) -> bool:
         """Wait for the requests of the model in memory; False when meanwhile nobody wants `model` any more."""
         while self._current is not None and self._current.engine is not None and self._current.in_use:
             if not model.wanted:
@@ -170,7 +168,7 @@ class Residency(Generic[T]):
             await self._lease_ends.wait()
         return True
 
-    async def _swap(self, model: Resident[T]) -> None:
+    async def _swap(self, model: Resident) -> None:
         """`model` instead of the one that is in memory."""
         if self._current is not None:
             await self._current.unload()
@@ -182,7 +180,7 @@ class Residency(Generic[T]):
         limit = await asyncio.to_thread(self._memory.admit, model.known_folder())
         await model.load(limit)
 
-    async def _unload_if_idle(self, model: Resident[T]) -> None:
+    async def _unload_if_idle(self, model: Resident) -> None:
         async with self._turn:
             if not model.in_use and not model.wanted:
                 await model.unload()

@@ -9,10 +9,10 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 from server.engine_client.client import EngineClient
 from server.engine_client.supervisor import Supervisor
@@ -21,52 +21,51 @@ from server.models.acquire import AcquireProgress, Acquirer
 from server.models.lease import Lease
 from server.models.status import ModelStatus, State
 from server.settings.types import LifecycleSettings, ModelSettings
+from server.text.client import TextProcess
 
 log = logging.getLogger("configi.models")
 
-T = TypeVar("T")
-
-# Reads what the HTTP process needs of a model folder, in a thread, given the configured context length.
-Opener = Callable[[Path, int | None], T]
+# Starts the text process of a model folder, given the configured context length.
+Opener = Callable[[Path, int | None], Awaitable[TextProcess]]
 
 
-class Owner(Protocol[T]):
-    """Who decides about the models; told of what happens to one."""
+class Owner(Protocol):
+    """Whoever decides about the models, and is notified of what happens to one."""
 
     def status_changed(self) -> None: ...
 
     def lease_ended(self) -> None: ...
 
-    def idle(self, model: Resident[T]) -> None:
+    def idle(self, model: Resident) -> None:
         """It has been in memory for `idle_unload_s` without a request."""
 
-    def engine_died(self, model: Resident[T], error: ConfigiError) -> None: ...
+    def engine_died(self, model: Resident, error: ConfigiError) -> None: ...
 
 
-class Resident(Generic[T]):
-    """`folder` and `opened`, what was read from it, are set together and forgotten at a failure."""
+class Resident:
+    """`folder` and `text`, the process that has read its tokenizer, are set together and forgotten at a failure."""
 
     def __init__(
         self,
         entry: ModelSettings,
         settings: LifecycleSettings,
         acquirer: Acquirer,
-        opener: Opener[T],
+        opener: Opener,
         supervisor: Supervisor,
-        owner: Owner[T],
+        owner: Owner,
     ) -> None:
         text = "not loaded yet; the first request loads it"
         self.entry = entry
         self.status = ModelStatus(entry.id, "absent", text, context_length=entry.context_length)
         self.folder: Path | None = None
-        self.opened: T | None = None
+        self.text: TextProcess | None = None
         self.engine: EngineClient | None = None
         self._settings = settings
         self._acquirer = acquirer
         self._opener = opener
         self._supervisor = supervisor
         self._owner = owner
-        self._opening: asyncio.Task[T] | None = None
+        self._opening: asyncio.Task[TextProcess] | None = None
         self._waiting: deque[Lease] = deque()
         self._granted: set[Lease] = set()
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -81,43 +80,49 @@ class Resident(Generic[T]):
         self._owner.status_changed()
 
     def rest(self) -> None:
-        """Its files are here, its weights are not in memory."""
+        """Its files are on this machine, its weights not in memory."""
         self.set("absent", "on disk, not in memory")
 
     # ---- its files
 
-    def open(self) -> asyncio.Future[T]:
-        """What the opener reads of its files, which are obtained if need be. Shared, so never to be cancelled.
+    def open(self) -> asyncio.Future[TextProcess]:
+        """The text process of its files, which are obtained if need be. Shared, so never to be cancelled.
 
         Fails with ModelUnavailable when they cannot be obtained or read.
         """
-        if self._opening is None or (self._opening.done() and self.opened is None):
+        if self._opening is None or (self._opening.done() and self.text is None):
             self._opening = asyncio.create_task(self._open())
             # Every caller may have left by the time it fails; the failure is in the status all the same.
             self._opening.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self._opening
 
-    async def _open(self) -> T:
+    async def _open(self) -> TextProcess:
         try:
             folder = await asyncio.to_thread(self._acquirer.locate, self.entry)
             if folder is None:
                 self.set("building" if self.entry.acquire == "build" else "fetching", "looking for its files")
                 folder = await self._acquirer.acquire(self.entry, self._show)
                 self.rest()
-            opened = await asyncio.to_thread(self._opener, folder, self.entry.context_length)
+            text = await self._opener(folder, self.entry.context_length)
         except Exception as error:
             raise self.fail(error) from error
-        self.folder, self.opened = folder, opened
-        return opened
+        self.folder, self.text = folder, text
+        return text
 
     def _show(self, progress: AcquireProgress) -> None:
         self.set(progress.phase, progress.text, progress.done, progress.total)
 
     def known_folder(self) -> Path:
-        """The folder that `open` gave. Raises what has made it unknown again since then."""
+        """The folder that `open` found. Raises the failure that has made it unknown again since."""
         if self.folder is None:
             raise self._failure or ModelUnavailable(f"The files of model '{self.entry.id}' are gone.")
         return self.folder
+
+    def close_text(self) -> None:
+        """End the text process; the next request that needs it starts another."""
+        text, self.text = self.text, None
+        if text is not None:
+            text.kill()
 
     # ---- its engine
 
@@ -151,6 +156,7 @@ class Resident(Generic[T]):
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.gather(self._opening, return_exceptions=True)
+        self.close_text()
         await self._supervisor.stop()
 
     @property
@@ -232,7 +238,8 @@ class Resident(Generic[T]):
             log.error("model %s failed", self.entry.id, exc_info=error)
             failure = ModelUnavailable("The model is unavailable; the server's log has the reason.")
         self._failure, self._failed_at = failure, time.monotonic()
-        self.folder = self.opened = None
+        self.folder = None
+        self.close_text()
         self.set("failed", failure.message)
         return failure
 

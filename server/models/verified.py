@@ -1,7 +1,7 @@
 """Whether a model's files are what they should be, asked before they are loaded. HTTP process.
 
 Names, sizes, headers and widths every time, in milliseconds. The sha256 of each file, which a model that configi built
-brings along, when a file changed since they were last found right: in a worker, since it takes seconds.
+brings along, only when a file has changed since they were last found right: in a worker, since it takes seconds.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ class Verifier:
         self._stamps = storage.cache_dir / "verified"
         self._python = python
 
-    async def check(self, folder: Path, told: Callable[[str], None]) -> None:
-        """Raises ModelUnavailable when the model in `folder` is damaged. Cancelling ends it."""
+    async def check(self, folder: Path, on_state: Callable[[str], None]) -> None:
+        """Raises ModelUnavailable when the model in `folder` is damaged. `on_state` gets what takes long, in one line.
+
+        Cancelling ends it.
+        """
         stamp = self._stamps / hashlib.sha256(str(folder).encode()).hexdigest()
         if await asyncio.to_thread(_is_verified, folder, stamp):
             return
-        told("checking the sha256 of its files")
+        on_state("checking the sha256 of its files")
         arguments = ["-m", "server.models.verifying", str(folder), str(stamp)]
         await worker.run([*self._python, *arguments], lambda _: None)
 

@@ -1,6 +1,6 @@
-"""A worker process: started, listened to, and killed with all it started when nobody wants it any more. HTTP process.
+"""Runs a worker process: follows its report, and kills it with all that it started when nobody needs it. HTTP process.
 
-It reports as `quantize/worker.py` says.
+`quantize/worker.py` is the worker's side and describes the report.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LONGEST_LINE = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ReportLine:
     """How far a worker is, in bytes; `text` is one line."""
 
     phase: str
@@ -34,18 +34,18 @@ class Line:
 
 
 class WorkerFailed(ModelUnavailable):
-    """In the worker's own words. `passing`: the same may work later."""
+    """In the worker's own words. `transient`: the same may work later."""
 
-    def __init__(self, message: str, *, passing: bool) -> None:
+    def __init__(self, message: str, *, transient: bool) -> None:
         super().__init__(message)
-        self.passing = passing
+        self.transient = transient
 
 
-async def run(command: Sequence[str], told: Callable[[Line], None]) -> Path:
-    """The folder that the worker made or checked. Cancelling ends it.
+async def run(command: Sequence[str], on_line: Callable[[ReportLine], None]) -> Path:
+    """The folder that the worker made or checked; `on_line` gets its progress. Cancelling ends it.
 
     Raises:
-        WorkerFailed: the worker said why, or ended without a word.
+        WorkerFailed: with the reason that the worker gave, or because it ended without one.
     """
     pipe = asyncio.subprocess.PIPE
     # A session of its own: Ctrl-C on the terminal is ours to handle, and killpg reaches all it started.
@@ -54,7 +54,7 @@ async def run(command: Sequence[str], told: Callable[[Line], None]) -> Path:
     )
     errors = asyncio.create_task(_log_lines(process.stderr))
     try:
-        last = await _read_report(process.stdout, told)
+        last = await _read_report(process.stdout, on_line)
         await process.wait()
         await errors
     finally:
@@ -65,13 +65,13 @@ async def run(command: Sequence[str], told: Callable[[Line], None]) -> Path:
     if "folder" in last:
         return Path(last["folder"])
     if "error" in last:
-        raise WorkerFailed(last["error"]["message"], passing=last["error"]["retryable"])
+        raise WorkerFailed(last["error"]["message"], transient=last["error"]["retryable"])
     log.error("the worker ended with code %s and no last line", process.returncode)
-    raise WorkerFailed("Preparing the model ended unexpectedly; the server's log has the reason.", passing=True)
+    raise WorkerFailed("Preparing the model ended unexpectedly; the server's log has the reason.", transient=True)
 
 
-async def _read_report(stdout: asyncio.StreamReader | None, told: Callable[[Line], None]) -> dict[str, Any]:
-    """Pass progress on; the line that is none is the last."""
+async def _read_report(stdout: asyncio.StreamReader | None, on_line: Callable[[ReportLine], None]) -> dict[str, Any]:
+    """Pass progress on, and return the line that is not progress: the last."""
     last: dict[str, Any] = {}
     async for raw in _lines(stdout):
         try:
@@ -80,7 +80,7 @@ async def _read_report(stdout: asyncio.StreamReader | None, told: Callable[[Line
             log.warning("not a report line: %r", raw[:200])
             continue
         if "phase" in line:
-            told(Line(line["phase"], line["done"], line["total"], line["text"]))
+            on_line(ReportLine(line["phase"], line["done"], line["total"], line["text"]))
         else:
             last = line
     return last
@@ -92,7 +92,7 @@ async def _log_lines(stderr: asyncio.StreamReader | None) -> None:
 
 
 async def _lines(pipe: asyncio.StreamReader | None) -> AsyncIterator[bytes]:
-    """None is asyncio's type for a pipe that was not asked for."""
+    """`pipe` is None only in asyncio's types: all pipes are asked for."""
     if pipe is not None:
         async for line in pipe:
             yield line

@@ -185,7 +185,7 @@ class ModelSettings(Section):
 
     id: str = Field(min_length=1, max_length=256, description="The name in /v1/models.")
     aliases: list[str] = Field([], description="Other names, with globs, that mean this model.")
-    acquire: Acquire = Field("fetch-or-build", description="How its files are had.")
+    acquire: Acquire = Field("fetch-or-build", description="How its files are obtained.")
     fetch: str | None = Field(
         None, description="A ready MLX repository on the Hub, optionally @revision; or embedded:NAME."
     )

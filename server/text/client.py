@@ -6,15 +6,25 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from server.chat.conversation import Conversation, Prompt
+from server.chat.conversation import Prompt
 from server.chat.prompt import EncodedPrompt
 from server.chat.vocabulary import Vocabulary
 from server.settings.types import LimitSettings
 from server.text.lane import TEXT_COMMAND, Lane
-from server.text.protocol import Decode, Decoded, Encoded, EncodePrompt, EncodeText, TextAnswer, TextCommand, Tokenized
+from server.text.protocol import (
+    Decode,
+    Decoded,
+    Encoded,
+    EncodePrompt,
+    EncodeText,
+    TextAnswer,
+    TextCommand,
+    Tokenized,
+    frame,
+)
 
-# Characters, or four token ids for one: what is larger goes its own way, so that nobody's question waits behind it.
-_LARGE = 32_768
+# A command that is larger goes its own way, so that nobody's question waits behind it.
+_LARGE_BYTES = 65_536
 # The process for large texts holds a tokenizer of its own and is ended when it has had nothing to do for so long.
 _IDLE_S = 60
 
@@ -47,7 +57,7 @@ class TextProcess:
         try:
             opened = await small.open()
         except BaseException:
-            await small.close()
+            small.kill()
             raise
         return TextProcess(small, large, Vocabulary(opened.vocabulary))
 
@@ -56,41 +66,37 @@ class TextProcess:
         return self.vocabulary.context_length
 
     async def encode_prompt(self, prompt: Prompt, client: str) -> EncodedPrompt:
-        answer = await self._ask(EncodePrompt(prompt), _size(prompt), client)
+        answer = await self._ask(EncodePrompt(prompt), client)
         assert isinstance(answer, Encoded)
         return answer.prompt
 
     async def encode(self, text: str, add_special: bool, client: str) -> list[int]:
-        answer = await self._ask(EncodeText(text, add_special), len(text), client)
+        answer = await self._ask(EncodeText(text, add_special), client)
         assert isinstance(answer, Tokenized)
         return answer.tokens
 
     async def decode(self, tokens: list[int], client: str) -> str:
-        answer = await self._ask(Decode(tokens), len(tokens) * 4, client)
+        answer = await self._ask(Decode(tokens), client)
         assert isinstance(answer, Decoded)
         return answer.text
 
-    async def close(self) -> None:
+    def kill(self) -> None:
+        """End its processes; what is under way fails."""
         if self._idle is not None:
             self._idle.cancel()
-        await self._small.close()
-        await self._large.close()
+        self._small.kill()
+        self._large.kill()
 
-    async def _ask(self, command: TextCommand, size: int, client: str) -> TextAnswer:
-        if size <= _LARGE:
-            return await self._small.ask(command, client)
+    async def _ask(self, command: TextCommand, client: str) -> TextAnswer:
+        raw = frame(command)
+        if len(raw) <= _LARGE_BYTES:
+            return await self._small.ask(raw, client)
         if self._idle is not None:
             self._idle.cancel()
         try:
-            return await self._large.ask(command, client)
+            return await self._large.ask(raw, client)
         finally:
             self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._rest)
 
     def _rest(self) -> None:
         self._ending = asyncio.ensure_future(self._large.rest())
-
-
-def _size(prompt: Prompt) -> int:
-    if isinstance(prompt, Conversation):
-        return sum(len(text) for message in prompt.messages for text in message.strings())
-    return len(prompt.content) if isinstance(prompt.content, str) else len(prompt.content) * 4

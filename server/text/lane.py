@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from server.errors import InvalidRequest, ModelUnavailable
 from server.text.protocol import (
@@ -25,7 +25,6 @@ from server.text.protocol import (
     Opened,
     Refused,
     TextAnswer,
-    TextCommand,
     decode_answer,
     frame,
 )
@@ -111,8 +110,8 @@ class Lane:
             assert isinstance(answer, Opened)
             return answer
 
-    async def ask(self, command: TextCommand, client: str) -> TextAnswer:
-        """The answer to `command`.
+    async def ask(self, command: bytes, client: str) -> TextAnswer:
+        """The answer to `command`, a frame.
 
         A caller that leaves gives up its place in the queue; what is already under way is left to its time limit.
 
@@ -132,7 +131,7 @@ class Lane:
                 asking.cancel()
             raise
 
-    async def _in_turn(self, command: TextCommand, client: str, begun: asyncio.Event) -> TextAnswer:
+    async def _in_turn(self, command: bytes, client: str, begun: asyncio.Event) -> TextAnswer:
         async with self._turns.turn(client):
             begun.set()
             if self._closed:
@@ -146,9 +145,12 @@ class Lane:
         async with self._turns.turn(""):
             await self._end()
 
-    async def close(self) -> None:
+    def kill(self) -> None:
+        """For good. Synchronous: nobody needs to wait, and the event loop reaps the process."""
         self._closed = True
-        await self._end()
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
 
     async def _started(self) -> TextAnswer:
         await self._end()
@@ -159,18 +161,18 @@ class Lane:
         )
         self._stderr = asyncio.create_task(_log_lines(self._process))
         try:
-            return await self._exchange(self._open)
+            return await self._exchange(frame(self._open))
         except BaseException:
             await self._end()
             raise
 
-    async def _exchange(self, command: TextCommand) -> TextAnswer:
+    async def _exchange(self, command: bytes) -> TextAnswer:
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
         watching = asyncio.create_task(self._watch_memory(process))
         try:
             async with asyncio.timeout(self._timeout_s):
-                process.stdin.write(frame(command))
+                process.stdin.write(command)
                 await process.stdin.drain()
                 length = int.from_bytes(await process.stdout.readexactly(LENGTH_BYTES), "big")
                 answer: TextAnswer = decode_answer(await process.stdout.readexactly(length))

@@ -53,6 +53,10 @@ def serve(commands: BinaryIO, answers: BinaryIO) -> None:
             answer = Refused(InvalidRequest.__name__, "This needs more memory than limits.text_memory_limit allows.")
         except ConfigiError as error:
             answer = _refused(error)
+        except BaseException as error:
+            # Panics of Rust are no Exception. The process is fit for the next command, or will be found out.
+            print(f"{type(error).__name__}: {error}"[:2000], file=sys.stderr, flush=True)
+            answer = Refused(InvalidRequest.__name__, "The model's tokenizer or template fails on this text.")
         answers.write(frame(answer))
         answers.flush()
 

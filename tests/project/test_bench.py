@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,26 @@ import pytest
 
 from bench import prompts, servers
 from bench.flatness import Sample, growths
+from bench.pictures import Bar, bars, lines, pictures, ratios, svg
 from bench.report import ASSETS
-from bench.result import Curve, Figure, Measured, Result, Row, Target, figures, median_of, read, same_answers, write
+from bench.result import (
+    Curve,
+    Figure,
+    Measured,
+    Result,
+    Row,
+    Target,
+    figures,
+    median_of,
+    read,
+    results,
+    same_answers,
+    write,
+)
 from bench.scenarios.long_prompt import longest_gap
 from bench.setup import Setup
 from bench.sse import Client, NoAnswer
-from bench.tables import pictures, results, tables
+from bench.tables import tables
 from server.settings.loading import load_settings
 from tests.support.running import Running, serving_script
 from tests.support.tiny_model import write_tiny_model
@@ -110,6 +125,36 @@ def test_the_pictures_of_the_docs_are_those_of_the_results() -> None:
     assert on_disk == made, "run `python -m bench.report`"
     for text in made.values():
         ElementTree.fromstring(text)
+
+
+def test_a_curve_is_drawn_point_by_point_from_zero() -> None:
+    curve = Curve("c", "t", "x", "y", {"configi": ((0.0, 3.0), (1.5, 2.0)), "other": ((1.0, 9.0),)})
+    [axes] = lines(curve).axes
+    drawn = {line.get_label(): tuple(zip(*line.get_data(), strict=True)) for line in axes.get_lines()}
+    assert (drawn, axes.get_ylim()[0]) == (curve.sides, 0)
+
+
+def test_a_bar_goes_from_1_to_its_ratio_and_more_is_better() -> None:
+    rows = (*ROWS, Row("speed", "speed", "tok/s", Target(0.97, True)))
+    sides = Measured({"gap": 10.0, "share": 0.5, "speed": 4.0}), Measured({"gap": 2.5, "share": 0.9, "speed": 2.0})
+    compared = list(ratios({"one_stream": Result("one_stream", "t", "", SETUP, figures(rows, *sides))}))
+    # What is judged by itself alone, as the share, has no ratio to show.
+    assert compared == [Bar("one stream: longest gap", 4.0, 10.0), Bar("one stream: speed", 0.5, 0.97)]
+    [axes] = bars("t", compared).axes
+    assert [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches] == [(1, 4.0), (1, 0.5)]
+    assert [list(line.get_xdata()) for line in axes.get_lines()] == [[10.0, 10.0], [0.97, 0.97]]
+
+
+def test_a_very_bad_ratio_is_not_cut_off_and_a_side_without_points_is_no_error() -> None:
+    [axes] = bars("t", [Bar("bad", 0.01, 20.0)]).axes
+    assert axes.get_xlim()[0] < 0.01 < 20.0 < axes.get_xlim()[1]
+    assert svg(lines(Curve("c", "t", "x", "y", {"configi": ()})))
+
+
+def test_a_picture_has_colors_for_a_dark_page_and_loads_nothing() -> None:
+    picture = svg(bars("t", [Bar("one", 2.0, 1.0)]))
+    assert "prefers-color-scheme: dark" in picture
+    assert not re.search(r"""(?:href|src)="(?!#)|url\((?!#)|@import""", picture)
 
 
 def test_the_same_number_asks_the_same_and_another_one_shares_nothing(tmp_path: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.modules import IMPORTS, MODULES, inside
+from tests.support.running import ROOT
+
 TENSORS = {"mlx", "mlx_lm"}
 
 # Each room with the rooms that it may import; its own is always open to it. A room is a folder, or a module that stands
@@ -22,17 +22,21 @@ ARROWS: dict[str, set[str]] = {
         "quantize",
     },
     "server.app": {
-        "server.api", "server.chat", "server.engine_client", "server.generation", "server.http", "server.metrics",
-        "server.models", "server.settings",
+        "server.api", "server.engine_client", "server.generation", "server.http", "server.metrics", "server.models",
+        "server.settings", "server.text",
     },
     "server.api": {"server", "server.chat", "server.errors", "server.http", "server.models", "server.settings"},
     "server.generation": {
         "server.chat", "server.engine_client", "server.errors", "server.metrics", "server.models", "server.settings",
+        "server.text",
     },
+    "server.text": {"server.chat", "server.errors", "server.settings"},
     "server.metrics": {"server.chat", "server.errors", "server.models"},
     "server.http": {"server.errors", "server.settings"},
-    "server.models": {"server.engine_client", "server.errors", "server.settings", "quantize", "quantize.folder",
-                      "quantize.hub"},
+    "server.models": {
+        "server.engine_client", "server.errors", "server.settings", "server.text", "quantize", "quantize.folder",
+        "quantize.hub",
+    },
     "server.chat": {"server.engine_client", "server.errors"},
     "server.engine_client": {"server.errors", "server.settings"},
     "server.engine": {"server.engine_client"},
@@ -57,41 +61,11 @@ ARROWS: dict[str, set[str]] = {
 ABOVE = {"bench", "tests", "tests.support", "tools"}
 
 
-def module_names() -> dict[str, Path]:
-    names = {}
-    for package in ("server", "quantize", "bench", "tests", "tools"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return names
-
-
-MODULES = module_names()
 PRODUCT = {name for name in MODULES if name.split(".")[0] in ("server", "quantize")}
-
-
-def imported(path: Path) -> set[str]:
-    """The modules that a file imports anywhere in it; `from package import module` is the module, not the package."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} has a relative import, which this test does not follow"
-            base = node.module or ""
-            found.update(name if (name := f"{base}.{alias.name}") in MODULES else base for alias in node.names)
-    return found
-
-
-IMPORTS = {name: imported(path) for name, path in MODULES.items()}
 
 
 def room(module: str) -> str:
     return max((name for name in ARROWS if inside(module, name)), key=len)
-
-
-def inside(module: str, *packages: str) -> bool:
-    return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
 def is_allowed(source: str, target: str) -> bool:

@@ -177,7 +177,7 @@ def write(
     """The checkpoint in `folder`, in bfloat16. Same arguments, same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     groups = _grouped(shapes, shards)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     random = _Random(seed)
     for number, group in enumerate(groups, start=1):
         name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
@@ -198,7 +198,7 @@ def write(
 def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(tiny_tokenizer().to_str())
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    # Odd spacing on purpose: companions are copied byte for byte.
+    # Odd spacing on purpose: auxiliary_files are copied byte for byte.
     (folder / "tokenizer_config.json").write_text(
         '{"tokenizer_class":  "PreTrainedTokenizerFast", "bos_token": "<|endoftext|>",\n\n "eos_token": "<|im_end|>"}'
     )

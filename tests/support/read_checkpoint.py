@@ -35,7 +35,7 @@ def main() -> int:
         tensors = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
         say(tensors=tensors, scratch_bytes=checkpoint.scratch_bytes, revision=checkpoint.revision)
         if not args.headers_only:
-            say(sha256=read(checkpoint, args.scratch), companions=sorted(checkpoint.companions()))
+            say(sha256=read(checkpoint, args.scratch), auxiliary_files=sorted(checkpoint.auxiliary_files()))
     except QuantizeError as error:
         say(error=error.message, retryable=error.retryable)
         return 1

@@ -9,13 +9,13 @@ import argparse
 import os
 import signal
 import sys
-import threading
 import time
 from collections import deque
 from pathlib import Path
 
 import zmq
 
+from server.engine_client.parent import exit_with_parent
 from server.engine_client.protocol import (
     Cancel,
     EngineEvent,
@@ -50,7 +50,7 @@ def main() -> None:
     script = parser.parse_args()
     if script.exit_at_start:
         raise SystemExit(3)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    exit_with_parent(sys.stdin.buffer)
     socket: zmq.Socket[bytes] = zmq.Context().socket(zmq.PAIR)
     socket.connect(script.address)
     load = decode_command(socket.recv())
@@ -70,14 +70,18 @@ def main() -> None:
         # Long enough for the message to leave.
         time.sleep(0.005)
         os.kill(os.getpid(), signal.SIGKILL)
-    Script(script, script.slots or load.max_concurrent).run(socket)
+    Script(script, script.slots or load.max_concurrent, load.memory_limit).run(socket)
 
 
 class Script:
-    """One token per running request and step: printable ones, in the order of their ids."""
+    """One token per running request and step: printable ones, in the order of their ids.
 
-    def __init__(self, script: argparse.Namespace, slots: int) -> None:
+    What it may take of memory it reports as what it holds.
+    """
+
+    def __init__(self, script: argparse.Namespace, slots: int, memory_limit: int) -> None:
         self.script = script
+        self.memory_limit = memory_limit
         self.slots = slots
         self.waiting: deque[Generate] = deque()
         self.running: dict[int, tuple[Generate, int]] = {}
@@ -131,15 +135,9 @@ class Script:
             running=len(self.running),
             waiting=len(self.waiting),
             kv_bytes=0,
-            active_bytes=0,
-            peak_bytes=0,
+            active_bytes=self.memory_limit,
+            peak_bytes=self.memory_limit,
         )
-
-
-def _die_with_parent() -> None:
-    while os.read(0, 1024):
-        pass
-    os._exit(0)
 
 
 if __name__ == "__main__":

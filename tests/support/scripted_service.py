@@ -118,11 +118,11 @@ class ScriptedService:
             yield Finish(choice, reason, len(pieces))
         yield Usage(5, len(pieces) * options.n, 2)
 
-    async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool) -> list[int]:
+    async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool, client: str) -> list[int]:
         self.model(model or MODEL)
         return [1] * add_special + list(_text(prompt).encode())
 
-    async def detokenize(self, model: str | None, tokens: list[int]) -> str:
+    async def detokenize(self, model: str | None, tokens: list[int], client: str) -> str:
         return bytes(tokens).decode()
 
     def models(self) -> list[ModelStatus]:

@@ -44,7 +44,7 @@ class Alternative(msgspec.Struct, frozen=True):
     bytes: list[int]
 
 
-class TokenLogprob(msgspec.Struct, frozen=True):
+class ContentLogprob(msgspec.Struct, frozen=True):
     token: str
     logprob: float
     bytes: list[int]
@@ -52,7 +52,7 @@ class TokenLogprob(msgspec.Struct, frozen=True):
 
 
 class Logprobs(msgspec.Struct, frozen=True):
-    content: list[TokenLogprob]
+    content: list[ContentLogprob]
     refusal: None = None
 
 
@@ -79,14 +79,14 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     usage: WireUsage
 
 
-class Delta(msgspec.Struct, frozen=True):
+class MessageDelta(msgspec.Struct, frozen=True):
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
 
 
-class ChoiceDelta(msgspec.Struct, frozen=True):
+class ChunkChoice(msgspec.Struct, frozen=True):
     index: int
-    delta: Delta
+    delta: MessageDelta
     logprobs: Logprobs | None = None
     finish_reason: str | None = None
 
@@ -97,7 +97,7 @@ class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     model: str
     system_fingerprint: str = SYSTEM_FINGERPRINT
-    choices: list[ChoiceDelta]
+    choices: list[ChunkChoice]
     usage: WireUsage | UnsetType | None
 
 
@@ -146,7 +146,7 @@ def _completion(answer: Answer, call: ChatCall) -> ChatCompletion:
 def _logprobs(tokens: Sequence[ScoredToken]) -> Logprobs:
     return Logprobs(
         [
-            TokenLogprob(
+            ContentLogprob(
                 token.text,
                 wire_logprob(token.logprob),
                 list(token.raw),
@@ -174,13 +174,15 @@ class ChatStream:
             case TextDelta(choice, text, tokens):
                 if not text and not tokens:
                     return b""
-                return self._chunk(ChoiceDelta(choice, Delta(content=text), _logprobs(tokens) if tokens else None))
+                return self._chunk(
+                    ChunkChoice(choice, MessageDelta(content=text), _logprobs(tokens) if tokens else None)
+                )
             case Finish():
-                return self._chunk(ChoiceDelta(event.choice, Delta(), None, event.reason))
+                return self._chunk(ChunkChoice(event.choice, MessageDelta(), None, event.reason))
             case Started():
                 self._model = event.model
-                opening = Delta(role="assistant", content="")
-                return b"".join(self._chunk(ChoiceDelta(index, opening)) for index in range(self._n))
+                opening = MessageDelta(role="assistant", content="")
+                return b"".join(self._chunk(ChunkChoice(index, opening)) for index in range(self._n))
             case ModelPending():
                 return comment(event.text)
             case PrefillProgress():
@@ -194,7 +196,7 @@ class ChatStream:
             raise unfinished()
         return self._chunk(None, wire_usage([self._usage])) if self._include_usage else b""
 
-    def _chunk(self, choice: ChoiceDelta | None, usage: WireUsage | None = None) -> bytes:
+    def _chunk(self, choice: ChunkChoice | None, usage: WireUsage | None = None) -> bytes:
         return frame(
             ChatChunk(
                 id=self._id,

@@ -30,7 +30,7 @@ class ModelList(msgspec.Struct, frozen=True):
 
 def router(service: Service) -> APIRouter:
     routes = APIRouter()
-    # Models have no birthday here; the server's start is one that does not change between two answers.
+    # Nobody knows when a model was made; the server's start at least does not change between two answers.
     created = wall_time()
 
     @routes.get("/v1/models")

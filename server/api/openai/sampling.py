@@ -18,7 +18,7 @@ def _not_zero(value: int) -> int:
     return value
 
 
-# A list of one is the same wish as the string alone.
+# A string alone means the same as a list of one.
 StopStrings = Annotated[
     list[str], FailFast(), BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
 ]

@@ -20,13 +20,14 @@ from pathlib import Path
 import pytest
 
 from quantize.build.build import build
-from quantize.build.output import Output
+from quantize.build.output_folder import OutputFolder
 from quantize.errors import OutputError, SourceError
 from quantize.folder.verify import verify
 from quantize.plan.plan import make_plan
 from quantize.source.checkpoint import HubOptions
 from quantize.source.sources import open_checkpoint
 from tests.support.checkpoints import GEMMA4_26B_A4B, gemma4, llama, write
+from tests.support.gguf import TOKENS, reference, write_gguf
 from tests.support.running import ROOT
 from tests.support.tiny_model import VOCAB_SIZE
 
@@ -67,7 +68,7 @@ def test_killed_at_ten_random_moments_the_files_are_those_of_an_uninterrupted_bu
             build_whole(source, output)
             assert hashes(output) == whole[0]
             assert verify(output) == []
-            assert not Output(output).work.exists()
+            assert not OutputFolder(output).work.exists()
 
 
 def killed(times: int, source: Path, whole: tuple[dict[str, str], int], output: Path) -> Path:
@@ -92,7 +93,7 @@ def killed(times: int, source: Path, whole: tuple[dict[str, str], int], output: 
 
 
 def finished(output: Path) -> set[int]:
-    journal = Output(output).journal
+    journal = OutputFolder(output).journal
     lines = journal.read_text().splitlines() if journal.exists() else []
     return {int(line.split()[1]) for line in lines if line.startswith("done ")}
 
@@ -110,7 +111,7 @@ def test_what_a_kill_at_the_very_end_leaves_is_no_part_of_the_model(
 ) -> None:
     start(source, tmp_path / "out", whole[1] - 1, "kill").communicate(timeout=120)
     for name in ("configi.json", "another.txt"):
-        (Output(tmp_path / "out").model / name).write_text("{}")
+        (OutputFolder(tmp_path / "out").model / name).write_text("{}")
     build_whole(source, tmp_path / "out")
     assert hashes(tmp_path / "out") == whole[0]
 
@@ -158,14 +159,14 @@ def test_ctrl_c_while_waiting_for_another_is_a_sentence(source: Path, tmp_path: 
             others.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True))
             stderr = others[0].stderr
             assert stderr is not None
-            assert stderr.readline().startswith("waiting: another process builds this model")
+            assert stderr.readline().startswith("waiting: another process is building this model")
             others[0].send_signal(signal.SIGINT)
             others[0].wait(60)
 
     build_whole(source, tmp_path / "out", first_report)
     _, said = others[0].communicate()
     assert others[0].returncode == 130
-    assert said == "Interrupted. What is done is kept; the same call goes on.\n"
+    assert said == "Interrupted. Finished work is kept; run the same command to resume.\n"
 
 
 def test_ctrl_c_while_building_ends_it_in_order(
@@ -193,7 +194,7 @@ def test_a_file_that_was_taken_from_an_unfinished_build_is_made_again(
     source: Path, whole: tuple[dict[str, str], int], tmp_path: Path
 ) -> None:
     start(source, tmp_path / "out", whole[1] // 2, "kill").communicate(timeout=120)
-    (Output(tmp_path / "out").model / "model.safetensors").unlink()
+    (OutputFolder(tmp_path / "out").model / "model.safetensors").unlink()
     build_whole(source, tmp_path / "out")
     assert hashes(tmp_path / "out") == whole[0]
 
@@ -255,7 +256,8 @@ def test_a_full_disk_is_a_sentence_and_the_same_call_goes_on(
     process = start(source, small_disk / "out", 40, "fill")
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert said.strip() == "Writing the model failed: the disk is full. What is done is kept; the same call goes on."
+    resume = "Finished work is kept; run the same command to resume."
+    assert said.strip() == f"Writing the model failed: the disk is full. {resume}"
     kept = finished(small_disk / "out")
     assert kept
     (small_disk / "filler").unlink()
@@ -272,7 +274,7 @@ def test_a_disk_that_is_too_small_is_refused_up_front(source: Path, small_disk: 
 
 def test_a_folder_that_cannot_be_written_to_is_a_sentence(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"Making .*file/out failed: a part of the path is not a folder"):
+    with pytest.raises(OutputError, match=r"Making .*file/out failed: part of the path is not a folder"):
         build_whole(source, tmp_path / "file" / "out")
     disk = mounted(tmp_path / "disk", "ro")
     with pytest.raises(OutputError, match=r"Making .*disk/out failed: the disk is read-only"):
@@ -282,6 +284,15 @@ def test_a_folder_that_cannot_be_written_to_is_a_sentence(source: Path, tmp_path
 def test_memory_stays_below_the_limit(tmp_path: Path) -> None:
     """120 MB of source, tensors of 34 MB among them."""
     assert peak_memory(write(tmp_path / "source", *llama(layers=1, hidden=2048, width=8192)), tmp_path) < LIMIT
+
+
+def test_memory_stays_below_the_limit_for_a_gguf(tmp_path: Path) -> None:
+    """123 MB in one tensor."""
+    tokens = [*TOKENS, *(f"token{number}" for number in range(30_000))]
+    keys = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [1] * len(tokens)}
+    _, weights = reference(vocab_size=len(tokens), hidden_size=1024, head_dim=256)
+    source = write_gguf(tmp_path / "m.gguf", weights, **keys, **{"llama.embedding_length": 1024})
+    assert peak_memory(source, tmp_path) < LIMIT
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ def test_what_was_built_is_whole_with_and_without_its_manifest(model: Path) -> N
 
 
 def test_the_command_says_so_in_words_and_in_json(model: Path) -> None:
-    assert configi("verify", str(model)).stdout == f"{model} is whole.\n"
+    assert configi("verify", str(model)).stdout == f"{model} is intact.\n"
     (model / "tokenizer.json").unlink()
     done = configi("verify", str(model), "--json", check=False)
     assert done.returncode == 1
@@ -114,14 +114,14 @@ def nothing(tensors: dict[str, mx.array]) -> None:
         (lambda c: both(c, lambda q: q[DOWN].update(bits=4)), f"{DOWN}.weight has the shape"),
         (
             lambda c: both(c, lambda q: q[DOWN].update(bits=3.0)),
-            f"{DOWN} is neither a setting nor a width",
+            f"{DOWN} is neither a setting nor a module",
         ),
-        (lambda c: both(c, lambda q: q.update(made_by="me")), "quantization.made_by is neither a setting nor a width"),
+        (lambda c: both(c, lambda q: q.update(made_by="me")), "quantization.made_by is neither a setting nor a module"),
         (lambda c: both(c, lambda q: q.pop(DOWN)), f"has no entry for {DOWN}"),
-        (lambda c: both(c, lambda q: q.update({DOWN: False})), f"says that {DOWN} is not quantized; it is"),
+        (lambda c: both(c, lambda q: q.update({DOWN: False})), f"{DOWN} is quantized, but config.json says it is not"),
         (lambda c: both(c, lambda q: q.update({"a.b": q[DOWN]})), "names a.b, which the model does not have"),
-        (lambda c: both(c, lambda q: q.pop("bits")), "lacks a whole group_size or bits"),
-        (lambda c: c["quantization_config"].pop(DOWN), "quantization_config is no copy of quantization"),
+        (lambda c: both(c, lambda q: q.pop("bits")), "lacks an integer group_size or bits"),
+        (lambda c: c["quantization_config"].pop(DOWN), "quantization_config differs from quantization"),
         (lambda c: c.pop("quantization"), "has quantization_config and no quantization"),
     ],
 )
@@ -139,7 +139,7 @@ def test_experts_that_a_converter_left_out_are_found(model: Path) -> None:
 
     rewritten(without_manifest(model), unquantize)
     (model / "model.safetensors.index.json").unlink()
-    assert f"config.json gives {DOWN} 3-bit gs64; it is not quantized." in check(model)
+    assert f"config.json says that {DOWN} is 3-bit gs64, but it is not quantized." in check(model)
     edit(model / "config.json", lambda config: both(config, lambda table: table.pop(DOWN)))
     assert check(model) == [f"The experts in {DOWN}.weight are not quantized."]
 
@@ -177,8 +177,8 @@ def test_hashes_are_read_again_only_when_a_file_changed(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[str] = []
-    sha256 = verify_module._sha256
-    monkeypatch.setattr(verify_module, "_sha256", lambda path: hashed.append(path.name) or sha256(path))
+    sha256 = verify_module.sha256_of
+    monkeypatch.setattr(verify_module, "sha256_of", lambda path: hashed.append(path.name) or sha256(path))
     stamp = tmp_path / "cache" / "stamp"
     assert verify_if_changed(model, stamp) == []
     assert len(hashed) == len(json.loads((model / "configi.json").read_text())["files"])
@@ -206,7 +206,7 @@ def test_other_makers_models_are_checked_for_what_they_say_of_themselves(tmp_pat
             )
         )
     mx.save_safetensors(str(model / "model.safetensors"), tensors)
-    assert verify(model) == ["The tensors are quantized; config.json says nothing of it."]
+    assert verify(model) == ["The tensors are quantized, but config.json has no quantization table."]
     edit(model / "config.json", lambda config: config.update(quantization={"group_size": 64, "bits": 4}))
     assert verify(model) == []
     edit(model / "config.json", lambda config: config["quantization"].update(bits=8))
@@ -216,7 +216,7 @@ def test_other_makers_models_are_checked_for_what_they_say_of_themselves(tmp_pat
 
 
 def test_no_folder_and_an_empty_folder_are_a_sentence(tmp_path: Path) -> None:
-    assert verify(tmp_path / "nothing") == [f"{tmp_path / 'nothing'} is no folder."]
+    assert verify(tmp_path / "nothing") == [f"{tmp_path / 'nothing'} is not a folder."]
     assert verify(tmp_path) == ["The folder has no config.json."]
     (tmp_path / "config.json").write_text("{}")
     assert verify(tmp_path) == ["The folder has no model*.safetensors."]

@@ -1,4 +1,4 @@
-"""A plan from headers alone: the published figures, roles, widths, and what is refused before a weight is read."""
+"""A plan from headers alone: the published figures, roles, specs, and what is refused before a weight is read."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_report_tells_size_build_and_what_a_small_mac_can_hold(real_shapes: 
     assert "11.99 GB (11.17 GiB)" in said
     assert "25,233,141,790" in said
     assert "Metal gives 11.45 GB (10.67 GiB) by default: it does not fit" in said
-    assert "expert_gate_up  2-27        2-bit gs64  13,195,280,384  4,123,525,120" in said
+    assert "expert_gate_up  2-27        2-bit gs64    13,195,280,384  4,123,525,120" in said
 
 
 def test_the_example_in_the_docs_is_what_is_printed(real_shapes: Path) -> None:
@@ -97,28 +97,28 @@ def test_the_json_says_the_same(real_shapes: Path) -> None:
 
 
 def test_the_table_of_config_i(tiny: Path) -> None:
-    widths = {target.path: target.width for target in plan_of(tiny).targets}
+    specs = {output.path: output.spec for output in plan_of(tiny).tensors}
     layer = "language_model.model.layers.{}.{}"
     for boundary in (0, 1, 4, 5):
         for name in ("experts.switch_glu.gate_proj", "experts.switch_glu.down_proj", "self_attn.q_proj", "mlp.up_proj"):
-            assert widths[layer.format(boundary, name)] == QuantSpec(8)
-    assert widths[layer.format(2, "experts.switch_glu.gate_proj")] == QuantSpec(2)
-    assert widths[layer.format(2, "experts.switch_glu.up_proj")] == QuantSpec(2)
-    assert widths[layer.format(2, "experts.switch_glu.down_proj")] == QuantSpec(3)
-    assert widths[layer.format(2, "mlp.gate_proj")] == QuantSpec(2)
-    assert widths[layer.format(2, "mlp.down_proj")] == QuantSpec(3)
-    assert {widths[layer.format(2, f"self_attn.{name}_proj")] for name in "qkvo" if name != "v"} == {QuantSpec(4)}
-    assert {widths[layer.format(number, "router.proj")] for number in range(6)} == {None}
-    assert widths["language_model.model.embed_tokens"] == QuantSpec(8)
-    assert layer.format(2, "self_attn.v_proj") not in widths
+            assert specs[layer.format(boundary, name)] == QuantSpec(8)
+    assert specs[layer.format(2, "experts.switch_glu.gate_proj")] == QuantSpec(2)
+    assert specs[layer.format(2, "experts.switch_glu.up_proj")] == QuantSpec(2)
+    assert specs[layer.format(2, "experts.switch_glu.down_proj")] == QuantSpec(3)
+    assert specs[layer.format(2, "mlp.gate_proj")] == QuantSpec(2)
+    assert specs[layer.format(2, "mlp.down_proj")] == QuantSpec(3)
+    assert {specs[layer.format(2, f"self_attn.{name}_proj")] for name in "qkvo" if name != "v"} == {QuantSpec(4)}
+    assert {specs[layer.format(number, "router.proj")] for number in range(6)} == {None}
+    assert specs["language_model.model.embed_tokens"] == QuantSpec(8)
+    assert layer.format(2, "self_attn.v_proj") not in specs
 
 
 def test_a_dense_model_has_the_table_for_dense_models(tmp_path: Path) -> None:
     plan = plan_of(write(tmp_path, *llama(layers=5), holes=True))
-    widths = {target.path: target.width for target in plan.targets}
-    assert widths["model.layers.2.mlp.gate_proj"] == widths["model.layers.2.self_attn.q_proj"] == QuantSpec(4)
-    assert widths["model.layers.0.mlp.gate_proj"] == widths["model.layers.4.self_attn.q_proj"] == QuantSpec(8)
-    assert widths["model.embed_tokens"] is None
+    specs = {output.path: output.spec for output in plan.tensors}
+    assert specs["model.layers.2.mlp.gate_proj"] == specs["model.layers.2.self_attn.q_proj"] == QuantSpec(4)
+    assert specs["model.layers.0.mlp.gate_proj"] == specs["model.layers.4.self_attn.q_proj"] == QuantSpec(8)
+    assert specs["model.embed_tokens"] is None
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_the_papers_policies_have_its_bits_per_weight(
     tmp_path: Path, policy: str, attention: float, gate: float, down: float, boundary: int
 ) -> None:
     plan = plan_of(write(tmp_path, *llama(layers=9), holes=True), policy)
-    bits = {target.path: target.nbytes * 8 / target.parameters for target in plan.targets}
+    bits = {output.path: output.nbytes * 8 / output.parameters for output in plan.tensors}
     assert bits["model.layers.4.self_attn.o_proj"] == attention
     assert bits["model.layers.4.mlp.up_proj"] == gate
     assert bits["model.layers.4.mlp.down_proj"] == down
@@ -138,10 +138,10 @@ def test_the_papers_policies_have_its_bits_per_weight(
     assert eights == {str(layer) for layer in (*range(boundary), *range(9 - boundary, 9))}
 
 
-def test_a_width_that_does_not_divide_gives_way_and_the_plan_says_so(tmp_path: Path) -> None:
+def test_a_group_size_that_does_not_divide_gives_way_and_the_plan_says_so(tmp_path: Path) -> None:
     config, shapes = llama(layers=5, width=96)
     plan = plan_of(write(tmp_path, config, shapes, holes=True), "uniform-4")
-    forced = {target.path: (target.wanted, target.width) for target in plan.targets if target.wanted}
+    forced = {output.path: (output.policy_spec, output.spec) for output in plan.tensors if output.policy_spec}
     assert forced == {f"model.layers.{n}.mlp.down_proj": (QuantSpec(4, 64), QuantSpec(4, 32)) for n in range(5)}
     said = configi("plan", str(tmp_path), "--policy", "uniform-4").stdout
     assert "model.layers.3.mlp.down_proj.weight: 4-bit gs32" in said
@@ -177,11 +177,11 @@ roles = {attention = {bits = 8}}
 def test_a_policy_of_ones_own(tmp_path: Path) -> None:
     source = write(tmp_path / "source", *qwen3_moe(layers=3), holes=True)
     (tmp_path / "mine.toml").write_text(POLICY)
-    widths = {t.path: t.width for t in plan_of(source, str(tmp_path / "mine.toml")).targets}
-    assert widths["model.layers.0.self_attn.q_proj"] == QuantSpec(8)
-    assert widths["model.layers.2.self_attn.q_proj"] == QuantSpec(5, 32)
-    assert widths["model.layers.0.mlp.switch_mlp.gate_proj"] == QuantSpec(3)
-    assert widths["model.layers.1.mlp.gate"] is None
+    specs = {t.path: t.spec for t in plan_of(source, str(tmp_path / "mine.toml")).tensors}
+    assert specs["model.layers.0.self_attn.q_proj"] == QuantSpec(8)
+    assert specs["model.layers.2.self_attn.q_proj"] == QuantSpec(5, 32)
+    assert specs["model.layers.0.mlp.switch_mlp.gate_proj"] == QuantSpec(3)
+    assert specs["model.layers.1.mlp.gate"] is None
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_policy_of_ones_own(tmp_path: Path) -> None:
         (("bits = 5", "bits = 7"), r"roles\.attention"),
         (("group_size = 32", 'group_size = "32"'), r"roles\.attention"),
         (('name = "mine"', "name = mine"), "not valid TOML"),
-        (("attention = {bits = 5, group_size = 32}\n", ""), "says nothing about the role attention"),
+        (("attention = {bits = 5, group_size = 32}\n", ""), "does not name the role attention"),
     ],
 )
 def test_a_bad_policy_is_one_sentence(tmp_path: Path, change: tuple[str, str], sentence: str) -> None:
@@ -212,11 +212,11 @@ Change = dict[str, Any]
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"add": {"model.language_model.layers.0.new_gate.weight": (64, 128)}}, "new_gate.weight has no role"),
+        ({"add": {"model.language_model.layers.0.new_gate.weight": (64, 128)}}, "new_gate.weight has no known role"),
         ({"drop": "model.language_model.layers.3.experts.down_proj"}, "lacks .*layers.3.experts.switch_glu.down_proj"),
         ({"add": {"model.language_model.layers.3.mlp.up_proj.weight": (190, 128)}}, "has the shape"),
         ({"config": {"model_type": "mamba"}}, "'mamba' are not supported; gemma3, "),
-        ({"config": {"quantization": {"bits": 4, "group_size": 64}}}, "quantized already"),
+        ({"config": {"quantization": {"bits": 4, "group_size": 64}}}, "already quantized"),
         ({"config": {"text_config": {"model_type": "gemma4_text"}}}, "no num_hidden_layers"),
     ],
 )
@@ -252,7 +252,7 @@ def empty(file: Path) -> None:
     [
         (cut, "cut short or damaged"),
         (scribble, "header of model-00002-of-00003.safetensors is damaged"),
-        (empty, "is no safetensors file"),
+        (empty, "is not a safetensors file"),
         (Path.unlink, "lacks the shard model-00002-of-00003.safetensors"),
     ],
 )
@@ -268,7 +268,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path, damage: Any, sentence: str) ->
     [
         (["plan", "/nowhere"], "neither a folder"),
         (["plan", "a/b/c"], "neither a folder"),
-        (["plan", "{tiny}", "--memory-limit", "lots"], "lots is no amount of memory"),
+        (["plan", "{tiny}", "--memory-limit", "lots"], "lots is not an amount of memory"),
         (["plan", "{tiny}", "--memory-limit", "1MB"], "needs a memory limit of"),
         (["plan", "{tiny}", "--policy", "nope.toml"], "nope.toml cannot be read"),
     ],

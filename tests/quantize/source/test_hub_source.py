@@ -137,7 +137,7 @@ def test_the_rows_are_those_of_a_folder_whether_the_shards_are_kept_or_not(bench
     kept = bench.read()
     discarded = bench.discarding()
     assert kept.last["sha256"] == discarded.last["sha256"] == bench.from_folder()
-    assert kept.last["companions"] == ["LICENSE", "tokenizer.json"]
+    assert kept.last["auxiliary_files"] == ["LICENSE", "tokenizer.json"]
     assert kept.lines[0]["revision"] == COMMIT
     assert "modeling_evil.py" not in " ".join(bench.hub.requests)
 
@@ -253,7 +253,7 @@ PORTAL = "The answer is not the Hub's: a login page or proxy of this network see
         ),
         pytest.param(FIRST, status(500), "The Hub answered 500.", True, id="5xx for ever"),
         pytest.param("/api/", html, PORTAL, True, id="captive portal"),
-        pytest.param(FIRST, html, f"{SHARDS[0]} is no safetensors file.", False, id="captive portal on a shard"),
+        pytest.param(FIRST, html, f"{SHARDS[0]} is not a safetensors file.", False, id="captive portal on a shard"),
         pytest.param(FIRST, stall, "The Hub stopped answering.", True, id="stalled header"),
     ],
 )
@@ -273,7 +273,7 @@ def test_a_repository_that_does_not_exist_or_is_no_model_is_one_sentence(bench: 
     del bench.hub.files[SHARDS[1]]
     assert bench.read().last["error"] == f"The source lacks the shard {SHARDS[1]}."
     del bench.hub.files["config.json"]
-    assert bench.read().last["error"] == "loopback/tiny has no config.json: it is no model."
+    assert bench.read().last["error"] == "loopback/tiny has no config.json, so it is not a model."
 
 
 def test_an_unreachable_hub_is_one_sentence_and_the_whole_cache_serves_without_it(bench: Bench) -> None:
@@ -283,7 +283,7 @@ def test_an_unreachable_hub_is_one_sentence_and_the_whole_cache_serves_without_i
     assert bench.read("--offline").last["error"] == switched_off
     read = bench.read()
     without = bench.read(**away)
-    assert without.last == read.last | {"companions": without.last["companions"]}
+    assert without.last == read.last | {"auxiliary_files": without.last["auxiliary_files"]}
     assert without.lines[0]["revision"] == COMMIT
     assert "The copy on this machine is used." in without.stderr
 

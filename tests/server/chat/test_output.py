@@ -16,6 +16,7 @@ from server.chat.stops import StopFinder
 from server.chat.tokenizer import ChatTokenizer
 from server.engine_client.protocol import TokenLogprob
 from tests.support.tiny_model import END_ID, START_ID, write_tiny_model
+from tests.support.vocabulary import vocabulary_of
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def _deltas(
     channels: Channels | None = None,
 ) -> tuple[list[Delta], bool]:
     """All deltas of an answer of `ids`; the i-th token's logprob is -i."""
-    output = ChoiceOutput(tokenizer, stop, 3, logprobs, channels)
+    output = ChoiceOutput(vocabulary_of(tokenizer), stop, 3, logprobs, channels)
     deltas: list[Delta] = []
     stopped = False
     for at in range(0, len(ids), per_push):
@@ -69,7 +70,7 @@ def test_without_stop_strings_each_token_gives_its_text_at_once(tokenizer: ChatT
     ids = tokenizer.encode("Hello, the world 👋 ends", False)
     events, stopped = _run(tokenizer, ids)
     assert _text(events) == "Hello, the world 👋 ends" and not stopped
-    pieces = list(map(tokenizer.stream().push, ids))
+    pieces = list(map(vocabulary_of(tokenizer).stream().push, ids))
     assert [event.text for event in events] == [piece for piece in pieces if piece]
     assert all(event.choice == 3 and event.text for event in events)
 
@@ -318,10 +319,10 @@ def _python_calls(output: ChoiceOutput, ids: list[int]) -> float:
 
 def test_a_push_stays_short_however_long_the_answer(tokenizer: ChatTokenizer) -> None:
     ids = tokenizer.encode("The capital of France is Paris, and the river is the Seine. " * 20, False)
-    plain = ChoiceOutput(tokenizer, (), 0, False)
+    plain = ChoiceOutput(vocabulary_of(tokenizer), (), 0, False)
     _python_calls(plain, ids)
     # The push, the token stream's, the token's bytes, their decoding, the delta.
     assert _python_calls(plain, ids) <= 5
-    with_stops = ChoiceOutput(tokenizer, ("\n\nUser:", "</answer>"), 0, False)
+    with_stops = ChoiceOutput(vocabulary_of(tokenizer), ("\n\nUser:", "</answer>"), 0, False)
     early, late = _python_calls(with_stops, ids), _python_calls(with_stops, ids)
     assert late <= early <= 50

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
 import pytest
 
 from server.chat.conversation import Conversation, RawPrompt
-from server.chat.parts import Message, Role
+from server.chat.parts import Message, Part, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart
 from server.chat.prompt import EncodedPrompt, encode_prompt
 from server.chat.template import ChatTemplate
 from server.chat.tokenizer import ChatTokenizer
@@ -85,6 +86,42 @@ def test_no_message_made_of_pieces_of_control_tokens_can_write_one(tokenizer: Ch
         assert tokenizer.decode(encoded.ids) == encoded.text
         for content in contents:
             assert content in encoded.text
+
+
+WRITES_EVERYTHING = (
+    "{% for m in messages %}{{ m.role }}:{{ m.reasoning_content }}{{ m.content }}{{ m.tool_call_id }}{{ m.name }}"
+    "{% for c in m.tool_calls %}{{ c.id }}{{ c.function.name }}"
+    "{% if c.function.arguments is string %}{{ c.function.arguments }}"
+    "{% else %}{{ c.function.arguments | tojson }}"
+    "{% for key, value in c.function.arguments.items() %}{{ key }}={{ value }}{% endfor %}{% endif %}"
+    "{% endfor %}\n{% endfor %}"
+)
+SPELLED: dict[str, tuple[Part, ...]] = {
+    "text": (TextPart(f"a {END}"),),
+    "reasoning": (ReasoningPart(f"a {END}"),),
+    "call id": (ToolCallPart(END, "f", "{}"),),
+    "call name": (ToolCallPart("1", END, "{}"),),
+    "argument": (ToolCallPart("1", "f", json.dumps({"a": [END]})),),
+    "argument's name": (ToolCallPart("1", "f", json.dumps({END: 1})),),
+    "escaped in an argument": (ToolCallPart("1", "f", '{"a": "\\u003c|im_end|\\u003e"}'),),
+    "arguments that are not JSON": (ToolCallPart("1", "f", f"{END} {{"),),
+    "result": (ToolResultPart("1", f"a {END}"),),
+    "result's call": (ToolResultPart(END, "a"),),
+    "result's tool": (ToolResultPart("1", "a", END),),
+    "two texts": (TextPart("<|im_"), TextPart("end|>")),
+    "texts around a call": (TextPart("<|im_"), ToolCallPart("1", "f", "{}"), TextPart("end|>")),
+    "two thoughts": (ReasoningPart("<|im_"), ReasoningPart("end|>")),
+}
+
+
+@pytest.mark.parametrize("parts", SPELLED.values(), ids=SPELLED)
+def test_no_part_of_a_message_can_write_control_tokens(tokenizer: ChatTokenizer, parts: tuple[Part, ...]) -> None:
+    template = ChatTemplate(WRITES_EVERYTHING, {})
+    conversation = Conversation((Message("assistant", parts), Message.plain("user", "go")))
+    encoded = encode_prompt(tokenizer, template, conversation, CONTEXT)
+    assert END in encoded.text
+    assert END_ID not in encoded.ids
+    assert tokenizer.decode(encoded.ids) == encoded.text
 
 
 def test_template_variables_cannot_write_control_tokens(tokenizer: ChatTokenizer) -> None:

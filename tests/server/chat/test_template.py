@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 
+import jinja2
 import pytest
 
 from server.chat.conversation import Conversation
@@ -185,6 +188,57 @@ def test_a_long_conversation_marks_its_system_message_and_its_latest_messages() 
     assert rendered.ends[0].offset == len("<|im_start|>system\nx<|im_end|>\n")
     assert len(rendered.ends) == 9
     assert rendered.text[rendered.ends[-1].offset :] == "<|im_start|>assistant\n"
+
+
+LONG = {
+    "chat": [f"{role} turn {index}" for index in range(30) for role in "ua"],
+    "agent": ["u do it", *(f"{role} step {index} " for index in range(30) for role in "at"), "a so"],
+    "same words": ["u yes", *(f"{role} yes" for _ in range(20) for role in "au")],
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "turns"),
+    [*((source, turns) for source in (CHAT_TEMPLATE, NO_SYSTEM) for turns in LONG), (GEMMA_LIKE, "chat")],
+)
+@pytest.mark.parametrize("last", [(), ("u last",)])
+def test_the_ends_in_a_long_conversation_are_those_of_rendering_each_beginning_of_it(
+    source: str, turns: str, last: tuple[str, ...]
+) -> None:
+    messages = _conversation(*LONG[turns], *last).messages
+    rendered = ChatTemplate(source, {"bos_token": "<bos>"}).render(Conversation(messages))
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    plain = environment.from_string(source)
+    values = [{"role": message.role, "content": message.text} for message in messages]
+    expected = []
+    for count in range(max(1, len(messages) - 7), len(messages) + 1):
+        prefix = plain.render(messages=values[:count], bos_token="<bos>", add_generation_prompt=False)
+        if rendered.text.startswith(prefix) and len(prefix) < len(rendered.text):
+            expected.append((len(prefix), messages[count - 1].role))
+    assert expected and list(rendered.ends) == expected
+
+
+def _pieces_rendered(count: int) -> int:
+    """How many pieces of text the template makes in all for a chat of `count` messages."""
+    pieces = 0
+
+    def seen(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal pieces
+        pieces += event == "call" and frame.f_code.co_name == "root"
+
+    conversation = _conversation("s x", *(f"{'ua'[index % 2]} {index}" for index in range(count - 1)))
+    template = ChatTemplate(CHAT_TEMPLATE, {})
+    sys.setprofile(seen)
+    try:
+        template.render(conversation)
+    finally:
+        sys.setprofile(None)
+    return pieces
+
+
+def test_of_a_long_conversation_only_the_latest_messages_are_rendered_more_than_once() -> None:
+    # The template makes one piece of each message.
+    assert _pieces_rendered(600) - _pieces_rendered(200) == 400
 
 
 def test_ends_are_absent_where_the_template_renders_a_prefix_differently() -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
-from server.chat.model_files import CONTEXT_WHEN_UNSAID
-from server.chat.tokenizer import ChatTokenizer, SamplingDefaults
+from server.chat.model_files import CONTEXT_WHEN_UNSAID, SamplingDefaults
+from server.chat.tokenizer import ChatTokenizer
 from server.errors import ConfigiError, ContextLengthExceeded, InvalidRequest, ModelUnavailable
 from tests.support.tiny_model import BOS_ID, END, END_ID, VOCAB_SIZE, tiny_tokenizer, write_tiny_model
+from tests.support.vocabulary import vocabulary_of
 
 HARD = (
     "",
@@ -76,61 +76,66 @@ def test_hard_strings_survive_the_way_to_tokens_and_back(tokenizer: ChatTokenize
 
 @pytest.mark.parametrize("text", HARD[:-1])
 def test_a_stream_of_tokens_gives_the_same_text_as_decoding_them_together(tokenizer: ChatTokenizer, text: str) -> None:
-    stream = tokenizer.stream()
+    stream = vocabulary_of(tokenizer).stream()
     assert "".join(map(stream.push, tokenizer.encode(text, False))) + stream.flush() == text
 
 
 def test_a_character_split_over_tokens_comes_out_whole_with_its_last_token(tokenizer: ChatTokenizer) -> None:
     ids = tokenizer.encode("👋", False)
-    stream = tokenizer.stream()
+    stream = vocabulary_of(tokenizer).stream()
     assert len(ids) == 4
     assert [stream.push(token) for token in ids] == ["", "", "", "👋"]
     assert stream.flush() == ""
 
 
 def test_an_incomplete_character_at_the_end_becomes_the_replacement_character(tokenizer: ChatTokenizer) -> None:
-    stream = tokenizer.stream()
+    stream = vocabulary_of(tokenizer).stream()
     assert [stream.push(token) for token in tokenizer.encode("日", False)[:2]] == ["", ""]
     assert stream.flush() == "\ufffd"
 
 
 def test_random_bytes_stream_as_python_decodes_them(tokenizer: ChatTokenizer) -> None:
-    single = {tokenizer.token(token)[1]: token for token in range(VOCAB_SIZE) if len(tokenizer.token(token)[1]) == 1}
+    single = {
+        vocabulary_of(tokenizer).token(token)[1]: token
+        for token in range(VOCAB_SIZE)
+        if len(vocabulary_of(tokenizer).token(token)[1]) == 1
+    }
     rng = random.Random(7)
     for _ in range(200):
         raw = bytes(rng.choice(b"a \x80\xa5\xbf\xc3\xe6\x97\xf0\x9f\x98\xff") for _ in range(rng.randrange(12)))
         ids = [single[bytes([byte])] for byte in raw]
-        stream = tokenizer.stream()
+        stream = vocabulary_of(tokenizer).stream()
         assert (
             "".join(map(stream.push, ids)) + stream.flush() == raw.decode("utf-8", "replace") == tokenizer.decode(ids)
         )
 
 
 def test_a_stream_shows_no_control_tokens_and_survives_ids_beyond_the_vocabulary(tokenizer: ChatTokenizer) -> None:
-    stream = tokenizer.stream()
+    stream = vocabulary_of(tokenizer).stream()
     assert [stream.push(token) for token in (BOS_ID, END_ID, VOCAB_SIZE, 10**6, *tokenizer.encode("a", False))][
         -1
     ] == "a"
 
 
-def test_a_long_run_of_bytes_without_meaning_costs_no_more_per_token_at_its_end(tokenizer: ChatTokenizer) -> None:
-    stray = next(token for token in range(VOCAB_SIZE) if tokenizer.token(token)[1] == b"\x80")
-    stream = tokenizer.stream()
-    start = time.thread_time()
-    assert all(stream.push(stray) for _ in range(20_000))
-    assert time.thread_time() - start < 1
+def test_a_long_run_of_bytes_without_meaning_is_shown_byte_by_byte_and_never_held_back(
+    tokenizer: ChatTokenizer,
+) -> None:
+    stray = next(token for token in range(VOCAB_SIZE) if vocabulary_of(tokenizer).token(token)[1] == b"\x80")
+    stream = vocabulary_of(tokenizer).stream()
+    assert {stream.push(stray) for _ in range(20_000)} == {"\ufffd"}
+    assert stream.flush() == ""
 
 
 def test_tokens_show_their_bytes_where_their_text_is_lossy(tokenizer: ChatTokenizer) -> None:
     ids = tokenizer.encode(" é", False)
-    assert b"".join(tokenizer.token(token)[1] for token in ids) == " é".encode()
-    assert tokenizer.token(ids[-1]) == ("\ufffd", b"\xa9")
-    assert tokenizer.token(END_ID) == (END, END.encode())
+    assert b"".join(vocabulary_of(tokenizer).token(token)[1] for token in ids) == " é".encode()
+    assert vocabulary_of(tokenizer).token(ids[-1]) == ("\ufffd", b"\xa9")
+    assert vocabulary_of(tokenizer).token(END_ID) == (END, END.encode())
 
 
 @pytest.mark.parametrize("bad", [-1, VOCAB_SIZE, 2**40])
 def test_ids_out_of_range_are_the_requests_fault(tokenizer: ChatTokenizer, bad: int) -> None:
-    for call in (lambda: tokenizer.token(bad), lambda: tokenizer.decode([3, bad])):
+    for call in (lambda: vocabulary_of(tokenizer).token(bad), lambda: tokenizer.decode([3, bad])):
         with pytest.raises(InvalidRequest, match="0 to 447"):
             call()
 
@@ -141,24 +146,23 @@ def test_a_lone_surrogate_is_the_requests_fault(tokenizer: ChatTokenizer) -> Non
 
 
 def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(tokenizer: ChatTokenizer) -> None:
-    start = time.thread_time()
+    # From its length alone: `encode` by itself would make tokens of it and know no limit.
     with pytest.raises(ContextLengthExceeded, match="maximum context length is 2048 tokens"):
         tokenizer.encode("a" * 10_000_000, False)
-    assert time.thread_time() - start < 0.1
 
 
 def test_sentencepiece_spelling_is_undone(sentencepiece: ChatTokenizer) -> None:
     text = "he world\n日"
     ids = sentencepiece.encode(text, False)
     assert sentencepiece.decode(ids) == text
-    assert b"".join(sentencepiece.token(token)[1] for token in ids) == (" " + text).encode()
-    stream = sentencepiece.stream()
+    assert b"".join(vocabulary_of(sentencepiece).token(token)[1] for token in ids) == (" " + text).encode()
+    stream = vocabulary_of(sentencepiece).stream()
     assert "".join(map(stream.push, ids)) + stream.flush() == text
 
 
 def test_added_tokens_that_are_not_control_tokens_show_as_decoding_shows_them(sentencepiece: ChatTokenizer) -> None:
     ids = [*sentencepiece.encode("he<|call>", False), sentencepiece.encode("▁▁", False)[-1]]
-    stream = sentencepiece.stream()
+    stream = vocabulary_of(sentencepiece).stream()
     assert "".join(map(stream.push, ids)) == sentencepiece.decode(ids) == "he<|call>  "
 
 

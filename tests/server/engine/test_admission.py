@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from mlx_lm.utils import load_model
 
-from server.engine import device, kv
+from server.engine import device
 from server.engine.admission import HORIZON, Admission
-from server.engine.kv import Footprint
+from server.engine.cost_model import KVCostModel, measure
 from server.engine_client.client import EngineClient
 from server.engine_client.protocol import Finished, Generate, Sampling, Tokens
 from server.engine_client.supervisor import Supervisor
@@ -23,7 +23,7 @@ from server.settings.types import CacheSettings, EngineSettings, Settings
 from tests.support.sliding_model import WINDOW, write_sliding_model
 from tests.support.tiny_model import write_tiny_model
 
-GEMMA_4_26B = Footprint(growing=20 * 1024, windows=((200 * 1024, 1024),), constant=0, activation=100_000)
+GEMMA_4_26B = KVCostModel(per_token=20 * 1024, windows=((200 * 1024, 1024),), constant=0, activation_per_token=100_000)
 
 
 def request(prompt: int, max_tokens: int = 8) -> Generate:
@@ -34,38 +34,38 @@ def request(prompt: int, max_tokens: int = 8) -> Generate:
 
 def test_a_sliding_window_stops_growing_at_its_size() -> None:
     mib = 2**20
-    assert GEMMA_4_26B.sequence(1024) == (20 + 200) * mib
-    assert GEMMA_4_26B.sequence(10 * 1024) == (200 + 200) * mib
+    assert GEMMA_4_26B.kv_bytes(1024) == (20 + 200) * mib
+    assert GEMMA_4_26B.kv_bytes(10 * 1024) == (200 + 200) * mib
 
 
-def test_the_footprint_is_that_of_real_caches(tmp_path: Path) -> None:
+def test_the_cost_model_is_that_of_real_caches(tmp_path: Path) -> None:
     model, _ = load_model(write_sliding_model(tmp_path / "model"))
-    footprint = kv.measure(model)
+    cost = measure(model)
     # Two sliding layers of 2 heads of 16, one full layer of 1 head of 32: keys and values, float32.
-    assert footprint.growing == 1 * 32 * 2 * 4
-    assert footprint.windows == ((2 * 16 * 2 * 4, WINDOW),) * 2
-    assert footprint.activation > 0
+    assert cost.per_token == 1 * 32 * 2 * 4
+    assert cost.windows == ((2 * 16 * 2 * 4, WINDOW),) * 2
+    assert cost.activation_per_token > 0
 
 
 def test_what_is_asked_for_counts_up_to_the_horizon_only() -> None:
-    admission = Admission(limit=10**9, weights=0, footprint=Footprint(1000, (), 0, 0))
+    admission = Admission(limit=10**9, weights=0, cost=KVCostModel(1000, (), 0, 0))
     assert admission.reserved([(request(100, max_tokens=10**6), 100)]) == 1000 * (100 + HORIZON)
     assert admission.reserved([(request(100, max_tokens=20), 100)]) == 1000 * 120
     assert admission.reserved([(request(100, max_tokens=10**6), 5000)]) == 1000 * (5000 + HORIZON)
 
 
 def test_a_short_sequence_beside_a_long_one_counts_as_long_for_batches_are_padded() -> None:
-    admission = Admission(limit=10**9, weights=7, footprint=Footprint(1000, (), 0, 0))
+    admission = Admission(limit=10**9, weights=7, cost=KVCostModel(1000, (), 0, 0))
     assert admission.reserved([(request(100), 100), (request(5000), 5000)]) == 7 + 2 * 1000 * 5008
 
 
 def test_one_that_does_not_fit_beside_others_fits_alone() -> None:
-    admission = Admission(limit=10**6, weights=0, footprint=Footprint(1000, (), 0, 0))
+    admission = Admission(limit=10**6, weights=0, cost=KVCostModel(1000, (), 0, 0))
     assert admission.fits(request(600), [])
     assert not admission.fits(request(600), [(request(400), 400)])
-    assert admission.fault(request(600)) is None
-    assert admission.fault(request(2000)) == (
-        "The prompt of 2000 tokens needs 2.0 MB of memory beside the model; 0.9 MB are there."
+    assert admission.refusal(request(600)) is None
+    assert admission.refusal(request(2000)) == (
+        "The prompt of 2000 tokens needs 2.0 MB of memory beside the model; 0.9 MB are available."
     )
 
 

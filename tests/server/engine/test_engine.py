@@ -165,15 +165,15 @@ def test_scoring_the_prompt_does_not_change_the_answer(model: Path) -> None:
     with_engine(model, test)
 
 
-def test_progress_of_a_long_prompt_is_told_slice_by_slice(model: Path) -> None:
+def test_progress_of_a_long_prompt_is_told_chunk_by_chunk(model: Path) -> None:
     async def test(engine: EngineClient) -> None:
         events = [e async for _, e in engine.generate([generate([50] * 200, max_tokens=1)])]
         progress = [e.done for e in events if isinstance(e, Prefilled)]
         assert progress == sorted(progress)
         assert progress[-1] == 199
-        slices = [after - before for before, after in pairwise(progress)]
-        assert len(slices) > 3
-        assert max(slices) == 64
+        chunks = [after - before for before, after in pairwise(progress)]
+        assert len(chunks) > 3
+        assert max(chunks) == 64
         assert all(e.total == 200 for e in events if isinstance(e, Prefilled))
 
     with_engine(model, test, prefill_step_tokens=64)

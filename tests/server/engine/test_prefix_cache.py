@@ -1,7 +1,7 @@
 """Prefix reuse through the real engine process: never another answer than a cold start gives, whatever happened before.
 
-The reference is the raw model without any cache. Two real models: one whose layers all grow, and a Gemma 4 with sliding
-windows far shorter than the prompts.
+The reference is the raw model without any cache. Two real models: one whose layers are all trimmable, and a Gemma 4
+with sliding windows far shorter than the prompts.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pydantic import ByteSize
 
 from server.engine import kv
 from server.engine.admission import Admission
+from server.engine.cost_model import measure
 from server.engine.disk_tier import DiskTier
 from server.engine.engine import Engine
 from server.engine.prefill import Prefill, read_together
@@ -51,10 +52,10 @@ class Model:
         return made
 
 
-@pytest.fixture(scope="module", params=["growing", "sliding"])
+@pytest.fixture(scope="module", params=["trimmable", "sliding"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = tmp_path_factory.mktemp("models") / request.param
-    (write_tiny_model if request.param == "growing" else write_sliding_model)(folder)
+    (write_tiny_model if request.param == "trimmable" else write_sliding_model)(folder)
     return Model(folder, load_model(folder)[0])
 
 
@@ -188,9 +189,9 @@ def test_two_conversations_at_once_do_not_mix(model: Model) -> None:
 
 def test_short_prompts_are_read_together_and_answered_as_alone(model: Model) -> None:
     options = Load(model_dir="", max_concurrent=8, prefill_step_tokens=2048, cache_limit=10**9)
-    admission = Admission(10**9, 0, kv.measure(model.raw))
+    admission = Admission(10**9, 0, measure(model.raw))
     engine = Engine(model.raw, 448, options, admission, DiskTier(None, "", 0))
-    # The first prompts tell how fast this machine is; then slices are large.
+    # The first prompts tell how fast this machine is; then chunks are large.
     answers(engine, [generate(*new_talk(seed).asked(), id=seed) for seed in range(300, 304)])
     talks = [new_talk(seed).say("assistant", 9).say("user", seed) for seed in range(20, 26)]
     requests = [generate(*talk.asked(), id=index) for index, talk in enumerate(talks)]
@@ -201,15 +202,15 @@ def test_prompts_that_are_read_together_fill_the_caches_that_they_fill_alone(mod
     requests = [generate(new_talk(seed).tokens[: 40 + 15 * seed], id=seed) for seed in range(4)]
     together, alone = ([Prefill(model.raw, request) for request in requests] for _ in range(2))
     for prefill in together + alone:
-        prefill.go_on_from(None, 0)
+        prefill.start(None, 0)
     for tokens in (30, 8):
         read_together(model.raw, [(prefill, tokens + prefill.id) for prefill in together])
         for prefill in alone:
             prefill.read(tokens + prefill.id)
     for ours, reference in zip(together, alone, strict=True):
         assert ours.done == reference.done
-        spans = (kv.capture(prefill.layers, 0, prefill.done) for prefill in (ours, reference))
-        for got, expected in zip(*spans, strict=True):
+        segments = (kv.extract(prefill.layers, 0, prefill.done) for prefill in (ours, reference))
+        for got, expected in zip(*segments, strict=True):
             assert mx.allclose(got.keys, expected.keys, atol=1e-3)
             assert mx.allclose(got.values, expected.values, atol=1e-3)
 
@@ -378,12 +379,12 @@ def test_the_disk_is_read_only_when_that_is_faster_than_prefill(
     tokens = list(range(100, 160))
     layers = make_prompt_cache(sliding.raw)
     sliding.raw(mx.array([tokens]), cache=layers)
-    written = PrefixCache(10**9, DiskTier(tmp_path, "model", 10**9), growing=False)
+    written = PrefixCache(10**9, DiskTier(tmp_path, "model", 10**9), trimmable=False)
     written.store(tokens, layers, [], "user")
     assert written.write_one()
     assert not written.write_one(), "all is written"
     disk = DiskTier(tmp_path, "model", 10**9)
-    found = PrefixCache(10**9, disk, growing=False, prefill_rate=lambda: prefill_rate).find([*tokens, 1, 2])
+    found = PrefixCache(10**9, disk, trimmable=False, prefill_rate=lambda: prefill_rate).find([*tokens, 1, 2])
     assert (found.length, found.shared) == (restored, 60)
 
 

@@ -1,4 +1,4 @@
-"""The radix tree is pure: sequences of integers in, stretches of blocks out."""
+"""The radix tree is pure: sequences of integers in, ranges of segments out."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ def put(tree: PrefixTree[str], tokens: list[int], name: str) -> None:
     tree.extend(match, tokens, name, 0)
 
 
-def stretches(tree: PrefixTree[str], tokens: list[int]) -> list[tuple[str, int, int]]:
-    """(block, start, stop) of what is known of `tokens`."""
+def ranges(tree: PrefixTree[str], tokens: list[int]) -> list[tuple[str, int, int]]:
+    """(segment, start, stop) of what is known of `tokens`."""
     match = tree.match(tokens)
-    return [(n.block, n.start, n.stop - max(0, n.end - match.length)) for n in match.path]
+    return [(n.segment, n.start, n.stop - max(0, n.end - match.length)) for n in match.path]
 
 
 def test_a_prefix_is_found_as_far_as_it_agrees() -> None:
     tree: PrefixTree[str] = PrefixTree()
     put(tree, [1, 2, 3, 4], "a")
-    assert stretches(tree, [1, 2, 3, 4, 5]) == [("a", 0, 4)]
-    assert stretches(tree, [1, 2, 9]) == [("a", 0, 2)]
-    assert stretches(tree, [2]) == []
+    assert ranges(tree, [1, 2, 3, 4, 5]) == [("a", 0, 4)]
+    assert ranges(tree, [1, 2, 9]) == [("a", 0, 2)]
+    assert ranges(tree, [2]) == []
 
 
-def test_a_second_sequence_shares_the_block_of_the_first_up_to_where_they_part() -> None:
+def test_a_second_sequence_shares_the_segment_of_the_first_up_to_where_they_part() -> None:
     tree: PrefixTree[str] = PrefixTree()
     put(tree, [1, 2, 3, 4], "a")
     put(tree, [1, 2, 8, 9], "b")
-    assert stretches(tree, [1, 2, 3, 4]) == [("a", 0, 2), ("a", 2, 4)]
-    assert stretches(tree, [1, 2, 8, 9]) == [("a", 0, 2), ("b", 0, 2)]
+    assert ranges(tree, [1, 2, 3, 4]) == [("a", 0, 2), ("a", 2, 4)]
+    assert ranges(tree, [1, 2, 8, 9]) == [("a", 0, 2), ("b", 0, 2)]
 
 
 def test_a_removed_node_takes_what_is_below_it_along_and_nothing_else() -> None:
@@ -40,8 +40,8 @@ def test_a_removed_node_takes_what_is_below_it_along_and_nothing_else() -> None:
     put(tree, [1, 2, 3, 4], "b")
     put(tree, [1, 7], "c")
     tree.remove(tree.match([1, 2, 3]).path[-1])
-    assert stretches(tree, [1, 2, 3, 4]) == [("a", 0, 1)]
-    assert stretches(tree, [1, 7]) == [("a", 0, 1), ("c", 0, 1)]
+    assert ranges(tree, [1, 2, 3, 4]) == [("a", 0, 1)]
+    assert ranges(tree, [1, 7]) == [("a", 0, 1), ("c", 0, 1)]
 
 
 def test_every_prefix_of_many_random_sequences_is_found_whole() -> None:
@@ -54,7 +54,7 @@ def test_every_prefix_of_many_random_sequences_is_found_whole() -> None:
             tree.extend(match, tokens, tuple(tokens[match.length :]), 0)
     for tokens in sequences:
         match = tree.match(tokens)
-        found = [t for n in match.path for t in n.block[n.start : n.stop]]
+        found = [t for n in match.path for t in n.segment[n.start : n.stop]]
         assert match.length == len(tokens)
         assert found[: len(tokens)] == tokens
 

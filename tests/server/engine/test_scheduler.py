@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from server.engine.scheduler import Rotation, Scheduler
+from server.engine.scheduler import PrefillScheduler, Scheduler
 from server.engine_client.protocol import Generate, Sampling
 
 
@@ -78,57 +78,57 @@ def test_what_does_not_fit_waits_and_is_not_overtaken() -> None:
 
 
 @dataclass
-class Reading:
+class Pending:
     id: int
     client: str
     remaining: int
-    after: int | None = None
-    passed_over: int = 0
+    waits_for: int | None = None
+    age: int = 0
 
 
-def read(rotation: Rotation, readings: list[Reading], slice_tokens: int) -> int:
-    """One slice; the id it was for."""
-    chosen = rotation.next(readings)
-    tokens = min(slice_tokens, chosen.remaining)
+def read(scheduler: PrefillScheduler, pending: list[Pending], chunk_tokens: int) -> int:
+    """One chunk; the id it was for."""
+    chosen = scheduler.next(pending)
+    tokens = min(chunk_tokens, chosen.remaining)
     chosen.remaining -= tokens
-    rotation.read(chosen.client, tokens)
+    scheduler.charge(chosen.client, tokens)
     if not chosen.remaining:
-        readings.remove(chosen)
+        pending.remove(chosen)
     return chosen.id
 
 
 @pytest.mark.parametrize("client", ["same", "other"])
 def test_a_short_prompt_behind_a_long_one_is_next(client: str) -> None:
-    rotation, readings = Rotation(), [Reading(1, "same", 10_000)]
-    assert read(rotation, readings, 100) == 1
-    readings.append(Reading(2, client, 40))
-    assert read(rotation, readings, 100) == 2
+    scheduler, pending = PrefillScheduler(), [Pending(1, "same", 10_000)]
+    assert read(scheduler, pending, 100) == 1
+    pending.append(Pending(2, client, 40))
+    assert read(scheduler, pending, 100) == 2
 
 
-def test_a_long_prompt_gets_on_behind_any_number_of_short_ones() -> None:
-    rotation, readings = Rotation(), [Reading(0, "a", 10_000)]
+def test_a_long_prompt_ages_and_is_not_starved_by_any_number_of_short_ones() -> None:
+    scheduler, pending = PrefillScheduler(), [Pending(0, "a", 10_000)]
     served = []
     for id in range(1, 41):
-        readings.append(Reading(id, "a", 10))
-        served.append(read(rotation, readings, 100))
+        pending.append(Pending(id, "a", 10))
+        served.append(read(scheduler, pending, 100))
     assert served.count(0) >= 40 // 6
 
 
 def test_two_clients_are_read_for_in_equal_parts() -> None:
-    rotation, readings = Rotation(), [Reading(1, "a", 10_000), Reading(2, "a", 10_000), Reading(3, "b", 10_000)]
-    served = [read(rotation, readings, 100) for _ in range(40)]
+    scheduler, pending = PrefillScheduler(), [Pending(1, "a", 10_000), Pending(2, "a", 10_000), Pending(3, "b", 10_000)]
+    served = [read(scheduler, pending, 100) for _ in range(40)]
     assert served.count(3) == 20
 
 
-def test_a_client_that_was_away_has_saved_nothing_up() -> None:
-    rotation, readings = Rotation(), [Reading(1, "a", 10_000)]
+def test_a_client_that_was_idle_has_earned_nothing() -> None:
+    scheduler, pending = PrefillScheduler(), [Pending(1, "a", 10_000)]
     for _ in range(20):
-        read(rotation, readings, 100)
-    readings.append(Reading(2, "b", 10_000))
-    served = [read(rotation, readings, 100) for _ in range(20)]
+        read(scheduler, pending, 100)
+    pending.append(Pending(2, "b", 10_000))
+    served = [read(scheduler, pending, 100) for _ in range(20)]
     assert served.count(1) == 10
 
 
 def test_a_prompt_that_is_being_read_already_is_waited_for() -> None:
-    rotation, readings = Rotation(), [Reading(1, "a", 1000), Reading(2, "a", 1000, after=1)]
-    assert [read(rotation, readings, 100) for _ in range(11)] == [1] * 10 + [2]
+    scheduler, pending = PrefillScheduler(), [Pending(1, "a", 1000), Pending(2, "a", 1000, waits_for=1)]
+    assert [read(scheduler, pending, 100) for _ in range(11)] == [1] * 10 + [2]

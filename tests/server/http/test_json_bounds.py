@@ -1,4 +1,4 @@
-"""Bodies that parsers are slow on are refused before one sees them; what people send is not, whatever its texts hold."""
+"""Bodies that parsers are slow on are refused before one sees them; what people send is not, whatever is in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where models are and how they are had, with the real worker on a Hub on loopback and with scripted workers."""
+"""Where models are and how they are obtained, with the real worker on a Hub on loopback and with scripted workers."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_local_folder_is_used_as_it_is_and_a_missing_one_is_not_named(
 ) -> None:
     model = ModelSettings(id="mine", acquire="local", path=tmp_path / "model")
     message = refusal(acquirer(tmp_path), model)
-    assert message == "The folder of the model 'mine' is missing or holds no config.json."
+    assert message == "The folder of the model 'mine' is missing or has no config.json."
     assert str(tmp_path / "model") in caplog.text
     (tmp_path / "model").mkdir()
     assert refusal(acquirer(tmp_path), model) == message

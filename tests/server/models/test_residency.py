@@ -155,6 +155,14 @@ def test_a_model_that_does_not_fit_in_memory_is_refused_with_the_numbers(tmp_pat
         assert server.engines() == []
 
 
+@pytest.mark.parametrize("limit", [0, 123_000_000])
+def test_the_engine_is_told_how_much_memory_its_model_may_take(tmp_path: Path, model: Path, limit: int) -> None:
+    with serving_script(tmp_path, model, lifecycle={"memory_limit_bytes": limit}) as server:
+        server.assert_still_serves()
+        reported = gauge(server, "configi_engine_active_bytes")
+    assert reported == limit if limit else 2**20 < reported < 2**50
+
+
 def test_a_model_that_cannot_be_read_is_failed_before_it_takes_any_memory(tmp_path: Path, model: Path) -> None:
     broken = shutil.copytree(model, tmp_path / "broken")
     good = (broken / "tokenizer.json").read_bytes()
@@ -186,7 +194,7 @@ def test_a_server_that_is_told_to_stop_while_it_loads_tells_who_waits_and_stops(
             answer = waiting.getresponse()
             assert (answer.status, json.load(answer)["error"]["code"]) == (503, "shutting_down")
         # Long before an engine that loads would listen.
-        assert server.process.wait(4) == 0
+        assert server.process.wait(20) == 0
         assert not psutil.pid_exists(engine.pid)
         assert "Traceback" not in server.log.read_text()
 

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -187,10 +186,9 @@ def test_an_incomplete_whole_answer_is_an_error(server: Running, path: str) -> N
 def test_a_client_that_leaves_ends_its_generation(server: Running, path: str, script: str, stream: bool) -> None:
     connection = server.open(path, _request(path, script, stream=stream))
     assert server.service.begun.wait(5)
-    left = time.monotonic()
     connection.close()
+    # None of these scripts ends by itself.
     assert server.service.idle.wait(5)
-    assert time.monotonic() - left < 1
     assert server.chat().status == 200
 
 

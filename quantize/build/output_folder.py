@@ -1,10 +1,10 @@
-"""The place of a build: the output folder, and the hidden one beside it where everything stands until it is whole.
+"""The output folder of a build, and the hidden staging folder beside it that holds everything until it is complete.
 
-    .NAME.building/lock        held while somebody builds
-    .NAME.building/journal     what is finished
+    .NAME.building/lock        held by the process that builds
+    .NAME.building/journal     the finished work
     .NAME.building/model/      becomes the output, by one rename
 
-So the output is never seen half made, and whatever a killed build leaves, the next one finds.
+So a partial output is never visible, and the next build finds whatever a killed one left.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from quantize.folder.manifest import read_manifest
 from quantize.plan.plan import Plan
 from quantize.progress import Progress
 
-# For the small files, the file system's own blocks, and room to breathe.
+# For the small files and the file system's own blocks.
 _SPARE_BYTES = 64_000_000
 
 
-class Output:
+class OutputFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.expanduser().resolve()
         self._given = folder
@@ -35,7 +35,7 @@ class Output:
         self.journal = self.work / "journal"
 
     def is_built(self, plan: Plan) -> bool:
-        """Raises OutputError when something else is there. An empty folder is nothing."""
+        """Raises OutputError if the path is taken by something else; an empty folder does not count."""
         if not os.path.lexists(self.folder):
             return False
         if self.folder.is_dir() and not any(self.folder.iterdir()):
@@ -46,14 +46,14 @@ class Output:
                 sizes = {name: file.size for name, file in manifest.files.items()}
                 if all(_size(self.folder / name) == size for name, size in sizes.items()):
                     return True
-                raise OutputError(f"{self._given} was built before and is damaged now; remove it to build it again.")
-        raise OutputError(f"{self._given} is there already and is not what this build makes; it is left as it is.")
+                raise OutputError(f"{self._given} was built before and is damaged; remove it to build it again.")
+        raise OutputError(f"{self._given} already exists and is not the result of this build; it was left unchanged.")
 
     @contextlib.contextmanager
     def locked(self, progress: Progress) -> Iterator[None]:
-        """The only builder of this output, in this process or any other."""
+        """Excludes every other builder of this output, in any process."""
         lock = FileLock(self.work / "lock")
-        with written(f"Making {self._given}"):
+        with write_errors(f"Making {self._given}"):
             self._acquire(lock, progress)
         try:
             yield
@@ -63,21 +63,21 @@ class Output:
     def _acquire(self, lock: FileLock, progress: Progress) -> None:
         while True:
             self.work.mkdir(parents=True, exist_ok=True)
-            # Whoever publishes takes the folder away, and with it the file that others wait for.
+            # Publishing removes the folder, and with it the lock file that others wait for.
             with contextlib.suppress(FileNotFoundError):
                 try:
                     lock.acquire(blocking=False)
                 except Timeout:
-                    progress("waiting", 0, None, "another process builds this model")
+                    progress("waiting", 0, None, "another process is building this model")
                     lock.acquire()
                 if self.work.is_dir():
                     return
                 lock.release()
 
     def check_space(self, plan: Plan, scratch_bytes: int) -> None:
-        """Raises OutputError when the disk cannot hold what is still to be written."""
-        there = sum(_allocated(path) for path in self.work.rglob("*"))
-        needed = plan.output_bytes - there + scratch_bytes + _SPARE_BYTES
+        """Raises OutputError if the disk cannot hold what is still to be written."""
+        present = sum(_allocated(path) for path in self.work.rglob("*"))
+        needed = plan.output_bytes - present + scratch_bytes + _SPARE_BYTES
         free = shutil.disk_usage(next(folder for folder in self.work.parents if folder.is_dir())).free
         if needed > free:
             raise OutputError(
@@ -86,37 +86,37 @@ class Output:
             )
 
     def begin(self, plan: Plan) -> None:
-        """The folder of the model; a journal counts for nothing without the files that it speaks of."""
+        """Create the model's folder; a journal without the files it describes is discarded."""
         self.model.mkdir(exist_ok=True)
         if any(_size(self.model / file.name) != file.header.size for file in plan.files):
             self.journal.unlink(missing_ok=True)
 
     def sync_folders(self) -> None:
-        """The names of new files reach the disk, as their contents will."""
+        """Flush directory entries of new files, as their contents will be."""
         for folder in (self.model, self.work, self.work.parent):
             _sync(folder)
 
     def keep(self, names: Sequence[str]) -> None:
-        """Of what an earlier build left, only these files."""
+        """Remove everything an earlier build left except these files."""
         for path in self.model.iterdir():
             if path.name not in names:
                 path.unlink()
 
     def publish(self) -> None:
-        """Everything reaches the disk, then the folder its name."""
+        """Flush everything to the disk, then rename the folder into place."""
         for path in [*self.model.iterdir(), self.model]:
             _sync(path)
         self.model.rename(self.folder)
         _sync(self.folder.parent)
 
     def sweep(self) -> None:
-        """What a build needed only while it ran."""
+        """Remove what only the running build needed."""
         shutil.rmtree(self.work, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def written(doing: str) -> Iterator[None]:
-    """An OSError while writing, as a sentence."""
+def write_errors(doing: str) -> Iterator[None]:
+    """Turn an OSError while writing into a sentence."""
     try:
         yield
     except OSError as error:

@@ -1,0 +1,142 @@
+"""What leans on parts of MLX and mlx-lm that their documentation does not promise. Runs in the engine process.
+
+Each entry names the version that it was written for, why it is needed, and when it can go. `pyproject.toml` bounds both
+packages from above, and `tests/server/engine/test_compat.py` fails when an upgrade changes what is relied on here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_map, tree_unflatten
+from mlx_lm.generate import GenerationBatch, PromptProcessingBatch, StopSequences
+from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache
+from mlx_lm.sample_utils import greedy_sampler
+
+# One mlx-lm cache per layer.
+Layers = list[Any]
+
+# ---- batches. mlx-lm 0.32.2: `BatchGenerator`, the documented way, reads every waiting prompt in one forward pass and
+# leaves no say between two steps; the engine needs its two halves, which are undocumented classes. They can go when
+# BatchGenerator takes a token budget per step.
+
+
+def empty_batch(model: Any) -> GenerationBatch:
+    return GenerationBatch.empty(model, greedy_sampler)
+
+
+def decoding_batch(
+    model: Any,
+    ids: list[int],
+    last_tokens: list[int],
+    caches: Sequence[Layers],
+    tokens: list[list[int]],
+    samplers: list[Callable[[mx.array], mx.array]],
+    processors: list[tuple[Callable[[mx.array, mx.array], mx.array], ...]],
+    stop_tokens: list[list[int]],
+    max_tokens: list[int],
+) -> GenerationBatch:
+    """Sequences whose `tokens` are in their `caches` and whose `last_tokens` are fed next. It steps once right away."""
+    return GenerationBatch(
+        model,
+        ids,
+        mx.array(last_tokens),
+        [layers[0].merge(list(layers)) for layers in zip(*caches, strict=True)],
+        tokens,
+        samplers,
+        greedy_sampler,
+        processors,
+        [StopSequences([(token,) for token in stops]) for stops in stop_tokens],
+        max_tokens,
+    )
+
+
+def prefill_together(model: Any, caches: Sequence[Layers], tokens: Sequence[list[int]]) -> list[Layers]:
+    """Read each sequence's next `tokens` in one forward pass, padded to the longest; returns the caches after it."""
+    batch = PromptProcessingBatch(
+        model,
+        list(range(len(caches))),
+        list(caches),
+        [[] for _ in caches],
+        prefill_step_size=max(map(len, tokens)),
+    )
+    batch.prompt(list(tokens))
+    return [batch.extract_cache(index) for index in range(len(caches))]
+
+
+# ---- KV caches. mlx-lm 0.32.2: a cache can be trimmed at its end and merged into a batch, but not cut at its front,
+# copied or joined. `state` is (keys, values, offset) for a KVCache, with keys and values of shape (1, heads, buffer,
+# head_dim). These can go when mlx-lm cuts, copies and joins caches.
+
+
+def is_trimmable(layer: Any) -> bool:
+    """Whether any range of its tokens can be cut out. `layer.is_trimmable()` also says so of a sliding window that is
+    not full yet; and a subclass may keep more than keys and values, so the type is compared exactly."""
+    return type(layer) is KVCache
+
+
+def cut(layer: Any, start: int, stop: int) -> Any:
+    """Tokens start..stop of a trimmable layer, as a cache of its own."""
+    keys, values, _ = layer.state
+    # Contiguous, or the whole buffer would stay in memory behind the view.
+    parts = (mx.contiguous(array[..., start:stop, :]) for array in (keys, values))
+    return KVCache.from_state((*parts, stop - start))
+
+
+def concatenate(layers: Sequence[Any]) -> Any:
+    """Trimmable layers whose buffers are full, one behind the other."""
+    keys, values, offsets = map(list, zip(*(layer.state for layer in layers), strict=True))
+    return KVCache.from_state((mx.concatenate(keys, axis=2), mx.concatenate(values, axis=2), sum(offsets)))
+
+
+def copy(layer: Any) -> Any:
+    """A cache that shares no array with `layer`: mlx-lm assigns into its caches' arrays in place."""
+    if isinstance(layer, RotatingKVCache):
+        return _copy_window(layer)
+    if isinstance(layer, CacheList):
+        return CacheList(*map(copy, layer.caches))
+    state = tree_map(lambda leaf: mx.array(leaf) if isinstance(leaf, mx.array) else leaf, layer.state)
+    return type(layer).from_state(state)
+
+
+def _copy_window(layer: RotatingKVCache) -> RotatingKVCache:
+    """The last `max_size` tokens in order: after a long chunk mlx-lm keeps as many again as the chunk had."""
+    if layer.empty():
+        return RotatingKVCache(layer.max_size, layer.keep)
+    window = RotatingKVCache.merge([layer]).extract(0)
+    # A batch forgets it.
+    window.keep = layer.keep
+    return window
+
+
+def window_size(layer: Any) -> int | None:
+    """Tokens that a sliding-window layer keeps; None for other layers."""
+    return int(layer.max_size) if isinstance(layer, RotatingKVCache) else None
+
+
+def bytes_per_token(layer: Any) -> int:
+    """Of keys and values; a buffer is larger than its tokens, so this is its size by its length."""
+    return int(layer.nbytes) // int(layer.keys.shape[2])
+
+
+# ---- files. mlx-lm 0.32.2: `load_prompt_cache` builds all caches to tell the metadata, and a start looks at thousands
+# of files. It can go when mlx-lm reads the metadata alone.
+
+
+def saved_metadata(path: Path) -> dict[str, Any]:
+    """The metadata that was given to `save_prompt_cache`. Whatever is wrong with the file raises some exception."""
+    loaded: Any = mx.load(str(path), return_metadata=True)
+    metadata: dict[str, Any] = tree_unflatten(list(loaded[1].items()))[0]
+    return metadata
+
+
+# ---- errors. MLX 0.32.4 raises RuntimeError for everything. It can go when MLX has a class for being out of memory.
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("[malloc]", "allocate", "out of memory")
+    )

@@ -1,0 +1,176 @@
+"""The prompts that hold a slot and are not read yet: whose chunk is next, what of it is reused, and what is kept.
+
+Runs in the engine process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from server.engine import kv
+from server.engine.admission import Admission
+from server.engine.prefill import Prefill, read_together
+from server.engine.prefix_cache import Hit, PrefixCache
+from server.engine.scheduler import PrefillScheduler
+from server.engine.scoring import Scoring
+from server.engine.token_budget import MIN_CHUNK_TOKENS
+from server.engine_client.protocol import EngineEvent, Generate, Prefilled
+
+# With non-trimmable layers each checkpoint holds all their state: the system prompt's end and the latest are kept.
+_LATEST_CHECKPOINTS = 2
+
+
+@dataclass(slots=True)
+class Chunk:
+    """What reading a chunk did: `tokens` read in `seconds`, bookkeeping not counted, and the prompts it completed."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    completed: Sequence[Prefill] = ()
+    events: list[EngineEvent] = field(default_factory=list)
+
+
+class PrefillQueue:
+    """`trimmable`: whether all layers of the model are, so that any prefix can be cut out of a cache later."""
+
+    def __init__(self, model: Any, admission: Admission, prefixes: PrefixCache, *, trimmable: bool) -> None:
+        self._model = model
+        self._admission = admission
+        self._prefixes = prefixes
+        self._trimmable = trimmable
+        self._scheduler = PrefillScheduler()
+        self._prefills: dict[int, Prefill] = {}
+        self._earlier_peak = 0
+        # Bytes per token of a chunk; more with a longer context, where attention keeps its scores.
+        self._activation_per_token = admission.cost.activation_per_token
+
+    def __contains__(self, id: int) -> bool:
+        return id in self._prefills
+
+    def requests(self) -> Iterator[tuple[Generate, int]]:
+        """Each with the tokens in its cache."""
+        for prefill in self._prefills.values():
+            yield prefill.request, prefill.done
+
+    @property
+    def nbytes(self) -> int:
+        return sum(kv.nbytes(prefill.layers) for prefill in self._prefills.values())
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of the process: MLX has one counter for it, which each chunk resets to measure itself."""
+        return max(self._earlier_peak, mx.get_peak_memory())
+
+    def add(self, request: Generate) -> None:
+        same = next((p.id for p in self._prefills.values() if p.request.prompt == request.prompt), None)
+        reader = Scoring if request.prompt_logprobs else Prefill
+        self._prefills[request.id] = reader(self._model, request, waits_for=same)
+
+    def cancel(self, id: int) -> None:
+        """Take out `id`; what was read of its prompt is kept as a prefix."""
+        prefill = self._prefills.pop(id)
+        if prefill.started and prefill.done:
+            self._keep(prefill, prefill.done)
+
+    def discard(self, id: int) -> None:
+        self._prefills.pop(id, None)
+
+    def clear(self) -> None:
+        self._prefills.clear()
+
+    def read(self, size: int) -> Chunk:
+        """Read at most `size` tokens, of one prompt or of several together."""
+        chunk = Chunk()
+        if not self._prefills or not size:
+            return chunk
+        parts = self._plan(size, chunk.events)
+        start = time.monotonic()
+        chunk.tokens = self._forward([(prefill, tokens) for prefill, tokens in parts if tokens])
+        chunk.seconds = time.monotonic() - start
+        for prefill, tokens in parts:
+            if tokens:
+                chunk.events.append(self._advanced(prefill, tokens))
+        chunk.completed = [prefill for prefill, _ in parts if not prefill.remaining]
+        for prefill in chunk.completed:
+            chunk.events += self._complete(prefill)
+        return chunk
+
+    # ---- planning
+
+    def _plan(self, size: int, events: list[EngineEvent]) -> list[tuple[Prefill, int]]:
+        """Whose tokens are read next, and how many: one prompt's, or those of several that fit into `size` together."""
+        size = min(size, self._admission.max_chunk(mx.get_active_memory(), self._activation_per_token))
+        chosen = self._scheduler.next(list(self._prefills.values()))
+        parts = [(chosen, self._part(chosen, size, events))]
+        for other in self._prefills.values():
+            batchable = chosen.batchable and other.batchable and other.waits_for not in self._prefills
+            if not batchable or other is chosen:
+                continue
+            # Each is padded to the longest, and padding must not cost more than reading the weights again would.
+            longest = max(tokens for _, tokens in parts)
+            if longest * (len(parts) + 1) > size:
+                break
+            tokens = self._part(other, size, events)
+            if longest and longest / 2 <= tokens <= longest * 2 and max(longest, tokens) * (len(parts) + 1) <= size:
+                parts.append((other, tokens))
+        return parts
+
+    def _part(self, prefill: Prefill, size: int, events: list[EngineEvent]) -> int:
+        """Tokens to the end of the chunk, of the prompt, or to where a checkpoint must be taken."""
+        if not prefill.started:
+            events.append(self._start(prefill))
+        # Non-trimmable layers must be kept as they are at a checkpoint.
+        stops = [] if self._trimmable else checkpoints(prefill.request)
+        return min(size, prefill.max_chunk, prefill.tokens_until(stops))
+
+    def _start(self, prefill: Prefill) -> EngineEvent:
+        """Find what was read before."""
+        request = prefill.request
+        hit = self._prefixes.find(request.prompt) if prefill.reuses_prefixes else Hit(None, 0, 0)
+        prefill.start(hit.layers, hit.length)
+        return Prefilled(request.id, hit.length, len(request.prompt), hit.length, hit.shared)
+
+    # ---- reading
+
+    def _forward(self, parts: Sequence[tuple[Prefill, int]]) -> int:
+        """Read `parts` and measure what a token of a chunk needs; returns how many tokens it had."""
+        count = sum(tokens for _, tokens in parts)
+        if parts:
+            self._earlier_peak = self.peak_bytes
+            mx.reset_peak_memory()
+            active = mx.get_active_memory()
+            read_together(self._model, parts)
+            per_token = (mx.get_peak_memory() - active) // max(count, MIN_CHUNK_TOKENS)
+            self._activation_per_token = max(self._activation_per_token, per_token)
+        return count
+
+    def _advanced(self, prefill: Prefill, tokens: int) -> EngineEvent:
+        request = prefill.request
+        self._scheduler.charge(request.client, tokens)
+        if not self._trimmable and prefill.done in checkpoints(request):
+            self._keep(prefill, prefill.done)
+        return Prefilled(request.id, prefill.done, len(request.prompt))
+
+    def _complete(self, prefill: Prefill) -> list[EngineEvent]:
+        if self._trimmable:
+            self._keep(prefill, checkpoints(prefill.request)[-1])
+        del self._prefills[prefill.id]
+        return prefill.result()
+
+    def _keep(self, prefill: Prefill, end: int) -> None:
+        request = prefill.request
+        kinds = [boundary.kind for boundary in request.boundaries if boundary.offset == end]
+        kind = kinds[0] if kinds else "user"
+        self._prefixes.store(request.prompt[:end], prefill.layers, request.boundaries, kind)
+
+
+def checkpoints(request: Generate) -> list[int]:
+    """Offsets up to which the prompt is worth keeping, ascending. What opens the reply is kept with the reply."""
+    ends = request.boundaries
+    system = [end.offset for end in ends if end.kind == "system"][-1:]
+    return sorted({*system, *(end.offset for end in ends[-_LATEST_CHECKPOINTS:])}) or [len(request.prompt) - 1]

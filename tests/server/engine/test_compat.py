@@ -1,0 +1,216 @@
+"""What the engine relies on in MLX and mlx-lm beyond their documentation. A failure here after an upgrade names what to
+change in `server/engine/compat.py`."""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm.generate import GenerationBatch, PromptProcessingBatch, StopSequences
+from mlx_lm.models import cache
+from mlx_lm.models.cache import (
+    ArraysCache,
+    CacheList,
+    ConcatenateKVCache,
+    KVCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+    make_prompt_cache,
+    save_prompt_cache,
+)
+from mlx_lm.sample_utils import greedy_sampler
+from mlx_lm.utils import load_model
+from packaging.requirements import Requirement
+
+from server.engine import compat
+from tests.support.running import ROOT
+from tests.support.tiny_model import write_tiny_model
+
+HEADS, HEAD_DIM, WINDOW = 2, 4, 8
+
+
+def parameters(function: Callable[..., Any]) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name != "self"]
+
+
+def filled(layer: Any, *chunks: int) -> Any:
+    """`layer` after chunks of so many tokens; token i has the key i and the value -i."""
+    position = 0
+    for size in chunks:
+        ids = mx.arange(position, position + size, dtype=mx.float32)[None, None, :, None]
+        keys = mx.broadcast_to(ids, (1, HEADS, size, HEAD_DIM))
+        layer.update_and_fetch(keys, -keys)
+        position += size
+    return layer
+
+
+def held(layer: Any) -> list[int]:
+    """The tokens that the buffers hold, in their order; keys and values must agree."""
+    keys, values = layer.keys[0, 0, :, 0], layer.values[0, 0, :, 0]
+    assert mx.array_equal(keys, -values)
+    return [int(key) for key in keys.tolist()]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("package", ["mlx", "mlx-lm"])
+def test_the_packages_have_an_upper_bound(package: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    bounds = [Requirement(line) for line in project["dependencies"]]
+    found = [bound for bound in bounds if bound.name == package]
+    assert found
+    assert all(any(part.operator == "<" for part in bound.specifier) for bound in found)
+
+
+def test_the_batches_take_and_have_what_the_engine_uses() -> None:
+    assert parameters(GenerationBatch) == [
+        "model", "uids", "inputs", "prompt_cache", "tokens", "samplers", "fallback_sampler", "logits_processors",
+        "stop_sequences", "max_tokens",
+    ]  # fmt: skip
+    assert parameters(GenerationBatch.empty) == ["model", "fallback_sampler"]
+    assert parameters(PromptProcessingBatch)[:5] == ["model", "uids", "caches", "tokens", "prefill_step_size"]
+    assert parameters(StopSequences) == ["stop_sequences"]
+    assert {"uid", "token", "logprobs", "finish_reason", "prompt_cache", "all_tokens"} == set(
+        parameters(GenerationBatch.Response)
+    )
+    batch = compat.empty_batch(None)
+    assert (batch.uids, batch.tokens, batch.prompt_cache, len(batch)) == ([], [], [], 0)
+    assert parameters(batch.extract_cache) == ["idx"]
+    assert parameters(batch.filter) == ["keep"]
+    assert parameters(batch.extend) == ["batch"]
+
+
+def decoding(model: Any, id: int, prompt: list[int], stop: list[int], max_tokens: int) -> GenerationBatch:
+    layers = make_prompt_cache(model)
+    model(mx.array([prompt[:-1]]), cache=layers)
+    return compat.decoding_batch(
+        model,
+        ids=[id],
+        last_tokens=[prompt[-1]],
+        caches=[layers],
+        tokens=[prompt[:-1]],
+        samplers=[greedy_sampler],
+        processors=[()],
+        stop_tokens=[stop],
+        max_tokens=[max_tokens],
+    )
+
+
+def test_a_batch_decodes_its_sequences_and_gives_back_tokens_and_caches_that_agree(tmp_path: Path) -> None:
+    model, _ = load_model(write_tiny_model(tmp_path / "model"))
+    prompts = {1: [70, 80, 90], 2: [100, 110]}
+    expected: dict[int, list[int]] = {}
+    for id, prompt in prompts.items():
+        expected[id] = list(prompt)
+        for _ in range(6):
+            expected[id].append(int(mx.argmax(model(mx.array([expected[id]]))[0, -1]).item()))
+    answer = expected[1][3:]
+    stop = next(token for index, token in enumerate(answer) if index and token not in answer[:index])
+    batch = compat.empty_batch(model)
+    batch.extend(decoding(model, 1, list(prompts[1]), [stop], 10))
+    batch.extend(decoding(model, 2, list(prompts[2]), [], 3))
+    made: dict[int, list[int]] = {1: [], 2: []}
+    reasons = {}
+    while len(batch):
+        for response in batch.next():
+            made[response.uid].append(response.token)
+            if response.finish_reason is not None:
+                reasons[response.uid] = response.finish_reason
+                assert response.all_tokens == prompts[response.uid] + made[response.uid]
+                assert {layer.size() for layer in response.prompt_cache} == {len(response.all_tokens)}
+    assert reasons == {1: "stop", 2: "length"}
+    assert made == {1: answer[: answer.index(stop) + 1], 2: expected[2][2:5]}
+
+
+def test_prompts_of_different_lengths_are_read_together_as_alone(tmp_path: Path) -> None:
+    model, _ = load_model(write_tiny_model(tmp_path / "model"))
+    chunks = [[70, 80, 90, 100], [110, 120]]
+    together = compat.prefill_together(model, [make_prompt_cache(model) for _ in chunks], chunks)
+    for chunk, layers in zip(chunks, together, strict=True):
+        alone = make_prompt_cache(model)
+        model(mx.array([chunk]), cache=alone)
+        for got, reference in zip(layers, alone, strict=True):
+            assert got.size() == len(chunk)
+            assert mx.allclose(got.keys_and_values()[0], reference.keys_and_values()[0], atol=1e-4)
+
+
+def test_only_a_plain_kv_cache_is_trimmable_everywhere() -> None:
+    assert compat.is_trimmable(KVCache())
+    others = [RotatingKVCache(8), QuantizedKVCache(), ConcatenateKVCache(), ArraysCache(1), CacheList(KVCache())]
+    assert not any(map(compat.is_trimmable, others))
+    # The reason for asking the type: mlx-lm's own answer is another question's.
+    assert RotatingKVCache(8).is_trimmable()
+
+
+def test_a_kv_cache_is_cut_and_joined_by_its_state() -> None:
+    layer = filled(KVCache(), 300, 1, 4)
+    assert len(layer.state) == 3
+    parts = [compat.cut(layer, 2, 5), compat.cut(layer, 299, 303)]
+    assert [held(part) for part in parts] == [[2, 3, 4], [299, 300, 301, 302]]
+    assert [part.size() for part in parts] == [3, 4]
+    joined = compat.concatenate(parts)
+    assert (type(joined), held(joined), joined.size()) == (KVCache, [2, 3, 4, 299, 300, 301, 302], 7)
+    assert compat.bytes_per_token(layer) == HEADS * HEAD_DIM * 2 * 4
+
+
+@pytest.mark.parametrize("chunks", [(3,), (8,), (5, 1, 1, 1, 1, 1), (20,), (20, 1, 1), (6, 9)])
+def test_a_copied_window_holds_its_last_tokens_in_order_and_goes_on_as_the_original(chunks: tuple[int, ...]) -> None:
+    layer = filled(RotatingKVCache(WINDOW), *chunks)
+    count = sum(chunks)
+    copied = compat.copy(layer)
+    assert compat.window_size(copied) == WINDOW
+    assert held(copied) == list(range(max(0, count - WINDOW), count))
+    assert (copied.offset, copied.keep) == (count, layer.keep)
+    following = mx.full((1, HEADS, 3, HEAD_DIM), 99.0)
+    seen = [mx.sort(entry.update_and_fetch(following, -following)[0], axis=2) for entry in (copied, layer)]
+    # A longer buffer holds tokens that the mask rules out.
+    length = min(part.shape[2] for part in seen)
+    assert mx.array_equal(seen[0][..., -length:, :], seen[1][..., -length:, :])
+
+
+def test_an_empty_window_and_nested_and_recurrent_layers_are_copied_without_sharing() -> None:
+    assert compat.copy(RotatingKVCache(WINDOW)).empty()
+    recurrent = ArraysCache(1)
+    recurrent[0] = mx.zeros((1, 2))
+    nested = CacheList(filled(KVCache(), 3), recurrent)
+    copied = compat.copy(nested)
+    filled(nested[0], 1)
+    recurrent[0][0, 0] = 7.0
+    assert held(copied[0])[:3] == [0, 1, 2]
+    assert copied[1][0].tolist() == [[0.0, 0.0]]
+
+
+def test_the_metadata_of_a_saved_cache_can_be_read_alone(tmp_path: Path) -> None:
+    path = tmp_path / "cache.safetensors"
+    save_prompt_cache(str(path), [filled(KVCache(), 3)], {"tokens": "[1, 2, 3]", "kind": "user"})
+    assert compat.saved_metadata(path) == {"tokens": "[1, 2, 3]", "kind": "user"}
+
+
+def test_a_file_that_exists_keeps_its_mode_when_a_cache_is_saved_into_it(tmp_path: Path) -> None:
+    path = tmp_path / "cache.safetensors"
+    path.touch(mode=0o600)
+    save_prompt_cache(str(path), [filled(KVCache(), 3)], {})
+    assert path.stat().st_size > 0
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (MemoryError(), True),
+        # What MLX's Metal allocator says. Its CPU backend does not raise, so these are samples.
+        (RuntimeError("[metal::malloc] Attempting to allocate 99 bytes which is greater than the maximum"), True),
+        (RuntimeError("[malloc] Unable to allocate 99 bytes."), True),
+        (ValueError("[matmul] Last dimension of first input must match"), False),
+    ],
+)
+def test_being_out_of_memory_is_known_by_its_words(error: Exception, is_memory: bool) -> None:
+    assert compat.is_out_of_memory(error) == is_memory
+
+
+def test_caches_that_a_batch_needs_can_be_merged() -> None:
+    for name in ("KVCache", "RotatingKVCache", "ArraysCache", "CacheList"):
+        assert callable(getattr(cache, name).merge)

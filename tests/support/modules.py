@@ -1,0 +1,40 @@
+"""The project's own modules and what each imports, read from the source without running it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from tests.support.running import ROOT
+
+PACKAGES = ("server", "quantize", "bench", "tests", "tools")
+
+
+def inside(module: str, *packages: str) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def _names() -> dict[str, Path]:
+    names = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+def _imported(path: Path) -> set[str]:
+    """The modules that a file imports anywhere in it; `from package import module` is the module, not the package."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import, which is not followed here"
+            base = node.module or ""
+            found.update(name if (name := f"{base}.{alias.name}") in MODULES else base for alias in node.names)
+    return found
+
+
+MODULES = _names()
+IMPORTS = {name: _imported(path) for name, path in MODULES.items()}

@@ -1,0 +1,13 @@
+"""The vocabulary that the HTTP process would have of a tokenizer."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from server.chat.tokenizer import ChatTokenizer
+from server.chat.vocabulary import Vocabulary
+
+
+@cache
+def vocabulary_of(tokenizer: ChatTokenizer) -> Vocabulary:
+    return Vocabulary(tokenizer.table(tokenizer.context_length))
