@@ -8,19 +8,18 @@ import mlx.core as mx
 
 from quantize.calibrate.products import cholesky, inverse_of_upper
 
-# Tokens a dimension, and the share of the mean diagonal that is added.
-_STARVED = (5.0, 1.0)
-_FED = (25.0, 0.1)
+# Tokens a dimension.
+_STARVED = 5.0
+_FED = 25.0
 
 
-def damping(tokens_per_dimension: float) -> float:
-    """The share of the mean diagonal to add: .1 from 25 tokens a dimension on, 1 below 5, geometric in between.
+def damping(tokens_per_dimension: float, fed: float = 0.1, starved: float = 1.0) -> float:
+    """The share of the mean diagonal to add: `fed` from 25 tokens a dimension on, `starved` below 5, geometric between.
 
     Fewer tokens than that describe themselves rather than the text to come: weak damping overfits.
     """
-    (few, strong), (many, weak) = _STARVED, _FED
-    place = (log(max(tokens_per_dimension, 1e-9)) - log(few)) / (log(many) - log(few))
-    share: float = strong * (weak / strong) ** min(max(place, 0.0), 1.0)
+    place = (log(max(tokens_per_dimension, 1e-9)) - log(_STARVED)) / (log(_FED) - log(_STARVED))
+    share: float = starved * (fed / starved) ** min(max(place, 0.0), 1.0)
     return share
 
 

@@ -31,9 +31,12 @@ _NAMES = (RECIPE, UNCORRECTED, WEIGHTED, ROUNDING)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`rounds` of refit and descent; `shrinkage` toward the pool, in tokens a dimension. An expert that the guard
-    cannot judge gets weighted grids only, if it has fewer than `unjudged` tokens a dimension."""
+    """fed, starved: ends of the damping, see `damping`; rounds: of refit and descent; shrinkage: toward the pool, in
+    tokens a dimension; unjudged: with fewer tokens a dimension, what the guard cannot judge gets weighted grids only.
+    """
 
+    fed: float = 0.1
+    starved: float = 1.0
     rounds: int = 2
     shrinkage: float = 1.0
     unjudged: float = 5.0
@@ -86,7 +89,7 @@ def solve(
     stack = weight if weight.ndim == 3 else weight[None]
     if not len(stack) == len(statistics) == len(held_back):
         raise ValueError(f"{len(stack)} matrices, {len(statistics)} statistics, {len(held_back)} held back.")
-    shares = [damping(one.tokens_per_dimension) for one in statistics]
+    shares = [damping(one.tokens_per_dimension, settings.fed, settings.starved) for one in statistics]
     found = candidates(stack, statistics, shares, spec, settings, pool)
     reports = tuple(
         _report(stack[place].astype(mx.float32), found, place, one, share, kinds, settings)

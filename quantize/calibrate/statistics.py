@@ -69,19 +69,22 @@ def pooled(experts: Sequence[Statistics]) -> Statistics:
 
 
 def shrunk(expert: Statistics, pool: Statistics, strength: float) -> Statistics:
-    """`expert` with its Hessian drawn toward the layer's: as if `strength` tokens a dimension of the pool were added.
+    """`expert` drawn toward its layer: as if `strength` tokens a dimension of the pool's kind were added to its own.
 
     The scale stays that of the expert's own tokens, so that many tokens leave it as it is. An expert without tokens has
-    the pool's Hessian.
+    the pool's sums for one token. What an earlier layer has changed is much the same for all experts, so the drift
+    follows the Hessian; a stream error stays the expert's own.
     """
     if pool.tokens == 0:
         return expert
-    if expert.tokens == 0:
-        return replace(expert, hessian=pool.hessian / pool.tokens)
     prior = strength * expert.columns
-    share = prior / (prior + expert.tokens)
-    from_pool = pool.hessian * (expert.tokens / pool.tokens)
-    return replace(expert, hessian=(1 - share) * expert.hessian + share * from_pool)
+    share = prior / (prior + expert.tokens) if expert.tokens else 1.0
+    scale = share * max(expert.tokens, 1) / pool.tokens
+    return replace(
+        expert,
+        hessian=(1 - share) * expert.hessian + scale * pool.hessian,
+        drift=(1 - share) * expert.drift + scale * pool.drift,
+    )
 
 
 def save_statistics(file: Path, statistics: Mapping[str, Statistics]) -> None:

@@ -93,3 +93,9 @@ def test_an_expert_that_no_token_chose_has_the_layers_hessian() -> None:
     nothing = measure(mx.zeros((0, COLUMNS)))
     assert mx.allclose(shrunk(nothing, pool, 1.0).hessian, pool.hessian / 64)
     assert shrunk(nothing, nothing, 1.0) is nothing
+
+
+def test_the_drift_follows_the_hessian_toward_the_layer() -> None:
+    pool = Statistics(1000.0 * mx.eye(COLUMNS), 500.0 * mx.eye(COLUMNS), 1000)
+    expert = Statistics(COLUMNS * mx.eye(COLUMNS), mx.zeros((COLUMNS, COLUMNS)), COLUMNS)
+    assert float(shrunk(expert, pool, 1.0).drift[0, 0]) / COLUMNS == pytest.approx(0.25)
