@@ -26,7 +26,6 @@ _POOLS: dict[str, Sequence[str]] = {
         "bridge bearings",
         "coral bleaching",
     ],
-    "currency": ["EUR", "JPY", "CHF", "BRL", "INR", "NOK", "ZAR", "KRW"],
     "weekday": ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"],
     "dish": ["lentil soup", "saffron rice", "mushroom risotto", "fish tacos", "beet salad", "okonomiyaki"],
     "status": ["in transit", "waiting at customs", "out for delivery", "held at the depot", "delivered"],
@@ -194,23 +193,6 @@ _TOOLS = [
         closing=[
             "Yes, but do not edit anything yet.",
             "Understood. I will read it first and propose a patch as a diff, so that you can decide.",
-        ],
-    ),
-    _Tool(
-        "convert_currency",
-        "Convert an amount with the latest mid-market rate.",
-        {"amount": "number: Amount in the first currency", "from": "string: ISO 4217", "to": "string: ISO 4217"},
-        {"amount": "{amount:20-9000}", "from": "USD", "to": "{currency}"},
-        {"rate": "0.{rate:100-999}", "converted": "{converted:15-8000}", "as_of": "2026-03-{day:10-28}T09:00Z"},
-        [
-            "How much is {amount:20-9000} dollars in {currency}?",
-            "and {amount:20-9000} in {currency}",
-            "Is {amount:20-9000} dollars enough for a bill of 500 {currency}?",
-        ],
-        [
-            "{amount} US dollars are about {converted} {currency} at a rate of 0.{rate}.",
-            "{converted} {currency}, by the rate of March {day}.",
-            "You would have {converted} {currency} for the bill; whether your bank gives you that rate is another matter, as most add two to three percent.",
         ],
     ),
     _Tool(
@@ -449,21 +431,6 @@ _TOOLS = [
             "Watered. Soil moisture of the {plant} went from {before} to {after} percent, and {tank} ml are left in the tank.",
             "{plant} done: {before} → {after} percent.",
             "Done, though {tank} ml in the tank will not last the weekend.",
-        ],
-    ),
-    _Tool(
-        "calculate",
-        "Evaluate an arithmetic expression exactly.",
-        {"expression": "string: Digits, + - * / ** and brackets"},
-        {"expression": "{a:100-999} * {b:100-999} + {c:1000-9999}"},
-        {"value": "{value:10000-999999}", "exact": True},
-        [
-            "{a:100-999} boxes with {b:100-999} screws each, plus {c:1000-9999} loose ones. How many?",
-            "Check: {a:100-999} rows of {b:100-999} seats and {c:1000-9999} standing places.",
-        ],
-        [
-            "By the calculator, {a} × {b} + {c} comes to {value} screws.",
-            "{value} places, of which {c} are for standing.",
         ],
     ),
     _Tool(
