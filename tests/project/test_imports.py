@@ -43,6 +43,7 @@ ARROWS: dict[str, set[str]] = {
     # The builder, which knows no server.
     "quantize": {"quantize.build", "quantize.plan", "quantize.source", "quantize.folder"},
     "quantize.build": {"quantize", "quantize.plan", "quantize.source", "quantize.folder"},
+    "quantize.forward": {"quantize", "quantize.source"},
     "quantize.plan": {"quantize", "quantize.source", "quantize.folder"},
     "quantize.source": {"quantize", "quantize.hub", "quantize.folder"},
     "quantize.hub": {"quantize", "quantize.folder"},
