@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quantize.errors import QuantizeError
+from quantize.evaluate import command as evaluation
 
 if TYPE_CHECKING:
     from quantize.progress import Progress
@@ -114,9 +115,10 @@ def verify(
 
 
 def hang(cli: typer.Typer) -> None:
-    """The three commands, under `cli`."""
+    """The builder's commands, under `cli`."""
     for command in (plan, build, verify):
         cli.command()(command)
+    evaluation.hang(cli)
 
 
 def _build(source: str, output: Path, policy: str, memory_limit: str, hub: HubOptions, progress: Progress) -> Path:

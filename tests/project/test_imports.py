@@ -41,7 +41,8 @@ ARROWS: dict[str, set[str]] = {
     "server.errors": set(),
     "server": set(),
     # The builder, which knows no server.
-    "quantize": {"quantize.build", "quantize.plan", "quantize.source", "quantize.folder"},
+    "quantize": {"quantize.build", "quantize.evaluate", "quantize.plan", "quantize.source", "quantize.folder"},
+    "quantize.evaluate": {"quantize", "quantize.forward", "quantize.source"},
     "quantize.build": {"quantize", "quantize.plan", "quantize.source", "quantize.folder"},
     "quantize.forward": {"quantize", "quantize.source"},
     "quantize.plan": {"quantize", "quantize.source", "quantize.folder"},
