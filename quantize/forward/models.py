@@ -58,7 +58,7 @@ class FolderModel:
 
     @property
     def identity(self) -> str:
-        files = sorted([*self._folder.glob("*.safetensors"), self._folder / "config.json"])
+        files = sorted([*self._folder.glob("*.safetensors"), *self._folder.glob("config.json")])
         return str([(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files])
 
     def make(self, layer: int | None) -> Any:
@@ -94,7 +94,10 @@ def in_float32(model: Any) -> Any:
 
     # Scales first: codes are multiplied out in the dtype of their scales.
     model.update(tree_map(_float32, model.parameters()))
-    return dequantize_model(model)
+    model = dequantize_model(model)
+    # Modes whose scales are no floats come out in bfloat16, which holds their values exactly.
+    model.update(tree_map(_float32, model.parameters()))
+    return model
 
 
 def _float32(value: mx.array) -> mx.array:

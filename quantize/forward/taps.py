@@ -41,6 +41,36 @@ def tapped(modules: Mapping[str, Any]) -> Iterator[dict[str, Taken]]:
         yield taken
 
 
+@contextlib.contextmanager
+def recorded(modules: Mapping[str, Any]) -> Iterator[dict[str, list[Any]]]:
+    """While open, what the `modules` return is gathered, call by call. Of a router's matrix: its choices to come."""
+    returned: dict[str, list[Any]] = {path: [] for path in modules}
+
+    def keeper(kept: list[Any]) -> Hook:
+        def keep(call: Any, *args: Any, **kwargs: Any) -> Any:
+            kept.append(call(*args, **kwargs))
+            return kept[-1]
+
+        return keep
+
+    with hooked((module, keeper(returned[path])) for path, module in modules.items()):
+        yield returned
+
+
+@contextlib.contextmanager
+def replayed(modules: Mapping[str, Any], returned: Mapping[str, list[Any]]) -> Iterator[None]:
+    """While open, the `modules` return what was recorded, in the same order, whatever they are called with.
+
+    Two streams that must send each token to the same experts record the router of one and replay it in the other.
+    """
+
+    def answer(rest: Iterator[Any]) -> Hook:
+        return lambda call, *args, **kwargs: next(rest)
+
+    with hooked((module, answer(iter(returned[path]))) for path, module in modules.items()):
+        yield
+
+
 def _recorder(taken: Taken) -> Hook:
     def record(call: Any, x: mx.array, *args: Any, **kwargs: Any) -> Any:
         if args and isinstance(args[0], mx.array):

@@ -17,10 +17,10 @@ from quantize.forward.checkpoint_weights import CheckpointModel
 from quantize.forward.models import FolderModel, InFloat32, open_model
 from quantize.forward.store import InFolder, InMemory
 from quantize.forward.stream import Stream
-from quantize.forward.taps import matrices, tapped
+from quantize.forward.taps import matrices, recorded, replayed, tapped
 from quantize.source.checkpoint import HubOptions
 from quantize.source.sources import open_checkpoint
-from tests.support.checkpoints import gemma4, llama, qwen3_moe, write
+from tests.support.checkpoints import gemma4, llama, qwen3_moe, write, write_tokenizer
 from tests.support.families import FAMILIES, LAYERS, VOCABULARY, WINDOW, write_family
 
 # Longer than the sliding window; two lengths.
@@ -137,6 +137,15 @@ def test_float32_is_what_the_quantized_weights_say_exactly(tmp_path: Path) -> No
     assert mx.array_equal(layer.mlp.down_proj.weight, expected).item()
 
 
+def test_other_modes_of_quantization_are_streamed_in_float32_too(tmp_path: Path) -> None:
+    source = write_family(tmp_path / "source", "gpt_oss", dtype=mx.bfloat16)
+    write_tokenizer(source)
+    convert(str(source), str(tmp_path / "mlx"), quantize=True, q_bits=4, q_group_size=32, q_mode="mxfp4")
+    stream = Stream(InFloat32(FolderModel(tmp_path / "mlx")), CHUNKS, InMemory())
+    assert mx.isfinite(streamed(stream, 0)).all().item()
+    assert stream.hidden(0).dtype == mx.float32
+
+
 def test_a_tap_takes_the_rows_that_each_matrix_and_each_expert_is_given(tmp_path: Path) -> None:
     stream = Stream(FolderModel(write_family(tmp_path, "qwen3_moe")), CHUNKS, InMemory())
     layer = stream.model.make(0).layers[0]
@@ -155,3 +164,20 @@ def test_a_tap_takes_the_rows_that_each_matrix_and_each_expert_is_given(tmp_path
     weights = [layer.mlp.switch_mlp[name].weight for name in ("gate_proj", "up_proj")]
     pairs = [mx.einsum("rc,roc->ro", t.rows[0], w[t.experts[0]]) for t, w in zip((gate, up), weights, strict=True)]
     assert mx.allclose(nn.silu(pairs[0]) * pairs[1], down.rows[0], atol=1e-5).item()
+
+
+def test_a_replayed_router_sends_other_hidden_states_to_the_same_experts(tmp_path: Path) -> None:
+    stream = Stream(FolderModel(write_family(tmp_path, "qwen3_moe")), CHUNKS, InMemory())
+    layer = stream.model.make(0).layers[0]
+    args, kwargs = stream.inputs(0, 0)
+    router, down = ({path: matrices(layer)[path]} for path in ("mlp.gate", "mlp.switch_mlp.down_proj"))
+    with recorded(router) as choices, tapped(down) as first:
+        layer(*args, **kwargs)
+    other = args[0][:, ::-1], *args[1:]
+    with tapped(down) as free:
+        layer(*other, **kwargs)
+    with replayed(router, choices), tapped(down) as forced:
+        layer(*other, **kwargs)
+    [wanted], [unforced], [got] = (taken["mlp.switch_mlp.down_proj"].experts for taken in (first, free, forced))
+    assert mx.array_equal(got, wanted).item()
+    assert not mx.array_equal(unforced, wanted).item()
