@@ -28,6 +28,9 @@ class TokenFigures:
     def __len__(self) -> int:
         return len(self.kl)
 
+    def __getitem__(self, positions: slice) -> TokenFigures:
+        return TokenFigures(*(getattr(self, field.name)[positions] for field in fields(self)))
+
 
 def compare(reference: mx.array, candidate: mx.array, following: mx.array) -> TokenFigures:
     """Logits (positions, vocabulary) of any float dtype, and the token that follows each position, (positions,)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from quantize.evaluate.evaluation import Evaluation
-from quantize.evaluate.summary import Divergence
+from quantize.evaluate.summary import RUN, Divergence
 from quantize.evaluate.tasks.mmlu import Score
 from quantize.evaluate.tasks.niah import Cell
 
@@ -30,8 +30,8 @@ def _parts(evaluation: Evaluation) -> Iterator[str]:
     protocol = evaluation.protocol
     yield (
         f"KL divergence in nats a token of this model from {evaluation.reference}, exact over the whole vocabulary, on "
-        "the tokens of answers; 95 % intervals by a bootstrap over passages of at most "
-        f"{protocol.passage_tokens} tokens. "
+        f"the tokens of answers in passages of at most {protocol.passage_tokens} tokens; 95 % intervals by a bootstrap "
+        f"over runs of {RUN} tokens. "
         f"Computed: {protocol.computed}. Text `{protocol.text[:12]}`; covered kinds, which a calibration may hold: "
         f"{', '.join(protocol.covered)}. {', '.join(f'{name} {v}' for name, v in protocol.made_with.items())}.\n"
     )

@@ -60,7 +60,7 @@ def test_a_summary_is_what_numpy_says_of_all_tokens() -> None:
     assert made == summarize(passages)
 
 
-def test_one_passage_alone_has_no_interval() -> None:
+def test_one_run_of_tokens_alone_has_no_interval() -> None:
     figure = summarize([passage(0)]).kl
     assert figure.low == figure.value == figure.high
 
