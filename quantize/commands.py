@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quantize.errors import QuantizeError
+from quantize.evaluate import command as evaluation
 
 if TYPE_CHECKING:
     from quantize.progress import Progress
@@ -119,6 +120,7 @@ def add_commands(cli: typer.Typer) -> None:
     """Register the three commands on `cli`."""
     for command in (plan, build, verify):
         cli.command()(command)
+    evaluation.add_commands(cli)
 
 
 def _build(source: str, output: Path, policy: str, memory_limit: str, hub: HubOptions, progress: Progress) -> Path:

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from server.api import operations
 from server.api.openai import chat_completions, completions
 from server.api.openai import models as model_routes
-from server.api.protocols import WireProtocol, hang
+from server.api.protocols import WireProtocol, mount
 from server.engine_client.supervisor import ENGINE_COMMAND, Supervisor
 from server.generation.step import Generation
 from server.http.guard import Guard
@@ -75,5 +75,5 @@ def create_app(
     # The generated API pages load scripts from elsewhere; docs/api.md is the reference.
     # A redirect would be built from the Host header, and leave outside the envelope.
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan)
-    dialects = hang(app, generation, PROTOCOLS)
+    dialects = mount(app, generation, PROTOCOLS)
     return Configi(Guard(app, settings.server, dialects), generation)

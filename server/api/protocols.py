@@ -25,7 +25,7 @@ class WireProtocol(Protocol):
     def router(self, service: Service) -> APIRouter: ...
 
 
-def hang(app: FastAPI, service: Service, protocols: Sequence[WireProtocol]) -> Dialects:
+def mount(app: FastAPI, service: Service, protocols: Sequence[WireProtocol]) -> Dialects:
     """The routes of all `protocols` into `app`, and its errors in their dialects, which the guard needs as well."""
     dialects = Dialects(OPENAI, [protocol.DIALECT for protocol in protocols])
     for protocol in protocols:

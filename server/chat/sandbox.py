@@ -23,7 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from server.errors import InvalidRequest
 
 # Characters or items that one operation may make, and the largest number that may be an argument.
-_MOST_ITEMS = 10_000_000
+_MOST_ITEMS = 2**25
 _LARGEST_ARGUMENT = 100_000
 _MOST_BITS = 4096
 _WIDTH = re.compile(r"%[^a-zA-Z%]*\d{5,}")

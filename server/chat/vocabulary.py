@@ -35,6 +35,7 @@ class Vocabulary:
     def __init__(self, table: VocabularyTable) -> None:
         self._text = table.text
         self._starts = memoryview(table.starts).cast("I")
+        self._size = len(self._starts) - 1
         self._hidden = table.hidden
         self._strips_space = table.strips_space
         self.eos_ids = table.eos_ids
@@ -44,7 +45,7 @@ class Vocabulary:
 
     def token_bytes(self, token: int) -> bytes:
         """Nothing for an id beyond the tokenizer's: logits are often padded."""
-        if not 0 <= token < len(self._starts) - 1:
+        if not 0 <= token < self._size:
             return b""
         return self._text[self._starts[token] : self._starts[token + 1]]
 
@@ -55,7 +56,9 @@ class Vocabulary:
 
     def shown_bytes(self, token: int) -> bytes:
         """What the token adds to an answer: nothing for control tokens."""
-        return b"" if token in self._hidden else self.token_bytes(token)
+        if token in self._hidden or not 0 <= token < self._size:
+            return b""
+        return self._text[self._starts[token] : self._starts[token + 1]]
 
     def stream(self) -> TokenStream:
         return TokenStream(self, strips_space=self._strips_space)

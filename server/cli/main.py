@@ -87,7 +87,7 @@ def models(config: ConfigOption = None, json: JsonOption = False) -> None:
     report(load_settings(config, {}), as_json=json)
 
 
-# plan, build and verify.
+# plan, build, verify and eval.
 add_commands(cli)
 
 

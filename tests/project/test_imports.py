@@ -45,8 +45,11 @@ ARROWS: dict[str, set[str]] = {
     "server.errors": set(),
     "server": set(),
     # The builder, which knows no server.
-    "quantize": {"quantize.build", "quantize.plan", "quantize.source", "quantize.folder"},
+    "quantize": {"quantize.build", "quantize.evaluate", "quantize.plan", "quantize.source", "quantize.folder"},
+    "quantize.evaluate": {"quantize", "quantize.forward", "quantize.source"},
     "quantize.build": {"quantize", "quantize.plan", "quantize.source", "quantize.folder"},
+    "quantize.calibrate": {"quantize", "quantize.folder"},
+    "quantize.forward": {"quantize", "quantize.source"},
     "quantize.plan": {"quantize", "quantize.source", "quantize.folder"},
     "quantize.source": {"quantize", "quantize.hub", "quantize.folder"},
     "quantize.hub": {"quantize", "quantize.folder"},

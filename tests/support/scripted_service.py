@@ -20,7 +20,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from server.api.protocols import WireProtocol, hang
+from server.api.protocols import WireProtocol, mount
 from server.app import PROTOCOLS
 from server.chat.conversation import Conversation, GenerationOptions, GenerationRequest, Prompt
 from server.chat.deltas import (
@@ -209,7 +209,7 @@ def running(
 ) -> Iterator[Running]:
     """The routes alone, or `guarded` as the real server is."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
-    dialects = hang(app, service, protocols)
+    dialects = mount(app, service, protocols)
     settings = service.settings.server
     config = uvicorn.Config(
         Guard(app, settings, dialects) if guarded else app,

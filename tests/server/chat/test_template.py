@@ -162,7 +162,7 @@ def test_the_environment_is_hugging_faces() -> None:
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
         ("{{ 1 / 0 }}", "ZeroDivisionError"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
-        ("{% for i in range(99999999) %}x{% endfor %}", "OverflowError"),
+        ("{% for i in range(99999999) %}x{% endfor %}", "an argument is too large"),
         ("{% for i in range(9999) %}{{ 'x' * 9999 }}{% endfor %}", "too long"),
     ],
 )

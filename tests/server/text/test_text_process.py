@@ -40,7 +40,7 @@ async def opened(folder: Path, limits: LimitSettings = PATIENT) -> AsyncIterator
     try:
         yield text
     finally:
-        await text.close()
+        text.kill()
 
 
 def children() -> set[int]:

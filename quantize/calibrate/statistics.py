@@ -1,0 +1,112 @@
+"""What the solvers know of a matrix's inputs: sums over calibration tokens, small, mergeable, kept in a file.
+
+A matrix W (out, in) sees Xq, the inputs of the model quantized so far, where the full-precision model has Xf. Of n
+tokens, rows of (n, in), three sums in float32 are kept:
+
+    hessian  Xq^T Xq              (in, in)
+    drift    (Xf - Xq)^T Xq       (in, in)    what the quantized layers before have changed
+    stream   R^T Xq               (out, in)   R (n, out): the full-precision residual stream less the quantized one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from quantize.calibrate.products import product
+
+_PARTS = ("hessian", "drift", "stream")
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """The sums over `tokens` tokens for one matrix, or for one expert's. `stream` only where R is corrected."""
+
+    hessian: mx.array
+    drift: mx.array
+    tokens: int
+    stream: mx.array | None = None
+
+    @property
+    def columns(self) -> int:
+        return int(self.hessian.shape[-1])
+
+    @property
+    def tokens_per_dimension(self) -> float:
+        return self.tokens / self.columns
+
+
+def measure(inputs: mx.array, full: mx.array | None = None, stream: mx.array | None = None) -> Statistics:
+    """The statistics of some tokens.
+
+    inputs: Xq (n, in) of any float dtype; full: Xf (n, in), None where both streams are the same; stream: R (n, out).
+    Zero tokens are allowed: an expert may be chosen by none.
+    """
+    quantized = inputs.astype(mx.float32)
+    gap = mx.zeros_like(quantized) if full is None else full.astype(mx.float32) - quantized
+    error = None if stream is None else product(stream.astype(mx.float32).T, quantized)
+    return Statistics(product(quantized.T, quantized), product(gap.T, quantized), inputs.shape[0], error)
+
+
+def merge(first: Statistics, second: Statistics) -> Statistics:
+    """Of the tokens of both. Raises ValueError where only one of them has a stream error."""
+    stream = None
+    if first.stream is not None and second.stream is not None:
+        stream = first.stream + second.stream
+    elif first.stream is not second.stream:
+        raise ValueError("Statistics with and without a stream error are of different matrices.")
+    return Statistics(first.hessian + second.hessian, first.drift + second.drift, first.tokens + second.tokens, stream)
+
+
+def pooled(experts: Sequence[Statistics]) -> Statistics:
+    """Of a layer's experts together. Only for gate and up: their inputs are of one space, those of down are not."""
+    return reduce(merge, experts)
+
+
+def shrunk(expert: Statistics, pool: Statistics, strength: float) -> Statistics:
+    """`expert` drawn toward its layer: as if `strength` tokens a dimension of the pool's kind were added to its own.
+
+    The scale stays that of the expert's own tokens, so that many tokens leave it as it is. An expert without tokens has
+    the pool's sums for one token. What an earlier layer has changed is much the same for all experts, so the drift
+    follows the Hessian; a stream error stays the expert's own.
+    """
+    if pool.tokens == 0:
+        return expert
+    prior = strength * expert.columns
+    share = prior / (prior + expert.tokens) if expert.tokens else 1.0
+    scale = share * max(expert.tokens, 1) / pool.tokens
+    return replace(
+        expert,
+        hessian=(1 - share) * expert.hessian + scale * pool.hessian,
+        drift=(1 - share) * expert.drift + scale * pool.drift,
+    )
+
+
+def save_statistics(file: Path, statistics: Mapping[str, Statistics]) -> None:
+    """All of `statistics` by name into one safetensors file, which appears whole or not at all."""
+    arrays = {
+        f"{name}|{part}": value
+        for name, one in statistics.items()
+        for part in _PARTS
+        if (value := getattr(one, part)) is not None
+    }
+    counts = {name: str(one.tokens) for name, one in statistics.items()}
+    part = file.with_name(f".{file.stem}.part.safetensors")
+    mx.save_safetensors(str(part), arrays, metadata=counts)
+    part.replace(file)
+
+
+def load_statistics(file: Path) -> dict[str, Statistics]:
+    """What `save_statistics` wrote."""
+    loaded: Any = mx.load(str(file), format="safetensors", return_metadata=True)
+    arrays, counts = loaded
+    return {
+        name: Statistics(arrays[f"{name}|hessian"], arrays[f"{name}|drift"], int(tokens), arrays.get(f"{name}|stream"))
+        for name, tokens in sorted(counts.items())
+        if f"{name}|hessian" in arrays
+    }

@@ -1,0 +1,79 @@
+"""`configi eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="The MLX model folder to judge.")],
+    reference: Annotated[str, typer.Option(help="What to measure against: a folder, a .gguf file, a Hub repository.")],
+    text: Annotated[
+        list[Path] | None, typer.Option(help="Text to judge on instead of the project's own; may be given again.")
+    ] = None,
+    covered: Annotated[
+        str | None, typer.Option(help="Kinds of text that a calibration held, with commas between.", show_default=False)
+    ] = None,
+    length: Annotated[int, typer.Option(min=32, help="Tokens of a passage.")] = 512,
+    passages: Annotated[int | None, typer.Option(min=1, help="Passages at most.", show_default="all")] = None,
+    generate: Annotated[int, typer.Option(min=0, help="Tokens of the replies searched for loops; 0: none.")] = 2500,
+    mmlu: Annotated[list[Path] | None, typer.Option(help="A file of questions; may be given again.")] = None,
+    needles: Annotated[int, typer.Option(min=0, help="Tries for each cell of needle in a haystack.")] = 0,
+    reference_needles: Annotated[bool, typer.Option("--reference-needles", help="The reference's too.")] = False,
+    float32: Annotated[
+        bool | None,
+        typer.Option("--float32/--as-stored", help="How both are computed.", show_default="float32 on a CPU"),
+    ] = None,
+    states: Annotated[
+        Path | None, typer.Option(help="Folder where the reference's hidden states are kept for a next time.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder for report.json and report.md.")] = None,
+    plots: Annotated[bool, typer.Option("--plots", help="Pictures beside the report; needs matplotlib.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask no Hub.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Measure how far a model is from its reference. Both are streamed layer by layer: neither must fit into memory."""
+    from rich.console import Console
+
+    from quantize.errors import output_error
+    from quantize.evaluate import evaluate as steps
+    from quantize.evaluate.evaluation import as_json
+    from quantize.evaluate.plots import draw
+    from quantize.evaluate.report import markdown
+    from quantize.evaluate.tasks.mmlu import read_questions
+    from quantize.evaluate.texts import COVERED
+    from quantize.source.checkpoint import HubOptions
+
+    if plots and report is None:
+        raise typer.BadParameter("--plots needs --report, the folder to put them in.")
+    wishes = steps.Wishes(
+        texts=text or (),
+        length=length,
+        most_passages=passages,
+        covered=covered.split(",") if covered else COVERED,
+        float32=float32,
+        states=states,
+        generate=generate,
+        questions=[question for file in mmlu or () for question in read_questions(file)],
+        needles=needles,
+        reference_needles=reference_needles,
+        hub=HubOptions(offline=offline),
+    )
+    with Console(stderr=True).status("reading") as status:
+        found = steps.evaluate(folder, reference, wishes, lambda what, n, of: status.update(f"{what}: {n} of {of}"))
+    if report is not None:
+        try:
+            report.mkdir(parents=True, exist_ok=True)
+            names = draw(found, report) if plots else []
+            (report / "report.json").write_text(as_json(found), encoding="utf-8")
+            (report / "report.md").write_text(markdown(found, names), encoding="utf-8")
+        except OSError as error:
+            raise output_error(error, "Writing the report") from error
+    typer.echo(as_json(found) if json else markdown(found), nl=False)
+
+
+def add_commands(cli: typer.Typer) -> None:
+    cli.command("eval")(evaluate)

@@ -1,0 +1,154 @@
+"""`configi eval`: the steps of an evaluation, from a model folder and a source to an `Evaluation`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from quantize.errors import SourceError
+from quantize.evaluate.divergence import TokenFigures, joined
+from quantize.evaluate.evaluation import Evaluation, Generated, Histogram, Protocol
+from quantize.evaluate.generation import Generator
+from quantize.evaluate.measure import Told, measure, state_key
+from quantize.evaluate.summary import summarize
+from quantize.evaluate.tasks import mmlu, niah
+from quantize.evaluate.tasks.mmlu import Question, Score
+from quantize.evaluate.texts import COVERED, OWN, Passage, passages, read_texts
+from quantize.forward.models import open_model
+from quantize.forward.store import InFolder, InMemory
+from quantize.source.checkpoint import HubOptions
+
+_EDGES = np.logspace(-8, 2, 41)
+_PROMPTS = (
+    "Tell a long story about a lighthouse keeper who finds a letter in a bottle.",
+    "Explain step by step how a bicycle stays upright, and list common misconceptions.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What to measure. `length`: tokens of a passage. `states`: where the reference's hidden states are kept.
+
+    `generate`: tokens of each greedy reply, 0 for none. `needles`: tries a cell, 0 for none.
+    """
+
+    texts: Sequence[Path] = ()
+    length: int = 512
+    most_passages: int | None = None
+    covered: Sequence[str] = COVERED
+    float32: bool | None = None
+    states: Path | None = None
+    generate: int = 0
+    questions: Sequence[Question] = ()
+    needles: int = 0
+    needle_lengths: Sequence[int] = niah.LENGTHS
+    reference_needles: bool = False
+    hub: HubOptions = field(default_factory=HubOptions)
+
+
+def evaluate(folder: Path, reference: str, wishes: Wishes, told: Told = lambda what, done, total: None) -> Evaluation:
+    """Raises SourceError: what is given cannot be read, or the two models cannot be compared."""
+    texts = [text for file in wishes.texts or (OWN,) for text in read_texts(file)]
+    found = _chosen(passages(texts, _tokenizer(folder), wishes.length), wishes.most_passages)
+    # MLX's CPU backend has no experts in bfloat16, and float32 is what it computes fastest.
+    float32 = wishes.float32 if wishes.float32 is not None else mx.default_device() == mx.Device(mx.cpu)
+    source = open_model(reference, wishes.hub, float32=float32)
+    model = open_model(str(folder), wishes.hub, float32=float32)
+    states = InFolder(wishes.states / state_key(source, found)) if wishes.states else InMemory()
+    by_kind = measure(source, model, found, states=states, told=told)
+    generator = Generator(folder) if wishes.generate or wishes.questions or wishes.needles else None
+    letters, chat = _mmlu(generator, wishes.questions) if generator and wishes.questions else (None, None)
+    return Evaluation(
+        model=folder.resolve().name,
+        reference=source.label,
+        protocol=_protocol(found, wishes, float32),
+        groups={name: summarize(parts) for name, parts in _groups(by_kind, wishes.covered).items()},
+        kinds={kind: summarize(parts) for kind, parts in by_kind.items()},
+        histogram={name: _histogram(joined(parts)) for name, parts in _groups(by_kind, wishes.covered).items()},
+        generated=_generated(generator, wishes.generate, told) if generator and wishes.generate else None,
+        mmlu_letters=letters,
+        mmlu_chat=chat,
+        needles=_needles(generator, wishes) if generator and wishes.needles else None,
+        reference_needles=_reference_needles(reference, wishes) if wishes.reference_needles else None,
+    )
+
+
+def _tokenizer(folder: Path) -> object:
+    from mlx_lm.utils import load_tokenizer
+
+    try:
+        return load_tokenizer(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(f"The tokenizer of {folder.name} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def _chosen(found: list[Passage], most: int | None) -> list[Passage]:
+    """As many of each kind as of any other, where there are too many."""
+    if most is None or len(found) <= most:
+        return found
+    turn: dict[str, int] = {}
+    order = []
+    for passage in found:
+        turn[passage.kind] = turn.get(passage.kind, 0) + 1
+        order.append((turn[passage.kind], passage))
+    return [passage for _, passage in sorted(order, key=lambda item: item[0])[:most]]
+
+
+def _groups(by_kind: Mapping[str, list[TokenFigures]], covered: Sequence[str]) -> dict[str, list[TokenFigures]]:
+    groups: dict[str, list[TokenFigures]] = {"covered": [], "uncovered": [], "all": []}
+    for kind, parts in by_kind.items():
+        groups["covered" if kind in covered else "uncovered"] += parts
+        groups["all"] += parts
+    return {name: parts for name, parts in groups.items() if parts}
+
+
+def _histogram(tokens: TokenFigures) -> Histogram:
+    counts, _ = np.histogram(np.clip(tokens.kl, _EDGES[0], _EDGES[-1]), _EDGES)
+    return Histogram([float(edge) for edge in _EDGES], [float(count) for count in counts / max(1, len(tokens))])
+
+
+def _protocol(found: Sequence[Passage], wishes: Wishes, float32: bool) -> Protocol:
+    ids = json.dumps([[passage.kind, list(passage.tokens), passage.given] for passage in found])
+    return Protocol(
+        computed="float32, dequantized" if float32 else "as stored",
+        text=hashlib.sha256(ids.encode()).hexdigest(),
+        passage_tokens=wishes.length,
+        covered=[kind for kind in dict.fromkeys(passage.kind for passage in found) if kind in wishes.covered],
+        made_with={package: version(package) for package in ("configi-mlx", "mlx", "mlx-lm")},
+    )
+
+
+def _generated(generator: Generator, most: int, told: Told) -> list[Generated]:
+    found = []
+    for number, prompt in enumerate(_PROMPTS, start=1):
+        run = generator.run(generator.encode([{"role": "user", "content": prompt}]), most)
+        found.append(Generated(prompt, len(run.tokens), run.ended, run.loop, run.speed))
+        told("generating", number, len(_PROMPTS))
+    return found
+
+
+def _mmlu(generator: Generator, questions: Sequence[Question]) -> tuple[Score, Score | None]:
+    letters = mmlu.by_letters(questions, generator.tokenizer.encode, generator.next_logits)
+    chat = mmlu.in_chat(questions, generator.ask) if generator.tokenizer.has_chat_template else None
+    return letters, chat
+
+
+def _needles(generator: Generator, wishes: Wishes) -> list[niah.Cell]:
+    def count(text: str) -> int:
+        return len(generator.tokenizer.encode(text))
+
+    return niah.run(generator.ask, count, lengths=wishes.needle_lengths, tries=wishes.needles)
+
+
+def _reference_needles(reference: str, wishes: Wishes) -> list[niah.Cell]:
+    folder = Path(reference).expanduser()
+    if not folder.is_dir():
+        raise SourceError("The reference's needles need the reference as a folder that mlx-lm loads into memory.")
+    return _needles(Generator(folder), wishes)

@@ -1,0 +1,80 @@
+"""Greedy generation with a model in memory, as it is served: how fast it is, and whether it ends in a loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import msgspec
+
+from quantize.errors import SourceError
+from quantize.evaluate.loops import Loop, find_loop
+
+
+class Speed(msgspec.Struct, frozen=True):
+    """Tokens a second of prefill and of decode, seconds to the first token, bytes of memory at the most."""
+
+    prompt_tokens: int
+    prefill: float
+    decode: float
+    first_token_s: float
+    peak_memory: int
+
+
+class Run(msgspec.Struct, frozen=True):
+    """`ended`: by the model's own end of text. `loop`: what the tokens end in."""
+
+    tokens: list[int]
+    ended: bool
+    loop: Loop | None
+    speed: Speed
+
+
+class Generator:
+    """Raises SourceError when mlx-lm cannot load the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        from mlx_lm.utils import load
+
+        try:
+            self.model, self.tokenizer = load(str(folder))[:2]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise SourceError(f"mlx-lm cannot load {folder.name}: {str(error).splitlines()[0]}") from error
+
+    def encode(self, messages: Sequence[Any]) -> list[int]:
+        """The prompt of a conversation; of a model without a chat template the texts alone."""
+        if not self.tokenizer.has_chat_template:
+            return list(self.tokenizer.encode("\n".join(str(message["content"]) for message in messages)))
+        ids = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, enable_thinking=False)
+        return list(ids)
+
+    def ask(self, messages: Sequence[Any], max_tokens: int) -> str:
+        return str(self.tokenizer.decode(self.run(self.encode(messages), max_tokens).tokens))
+
+    def next_logits(self, tokens: Sequence[int]) -> mx.array:
+        """(vocabulary,) of the token that comes after `tokens`."""
+        logits: mx.array = self.model(mx.array([list(tokens)]))[0, -1]
+        return logits
+
+    def run(self, prompt: Sequence[int], max_tokens: int) -> Run:
+        from mlx_lm.generate import generate_step
+
+        mx.reset_peak_memory()
+        tokens: list[int] = []
+        ends = set(self.tokenizer.eos_token_ids)
+        began = time.perf_counter()
+        first = last = began
+        for token, _ in generate_step(mx.array(list(prompt)), self.model, max_tokens=max_tokens):
+            last = time.perf_counter()
+            first = first if tokens else last
+            if token in ends:
+                break
+            tokens.append(int(token))
+        ended = len(tokens) < max_tokens
+        decode = (len(tokens) - 1) / (last - first) if len(tokens) > 1 else 0.0
+        prefill = len(prompt) / (first - began) if first > began else 0.0
+        speed = Speed(len(prompt), prefill, decode, first - began, int(mx.get_peak_memory()))
+        return Run(tokens, ended, None if ended else find_loop(tokens), speed)

@@ -1,0 +1,124 @@
+"""What a model is judged on: passages of several kinds, in the form of conversations with an answer.
+
+The project's own text ships in `data/`. A plain text is an answer to the request to write it, because raw text says
+nothing about a model that was made for conversations; a model without a chat template has the text alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantize.errors import SourceError
+
+OWN = Path(__file__).parent / "data" / "texts.jsonl"
+# Kinds of text that a calibration holds too, unless it says otherwise itself; all others are uncovered.
+COVERED = ("prose", "code", "chat", "tools", "reasoning", "scripts")
+_ASK = "Write the text that I have in mind."
+_FEWEST = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """`messages` end with the answer; those of a plain text are one request and itself."""
+
+    kind: str
+    messages: Sequence[Mapping[str, Any]]
+
+    @property
+    def whole(self) -> str:
+        return "\n".join(str(message["content"]) for message in self.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """Token ids, and how many of them are given: what follows are the tokens of the answer."""
+
+    kind: str
+    tokens: Sequence[int]
+    given: int
+
+
+def read_texts(file: Path) -> list[Text]:
+    """A .jsonl of {"kind", "messages" or "text"} a line, or any other file as one plain text. Raises SourceError."""
+    try:
+        content = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SourceError(f"{file} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise SourceError(f"{file} is not a text in UTF-8.") from None
+    if file.suffix != ".jsonl":
+        return [_text({"text": content}, f"{file}")]
+    lines = [(number, line) for number, line in enumerate(content.splitlines(), start=1) if line.strip()]
+    if not lines:
+        raise SourceError(f"{file} is empty.")
+    return [_text(_parsed(line, f"{file}, line {number}"), f"{file}, line {number}") for number, line in lines]
+
+
+def passages(texts: Sequence[Text], tokenizer: Any, length: int) -> list[Passage]:
+    """At most `length` tokens each; a longer answer is cut into several passages after the same request."""
+    found: list[Passage] = []
+    for text in texts:
+        given, answer = _tokens(text, tokenizer)
+        if len(given) > length // 2:
+            given = given[-(length // 2) :]
+        room = length - len(given)
+        for start in range(0, len(answer), room):
+            piece = answer[start : start + room]
+            if len(piece) >= _FEWEST:
+                found.append(Passage(text.kind, [*given, *piece], len(given)))
+    return found
+
+
+def _tokens(text: Text, tokenizer: Any) -> tuple[list[int], list[int]]:
+    *asked, answer = text.messages
+    if not tokenizer.has_chat_template:
+        # Something must come before the first token that is judged.
+        ids = list(tokenizer.encode(text.whole))
+        return ids[:1], ids[1:]
+    given = _rendered(tokenizer, asked)
+    whole = given + str(answer["content"])
+    before = list(tokenizer.encode(given, add_special_tokens=False))
+    return before, list(tokenizer.encode(whole, add_special_tokens=False))[len(before) :]
+
+
+def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
+    try:
+        # Thinking is switched off by name: mlx-lm would turn it on.
+        return str(
+            tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        )
+    except Exception as error:  # A template is a program of the model's makers: it may raise anything.
+        raise SourceError(f"The model's chat template cannot render the text: {error}") from error
+
+
+def _parsed(line: str, where: str) -> Mapping[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise SourceError(f"{where} is not a JSON object.")
+    return value
+
+
+def _text(value: Mapping[str, Any], where: str) -> Text:
+    kind = str(value.get("kind", "given"))
+    if isinstance(value.get("text"), str) and value["text"].strip():
+        ask = str(value.get("ask", _ASK))
+        return Text(kind, [{"role": "user", "content": ask}, {"role": "assistant", "content": value["text"]}])
+    messages = value.get("messages")
+    if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
+        raise SourceError(f'{where} has neither "text" nor "messages" of role and content.')
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        raise SourceError(f"{where}: the last of two or more messages must be the assistant's.")
+    return Text(kind, messages)
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))

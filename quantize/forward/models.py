@@ -1,0 +1,121 @@
+"""mlx-lm models whose weights are not in memory yet, made afresh for each part of a pass.
+
+What a part of a model needs is read when it is evaluated, and goes with the model object: that is what bounds the
+memory of a pass by the largest part. Two kinds: a folder that mlx-lm loads (quantized or not), whose arrays are lazy
+by themselves; and any other checkpoint (GGUF, fp8, a Hub repository), whose tensors are read by part.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import mlx.core as mx
+from mlx.utils import tree_map
+
+from quantize.errors import SourceError
+from quantize.forward.checkpoint_weights import CheckpointModel
+from quantize.source.checkpoint import HubOptions
+from quantize.source.sources import open_checkpoint
+
+
+class LazyModel(Protocol):
+    @property
+    def label(self) -> str: ...
+    @property
+    def identity(self) -> str:
+        """Changes whenever the weights may have."""
+        ...
+
+    def make(self, layer: int | None) -> Any:
+        """A new mlx-lm `Model`. The weights of `layer` can be evaluated, or with None those outside of the layers.
+
+        Raises:
+            SourceError: the model cannot be read, or is of a type that mlx-lm does not know.
+        """
+        ...
+
+
+def open_model(source: str, options: HubOptions, *, float32: bool = False) -> LazyModel:
+    """`source`: an MLX model folder, or whatever a build takes. Raises SourceError.
+
+    `float32`: every weight as float32, quantized ones dequantized (exactly): what a CPU computes fastest, and the
+    same for both sides of a comparison.
+    """
+    folder = Path(source).expanduser()
+    made: LazyModel = FolderModel(folder) if _is_loadable(folder) else CheckpointModel(open_checkpoint(source, options))
+    return InFloat32(made) if float32 else made
+
+
+class FolderModel:
+    """A folder as mlx-lm loads it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.label = folder.resolve().name
+
+    @property
+    def identity(self) -> str:
+        files = sorted([*self._folder.glob("*.safetensors"), *self._folder.glob("config.json")])
+        return str([(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files])
+
+    def make(self, layer: int | None) -> Any:
+        from mlx_lm.utils import load_model
+
+        try:
+            model, _ = load_model(self._folder, lazy=True)
+        except FileNotFoundError:
+            raise SourceError(f"{self.label} has no config.json or no model*.safetensors.") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise SourceError(f"mlx-lm cannot load {self.label}: {_first_line(error)}") from error
+        return model
+
+
+class InFloat32:
+    """Every weight as float32: MLX's CPU backend multiplies by no stack of bfloat16 experts."""
+
+    def __init__(self, model: LazyModel) -> None:
+        self._model = model
+        self.label = model.label
+
+    @property
+    def identity(self) -> str:
+        return f"{self._model.identity} in float32"
+
+    def make(self, layer: int | None) -> Any:
+        return in_float32(self._model.make(layer))
+
+
+def in_float32(model: Any) -> Any:
+    """`model` with float32 weights, quantized modules made plain ones of the same values. Evaluates nothing."""
+    from mlx_lm.utils import dequantize_model
+
+    # Scales first: codes are multiplied out in the dtype of their scales.
+    model.update(tree_map(_float32, model.parameters()))
+    model = dequantize_model(model)
+    # Modes whose scales are no floats come out in bfloat16, which holds their values exactly.
+    model.update(tree_map(_float32, model.parameters()))
+    return model
+
+
+def _float32(value: mx.array) -> mx.array:
+    return value.astype(mx.float32) if mx.issubdtype(value.dtype, mx.floating) else value
+
+
+def _is_loadable(folder: Path) -> bool:
+    return folder.is_dir() and not _is_fp8(folder)
+
+
+def _is_fp8(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    given: Mapping[str, Any] = config.get("quantization_config") or {} if isinstance(config, dict) else {}
+    return isinstance(given, dict) and given.get("quant_method") == "fp8"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".") + "."

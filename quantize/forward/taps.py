@@ -1,0 +1,90 @@
+"""What single matrices of a layer are given while it runs: the inputs that a calibration weighs errors by.
+
+A linear module is called with x (..., columns); one of stacked experts with x and the number of the expert that each
+row of x meets, where one row may meet several. mlx-lm sorts both by expert first when there are many.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from quantize.forward.hooks import Hook, hooked
+
+
+@dataclass(slots=True)
+class Taken:
+    """Of each call in order: the rows, (rows, columns), and for stacked experts the expert of each, (rows,)."""
+
+    rows: list[mx.array] = field(default_factory=list)
+    experts: list[mx.array] = field(default_factory=list)
+
+
+def matrices(layer: Any) -> dict[str, Any]:
+    """Path below the layer -> module, of each that can be quantized or is: linear, or of stacked experts."""
+    return {
+        path: module
+        for path, module in layer.named_modules()
+        if hasattr(module, "to_quantized") or hasattr(module, "bits")
+    }
+
+
+@contextlib.contextmanager
+def tapped(modules: Mapping[str, Any]) -> Iterator[dict[str, Taken]]:
+    """While open, what the `modules` are called with is gathered; nothing is evaluated by it."""
+    taken = {path: Taken() for path in modules}
+    with hooked((module, _recorder(taken[path])) for path, module in modules.items()):
+        yield taken
+
+
+@contextlib.contextmanager
+def recorded(modules: Mapping[str, Any]) -> Iterator[dict[str, list[Any]]]:
+    """While open, what the `modules` return is gathered, call by call. Of a router's matrix: its choices to come."""
+    returned: dict[str, list[Any]] = {path: [] for path in modules}
+
+    def keeper(kept: list[Any]) -> Hook:
+        def keep(call: Any, *args: Any, **kwargs: Any) -> Any:
+            kept.append(call(*args, **kwargs))
+            return kept[-1]
+
+        return keep
+
+    with hooked((module, keeper(returned[path])) for path, module in modules.items()):
+        yield returned
+
+
+@contextlib.contextmanager
+def replayed(modules: Mapping[str, Any], returned: Mapping[str, list[Any]]) -> Iterator[None]:
+    """While open, the `modules` return what was recorded, in the same order, whatever they are called with.
+
+    Two streams that must send each token to the same experts record the router of one and replay it in the other.
+    """
+
+    def answer(rest: Iterator[Any]) -> Hook:
+        return lambda call, *args, **kwargs: next(rest)
+
+    with hooked((module, answer(iter(returned[path]))) for path, module in modules.items()):
+        yield
+
+
+def _recorder(taken: Taken) -> Hook:
+    def record(call: Any, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], mx.array):
+            rows, experts = _by_expert(x, args[0])
+            taken.rows.append(rows)
+            taken.experts.append(experts)
+        else:
+            taken.rows.append(x.reshape(-1, x.shape[-1]))
+        return call(x, *args, **kwargs)
+
+    return record
+
+
+def _by_expert(x: mx.array, indices: mx.array) -> tuple[mx.array, mx.array]:
+    # x is (..., 1, columns) with the leading axes of `indices`, or with ones that it is broadcast over.
+    rows = mx.broadcast_to(x.squeeze(-2), (*indices.shape, x.shape[-1]))
+    return rows.reshape(-1, x.shape[-1]), indices.reshape(-1)

@@ -1,0 +1,123 @@
+"""`configi eval` on tiny models: its figures against a whole-model pass, its report, its sentences."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_lm import convert
+from mlx_lm.utils import load, load_tokenizer
+
+from quantize.errors import QuantizeError
+from quantize.evaluate.evaluate import Wishes, evaluate
+from quantize.evaluate.plots import draw
+from quantize.evaluate.report import card_section
+from quantize.evaluate.texts import OWN, passages, read_texts
+from tests.support.commands import configi
+from tests.support.families import write_family
+from tests.support.tiny_model import write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("eval")
+    source = write_tiny_model(folder / "source")
+    convert(str(source), str(folder / "quantized"), quantize=True, q_bits=3, q_group_size=64)
+    return folder / "quantized", source
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two kinds, one of them uncovered."""
+    file = tmp_path_factory.mktemp("text") / "few.jsonl"
+    lines = OWN.read_text(encoding="utf-8").splitlines()
+    file.write_text("\n".join(line for line in lines if json.loads(line)["kind"] in ("reasoning", "drama")))
+    return file
+
+
+def test_figures_are_those_of_the_whole_models(models: tuple[Path, Path], text: Path) -> None:
+    quantized, source = models
+    found = evaluate(quantized, str(source), Wishes(texts=[text], length=128, float32=False))
+    expected = []
+    (candidate, tokenizer), (reference, _) = load(str(quantized))[:2], load(str(source))[:2]
+    for passage in passages(read_texts(text), tokenizer, 128):
+        tokens = mx.array([passage.tokens])
+        p, q = (model(tokens)[0, passage.given - 1 : -1] for model in (reference, candidate))
+        p, q = (logits - mx.logsumexp(logits, -1, keepdims=True) for logits in (p, q))
+        expected.append(np.array((mx.exp(p) * (p - q)).sum(-1)))
+    every = np.concatenate(expected)
+    assert found.groups["all"].tokens == len(every)
+    assert found.groups["all"].kl.value == pytest.approx(every.mean(), rel=1e-4)
+    assert found.groups["all"].kl_max == pytest.approx(every.max(), rel=1e-4)
+    assert set(found.kinds) == {"reasoning", "drama"}
+    assert found.groups["uncovered"] == found.kinds["drama"]
+
+
+def test_the_command_reports_in_json_markdown_and_pictures(
+    models: tuple[Path, Path], text: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    folder, reference = map(str, models)
+    call = ["eval", folder, "--reference", reference, "--text", str(text), "--length", "128", "--generate", "80"]
+    call += ["--states", str(tmp_path / "states")]
+    first = configi(*call, "--json", "--report", str(tmp_path / "report"), "--plots")
+    read = json.loads(first.stdout)
+    assert read == json.loads((tmp_path / "report" / "report.json").read_text())
+    assert {one["tokens"] for one in read["generated"]} <= set(range(81))
+    report = (tmp_path / "report" / "report.md").read_text()
+    assert "## Quality" in report
+    assert "| **uncovered** |" in report
+    for name in ("kl-by-kind.svg", "kl-of-tokens.svg"):
+        assert f"]({name})" in report
+        assert (tmp_path / "report" / name).read_text().startswith("<?xml")
+    # The reference's hidden states are kept; with them the figures are the same.
+    assert list((tmp_path / "states").iterdir())
+    assert json.loads(configi(*call, "--json").stdout)["groups"] == read["groups"]
+
+
+def test_no_figure_of_the_model_itself(models: tuple[Path, Path], text: Path) -> None:
+    _, source = models
+    found = evaluate(source, str(source), Wishes(texts=[text], length=128))
+    assert found.groups["all"].kl_max == 0
+    assert found.groups["all"].same_top.value == 1
+    assert "| **all** |" in card_section(found)
+
+
+def test_another_vocabulary_is_refused_in_a_sentence(models: tuple[Path, Path], text: Path, tmp_path: Path) -> None:
+    done = configi(
+        "eval", str(models[0]), "--reference", str(write_family(tmp_path, "llama")), "--text", str(text), check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "vocabular" in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["folder", "reference", "text", "mmlu"])
+def test_what_is_not_there_is_one_sentence(missing: str, models: tuple[Path, Path], text: Path) -> None:
+    given = {"folder": str(models[0]), "reference": str(models[1]), "text": str(text)}
+    given[missing] = "./not-there"
+    folder = given.pop("folder")
+    options = [part for name, value in given.items() for part in (f"--{name}", value)]
+    done = configi("eval", folder, *options, check=False)
+    assert done.returncode == 1
+    assert "not-there" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_matplotlib_the_plots_are_refused_in_a_sentence(
+    models: tuple[Path, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = evaluate(models[1], str(models[1]), Wishes(texts=[text], length=128, most_passages=2))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(QuantizeError, match="pip install matplotlib"):
+        draw(found, tmp_path)
+
+
+def test_as_many_passages_of_each_kind_where_there_are_too_many(models: tuple[Path, Path], text: Path) -> None:
+    found = evaluate(models[1], str(models[1]), Wishes(texts=[text], length=64, most_passages=4))
+    assert {kind: figures.passages for kind, figures in found.kinds.items()} == {"reasoning": 2, "drama": 2}
+    assert load_tokenizer(models[1]).has_chat_template
