@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantize.commands import add_commands
+from quantize.commands import JsonOption, add_commands
 from quantize.errors import QuantizeError
 from server import __version__
 from server.errors import SetupError
@@ -30,7 +30,6 @@ cli = typer.Typer(
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="config.toml to use.", show_default=False)]
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on.", show_default=False)]
 PortOption = Annotated[int | None, typer.Option("--port", help="TCP port.", show_default=False)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
 @cli.command()
