@@ -27,7 +27,7 @@ class Memory:
             InsufficientMemory: its weights and the headroom need more.
         """
         needed = int(weight_bytes(folder) * self._settings.memory_headroom)
-        limit = self._settings.memory_limit_bytes or self._available()
+        limit = int(self._settings.memory_limit) or self._available()
         if needed > limit:
             raise InsufficientMemory(
                 f"The model needs {_gigabytes(needed)} of memory, {_gigabytes(limit)} are available."

@@ -79,7 +79,7 @@ def _default(field: FieldInfo) -> str:
 
 def _toml(value: Any) -> str:
     """Texts, numbers, booleans and lists of texts are written alike in TOML and JSON."""
-    if isinstance(value, ByteSize):
+    if isinstance(value, ByteSize) and value:
         value = value.human_readable(decimal=True).replace(".0", "")
     return json.dumps(value)
 

@@ -41,7 +41,7 @@ class ServerSettings(Section):
     allowed_origins: list[str] = Field(
         [], description="Browser origins that may call the API; none by default, so no web page can."
     )
-    max_body_bytes: int = Field(8 * 2**20, ge=1024, description="Largest request body; larger is 413.")
+    max_body: ByteSize = Field(ByteSize(8 * 10**6), ge=1024, description="Largest request body; larger is 413.")
     header_timeout_s: float = Field(10, gt=0, description="Time to send a request's headers; stops slowloris clients.")
     body_timeout_s: float = Field(30, gt=0, description="Time to send a request's body; then 408.")
     sse_write_timeout_s: float = Field(
@@ -114,8 +114,8 @@ class LifecycleSettings(Section):
     memory_headroom: float = Field(
         1.15, ge=1, description="A model loads only if its weights times this fit in the memory available."
     )
-    memory_limit_bytes: int = Field(
-        0, ge=0, description="Memory a model may use; 0 means what the system reports as available."
+    memory_limit: ByteSize = Field(
+        ByteSize(0), ge=0, description="Memory a model may use; 0 means what the system reports as available."
     )
 
 

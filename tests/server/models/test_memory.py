@@ -43,9 +43,9 @@ def test_a_model_that_fits_with_its_headroom_is_let_in(tmp_path: Path) -> None:
 
 def test_the_limit_of_the_settings_replaces_what_the_system_reports(tmp_path: Path) -> None:
     sparse_model(tmp_path, 1000)
-    assert Memory(LifecycleSettings(memory_headroom=1, memory_limit_bytes=1000), lambda: 0).admit(tmp_path) == 1000
+    assert Memory(LifecycleSettings(memory_headroom=1, memory_limit=1000), lambda: 0).admit(tmp_path) == 1000
     with pytest.raises(InsufficientMemory):
-        Memory(LifecycleSettings(memory_headroom=1, memory_limit_bytes=999), lambda: 10**12).admit(tmp_path)
+        Memory(LifecycleSettings(memory_headroom=1, memory_limit=999), lambda: 10**12).admit(tmp_path)
 
 
 def test_this_machine_reports_some_memory() -> None:
