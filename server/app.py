@@ -1,4 +1,4 @@
-"""The one place where routes and middleware are hung. HTTP process."""
+"""The one place where the server is put together: routes, middleware, models. HTTP process."""
 
 from __future__ import annotations
 

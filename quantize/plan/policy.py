@@ -167,7 +167,7 @@ def find_policy(name: str, *, experts: bool) -> Policy:
         return read_policy(Path(name).expanduser())
     known = MOE if experts else DENSE
     if name not in known:
-        raise PolicyError(f"There is no policy {name}; there are {', '.join(known)}, or a .toml file.")
+        raise PolicyError(f"There is no policy {name}; use {', '.join(known)}, or a .toml file.")
     return known[name]
 
 

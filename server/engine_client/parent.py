@@ -1,4 +1,4 @@
-"""The end of a process with the one that started it, so that no orphan keeps gigabytes of unified memory.
+"""Ends a process when the one that started it is gone, so that no orphan keeps gigabytes of unified memory.
 
 `quantize/worker.py` has the same few lines under the same name: the builder knows no server, and the engine process no
 builder.

@@ -34,7 +34,7 @@ class UvicornConnection(H11Protocol):
         raise NotImplementedError
 
     def send_400_response(self, msg: str) -> None:
-        # uvicorn calls it where it handles the error, and hands on only a text that is always the same.
+        # uvicorn calls it where it handles the error, and passes on only a fixed text.
         error = sys.exception()
         too_large = getattr(error, "error_status_hint", 400) == 431
         self.on_protocol_error(_without_bytes(str(error or msg)), too_large=too_large)

@@ -1,4 +1,4 @@
-"""What every request passes first, as pure ASGI: id, Host and Origin, key, content type, body size and read time.
+"""What every request passes through first, as pure ASGI: id, Host, Origin, key, content type, body size and read time.
 
 HTTP process. A request that fails here costs nothing behind it. Every answer, ours or the app's, leaves with an
 `x-request-id`; every error is worded by the dialect of its path.

@@ -1,7 +1,7 @@
 """One connection: bounds on how long a head, a body's rest and a full write buffer may take, and errors in the path's
 dialect.
 
-HTTP process, below ASGI: most of what fails here never becomes a request. What uvicorn has and lacks stands in
+HTTP process, below ASGI: most of what fails here never becomes a request. What uvicorn has and lacks is in
 `compat.py`.
 """
 

@@ -42,7 +42,7 @@ def frame(payload: Any) -> bytes:
 
 
 def comment(text: str) -> bytes:
-    """A line that clients skip: it keeps the connection alive and tells a person with curl what goes on."""
+    """A line that clients skip: it keeps the connection alive and shows a person with curl what is happening."""
     return f": {' '.join(text.split())}\n\n".encode()
 
 

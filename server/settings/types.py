@@ -1,6 +1,6 @@
-"""The settings as types: every number a user may want to change, with its unit in its name and one line why.
+"""The settings as types: every number a user may want to change, with its unit, and one line that says why.
 
-`config.toml` and `docs/settings.md` are held against this file by a test. `loading.py` fills it in.
+`config.toml` and `docs/settings.md` are compared with this file by a test. `loading.py` fills it in.
 """
 
 from __future__ import annotations
@@ -124,14 +124,14 @@ class StorageSettings(Section):
 
     cache_dir: UserPath = Field(
         Path(platformdirs.user_cache_dir("configi")),
-        description="Models that configi makes itself are kept here.",
+        description="Models that configi builds itself are kept here.",
     )
     allow_download: bool = Field(True, description="false works offline, from what is already on this machine.")
     hub_timeout_s: float = Field(30, gt=0, description="Longest silence of the Hub before a retry.")
 
 
 class CacheSettings(Section):
-    """Prompts that were read before, so that the next turn of a conversation reads only what is new."""
+    """The KV cache of prompts that were read before, so that the next turn of a conversation reads only what is new."""
 
     memory_limit: ByteSize = Field(
         ByteSize(4 * 10**9), ge=0, description="Memory for prefixes, if the running requests leave it; 0 keeps none."

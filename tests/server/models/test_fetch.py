@@ -233,7 +233,7 @@ def test_a_model_larger_than_the_disk_is_refused_before_any_file(bench: Bench) -
     bench.hub.claimed["model.safetensors"] = 10**15
     result = bench.fetch()
     assert result.message.startswith("loopback/tiny needs 1000000.0 GB of disk space, ")
-    assert result.message.endswith(" GB are free.")
+    assert result.message.endswith(" GB is free.")
     assert not any("/resolve/" in line for line in bench.hub.requests)
 
 

@@ -31,7 +31,7 @@ def test_a_model_that_does_not_fit_is_refused_with_both_numbers(tmp_path: Path) 
     memory = Memory(LifecycleSettings(memory_headroom=1.15), lambda: 8_100_000_000)
     with pytest.raises(InsufficientMemory) as caught:
         memory.admit(tmp_path)
-    assert caught.value.message == "The model needs 12.9 GB of memory, 8.1 GB are available."
+    assert caught.value.message == "The model needs 12.9 GB of memory, 8.1 GB is available."
 
 
 def test_a_model_that_fits_with_its_headroom_is_let_in(tmp_path: Path) -> None:
