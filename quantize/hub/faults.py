@@ -53,7 +53,7 @@ def _from_hub(error: BaseException, repo: str, *, direct: bool) -> HubError | No
         case errors.OfflineModeIsEnabled():
             return HubError(f"{repo} is not on this machine, and the Hub is switched off here.", retryable=False)
         case errors.FileMetadataError() | JSONDecodeError():
-            message = "The answer is not the Hub's: a login page or proxy of this network seems to stand in between."
+            message = "The answer is not the Hub's: a login page or proxy of this network seems to be in between."
             return HubError(message, retryable=True)
         case errors.HfHubHTTPError():
             return _from_status(error.response.status_code, error.response.url.path, direct=direct)

@@ -103,7 +103,7 @@ def copy(layer: Any) -> Any:
 
 
 def _copy_window(layer: RotatingKVCache) -> RotatingKVCache:
-    """The last `max_size` tokens in order: after a long chunk mlx-lm keeps as many again as the chunk had."""
+    """The last `max_size` tokens in order: after a long chunk mlx-lm also keeps the tokens of the chunk."""
     if layer.empty():
         return RotatingKVCache(layer.max_size, layer.keep)
     window = RotatingKVCache.merge([layer]).extract(0)

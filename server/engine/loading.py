@@ -56,7 +56,7 @@ def _config(folder: Path) -> dict[str, Any]:
     if not isinstance(model_type, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+", model_type):
         raise LoadError("The model's config.json names no valid model_type.")
     if "model_file" in config:
-        raise LoadError("The model wants to run its own code (model_file), which configi never does.")
+        raise LoadError("The model comes with its own code (model_file), which configi never runs.")
     return config
 
 

@@ -176,7 +176,7 @@ class PrefixCache:
             segment.keep(kv.extract(layers, match.length, len(tokens)))
             self._tree.extend(match, tokens, segment, 0)
         elif not self.has(tokens):
-            # Read before, but what it needs was not kept here or is gone: a segment of its own now ends here.
+            # Read before, but what resuming needs was not kept or is gone: a new segment ends here.
             self._fill(self._tree.cut(match), layers, kind)
         for node in match.path:
             if node.segment.layers is None and node.segment.stored is None and node.end <= len(tokens):

@@ -71,7 +71,7 @@ class GuardedProtocol(UvicornConnection):
 
     def _answer(self, error: ConfigiError) -> None:
         path = self.path_under_way()
-        # Of a head that did not arrive whole, no path is known.
+        # The path of an incomplete head is not known.
         dialect = self.dialects.default if path is None else self.dialects.of(path)
         body, own = dialect.answer(error)
         headers = {

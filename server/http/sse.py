@@ -110,6 +110,6 @@ class EventStream(UncutEventStream, Generic[E]):
         except StalledReader:
             _log.warning("A reader stalled for longer than the write timeout; its stream was ended.")
         finally:
-            # Also when `frames` never started, or stands at a yield.
+            # Also when `frames` never started, or is suspended at a yield.
             with anyio.CancelScope(shield=True):
                 await self._events.aclose()

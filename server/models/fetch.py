@@ -59,9 +59,7 @@ class Fetch:
         files = [file for file in repository.files.values() if hub_cache.is_model_file(file.name)]
         names = {file.name for file in files}
         if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
-            raise HubError(
-                f"{self._repo} is not an MLX model: those have config.json and safetensors files.", retryable=False
-            )
+            raise HubError(f"{self._repo} has no MLX model (config.json and safetensors files).", retryable=False)
         return files
 
     def _download_small(self, commit: str, files: Sequence[RepoFile]) -> None:

@@ -148,14 +148,14 @@ def test_offline_and_not_in_the_cache_is_said_without_a_request(bench: Bench) ->
         pytest.param(
             "/api/",
             html,
-            "The answer is not the Hub's: a login page or proxy of this network seems to stand in between.",
+            "The answer is not the Hub's: a login page or proxy of this network seems to be in between.",
             True,
             id="captive portal",
         ),
         pytest.param(
             "HEAD",
             html,
-            "The answer is not the Hub's: a login page or proxy of this network seems to stand in between.",
+            "The answer is not the Hub's: a login page or proxy of this network seems to be in between.",
             True,
             id="captive portal on files",
         ),
