@@ -1,4 +1,4 @@
-"""What can go wrong with a plan, a build or a check: one sentence for whoever asked for it.
+"""What can go wrong with a plan, a build or a check: one sentence for the user.
 
     QuantizeError
     ├── PolicyError       the policy does not exist, is malformed, or does not name a role of the model

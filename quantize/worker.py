@@ -73,7 +73,7 @@ class JsonLines:
 
 
 def exit_with_parent(stdin: BinaryIO) -> None:
-    """Exit at once, with code 0, when the other end of `stdin` closes, which it does however the parent dies."""
+    """Exit at once, with code 1, when the other end of `stdin` closes, which it does however the parent dies."""
 
     def wait() -> None:
         # Not the buffered read: its lock would be held when the interpreter ends.

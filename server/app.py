@@ -1,4 +1,4 @@
-"""The one place where routes and middleware are hung. HTTP process."""
+"""The one place where the server is put together: routes, middleware, models. HTTP process."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def create_app(
         Verifier(settings.storage),
         Memory(settings.lifecycle),
         lambda: Supervisor(settings, engine_command),
-        lambda folder, context_length: TextProcess.open(folder, context_length, settings.limits),
+        TextProcess.opener(settings.limits),
     )
     generation = Generation(settings, catalog, residency, Metrics())
 

@@ -9,7 +9,7 @@ import time
 
 from server.settings.types import LogSettings
 
-# What a LogRecord has of its own; anything else was given as `extra` and is worth writing.
+# The standard attributes of a LogRecord; anything else was given as `extra` and is worth writing.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 

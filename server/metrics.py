@@ -1,4 +1,4 @@
-"""Prometheus metrics. Counted where requests pass, gauges read when they are scraped. HTTP process."""
+"""Prometheus metrics. Requests are counted as they pass, gauges read when they are scraped. HTTP process."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Metrics:
         self._tokens.labels(model, "completion").inc(usage.completion_tokens)
 
     def render(self, models: Collection[Resident]) -> bytes:
-        """Everything in the text exposition format."""
+        """All metrics in the text exposition format."""
         state = CollectorRegistry()
         state.register(_Fixed(list(_gauges(models))))
         return generate_latest(self._registry) + generate_latest(state)
@@ -93,7 +93,7 @@ class Measured:
 
 
 class _Fixed:
-    """A collector of metrics that are already made."""
+    """A collector of metrics that exist already."""
 
     def __init__(self, metrics: list[Metric]) -> None:
         self._metrics = metrics

@@ -42,7 +42,7 @@ def tables() -> Mapping[str, str]:
 
 
 def rewritten(page: str, made: Mapping[str, str]) -> str:
-    """`page` with the text between its markers made anew; a name that is no table's raises KeyError."""
+    """`page` with the text between its markers written anew; raises KeyError for a name that no table has."""
     return _MARKED.sub(lambda m: f"{m[1]}\n{made[m['name']]}\n{m[3]}", page)
 
 
@@ -54,13 +54,13 @@ def error_classes(base: type[ConfigiError] = ConfigiError) -> Iterator[type[Conf
     """`base` and all below it, in the order of the tree."""
     yield base
     for child in base.__subclasses__():
-        # Classes of tests are no part of the tree.
+        # Classes of tests are not part of the tree.
         if child.__module__ == ConfigiError.__module__:
             yield from error_classes(child)
 
 
 def metric_rows() -> list[tuple[str, str, str]]:
-    """Name, type and help of everything that /metrics of a fresh server tells."""
+    """Name, type and help of everything in /metrics of a fresh server."""
     text = create_app(Settings()).generation.metrics().decode()
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     return [(name, kinds[name], about) for name, about in re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE)]

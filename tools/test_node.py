@@ -18,7 +18,7 @@ def main() -> int:
     subprocess.run(
         ["npm", "install", "--silent", "--no-package-lock", "--no-audit", "--no-fund"], cwd=_NODE, check=True
     )
-    # A key, and four places and no queue, so that the errors that come of them can be had.
+    # A key, and four places and no queue, so that the errors that follow from them can be provoked.
     os.environ |= {
         "CONFIGI_SERVER__API_KEY": _KEY,
         "CONFIGI_ENGINE__MAX_CONCURRENT": "4",

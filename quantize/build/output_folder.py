@@ -81,7 +81,7 @@ class OutputFolder:
         free = shutil.disk_usage(next(folder for folder in self.work.parents if folder.is_dir())).free
         if needed > free:
             raise OutputError(
-                f"The build needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free at {self._given.parent}.",
+                f"The build needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB is free at {self._given.parent}.",
                 retryable=True,
             )
 

@@ -85,7 +85,7 @@ def sweep_orphans(repo: str, resumable: Collection[RepoFile] = ()) -> None:
 
 
 def _is_complete(folder: Path) -> bool:
-    """A config, a tokenizer, and every shard whole."""
+    """A config, a tokenizer, and every shard, complete."""
     if not all((folder / name).is_file() for name in ("config.json", "tokenizer.json")):
         return False
     return all(_is_whole(folder / name) for name in _shards(folder))

@@ -90,7 +90,7 @@ def _read_range(url: str, start: int, stop: int) -> bytes:
     headers = {**compat.request_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     with get_session().stream("GET", url, headers=headers) as response:
         hf_raise_for_status(response)
-        # A server that knows no ranges sends the file from its start.
+        # A server without ranges sends the file from its start.
         skipped = 0 if response.status_code == 206 else start
         read = bytearray()
         for chunk in response.iter_bytes():

@@ -1,4 +1,4 @@
-"""What went wrong with the Hub, as one sentence for whoever asked for the model.
+"""What went wrong with the Hub, as one sentence for the user.
 
 huggingface_hub raises its own errors, those of its HTTP library and plain ones, and often wraps the cause; here all
 of them become a `HubError`. The sentences contain no paths: those are in the log.
@@ -53,7 +53,7 @@ def _from_hub(error: BaseException, repo: str, *, direct: bool) -> HubError | No
         case errors.OfflineModeIsEnabled():
             return HubError(f"{repo} is not on this machine, and the Hub is switched off here.", retryable=False)
         case errors.FileMetadataError() | JSONDecodeError():
-            message = "The answer is not the Hub's: a login page or proxy of this network seems to stand in between."
+            message = "The answer is not the Hub's: a login page or proxy of this network seems to be in between."
             return HubError(message, retryable=True)
         case errors.HfHubHTTPError():
             return _from_status(error.response.status_code, error.response.url.path, direct=direct)
@@ -67,7 +67,7 @@ def _from_status(status: int, path: str, *, direct: bool) -> HubError:
     if status == 403 and path.startswith("/api/"):
         return HubError("The Hub refused access (403); the token may lack the permission.", retryable=False)
     if status == 429:
-        # For a file huggingface_hub has waited and retried by itself; for the repository's description it has not.
+        # For a file huggingface_hub has waited and retried itself; for the repository's description it has not.
         return HubError("The Hub is limiting requests (429); try again later.", retryable=True, again=direct)
     # 403 on a file is an expired download link. huggingface_hub has retried a wrapped error already.
     return HubError(f"The Hub answered {status}.", retryable=status >= 500 or status == 403, again=direct)

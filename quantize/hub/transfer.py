@@ -29,7 +29,7 @@ Arrived = Callable[[int], None]
 
 
 class CorruptFile(HubError):
-    """It arrived twice, and not as the Hub describes it."""
+    """It arrived twice, both times not as the Hub describes it."""
 
 
 def missing_bytes(file: RepoFile, target: Path) -> int:
@@ -114,7 +114,7 @@ def _attempt(repository: Repository, file: RepoFile, partial: Path, arrived: Arr
         here = 0
     needed, free = file.size - here, shutil.disk_usage(partial.parent).free
     if needed + SPARE_BYTES > free:
-        message = f"{file.name} needs {needed / 1e9:.1f} GB of disk space, {free / 1e9:.1f} GB are free."
+        message = f"{file.name} needs {needed / 1e9:.1f} GB of disk space, {free / 1e9:.1f} GB is free."
         raise HubError(message, retryable=True)
     if file.size > compat.largest_download():
         raise HubError(f"{file.name} is larger than the 50 GB that the Hub gives in one transfer.", retryable=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from quantize.folder.quant_spec import QuantSpec, stored_shapes
 from quantize.folder.safetensors_format import nbytes
-from quantize.source.roles import Role
+from quantize.source.roles import TensorRole
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class OutputTensor:
     """
 
     name: str
-    role: Role
+    role: TensorRole
     layer: int | None
     shape: tuple[int, ...]
     dtype: str

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantize.errors import PolicyError
 from quantize.folder.quant_spec import BITS, QuantSpec
-from quantize.source.roles import QUANTIZABLE, Role
+from quantize.source.roles import QUANTIZABLE, TensorRole
 
 # Kept in the source's dtype.
 KEEP = None
@@ -30,12 +30,12 @@ class Policy:
 
     name: str
     description: str
-    middle: Mapping[Role, QuantSpec | None]
-    boundary: Mapping[Role, QuantSpec | None]
+    middle: Mapping[TensorRole, QuantSpec | None]
+    boundary: Mapping[TensorRole, QuantSpec | None]
     first: int = 2
     last: int = 2
 
-    def spec(self, role: Role, layer: int | None, layers: int) -> QuantSpec | None:
+    def spec(self, role: TensorRole, layer: int | None, layers: int) -> QuantSpec | None:
         """How to quantize a role in `layer` of `layers`, or None to keep the source's dtype. Raises PolicyError."""
         if role == "other":
             return KEEP
@@ -58,11 +58,11 @@ def _policy(
     embedding: QuantSpec | None,
     experts: tuple[QuantSpec, QuantSpec] | None = None,
     per_layer_input: QuantSpec | None = _EIGHT_BITS,
-    boundary: Mapping[Role, QuantSpec] | QuantSpec | None = None,
+    boundary: Mapping[TensorRole, QuantSpec] | QuantSpec | None = None,
     layers: int = 2,
 ) -> Policy:
     """`mlp` and `experts` are (gate and up, down); a single `boundary` spec applies to every matrix but the router."""
-    middle: dict[Role, QuantSpec | None] = {
+    middle: dict[TensorRole, QuantSpec | None] = {
         "embedding": embedding,
         "lm_head": embedding,
         "attention": attention,
@@ -167,7 +167,7 @@ def find_policy(name: str, *, experts: bool) -> Policy:
         return read_policy(Path(name).expanduser())
     known = MOE if experts else DENSE
     if name not in known:
-        raise PolicyError(f"There is no policy {name}; there are {', '.join(known)}, or a .toml file.")
+        raise PolicyError(f"There is no policy {name}; use {', '.join(known)}, or a .toml file.")
     return known[name]
 
 
@@ -221,5 +221,5 @@ def read_policy(file: Path) -> Policy:
     )
 
 
-def _specs(read: Mapping[Role, _Spec | Literal["keep"]]) -> dict[Role, QuantSpec | None]:
+def _specs(read: Mapping[TensorRole, _Spec | Literal["keep"]]) -> dict[TensorRole, QuantSpec | None]:
     return {role: KEEP if w == "keep" else QuantSpec(w.bits, w.group_size) for role, w in read.items()}

@@ -110,7 +110,7 @@ def print_report(console: Console, plan: Plan, memory: MemoryPlan, scratch_bytes
         "bits per weight": f"{plan.bits_per_weight:.4f}",
         "output": f"{_size(plan.output_bytes)} in {len(plan.files)} files",
         "build": f"reads {_gb(plan.work_bytes)}, at most {_gb(memory.peak_bytes)} of memory and "
-        f"{_gb(build['peak_disk_bytes'])} of disk ({_gb(build['free_disk_bytes'])} are free here: "
+        f"{_gb(build['peak_disk_bytes'])} of disk ({_gb(build['free_disk_bytes'])} is free here: "
         f"{_fits(build['fits'])})",
         "this machine": f"{_size(facts['this_machine']['memory_bytes'])} for a model: "
         f"{_fits(facts['this_machine']['fits'])}",

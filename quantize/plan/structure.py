@@ -41,11 +41,10 @@ def check(config: Mapping[str, Any], outputs: Iterable[OutputTensor]) -> list[st
 
 
 def _model(config: Mapping[str, Any]) -> Any:
-    # mlx-lm 0.32 has no public way from a config to its classes; load_model takes this function as its default.
-    from mlx_lm.utils import _get_classes
+    from quantize.plan.compat import model_classes
 
     try:
-        model_class, arguments_class = _get_classes(dict(config))
+        model_class, arguments_class = model_classes(config)
         # Some argument classes change nested tables in place.
         return model_class(arguments_class.from_dict(copy.deepcopy(dict(config))))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantize.errors import SourceError
-from quantize.source.roles import Role
+from quantize.source.roles import TensorRole
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Placement:
     """One destination of a source tensor: slice `part[0]` of `part[1]` equal ones along axis -2, as expert `expert`."""
 
     name: str
-    role: Role
+    role: TensorRole
     layer: int | None = None
     expert: int | None = None
     part: tuple[int, int] = (0, 1)
@@ -32,7 +32,7 @@ class Rule:
     """`pattern` matches the whole name below the layer (or the root); `to` is the name there in mlx-lm."""
 
     pattern: str
-    role: Role
+    role: TensorRole
     to: str = r"\g<0>"
     part: tuple[int, int] = (0, 1)
 
@@ -88,7 +88,7 @@ _QWEN_EXPERTS = (
 )
 
 
-def _block_sparse(name: str, projection: str, role: Role) -> Rule:
+def _block_sparse(name: str, projection: str, role: TensorRole) -> Rule:
     """Mixtral's names: w1 is gate, w2 is down, w3 is up."""
     pattern = rf"block_sparse_moe\.experts\.(?P<expert>\d+)\.{name}\.weight"
     return Rule(pattern, role, f"block_sparse_moe.switch_mlp.{projection}_proj.weight")

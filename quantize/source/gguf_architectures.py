@@ -1,4 +1,4 @@
-"""The architectures of GGUF files that can be built from: their tensor names, and config.json from their metadata."""
+"""The architectures of GGUF files that are supported: their tensor names, and config.json from their metadata."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class GgufFile:
             raise SourceError(f"{path.name} cannot be read as GGUF.") from error
         for tensor in self.tensors.values():
             if tensor.offset + tensor.nbytes > size:
-                raise SourceError(f"{path.name} is cut short: {tensor.name} is not all there.")
+                raise SourceError(f"{path.name} is cut short: {tensor.name} is incomplete.")
 
     def rows(self, tensor: StoredTensor, start: int, stop: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Rows of the tensor, leading axes folded, as float32: (stop - start, columns)."""

@@ -1,7 +1,7 @@
 """The tokenizer in a GGUF's metadata as the files of a model folder.
 
 GGUF names how text is split before the merges (`tokenizer.ggml.pre`) and leaves the regex to the reader. Those here are
-the ones of the models' own tokenizer.json; tests hold them against transformers and sentencepiece. Others are refused:
+the ones of the models' own tokenizer.json; tests compare them with transformers and sentencepiece. Others are refused:
 a wrong split gives other tokens than the model was trained on, and no error.
 """
 
@@ -128,7 +128,7 @@ def _sentencepiece(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _merges(metadata: Mapping[str, Any], ids: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Every way to make a token of two others, the best score first: which pair sentencepiece would join next."""
+    """Every way to make a token from two others, the best score first: which pair sentencepiece would join next."""
     scores = metadata["tokenizer.ggml.scores"]
     normal = {token for token, kind in zip(ids, _types(metadata), strict=True) if kind == _NORMAL}
     ways = [
@@ -143,7 +143,7 @@ def _merges(metadata: Mapping[str, Any], ids: Mapping[str, int]) -> list[tuple[s
 
 
 def vocabulary(metadata: Mapping[str, Any]) -> list[str]:
-    """Token by id. Raises SourceError for a file without."""
+    """Token by id. Raises SourceError for a file without them."""
     tokens: list[str] | None = metadata.get("tokenizer.ggml.tokens")
     if not tokens:
         raise SourceError("The GGUF holds no tokenizer.")
@@ -151,7 +151,7 @@ def vocabulary(metadata: Mapping[str, Any]) -> list[str]:
 
 
 def special_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
-    """The ids of bos, eos, pad and unknown, those that there are."""
+    """The ids of bos, eos, pad and unknown, as far as they exist."""
     keys = {"bos": "bos", "eos": "eos", "pad": "padding", "unknown": "unknown"}
     values = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
     return {name: value for name, value in values.items() if value is not None}

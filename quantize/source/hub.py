@@ -141,7 +141,7 @@ class HubCheckpoint:
                 except CorruptFile:
                     raise
                 except HubError:
-                    # What stood in its way, such as a disk that was full, may be gone by now.
+                    # What prevented it, such as a full disk, may be gone by now.
                     pass
             return self._fetch(shard)
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Role = Literal[
+TensorRole = Literal[
     "embedding",
     "lm_head",
     "attention",
@@ -16,6 +16,6 @@ Role = Literal[
     "per_layer_input",
     "other",
 ]
-ROLES: tuple[Role, ...] = get_args(Role)
+ROLES: tuple[TensorRole, ...] = get_args(TensorRole)
 # Matrices; `other` is norms, scalars and biases, which are never quantized.
-QUANTIZABLE: tuple[Role, ...] = ROLES[:-1]
+QUANTIZABLE: tuple[TensorRole, ...] = ROLES[:-1]

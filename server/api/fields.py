@@ -21,7 +21,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a field is refused, and the values that ask for nothing (or for what happens anyway), which are not."""
+    """Why a field is refused, and the values that are accepted: they ask for nothing, or for what happens anyway."""
 
     why: str
     unless: tuple[Any, ...] = ()

@@ -1,4 +1,4 @@
-"""What a wire protocol is to this server, and where all of them are hung into it. HTTP process.
+"""What a wire protocol is to this server, and how all of them are added to the application. HTTP process.
 
 A new one is a new module with these two names, in the list of `server/app.py`.
 """
@@ -26,7 +26,7 @@ class WireProtocol(Protocol):
 
 
 def mount(app: FastAPI, service: Service, protocols: Sequence[WireProtocol]) -> Dialects:
-    """The routes of all `protocols` into `app`, and its errors in their dialects, which the guard needs as well."""
+    """Add the routes of all `protocols` to `app`, and its errors in their dialects, which the guard needs as well."""
     dialects = Dialects(OPENAI, [protocol.DIALECT for protocol in protocols])
     for protocol in protocols:
         app.include_router(protocol.router(service))

@@ -1,6 +1,6 @@
 """What the wire adapters need from the rest of the server, and nothing more.
 
-`generation/` implements it in the HTTP process; tests put a scripted one behind the same routes.
+`server/generation/` implements it in the HTTP process; tests put a scripted one behind the same routes.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ _LATER_SAMPLING = {
     "min_tokens": Refusal("the model decides where an answer ends", (0,)),
     "ignore_eos": Refusal("the model decides where an answer ends", (False,)),
     "stop_token_ids": Refusal("use stop, with strings", ([],)),
-    "repeat_penalty": Refusal("its name here is repetition_penalty", (1, 1.0)),
+    "repeat_penalty": Refusal("use repetition_penalty", (1, 1.0)),
     "typical_p": Refusal("this sampler is not built in", (1, 1.0)),
     "mirostat": Refusal("this sampler is not built in", (0,)),
     "length_penalty": Refusal("there is no beam search", (1, 1.0)),
@@ -61,7 +61,7 @@ _LATER_SAMPLING = {
 }
 
 _NO_TOOLS = "tools are not built yet"
-_NO_REASONING = "reasoning is not built yet; only values that turn it off are taken"
+_NO_REASONING = "reasoning is not built yet; only values that turn it off are accepted"
 
 CHAT = Fields(
     works={
@@ -118,7 +118,7 @@ COMPLETIONS = Fields(
         "suffix": Refusal("fill-in-the-middle is not built yet", ("",)),
         "response_format": Refusal("constrained output is not built yet", ({"type": "text"},)),
         "prompt_logprobs": Refusal("use echo with logprobs", (False,)),
-        "max_completion_tokens": Refusal("its name here is max_tokens"),
+        "max_completion_tokens": Refusal("use max_tokens"),
         **_LATER_SAMPLING,
     },
 )
@@ -130,7 +130,7 @@ TOKENIZE = Fields(
         "prompt": "The text, as vLLM calls it.",
         "messages": "A conversation, rendered by the chat template, instead of a text.",
         "add_special": "Add the tokens that start a text; false by default with content, true with prompt.",
-        "add_special_tokens": "vLLM's name of add_special.",
+        "add_special_tokens": "vLLM's name for add_special.",
     },
     accepted={},
     refused={

@@ -1,6 +1,6 @@
-"""The channels of an answer: which of its tokens are text, which reasoning, which a call of a tool. Pure.
+"""The channels of an answer: which of its tokens are text, which reasoning, which a tool call. Pure.
 
-Models mark their channels, most of them with special tokens that show no text. So a parser of channels stands behind
+Models mark their channels, most of them with special tokens that show no text. So a channel parser runs after
 detokenizing, where it is given each token with the text that the token completed, and before the stop strings, which
 look at text only. The parser of one answer is one object that remembers where it is.
 """
@@ -22,7 +22,7 @@ class TextPiece:
 
 @dataclass(frozen=True, slots=True)
 class ReasoningPiece:
-    """The next characters of what the model thinks before it answers."""
+    """The next characters of the model's reasoning."""
 
     text: str
     consumed: int
@@ -47,7 +47,7 @@ class Channels(Protocol):
 
     It may hold text back until it knows which channel that belongs to, and it leaves out the markers. `consumed` of a
     piece counts the characters of the answer that the piece accounts for: those of left-out markers and space before
-    it, and its own, which come last. It tells which tokens a piece is made of.
+    it, and its own, which come last. It says which tokens a piece is made of.
     """
 
     def push(self, token: int, text: str) -> Iterable[Piece]:

@@ -55,8 +55,8 @@ class GenerationOptions:
 class GenerationRequest:
     """One request as `generation` takes it. `id` is the request id of the log and of the x-request-id header.
 
-    `client` groups requests for fairness (API key, else peer address). A request that is to `wait_for_model` (a stream)
-    is told the model's state while it loads; others wait up to `lifecycle.load_wait_s` and then fail with ModelLoading.
+    `client` groups requests for fairness (API key, else peer address). A request with `wait_for_model` (a stream) gets
+    the model's state while it loads; others wait up to `lifecycle.load_wait_s` and then fail with ModelLoading.
     """
 
     id: str

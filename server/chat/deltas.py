@@ -28,7 +28,7 @@ class ModelPending:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The first event when nothing is in the way: the prompt is valid and the engine has it."""
+    """The first event when nothing has to be waited for: the prompt is valid and the engine has it."""
 
     model: str
     prompt_tokens: int
@@ -64,7 +64,7 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class ReasoningDelta:
-    """The next piece of what the model thinks before it answers."""
+    """The next piece of the model's reasoning."""
 
     choice: int
     text: str

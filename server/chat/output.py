@@ -1,9 +1,9 @@
 """The token ids of one choice, as deltas: text, channels, stop strings, logprobs. Pure; HTTP process, on its loop.
 
-A token passes four stations. The token stream makes text of it; the channels sort that into text, reasoning and tool
-calls; the stop finder, which sees the text only, holds back or cuts; and the token's logprobs leave with the delta that
-carries the beginning of its text, whatever the channel. A token without text of its own, such as a marker or the first
-bytes of a character, leaves with the delta of the text behind it.
+A token passes through four steps. The token stream turns it into text; the channels sort that into text, reasoning and
+tool calls; the stop finder, which sees the text only, holds back or cuts; and the token's logprobs leave with the delta
+that carries the beginning of its text, whatever the channel. A token without text of its own, such as a marker or the
+first bytes of a character, leaves with the delta of the text behind it.
 """
 
 from __future__ import annotations

@@ -58,5 +58,5 @@ class Message(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """What it says: its texts and tool results, one after the other."""
+        """Its text: that of its text parts and tool results, one after the other."""
         return "".join(part.text for part in self.parts if isinstance(part, TextPart | ToolResultPart))

@@ -1,7 +1,7 @@
 """Prompt to token ids: template, control tokens, checkpoints, context limit. Blocking; HTTP process, in a thread.
 
 Special-token policy: in a conversation only the template may write control tokens. Where a message spells one
-(`<|im_end|>`), it is encoded as the plain characters that it is: no message can end its turn or forge another's.
+(`<|im_end|>`), it is encoded as plain characters: no message can end its turn or forge another's.
 A raw prompt is the caller's own rendering, and control tokens spelled in it are control tokens.
 """
 
@@ -126,7 +126,7 @@ def _pattern(texts: Sequence[str]) -> str:
 
 
 def _encode_segments(tokenizer: ChatTokenizer, rendered: Rendered, mark: str) -> tuple[list[int], list[End]]:
-    """Each stretch between marks on its own, so that the two halves of a spelled control token never meet."""
+    """Each segment between marks on its own, so that the two halves of a spelled control token never meet."""
     segments = rendered.text.split(mark)
     starts = accumulate((len(segment) + 1 for segment in segments[:-1]), initial=0)
     ids: list[int] = []

@@ -33,7 +33,7 @@ class StopFinder:
         return held
 
     def _beginning(self, text: str) -> int:
-        """Where the longest end of `text` that begins a stop string starts. No stop string is whole in it."""
+        """Where the longest end of `text` that begins a stop string starts. It contains no complete stop string."""
         for at, character in enumerate(text):
             if character in self._first:
                 tail = text[at:]

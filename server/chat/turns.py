@@ -17,7 +17,7 @@ Messages = tuple[Message, ...]
 
 def arrangements(messages: Messages) -> Iterator[Messages]:
     """Ways to say the same, the most faithful first: as sent, then with turns that alternate, then without a system
-    message for templates that know none. Leading system messages are one in all of them."""
+    message for templates that have none. Leading system messages are joined in all of them."""
     count = sum(1 for _ in takewhile(lambda message: message.role == "system", messages))
     head, rest = messages[:count], messages[count:]
     head = (Message("system", _joined(*head)),) if head else ()

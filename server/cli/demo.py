@@ -35,7 +35,7 @@ class DemoFailed(Exception):
 
 
 class Demo:
-    """Waits for the model, asks `QUESTION` through the real endpoint, prints the answer and what it took."""
+    """Waits for the model, asks `QUESTION` through the real endpoint, prints the answer and how long it took."""
 
     def __init__(self, console: Console, address: str, key: str | None, *, exit_after_reply: bool) -> None:
         self._console = console
@@ -49,7 +49,7 @@ class Demo:
             await self._ready(residency, catalog)
             await asyncio.to_thread(self._ask)
         except DemoFailed as error:
-            # A second signal would cut the end that the first one has begun.
+            # A second signal would cut short the shutdown that the first one has begun.
             if error.code == "shutting_down":
                 return
             self._console.print(f"The demo failed: {error}", markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""How the `configi` command reaches its own server: the address, and requests that no proxy of the user takes away."""
+"""How the `configi` command reaches its own server: the address, and requests that bypass the user's proxies."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The `configi` command. Exit codes: 0 done, 1 failed (one sentence on stderr), 2 usage.
 
-Imports stand inside the commands: `configi --help` should not wait for a web framework.
+Imports are inside the commands: `configi --help` should not wait for a web framework.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantize.commands import add_commands
+from quantize.commands import JsonOption, add_commands
 from quantize.errors import QuantizeError
 from server import __version__
 from server.errors import SetupError
@@ -30,7 +30,6 @@ cli = typer.Typer(
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="config.toml to use.", show_default=False)]
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on.", show_default=False)]
 PortOption = Annotated[int | None, typer.Option("--port", help="TCP port.", show_default=False)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
 @cli.command()
@@ -60,7 +59,7 @@ def demo(
 
     settings = load_settings(None, {"server": _given(port=port)})
     lifecycle = settings.lifecycle.model_copy(update={"default_model": DEMO_MODEL.id, "load_at_start": True})
-    # The terminal is for the answer; the log says only what goes wrong, unless more was asked for.
+    # The terminal is for the answer; the log shows only what goes wrong, unless more was asked for.
     log = settings.log.model_copy(update={"level": "warning"}) if settings.log.level == "info" else settings.log
     settings = settings.model_copy(update={"models": [DEMO_MODEL], "lifecycle": lifecycle, "log": log})
     _run(settings, demo=True, exit_after_reply=exit_after_reply)
@@ -108,7 +107,7 @@ def main() -> None:
 
 
 def _run(settings: Settings, *, demo: bool, exit_after_reply: bool = False) -> None:
-    """Bind first, so that a port in use costs nothing; then serve until told to stop."""
+    """Bind first, so that a port in use costs nothing; then serve until a signal arrives."""
     import functools
 
     from rich.console import Console
@@ -148,7 +147,7 @@ def _with_default(settings: Settings, name: str) -> Settings:
 
     entries = list(settings.models)
     folder = Path(name).expanduser()
-    # A folder before the aliases: gpt-oss-mlx in front of the user is meant rather than what gpt-* stands for.
+    # A folder before the aliases: a folder gpt-oss-mlx here is meant rather than the model that gpt-* stands for.
     if folder.is_dir() and name not in [entry.id for entry in entries]:
         entry = _local(folder.resolve())
         entries = [entry, *(other for other in entries if other.id != entry.id)]
@@ -165,5 +164,5 @@ def _local(folder: Path) -> ModelSettings:
     from server.settings.types import ModelSettings
 
     if not (folder / "config.json").is_file():
-        raise SetupError(f"--model {folder}: the folder has no config.json, so it is no MLX model.")
+        raise SetupError(f"--model {folder}: the folder has no config.json, so it is not an MLX model.")
     return ModelSettings(id=folder.name, acquire="local", path=folder)

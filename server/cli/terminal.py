@@ -1,4 +1,4 @@
-"""What the terminal shows while a model comes up: progress bars for people, plain lines where nobody looks."""
+"""What the terminal shows while a model comes up: progress bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

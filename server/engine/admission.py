@@ -2,7 +2,7 @@
 
 A sequence is counted at the size that it will have `HORIZON` tokens from now (its maximum, if that is less): agents ask
 for 32,000 tokens and use 200, so counting what is asked for would refuse nearly everything.
-Two watermarks. Above the low one nothing starts and the prefix cache gives way. The limit itself is the high one: what
+Two watermarks. Above the low one nothing starts and prefixes are evicted. The limit itself is the high one: what
 grows beyond the horizon may reach it, and then the newest sequence ends.
 """
 
@@ -16,7 +16,7 @@ from server.engine.token_budget import MIN_CHUNK_TOKENS
 from server.engine_client.protocol import Generate
 
 HORIZON = 512
-# The low watermark as a part of the limit; the rest is for what the arithmetic misses.
+# The low watermark as a fraction of the limit; the rest is for what the arithmetic misses.
 _LOW_WATERMARK = 0.92
 
 
@@ -40,7 +40,7 @@ class Admission:
             return None
         return (
             f"The prompt of {len(request.prompt)} tokens needs {_size(needed)} of memory beside the model; "
-            f"{_size(max(available, 0))} are available."
+            f"{_size(max(available, 0))} is available."
         )
 
     def fits(self, request: Generate, running: Iterable[tuple[Generate, int]]) -> bool:

@@ -20,7 +20,7 @@ from mlx_lm.sample_utils import greedy_sampler
 Layers = list[Any]
 
 # ---- batches. mlx-lm 0.32.2: `BatchGenerator`, the documented way, reads every waiting prompt in one forward pass and
-# leaves no say between two steps; the engine needs its two halves, which are undocumented classes. They can go when
+# leaves no control between two steps; the engine needs its two halves, which are undocumented classes. They can go when
 # BatchGenerator takes a token budget per step.
 
 
@@ -79,7 +79,7 @@ def is_trimmable(layer: Any) -> bool:
 
 
 def cut(layer: Any, start: int, stop: int) -> Any:
-    """Tokens start..stop of a trimmable layer, as a cache of its own."""
+    """Tokens start..stop of a trimmable layer, as a separate cache."""
     keys, values, _ = layer.state
     # Contiguous, or the whole buffer would stay in memory behind the view.
     parts = (mx.contiguous(array[..., start:stop, :]) for array in (keys, values))
@@ -103,7 +103,7 @@ def copy(layer: Any) -> Any:
 
 
 def _copy_window(layer: RotatingKVCache) -> RotatingKVCache:
-    """The last `max_size` tokens in order: after a long chunk mlx-lm keeps as many again as the chunk had."""
+    """The last `max_size` tokens in order: after a long chunk mlx-lm also keeps the tokens of the chunk."""
     if layer.empty():
         return RotatingKVCache(layer.max_size, layer.keep)
     window = RotatingKVCache.merge([layer]).extract(0)
@@ -122,7 +122,7 @@ def bytes_per_token(layer: Any) -> int:
     return int(layer.nbytes) // int(layer.keys.shape[2])
 
 
-# ---- files. mlx-lm 0.32.2: `load_prompt_cache` builds all caches to tell the metadata, and a start looks at thousands
+# ---- files. mlx-lm 0.32.2: `load_prompt_cache` builds all caches to give the metadata, and a start looks at thousands
 # of files. It can go when mlx-lm reads the metadata alone.
 
 

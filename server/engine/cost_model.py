@@ -32,7 +32,7 @@ class KVCostModel:
 
 
 def measure(model: nn.Module, tokens: int = 32) -> KVCostModel:
-    """Reads a short prompt and looks at what it left; Metal compiles its kernels meanwhile."""
+    """Reads a short prompt and measures what it takes; Metal compiles its kernels meanwhile."""
     layers = make_prompt_cache(model)
     mx.eval(model.parameters())
     before = mx.get_active_memory()

@@ -1,6 +1,6 @@
 """What only the device can do: keep a model in memory, within what it recommends. Runs in the engine process.
 
-The Metal part stands behind this seam. It was tested with a stand-in for MLX and has not been run on Metal.
+The Metal part is behind this interface. It was tested with a stand-in for MLX and has not been run on Metal.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-# Freed buffers that MLX may keep for the next allocation, as a part of the limit.
+# Freed buffers that MLX may keep for the next allocation, as a fraction of the limit.
 _CACHE_SHARE = 16
 
 

@@ -2,7 +2,8 @@
 
 One safetensors file per segment, written by mlx-lm's `save_prompt_cache`, in a folder named by its model's fingerprint.
 Its name is the sha256 of the tokens up to the segment's end and the sha256 of the file, so damage by a crash or a disk
-is noticed on reading and is a miss. The files of all models together are capped; those used longest ago go first.
+is noticed on reading and is a miss. The files of all models together are capped; those used
+longest ago are removed first.
 Prompts are private: folders have mode 0700 and files 0600 from their creation on, and symbolic links are not followed.
 Several servers may share the folder: each writes partial files of its own and leaves those of others alone, and a file
 that another one removed is a miss.
@@ -32,9 +33,9 @@ from server.engine_client.protocol import Kind
 log = logging.getLogger("configi.engine")
 
 _FORMAT = "configi-prefix-1"
-# Files of all models; a start reads the header of each of its model's.
+# Files of all models; at its start an engine reads the header of each file of its model.
 _MAX_FILES = 4096
-# Before the first read: what every SSD of a Mac does at least.
+# Before the first read: the least that any Mac's SSD does.
 _ASSUMED_BYTES_PER_S = 1e9
 _PARTIAL = ".partial.safetensors"
 # Writing a segment takes seconds: an older partial file was left behind by a crash.
@@ -102,7 +103,7 @@ class DiskTier:
         return nbytes / self._read_bytes_per_s
 
     def write(self, tokens: Sequence[int], start: int, kind: Kind, segment: Layers) -> StoredSegment | None:
-        """None when it was not written. When the disk refuses, nothing more is."""
+        """None when it was not written. Once the disk refuses, nothing more is written."""
         for _ in range(_ATTEMPTS):
             try:
                 stored = self._write(tokens, start, kind, segment)
@@ -159,7 +160,7 @@ class DiskTier:
         return StoredSegment(path, nbytes, tuple(tokens), start, kind, len(present) == len(segment))
 
     def _make_room(self, newest: Path) -> None:
-        """Of all models' files, those used longest ago go until the rest fits."""
+        """Of all models' files, remove those used longest ago until the rest fits."""
         files = sorted(self._files(), key=lambda file: file[0].st_mtime_ns)
         total, count = sum(facts.st_size for facts, _ in files), len(files)
         for facts, path in files:
@@ -190,7 +191,7 @@ def _make_private(folder: Path) -> None:
     """Create `folder` for its owner only, or close an existing one to others.
 
     Raises:
-        OSError: it cannot be, is somebody else's, or is a symbolic link, which may lead anywhere.
+        OSError: this is impossible, or it is somebody else's or a symbolic link, which may lead anywhere.
     """
     if folder.is_symlink():
         raise OSError("their folder is a symbolic link")
@@ -219,7 +220,7 @@ def _digest(path: Path) -> str:
 
 
 def _described(path: Path) -> StoredSegment | None:
-    """What the header says; the arrays are not read. None for what is no segment of this format."""
+    """What the header says; the arrays are not read. None when it is not a segment of this format."""
     if path.suffix != ".safetensors" or path.is_symlink():
         return None
     with contextlib.suppress(Exception):

@@ -1,8 +1,8 @@
 """One loaded model and the requests it works on. Runs in the engine process.
 
-A step is three verbs: admit what fits, decode one token for every sequence that answers, prefill one chunk. Who starts
-is decided in `scheduler`, who fits in `admission`, how large a chunk is in `token_budget`, whose it is in
-`prefill_queue`, and what need not be read again in `prefix_cache`.
+A step is three verbs: admit what fits, decode one token for every sequence that answers, prefill one chunk. `scheduler`
+decides who starts, `admission` who fits, `token_budget` how large a chunk is, `prefill_queue` whose it is, and
+`prefix_cache` what need not be read again.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Engine:
             if isinstance(event, Finished | Failed) and event.id is not None:
                 self._scheduler.release(event.id)
         if events:
-            # Prefixes are a luxury: they make way for what runs.
+            # Running requests come before prefixes.
             available = self._admission.low_watermark - self._admission.reserved(self._running())
             self._prefixes.limit = max(0, min(self._cache_limit, available))
         return events
@@ -133,7 +133,7 @@ class Engine:
             yield Prefilled(request.id, 0, len(request.prompt))
 
     def _decode_and_prefill(self) -> list[EngineEvent]:
-        """The token budget is told what the model took, without the bookkeeping between."""
+        """The token budget gets the time that the model took, without the bookkeeping between."""
         events, decode_s = self._decode()
         decoding = len(self._batch) > 0
         chunk = self._prefills.read(self._budget.chunk_tokens(decoding=decoding))
@@ -167,7 +167,7 @@ class Engine:
         return [*self._prefills.requests(), *self._batch.requests()]
 
     def _relieve(self) -> list[EngineEvent]:
-        """Over the limit prefixes go, then the newest sequence: one error instead of the end of all."""
+        """Over the limit, evict prefixes, then end the newest sequence: one error instead of the end of all."""
         if mx.get_active_memory() <= self._admission.limit:
             return []
         self._prefixes.shrink(0)

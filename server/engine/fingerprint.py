@@ -1,8 +1,8 @@
 """What a model folder's weights are, in a hash that costs milliseconds. Runs in the engine process.
 
 Names the prefixes on disk that belong to a model. Hashing 11 GB would take as long as loading them; so config, headers
-and sizes count whole and the weights by samples all over each file: another checkpoint or another quantization of the
-same model differs in every one of them.
+and sizes are hashed whole and the weights by samples all over each file: another checkpoint or another quantization
+of the same model differs in every one of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""KV segments: KV caches cut at a token and put together again. Runs in the engine process.
+"""KV segments: KV caches cut at tokens and joined again. Runs in the engine process.
 
 Two kinds of layers. A trimmable one (full attention) keeps the keys and values of every token, so any range of tokens
 can be cut out. A non-trimmable one (sliding window, recurrent state) keeps its state after the last token and cannot go
@@ -34,14 +34,14 @@ def trimmable_only(segment: Layers) -> Layers:
 
 
 def is_resumable(segment: Layers | None) -> bool:
-    """Whether a sequence can go on from the segment's end."""
+    """Whether a sequence can continue from the segment's end."""
     return segment is not None and None not in segment
 
 
 def concatenate(parts: Sequence[tuple[Layers, int, int]]) -> Layers:
-    """Caches to go on from, out of consecutive ranges (segment, start, stop); non-trimmable layers are the last one's.
+    """Caches to continue from, of consecutive ranges (segment, start, stop); non-trimmable layers are the last one's.
 
-    Copies, evaluated: going on changes nothing in the segments.
+    Copies, evaluated: continuing changes nothing in the segments.
     """
     layers = []
     for index, last in enumerate(parts[-1][0]):

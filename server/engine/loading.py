@@ -1,4 +1,4 @@
-"""Loading a model folder, with one clear sentence for each way it can be bad. Runs in the engine process."""
+"""Loading a model folder, with one clear sentence for each thing that can be wrong. Runs in the engine process."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def load(folder: Path) -> tuple[nn.Module, int, int]:
     """
     config = _config(folder)
     try:
-        # trust_remote_code is said outright: a default may change.
+        # trust_remote_code is given explicitly: a default may change.
         model, _ = load_model(folder, trust_remote_code=False)
     except MemoryError:
         raise
     except Exception as error:
-        # mlx-lm and MLX raise ValueError, KeyError, TypeError, RuntimeError, ... as the damage may be.
+        # mlx-lm and MLX raise ValueError, KeyError, TypeError, RuntimeError, ... depending on the damage.
         raise LoadError(_sentence(error, folder)) from error
     weights = dict(tree_flatten(model.parameters()))
     if config.get("quantization") and not any(name.endswith(".scales") for name in weights):
@@ -56,7 +56,7 @@ def _config(folder: Path) -> dict[str, Any]:
     if not isinstance(model_type, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+", model_type):
         raise LoadError("The model's config.json names no valid model_type.")
     if "model_file" in config:
-        raise LoadError("The model asks for code of its own (model_file), which configi never runs.")
+        raise LoadError("The model comes with its own code (model_file), which configi never runs.")
     return config
 
 

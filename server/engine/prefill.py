@@ -17,7 +17,7 @@ class Prefill:
     """`done` prompt tokens are in `layers`. All but the last token are read here: the last one's logits are the first
     step of decoding."""
 
-    # A KV cache of an earlier prompt may stand for the first tokens.
+    # The KV cache of an earlier prompt may provide the first tokens.
     reuses_prefixes = True
     # It can be read together with others.
     batchable = True
@@ -80,7 +80,7 @@ class Prefill:
 
     def _commit(self, tokens: int) -> None:
         kv.evaluate(self.layers)
-        # Buffers of a chunk fit no decode step; kept, they would count against the memory of others.
+        # A decode step cannot reuse a chunk's buffers; kept, they would take memory from others.
         mx.clear_cache()
         self.done += tokens
 

@@ -1,4 +1,4 @@
-"""The prompts that hold a slot and are not read yet: whose chunk is next, what of it is reused, and what is kept.
+"""The prompts that hold a slot and are not read yet: whose chunk is next, what is reused, and what is kept.
 
 Runs in the engine process.
 """

@@ -2,8 +2,8 @@
 
 A radix tree of KV segments (`kv.py`). Where all layers are trimmable, any prefix can be resumed; where some are not,
 only the ends of segments can, so the engine stores one at each checkpoint of the prompt. Neighbours share the trimmable
-layers of the tokens that they share. What does not fit into `limit` bytes goes: first what nobody has used for long,
-then ends of answers, before ends of user messages, before ends of system prompts. Segments that are on disk too
+layers of the tokens that they share. Beyond `limit` bytes segments are evicted: first what nobody has used for long,
+then ends of answers, then ends of user messages, then ends of system prompts. Segments that are on disk too
 (`disk_tier.py`) can still be found.
 """
 
@@ -19,8 +19,8 @@ from server.engine.prefix_tree import Match, Node, PrefixTree
 from server.engine_client.protocol import Boundary, Kind
 
 _EVICTED_FIRST: dict[Kind, int] = {"assistant": 0, "user": 1, "system": 2}
-# Not used in so many look-ups: gone before anything fresh, whatever its kind, or old system prompts would stay for
-# ever.
+# Not used in this many look-ups: evicted before anything fresh, whatever its kind, or old system prompts would stay
+# for ever.
 _STALE = 256
 
 
@@ -66,7 +66,7 @@ class PrefixCache:
     def __init__(
         self, limit: int, disk: DiskTier, *, trimmable: bool, prefill_rate: Callable[[], float | None] = lambda: None
     ) -> None:
-        # Bytes of memory, from the next look-up or storing on.
+        # Bytes of memory; takes effect at the next look-up or store.
         self.limit = limit
         self._disk = disk
         self._trimmable = trimmable
@@ -98,7 +98,7 @@ class PrefixCache:
         return hit
 
     def store(self, tokens: list[int], layers: Layers, boundaries: Sequence[Boundary], kind: Kind) -> None:
-        """Keep `layers`, which hold `tokens`; what ends at `boundaries` is of their kinds, the rest is of `kind`.
+        """Keep `layers`, which hold `tokens`; what ends at `boundaries` has their kinds, the rest has `kind`.
 
         Trimmable layers are cut at the boundaries so that the parts can be evicted one by one; with others only the end
         can be resumed.
@@ -120,7 +120,7 @@ class PrefixCache:
 
     def write_one(self) -> bool:
         """Write to disk the segment used last that is not there yet; False when there is none or writing failed."""
-        # The last node of a segment speaks for it; parents first, for a segment is of no use without them.
+        # A segment is represented by its last node; parents first, since a segment is useless without them.
         unwritten = [
             node
             for node in self._tree
@@ -137,7 +137,7 @@ class PrefixCache:
     # ---- finding
 
     def _usable(self, match: Match[CachedSegment], *, disk: bool) -> Path:
-        """The part of the path that a sequence can resume: what comes after a gap is of no use."""
+        """The part of the path that a sequence can resume: what comes after a gap is useless."""
         available = [node.segment.is_available(disk=disk) for node in match.path]
         path = match.path[: available.index(False)] if False in available else match.path
         if not self._trimmable:
@@ -146,7 +146,7 @@ class PrefixCache:
         return path
 
     def _worth_restoring(self, match: Match[CachedSegment]) -> Path:
-        """The usable path, or what of it is in memory when reading the rest would take longer than prefilling it."""
+        """The usable path, or its part in memory when reading the rest would take longer than prefilling it."""
         path = self._usable(match, disk=True)
         to_read = {node.segment.stored for node in _unloaded(path)}
         rate = self._prefill_rate()
@@ -176,7 +176,7 @@ class PrefixCache:
             segment.keep(kv.extract(layers, match.length, len(tokens)))
             self._tree.extend(match, tokens, segment, 0)
         elif not self.has(tokens):
-            # Read before, but what it needs was not kept here or is gone: a segment of its own now ends here.
+            # Read before, but what resuming needs was not kept or is gone: a new segment ends here.
             self._fill(self._tree.cut(match), layers, kind)
         for node in match.path:
             if node.segment.layers is None and node.segment.stored is None and node.end <= len(tokens):
@@ -199,7 +199,7 @@ class PrefixCache:
     # ---- evicting
 
     def _candidates(self) -> Iterator[Node[CachedSegment]]:
-        """What can go by itself: ends of paths entirely, inner nodes by the state of their non-trimmable layers."""
+        """What can be evicted by itself: leaves entirely, of inner nodes the state of their non-trimmable layers."""
         for node in self._tree:
             if node.segment.layers is not None and (
                 not _has_children_in_memory(node) or (not self._trimmable and _is_resumable_at_end(node, disk=False))

@@ -1,7 +1,7 @@
 """A radix tree over token sequences. Pure: no tensors, no clock; tested with integers. Runs in the engine process.
 
 Each node's label is a range of one segment's tokens. A segment is what was stored at once (the KV cache of a range of
-tokens); when a second sequence leaves it half way, its node is split into two views of the same segment and nothing is
+tokens); when a second sequence diverges half way, its node is split into two views of the same segment and nothing is
 copied.
 """
 
@@ -77,7 +77,7 @@ class PrefixTree(Generic[S]):
         return node
 
     def remove(self, node: Node[S]) -> None:
-        """With all below it."""
+        """With everything below it."""
         del self._siblings(node)[node.label[0]]
 
     def _end_at(self, match: Match[S]) -> Node[S] | None:
@@ -102,7 +102,7 @@ class PrefixTree(Generic[S]):
 
 
 def common_prefix(a: list[int], b: list[int]) -> int:
-    """How many leading tokens agree: by halves, since comparing slices is what Python does fast."""
+    """How many leading tokens agree: by bisection, since Python compares slices fast."""
     agreed, beyond = 0, min(len(a), len(b)) + 1
     while beyond - agreed > 1:
         middle = (agreed + beyond) // 2

@@ -1,6 +1,6 @@
 """The engine process: `python -m server.engine.process ADDRESS`, one resident model, one loop.
 
-The loop is three verbs: receive commands, step the engine, send events. The process ends when told to stop, and when
+The loop is three verbs: receive commands, step the engine, send events. The process ends on `Stop`, and when
 its parent is gone, so that no orphan keeps gigabytes of unified memory. Whatever can kill a process (a Metal abort, the
 out-of-memory killer, a hang) ends this one only.
 """
@@ -38,9 +38,9 @@ from server.engine_client.protocol import (
 _STATS_INTERVAL_S = 1.0
 # Idle for this long, the engine writes prefixes to disk: agents pause as long as their tools run.
 _IDLE_BEFORE_WRITING_MS = 1000
-# When idle, the first request waits so long for more: prompts that come together are read together.
+# When idle, the first request waits this long for more: prompts that arrive together are read together.
 _BATCHING_WINDOW_MS = 4
-# Asked to stop, it goes on writing for so long; the supervisor waits longer.
+# After `Stop` it may go on writing for this long; the supervisor waits longer.
 _LAST_WRITES_S = 3.0
 
 
@@ -77,7 +77,7 @@ def serve(socket: zmq.Socket[bytes]) -> None:
 
 def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
     next_stats = 0.0
-    # Milliseconds to wait for a command before the next write; None with all written: no work, no wake-ups.
+    # Milliseconds to wait for a command before the next write; None once all is written: no work, no wake-ups.
     until_write: int | None = _IDLE_BEFORE_WRITING_MS
     while True:
         events: list[EngineEvent] = []

@@ -1,7 +1,7 @@
 """Drawing the next token: per request, reproducible, whatever else is in the batch. Runs in the engine process.
 
 The order is that of Hugging Face and vLLM: penalties and bias, temperature, top-k, top-p, min-p. mlx-lm 0.32.2 applies
-the temperature last, and compiles its filters anew for each distinct value, which grows without bound under clients
+the temperature last, and compiles its filters again for each distinct value, which grows without bound under clients
 that vary them; here nothing is compiled, and one sort serves all three filters.
 """
 

@@ -1,8 +1,8 @@
 """Who starts, and whose prompt is read next. Pure: no tensors, no clock, no sockets; tested with integers.
 
 A slot is one sequence in the batch. Within a client, requests start first come, first served; among clients the one
-with the fewest slots comes first, then the one that was served longest ago. So a client that sends hundreds waits for
-itself.
+with the fewest slots comes first, then the one that was served longest ago. So a client that sends hundreds of requests
+delays only itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from server.engine_client.protocol import Generate
 
-# A prompt gets a chunk after so many that went to shorter ones of its client.
+# A prompt gets a chunk after this many that went to shorter ones of its client.
 _MAX_AGE = 4
 
 
@@ -108,7 +108,7 @@ class PrefillScheduler:
         ids = {prefill.id for prefill in pending}
         pending = [prefill for prefill in pending if prefill.waits_for not in ids]
         clients = {prefill.client for prefill in pending}
-        # Who comes newly, or again, starts level with the one served least: past idleness earns nothing.
+        # A client that is new, or back, starts level with the one served least: past idleness earns nothing.
         level = min((self._tokens_read[c] for c in clients if c in self._tokens_read), default=0)
         self._tokens_read = {client: self._tokens_read.get(client, level) for client in clients}
         shortest = {c: min(p.remaining for p in pending if p.client == c) for c in clients}

@@ -56,5 +56,5 @@ class Scoring(Prefill):
 
 
 def _finite(logprob: float) -> float:
-    """A token ruled out by logit_bias has -inf, which JSON cannot say; OpenAI sends -9999."""
+    """A token ruled out by logit_bias has -inf, which JSON cannot express; OpenAI sends -9999."""
     return logprob if math.isfinite(logprob) else -9999.0

@@ -1,4 +1,4 @@
-"""How many prompt tokens to read before the next decode step. Pure: told times, asked for sizes; engine process.
+"""How many prompt tokens to read before the next decode step. Pure: times in, sizes out; engine process.
 
 While anything decodes, a prefill chunk is as large as measured speed says fits between two tokens (`stall_target_s`),
 and after each chunk decoding gets a share of the time: otherwise streams would advance one token per chunk for as long
@@ -8,11 +8,11 @@ waits.
 
 from __future__ import annotations
 
-# A prompt must make progress: where a decode step alone takes the whole target, this much is read all the same.
+# A prompt must make progress: where a decode step alone takes the whole target, this much is read nevertheless.
 MIN_CHUNK_TOKENS = 16
 # How long a chunk may take with nothing decoding, in stall targets.
 _TARGETS_WHEN_IDLE = 2
-# Of the time that prefill and decode spend together, at least this much is decode's.
+# Decoding gets at least this fraction of the time that prefill and decoding take together.
 _DECODE_SHARE = 0.25
 # Weight of the newest measurement in the moving averages.
 _NEWEST = 0.3

@@ -70,19 +70,19 @@ class EngineClient:
 
     async def load(self, command: Load) -> Loaded:
         """Raises what the engine reports, or what ends it meanwhile."""
-        # Goes out when the engine connects. It may end before that, which `close` tells `_loaded` and nobody else.
+        # Goes out when the engine connects. It may end before that, which `close` reports through `_loaded` alone.
         sending = asyncio.ensure_future(self._socket.send(encode(command)))
         try:
             loaded = await self._loaded
         finally:
             sending.cancel()
         if self.closed is not None:
-            # It ended in the very moment in which it was ready.
+            # It ended at the very moment when it became ready.
             raise self.closed
         return loaded
 
     def generate(self, requests: Sequence[Generate]) -> EngineStream:
-        """Send `requests`, whose ids are chosen here; the stream tells them apart by their index."""
+        """Send `requests`, whose ids are chosen here; the stream distinguishes them by their index."""
         if self.closed is not None:
             raise self.closed
         if not self._streams:
@@ -120,7 +120,7 @@ class EngineClient:
         self.closed = error
         if not self._loaded.done():
             self._loaded.set_exception(error)
-            # Nobody may be waiting for it any more.
+            # There may be nobody waiting for it any more.
             self._loaded.exception()
         for stream in set(self._streams.values()):
             stream.fail(error)
@@ -148,7 +148,7 @@ class EngineClient:
                     stream.put(event)
 
     def _send(self, command: EngineCommand) -> None:
-        # Never blocks: the queue is unbounded. It fails only when the engine has just died, which `close` will tell.
+        # Never blocks: the queue is unbounded. It fails only when the engine has just died, which `close` will report.
         sent: Any = self._socket.send(encode(command), zmq.NOBLOCK)
         sent.exception()
 
@@ -174,7 +174,7 @@ class EngineStream:
         while self.open_ids or not self._events.empty():
             item = await self._events.get()
             if isinstance(item, ConfigiError):
-                # With every request complete, it concerns nobody any more.
+                # With every request complete, nobody needs to know any more.
                 if self.open_ids:
                     raise item
             elif item[0] not in self._stopped:
@@ -200,7 +200,7 @@ class EngineStream:
         self._client.cancel(ids)
 
     def close(self) -> None:
-        """Free the slots of all that has not finished."""
+        """Free the slots of all requests that have not finished."""
         ids = list(self.open_ids)
         self.open_ids.clear()
         self._client.cancel(ids)

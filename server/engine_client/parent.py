@@ -1,7 +1,7 @@
-"""The end of a process with the one that started it, so that no orphan keeps gigabytes of unified memory.
+"""Ends a process when the one that started it is gone, so that no orphan keeps gigabytes of unified memory.
 
-`quantize/worker.py` has the same few lines under the same name: the builder knows no server, and the engine process no
-builder.
+`quantize/worker.py` has the same few lines under the same name: the builder does not know the server, nor the engine
+process the builder.
 """
 
 from __future__ import annotations

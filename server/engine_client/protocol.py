@@ -46,7 +46,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Load the MLX model folder `model_dir`. Sent once, first.
 
-    `memory_limit`: bytes for weights, KV caches and everything else; 0 means none but the device's own.
+    `memory_limit`: bytes for weights, KV caches and everything else; 0 means only the device's own limit.
     `cache_limit`: bytes of memory for prefixes, of `memory_limit`; `disk_limit`: bytes of files in `disk_dir`.
     """
 
@@ -60,7 +60,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     disk_dir: str | None = None
 
 
-# Whose words end at a boundary; results of tools count as the user's.
+# Who wrote what ends at a boundary; tool results count as the user's.
 Kind = Literal["system", "user", "assistant"]
 
 
@@ -116,7 +116,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 class Prefilled(msgspec.Struct, frozen=True, tag=True):
     """Request `id` holds a slot; `done` of its `total` prompt tokens are in the KV cache, `cached` from a prefix.
 
-    `shared`: as many tokens agree with the most similar earlier prompt; more than `cached` when it cannot be gone on
+    `shared`: how many tokens agree with the most similar earlier prompt; more than `cached` when it cannot be continued
     from there.
     """
 

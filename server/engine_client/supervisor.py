@@ -48,7 +48,7 @@ class Supervisor:
         return self._failures > self._settings.engine.restart_limit
 
     def forgive(self) -> None:
-        """Start counting failures anew."""
+        """Start counting failures from zero."""
         self._failures = 0
 
     async def start(self, folder: Path, memory_limit: int = 0) -> EngineClient:
@@ -82,7 +82,7 @@ class Supervisor:
             await process.stop()
 
     def _ended(self, process: EngineProcess, error: ConfigiError) -> None:
-        """The process of a resident model is gone."""
+        """The process of a resident model has ended."""
         if process is not self._process:
             return
         self._process = None
@@ -115,7 +115,7 @@ class EngineProcess:
     async def start(self, command: Load) -> EngineClient:
         address = f"ipc://{self._folder.name}/engine"
         self._socket.bind(address)
-        # stdin stays open as long as this process lives; its end tells the engine to exit. A group of its own keeps
+        # stdin stays open as long as this process lives; the engine exits when it closes. A group of its own keeps
         # the terminal's Ctrl-C from killing it before running streams could finish.
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -140,7 +140,7 @@ class EngineProcess:
         return self.client
 
     async def stop(self) -> None:
-        """Ask, wait, kill. An engine that still loads its weights does not listen and has nothing to lose: kill.
+        """Ask, wait, kill. An engine that is still loading its weights does not listen and has nothing to lose.
 
         Afterwards the process is reaped and its memory returned.
         """

@@ -1,6 +1,6 @@
 """Request bodies: bytes -> one JSON object that every later step can trust. HTTP process.
 
-What comes out holds no lone surrogate, no NaN or infinity, no integer beyond 64 bits and no deep nesting. Duplicate
+The object holds no lone surrogate, no NaN or infinity, no integer beyond 64 bits and no deep nesting. Duplicate
 keys: the last one wins.
 """
 

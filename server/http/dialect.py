@@ -1,7 +1,7 @@
 """How a wire protocol words what is not content: an error, an error in a stream, the end of a stream. HTTP process.
 
-Errors arise at every depth: below ASGI, in the guard, in a route, in the middle of a stream. Whoever notices one asks
-the dialect of the path, so that a client of any protocol reads errors in the form that its SDK knows.
+Errors arise at every depth: below ASGI, in the guard, in a route, in the middle of a stream. Each is worded by the
+dialect of the path, so that a client of any protocol reads errors in the form that its SDK knows.
 """
 
 from __future__ import annotations

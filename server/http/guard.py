@@ -1,4 +1,4 @@
-"""What every request passes first, as pure ASGI: id, Host and Origin, key, content type, body size and read time.
+"""What every request passes through first, as pure ASGI: id, Host, Origin, key, content type, body size and read time.
 
 HTTP process. A request that fails here costs nothing behind it. Every answer, ours or the app's, leaves with an
 `x-request-id`; every error is worded by the dialect of its path.
@@ -115,7 +115,7 @@ class Guard:
             raise UnsupportedMediaType("Compressed request bodies are not accepted.")
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise UnsupportedMediaType("The Content-Type must be application/json.")
-        if int(headers.get("content-length", "0")) > self._settings.max_body_bytes:
+        if int(headers.get("content-length", "0")) > self._settings.max_body:
             raise _too_large(self._settings)
 
 
@@ -139,7 +139,7 @@ class Body:
             seconds = self._settings.body_timeout_s
             raise RequestTooSlow(f"The request body did not arrive within {seconds:g} s.") from None
         self._bytes += len(message.get("body", b""))
-        if self._bytes > self._settings.max_body_bytes:
+        if self._bytes > self._settings.max_body:
             raise _too_large(self._settings)
         self._complete = not message.get("more_body", False)
         return message
@@ -217,4 +217,4 @@ def _preflight_headers(headers: Headers) -> dict[str, str]:
 
 
 def _too_large(settings: ServerSettings) -> BodyTooLarge:
-    return BodyTooLarge(f"The request body is larger than {settings.max_body_bytes} bytes.")
+    return BodyTooLarge(f"The request body is larger than {settings.max_body} bytes.")

@@ -8,15 +8,14 @@ import errno
 import logging
 import os
 import resource
-import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import uvicorn
-from sse_starlette.sse import AppStatus
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import SetupError
+from server.http.compat import UvicornServer
 from server.http.guard import Guard
 from server.http.origins import is_loopback
 from server.http.protocol import protocol_class
@@ -31,7 +30,6 @@ _FILES = 10240
 _KEEP_ALIVE_S = 75
 # What streams get, after the grace time, to write their error event.
 _LAST_WORDS_S = 2.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def bind(settings: ServerSettings) -> socket.socket:
@@ -86,8 +84,6 @@ def run(
     """
     lifespan = _Lifespan(app)
     _allow_many_connections()
-    # Ours is the only say in how streams end (sse-starlette 3.7 would cut them at the signal).
-    AppStatus.enable_automatic_graceful_drain = False
     config = uvicorn.Config(
         lifespan,
         # A second more than the streams' own write timeout, which ends the request behind the connection first.
@@ -150,9 +146,7 @@ class _Lifespan:
             raise SetupError(f"The server could not {self._doing}: {reason}.") from self._error
 
 
-class _Server(uvicorn.Server):
-    """uvicorn 0.54 re-raises the signal after it has shut down, which would make the exit status -15."""
-
+class _Server(UvicornServer):
     def __init__(
         self, config: uvicorn.Config, grace_s: float, on_drain: Callable[[], None], on_grace_over: Callable[[], None]
     ) -> None:
@@ -161,18 +155,7 @@ class _Server(uvicorn.Server):
         self._on_drain = on_drain
         self._on_grace_over = on_grace_over
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, self._signalled)
-        try:
-            yield
-        finally:
-            for number in _SIGNALS:
-                loop.remove_signal_handler(number)
-
-    def _signalled(self) -> None:
+    def on_signal(self) -> None:
         if self.should_exit:
             # The engine and the workers see their stdin close and end themselves.
             os._exit(1)

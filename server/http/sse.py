@@ -13,11 +13,11 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
 import msgspec
-from sse_starlette import EventSourceResponse, ServerSentEvent
-from sse_starlette.sse import SendTimeoutError
+from sse_starlette import ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
 from server.errors import ConfigiError, EngineFailed
+from server.http.compat import StalledReader, UncutEventStream
 from server.http.dialect import Dialect
 from server.settings.types import ServerSettings
 
@@ -42,7 +42,7 @@ def frame(payload: Any) -> bytes:
 
 
 def comment(text: str) -> bytes:
-    """A line that clients skip: it keeps the connection alive and tells a person with curl what goes on."""
+    """A line that clients skip: it keeps the connection alive and shows a person with curl what is happening."""
     return f": {' '.join(text.split())}\n\n".encode()
 
 
@@ -63,7 +63,7 @@ async def stream(
     return EventStream(first, events, renderer, dialect, settings, headers)
 
 
-class EventStream(EventSourceResponse, Generic[E]):
+class EventStream(UncutEventStream, Generic[E]):
     """sse-starlette's framing, pings and send timeout, with the generation's end tied to the response's."""
 
     def __init__(
@@ -82,6 +82,7 @@ class EventStream(EventSourceResponse, Generic[E]):
             ping=settings.sse_ping_s,
             ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
             send_timeout=settings.sse_write_timeout_s,
+            client_close_handler_callable=self.note_client_left,
         )
         self._events = events
 
@@ -91,7 +92,7 @@ class EventStream(EventSourceResponse, Generic[E]):
                 yield frames
             async for event in self._events:
                 # Cancelling alone would not end a stream whose next event is always there already.
-                if not self.active:
+                if self.client_left:
                     return
                 if frames := renderer.render(event):
                     yield frames
@@ -106,16 +107,9 @@ class EventStream(EventSourceResponse, Generic[E]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
-        except SendTimeoutError:
+        except StalledReader:
             _log.warning("A reader stalled for longer than the write timeout; its stream was ended.")
         finally:
-            # Also when `frames` never started, or stands at a yield.
+            # Also when `frames` never started, or is suspended at a yield.
             with anyio.CancelScope(shield=True):
                 await self._events.aclose()
-
-    async def _listen_for_exit_signal_with_grace(self) -> None:
-        """Never ends: at shutdown the service finishes streams or ends them with an error event.
-
-        sse-starlette 3.7 would cut them at once, without a last event, and poll for the signal twice a second.
-        """
-        await anyio.sleep_forever()

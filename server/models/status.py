@@ -12,7 +12,7 @@ STATES: tuple[State, ...] = ("absent", "fetching", "building", "loading", "ready
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """One model now. `done`/`total` are bytes of the transfer in hand (total None = unknown); `text` is one line."""
+    """One model now. `done`/`total` are bytes of the running transfer (total None = unknown); `text` is one line."""
 
     id: str
     state: State

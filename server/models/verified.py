@@ -1,7 +1,7 @@
 """Whether a model's files are what they should be, asked before they are loaded. HTTP process.
 
-Names, sizes, headers and widths every time, in milliseconds. The sha256 of each file, which a model that configi built
-brings along, only when a file has changed since they were last found right: in a worker, since it takes seconds.
+Names, sizes, headers and bits every time, in milliseconds. The sha256 of each file, which a model that configi built
+records, only when a file has changed since they were last found right: in a worker, since it takes seconds.
 """
 
 from __future__ import annotations

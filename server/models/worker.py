@@ -1,4 +1,4 @@
-"""Runs a worker process: follows its report, and kills it with all that it started when nobody needs it. HTTP process.
+"""Runs a worker process: follows its report, and kills it and all that it started when nobody needs it. HTTP process.
 
 `quantize/worker.py` is the worker's side and describes the report.
 """
@@ -25,7 +25,7 @@ _LONGEST_LINE = 2**20
 
 @dataclass(frozen=True, slots=True)
 class ReportLine:
-    """How far a worker is, in bytes; `text` is one line."""
+    """How far a worker has come, in bytes; `text` is one line."""
 
     phase: str
     done: int
@@ -34,7 +34,7 @@ class ReportLine:
 
 
 class WorkerFailed(ModelUnavailable):
-    """In the worker's own words. `transient`: the same may work later."""
+    """In the worker's own words. `transient`: another try may work later."""
 
     def __init__(self, message: str, *, transient: bool) -> None:
         super().__init__(message)
@@ -92,7 +92,7 @@ async def _log_lines(stderr: asyncio.StreamReader | None) -> None:
 
 
 async def _lines(pipe: asyncio.StreamReader | None) -> AsyncIterator[bytes]:
-    """`pipe` is None only in asyncio's types: all pipes are asked for."""
+    """`pipe` is None only in asyncio's types: all three pipes are requested."""
     if pipe is not None:
         async for line in pipe:
             yield line

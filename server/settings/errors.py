@@ -34,7 +34,7 @@ def sentence(root: type[BaseModel], error: ValidationError, source_of: SourceOf)
 def unknown_environment(
     root: type[BaseModel], environ: Mapping[str, str], prefix: str, reserved: set[str]
 ) -> str | None:
-    """A sentence about the first variable with our prefix that means nothing."""
+    """A sentence about the first variable with our prefix that is not a setting."""
     keys = {f"{prefix}{section}__{key}".upper() for section, fields in _sections(root).items() for key in fields}
     known = keys | reserved | {f"{prefix}{name}".upper() for name in root.model_fields}
     for name in sorted(environ):
@@ -85,7 +85,7 @@ def _model(field: FieldInfo) -> type[BaseModel]:
     for inner in (annotation, *get_args(annotation)):
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             return inner
-    raise TypeError(f"{annotation} is no section")
+    raise TypeError(f"{annotation} is not a section")
 
 
 def _is_secret(root: type[BaseModel], loc: tuple[int | str, ...]) -> bool:

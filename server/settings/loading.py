@@ -63,7 +63,7 @@ def _find_file(given: Path | None) -> Path | None:
 
 
 def _check_file(file: Path) -> None:
-    """The file by itself, strictly: a TOML string is no number, though the environment has only strings."""
+    """The file alone, strictly: a TOML string is not a number, though the environment has only strings."""
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:

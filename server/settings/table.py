@@ -1,6 +1,6 @@
 """The settings as a table: for the docs, and for config.toml.
 
-`python -m server.settings.table > config.toml` writes that file again; a test holds it against this one.
+`python -m server.settings.table > config.toml` writes that file again; a test compares the two.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def setting_rows() -> Iterator[SettingRow]:
 def config_toml() -> str:
     """A config.toml with every key at its default; keys without one are commented out."""
     lines = [
-        "# The settings of configi, each with its default. A key that is left out keeps it.",
+        "# The settings of configi, each with its default. A key that is left out keeps its default.",
         "# Environment variables (CONFIGI_SERVER__PORT=8081) come before this file, flags before both.",
     ]
     section = ""
@@ -79,7 +79,7 @@ def _default(field: FieldInfo) -> str:
 
 def _toml(value: Any) -> str:
     """Texts, numbers, booleans and lists of texts are written alike in TOML and JSON."""
-    if isinstance(value, ByteSize):
+    if isinstance(value, ByteSize) and value:
         value = value.human_readable(decimal=True).replace(".0", "")
     return json.dumps(value)
 

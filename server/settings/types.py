@@ -1,6 +1,6 @@
-"""The settings as types: every number a user may want to change, with its unit in its name and one line why.
+"""The settings as types: every number a user may want to change, with its unit, and one line that says why.
 
-`config.toml` and `docs/settings.md` are held against this file by a test. `loading.py` fills it in.
+`config.toml` and `docs/settings.md` are compared with this file by a test. `loading.py` fills it in.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ServerSettings(Section):
     allowed_origins: list[str] = Field(
         [], description="Browser origins that may call the API; none by default, so no web page can."
     )
-    max_body_bytes: int = Field(8 * 2**20, ge=1024, description="Largest request body; larger is 413.")
+    max_body: ByteSize = Field(ByteSize(8 * 10**6), ge=1024, description="Largest request body; larger is 413.")
     header_timeout_s: float = Field(10, gt=0, description="Time to send a request's headers; stops slowloris clients.")
     body_timeout_s: float = Field(30, gt=0, description="Time to send a request's body; then 408.")
     sse_write_timeout_s: float = Field(
@@ -114,8 +114,8 @@ class LifecycleSettings(Section):
     memory_headroom: float = Field(
         1.15, ge=1, description="A model loads only if its weights times this fit in the memory available."
     )
-    memory_limit_bytes: int = Field(
-        0, ge=0, description="Memory a model may use; 0 means what the system reports as available."
+    memory_limit: ByteSize = Field(
+        ByteSize(0), ge=0, description="Memory a model may use; 0 means what the system reports as available."
     )
 
 
@@ -124,14 +124,14 @@ class StorageSettings(Section):
 
     cache_dir: UserPath = Field(
         Path(platformdirs.user_cache_dir("configi")),
-        description="Models that configi makes itself are kept here.",
+        description="Models that configi builds itself are kept here.",
     )
     allow_download: bool = Field(True, description="false works offline, from what is already on this machine.")
     hub_timeout_s: float = Field(30, gt=0, description="Longest silence of the Hub before a retry.")
 
 
 class CacheSettings(Section):
-    """Prompts that were read before, so that the next turn of a conversation reads only what is new."""
+    """The KV cache of prompts that were read before, so that the next turn of a conversation reads only what is new."""
 
     memory_limit: ByteSize = Field(
         ByteSize(4 * 10**9), ge=0, description="Memory for prefixes, if the running requests leave it; 0 keeps none."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from server.chat.conversation import Prompt
@@ -60,6 +60,11 @@ class TextProcess:
             small.kill()
             raise
         return TextProcess(small, large, Vocabulary(opened.vocabulary))
+
+    @staticmethod
+    def opener(limits: LimitSettings) -> Callable[[Path, int | None], Awaitable[TextProcess]]:
+        """`open` for whoever has folders and no limits."""
+        return lambda folder, context_length: TextProcess.open(folder, context_length, limits)
 
     @property
     def context_length(self) -> int:

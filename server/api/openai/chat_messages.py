@@ -1,5 +1,6 @@
-"""OpenAI chat messages -> frozen `Message`s. Written by hand: exact messages, and thousands parse in milliseconds.
+"""OpenAI chat messages -> frozen `Message`s.
 
+Written by hand: errors are exact, and thousands of messages parse in milliseconds.
 Keys that mean nothing here (name, tool_call_id, ...) are dropped, and named to the client like fields that are in no
 table. HTTP process.
 """
@@ -20,10 +21,10 @@ _ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "tool": "tool",
 }
-# Parts that hold something else than text. Their URLs and data are never looked at.
+# Parts that hold something other than text. Their URLs and data are never looked at.
 _OTHER_PARTS = ("image_url", "input_image", "image", "input_audio", "audio_url", "video_url", "file", "input_file")
 _TOOL_KEYS = ("tool_calls", "function_call")
-# A mark for a cache of prefixes, which here are kept without being asked to.
+# A hint to cache a prefix; here prefixes are kept without being asked for.
 _ACCEPTED = "cache_control"
 _KEYS = frozenset({"role", "content", *_TOOL_KEYS, "audio", _ACCEPTED})
 

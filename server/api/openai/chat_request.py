@@ -71,7 +71,7 @@ def _top_logprobs(fields: ChatFields, limits: LimitSettings) -> int | None:
 
 
 def _check_continuation(fields: ChatFields, messages: tuple[Message, ...]) -> None:
-    """A last assistant message is continued, any other is answered; a client that asks for the reverse is told."""
+    """A last assistant message is continued, any other is answered; asking for the reverse is a 400."""
     continued = messages[-1].role == "assistant"
     rule = "a last message of the assistant is continued, any other is answered"
     if fields.continue_final_message is not None and fields.continue_final_message != continued:

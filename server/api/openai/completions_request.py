@@ -30,7 +30,7 @@ class CompletionFields(SamplingFields):
 
 @dataclass(frozen=True, slots=True)
 class CompletionCall:
-    """`options` hold for every prompt; choice k of prompt p has the index p * options.n + k."""
+    """`options` apply to every prompt; choice k of prompt p has the index p * options.n + k."""
 
     model: str | None
     prompts: tuple[RawPrompt, ...]

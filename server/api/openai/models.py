@@ -30,7 +30,7 @@ class ModelList(msgspec.Struct, frozen=True):
 
 def router(service: Service) -> APIRouter:
     routes = APIRouter()
-    # Nobody knows when a model was made; the server's start at least does not change between two answers.
+    # It is not known when a model was made; the server's start at least does not change between two answers.
     created = wall_time()
 
     @routes.get("/v1/models")

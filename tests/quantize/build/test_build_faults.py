@@ -267,7 +267,7 @@ def test_a_full_disk_is_a_sentence_and_the_same_call_goes_on(
 
 def test_a_disk_that_is_too_small_is_refused_up_front(source: Path, small_disk: Path) -> None:
     (small_disk / "filler").write_bytes(bytes(6_000_000))
-    with pytest.raises(OutputError, match=r"The build needs 0\.1 GB of disk, 0\.1 GB are free at .*disk"):
+    with pytest.raises(OutputError, match=r"The build needs 0\.1 GB of disk, 0\.1 GB is free at .*disk"):
         build_whole(source, small_disk / "out")
     assert [path.name for path in small_disk.iterdir()] == ["filler"]
 

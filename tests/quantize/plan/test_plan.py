@@ -202,7 +202,7 @@ def test_a_bad_policy_is_one_sentence(tmp_path: Path, change: tuple[str, str], s
 
 
 def test_an_unknown_policy_names_those_that_there_are(tiny: Path) -> None:
-    with pytest.raises(PolicyError, match=r"no policy config-j; there are config-i, .*uniform-8"):
+    with pytest.raises(PolicyError, match=r"no policy config-j; use config-i, .*uniform-8"):
         plan_of(tiny, "config-j")
 
 

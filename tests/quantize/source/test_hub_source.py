@@ -227,7 +227,7 @@ GATED = (
     "loopback/tiny is gated: accept its licence at huggingface.co/loopback/tiny, "
     "then set HF_TOKEN to a token of that account."
 )
-PORTAL = "The answer is not the Hub's: a login page or proxy of this network seems to stand in between."
+PORTAL = "The answer is not the Hub's: a login page or proxy of this network seems to be in between."
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ class Keys:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    settings = Settings(server=ServerSettings(max_body_bytes=1024))
+    settings = Settings(server=ServerSettings(max_body=1024))
     with running(ScriptedService(settings), (*PROTOCOLS, Telegraph()), guarded=True) as up:
         yield up
 

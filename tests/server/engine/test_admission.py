@@ -65,7 +65,7 @@ def test_one_that_does_not_fit_beside_others_fits_alone() -> None:
     assert not admission.fits(request(600), [(request(400), 400)])
     assert admission.refusal(request(600)) is None
     assert admission.refusal(request(2000)) == (
-        "The prompt of 2000 tokens needs 2.0 MB of memory beside the model; 0.9 MB are available."
+        "The prompt of 2000 tokens needs 2.0 MB of memory beside the model; 0.9 MB is available."
     )
 
 

@@ -13,7 +13,6 @@ import pytest
 
 from server.chat.conversation import GenerationOptions, GenerationRequest, RawPrompt
 from server.chat.deltas import Event, Finish, ModelPending, Started, TextDelta, Usage
-from server.chat.processor import Processor
 from server.engine_client.supervisor import Supervisor
 from server.errors import ModelLoading, QueueFull, ShuttingDown
 from server.generation.step import Generation
@@ -24,6 +23,7 @@ from server.models.memory import Memory
 from server.models.residency import Residency
 from server.models.verified import Verifier
 from server.settings.types import ModelSettings, Settings
+from server.text.client import TextProcess
 from tests.support.tiny_model import write_tiny_model
 
 
@@ -47,7 +47,7 @@ class House:
             Verifier(settings.storage),
             Memory(settings.lifecycle),
             lambda: Supervisor(settings, command),
-            Processor.load,
+            TextProcess.opener(settings.limits),
         )
         self.generation = Generation(settings, catalog, self.residency, Metrics())
 

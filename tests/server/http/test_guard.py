@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def one_server(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Running]:
     settings = {
-        "header_timeout_s": 1, "body_timeout_s": 1, "max_body_bytes": 20_000,
+        "header_timeout_s": 1, "body_timeout_s": 1, "max_body": 20_000,
         "allowed_hosts": ["my-mac.example"], "allowed_origins": ["https://app.example"],
     }  # fmt: skip
     with serving_script(tmp_path_factory.mktemp("guard-server"), model, server=settings) as running:

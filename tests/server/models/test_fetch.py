@@ -148,14 +148,14 @@ def test_offline_and_not_in_the_cache_is_said_without_a_request(bench: Bench) ->
         pytest.param(
             "/api/",
             html,
-            "The answer is not the Hub's: a login page or proxy of this network seems to stand in between.",
+            "The answer is not the Hub's: a login page or proxy of this network seems to be in between.",
             True,
             id="captive portal",
         ),
         pytest.param(
             "HEAD",
             html,
-            "The answer is not the Hub's: a login page or proxy of this network seems to stand in between.",
+            "The answer is not the Hub's: a login page or proxy of this network seems to be in between.",
             True,
             id="captive portal on files",
         ),
@@ -233,7 +233,7 @@ def test_a_model_larger_than_the_disk_is_refused_before_any_file(bench: Bench) -
     bench.hub.claimed["model.safetensors"] = 10**15
     result = bench.fetch()
     assert result.message.startswith("loopback/tiny needs 1000000.0 GB of disk space, ")
-    assert result.message.endswith(" GB are free.")
+    assert result.message.endswith(" GB is free.")
     assert not any("/resolve/" in line for line in bench.hub.requests)
 
 

@@ -31,7 +31,7 @@ def test_a_model_that_does_not_fit_is_refused_with_both_numbers(tmp_path: Path) 
     memory = Memory(LifecycleSettings(memory_headroom=1.15), lambda: 8_100_000_000)
     with pytest.raises(InsufficientMemory) as caught:
         memory.admit(tmp_path)
-    assert caught.value.message == "The model needs 12.9 GB of memory, 8.1 GB are available."
+    assert caught.value.message == "The model needs 12.9 GB of memory, 8.1 GB is available."
 
 
 def test_a_model_that_fits_with_its_headroom_is_let_in(tmp_path: Path) -> None:
@@ -43,9 +43,9 @@ def test_a_model_that_fits_with_its_headroom_is_let_in(tmp_path: Path) -> None:
 
 def test_the_limit_of_the_settings_replaces_what_the_system_reports(tmp_path: Path) -> None:
     sparse_model(tmp_path, 1000)
-    assert Memory(LifecycleSettings(memory_headroom=1, memory_limit_bytes=1000), lambda: 0).admit(tmp_path) == 1000
+    assert Memory(LifecycleSettings(memory_headroom=1, memory_limit=1000), lambda: 0).admit(tmp_path) == 1000
     with pytest.raises(InsufficientMemory):
-        Memory(LifecycleSettings(memory_headroom=1, memory_limit_bytes=999), lambda: 10**12).admit(tmp_path)
+        Memory(LifecycleSettings(memory_headroom=1, memory_limit=999), lambda: 10**12).admit(tmp_path)
 
 
 def test_this_machine_reports_some_memory() -> None:

@@ -148,7 +148,7 @@ def test_an_engine_that_dies_while_another_model_waits_gives_way_to_it(tmp_path:
 
 
 def test_a_model_that_does_not_fit_in_memory_is_refused_with_the_numbers(tmp_path: Path, model: Path) -> None:
-    with serving(tmp_path, model, lifecycle={"memory_limit_bytes": 1000}) as server:
+    with serving(tmp_path, model, lifecycle={"memory_limit": 1000}) as server:
         status, answer = server.chat()
         assert (status, answer["error"]["code"]) == (503, "insufficient_memory")
         assert state(server) == "failed"
@@ -157,7 +157,7 @@ def test_a_model_that_does_not_fit_in_memory_is_refused_with_the_numbers(tmp_pat
 
 @pytest.mark.parametrize("limit", [0, 123_000_000])
 def test_the_engine_is_told_how_much_memory_its_model_may_take(tmp_path: Path, model: Path, limit: int) -> None:
-    with serving_script(tmp_path, model, lifecycle={"memory_limit_bytes": limit}) as server:
+    with serving_script(tmp_path, model, lifecycle={"memory_limit": limit}) as server:
         server.assert_still_serves()
         reported = gauge(server, "configi_engine_active_bytes")
     assert reported == limit if limit else 2**20 < reported < 2**50

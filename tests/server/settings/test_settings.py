@@ -41,12 +41,12 @@ def test_without_any_source_the_defaults_hold() -> None:
 
 
 def test_flags_come_before_the_environment_before_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    write('[server]\nhost = "file"\nport = 1\nmax_body_bytes = 2000\n')
+    write('[server]\nhost = "file"\nport = 1\nmax_body = "2kB"\n')
     monkeypatch.setenv("CONFIGI_SERVER__HOST", "environment")
     monkeypatch.setenv("CONFIGI_SERVER__PORT", "2")
     monkeypatch.setenv("CONFIGI_SERVER__ALLOWED_HOSTS", '["a.example"]')
     server = load_settings(None, {"server": {"host": "flag"}}).server
-    assert (server.host, server.port, server.max_body_bytes, server.header_timeout_s) == ("flag", 2, 2000, 10)
+    assert (server.host, server.port, server.max_body, server.header_timeout_s) == ("flag", 2, 2000, 10)
     assert server.allowed_hosts == ["a.example"]
 
 
@@ -86,6 +86,14 @@ def test_the_file_is_the_given_one_or_the_named_one_or_the_one_here_or_the_users
         ('[server]\nport = "8080"', "config.toml: server.port: input should be a valid integer, got '8080'."),
         ("[server]\nport = true", "config.toml: server.port: input should be a valid integer, got True."),
         ("[server]\nsse_ping_s = inf", "config.toml: server.sse_ping_s: input should be a finite number, got inf."),
+        (
+            "[server]\nmax_body_bytes = 1",
+            "config.toml: unknown key 'max_body_bytes' in [server]; did you mean 'max_body'?",
+        ),
+        (
+            "[lifecycle]\nmemory_limit_bytes = 1",
+            "config.toml: unknown key 'memory_limit_bytes' in [lifecycle]; did you mean 'memory_limit'?",
+        ),
         ("server = 5", "config.toml: server: input should be an object."),
         (
             '[[models]]\nid = "a"\nacquire = "fetch"',
@@ -132,6 +140,17 @@ def test_a_file_that_cannot_be_read_is_said(monkeypatch: pytest.MonkeyPatch) -> 
             "CONFIGI_PORT",
             "1",
             "environment: unknown variable CONFIGI_PORT; did you mean 'CONFIGI_SERVER__PORT'?",
+        ),
+        (
+            "CONFIGI_LIFECYCLE__MEMORY_LIMIT_BYTES",
+            "1",
+            "environment: unknown variable CONFIGI_LIFECYCLE__MEMORY_LIMIT_BYTES; "
+            "did you mean 'CONFIGI_LIFECYCLE__MEMORY_LIMIT'?",
+        ),
+        (
+            "CONFIGI_SERVER__MAX_BODY_BYTES",
+            "1",
+            "environment: unknown variable CONFIGI_SERVER__MAX_BODY_BYTES; did you mean 'CONFIGI_SERVER__MAX_BODY'?",
         ),
         (
             "CONFIGI_SERVER__PORT",
@@ -184,6 +203,9 @@ def test_the_rows_describe_type_and_default_as_the_file_writes_them() -> None:
     rows = {(row.section, row.key): row for row in setting_rows()}
     assert (rows["server", "port"].type, rows["server", "port"].default) == ("integer", "8080")
     assert rows["log", "format"].type == '"auto" or "text" or "json"'
+    sizes = [(row.type, row.default) for row in rows.values() if row.key in ("max_body", "memory_limit", "disk_limit")]
+    assert {kind for kind, _ in sizes} == {'bytes, or text like "4GB"'}
+    assert [default for _, default in sizes] == ['"8MB"', "0", '"4GB"', '"10GB"']
     assert rows["models", "aliases"].type == "list of texts"
     assert (rows["server", "api_key"].type, rows["server", "api_key"].default) == ("secret text", "")
     assert len(rows) == sum(1 for _ in setting_rows()) > 40
