@@ -66,6 +66,7 @@ class Resident:
         self._supervisor = supervisor
         self._owner = owner
         self._opening: asyncio.Task[TextProcess] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
         self._waiting: deque[Lease] = deque()
         self._granted: set[Lease] = set()
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -122,7 +123,9 @@ class Resident:
         """End the text process; the next request that needs it starts another."""
         text, self.text = self.text, None
         if text is not None:
-            text.kill()
+            closing = asyncio.create_task(text.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     # ---- its engine
 
@@ -157,6 +160,7 @@ class Resident:
             self._opening.cancel()
             await asyncio.gather(self._opening, return_exceptions=True)
         self.close_text()
+        await asyncio.gather(*self._closing)
         await self._supervisor.stop()
 
     @property

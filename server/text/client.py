@@ -57,7 +57,7 @@ class TextProcess:
         try:
             opened = await small.open()
         except BaseException:
-            small.kill()
+            await small.close()
             raise
         return TextProcess(small, large, Vocabulary(opened.vocabulary))
 
@@ -85,12 +85,11 @@ class TextProcess:
         assert isinstance(answer, Decoded)
         return answer.text
 
-    def kill(self) -> None:
+    async def close(self) -> None:
         """End its processes; what is under way fails."""
         if self._idle is not None:
             self._idle.cancel()
-        self._small.kill()
-        self._large.kill()
+        await asyncio.gather(self._small.close(), self._large.close())
 
     async def _ask(self, command: TextCommand, client: str) -> TextAnswer:
         raw = frame(command)

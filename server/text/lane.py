@@ -145,12 +145,10 @@ class Lane:
         async with self._turns.turn(""):
             await self._end()
 
-    def kill(self) -> None:
-        """For good. Synchronous: nobody needs to wait, and the event loop reaps the process."""
+    async def close(self) -> None:
+        """End the process for good; what is under way fails."""
         self._closed = True
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+        await self._end()
 
     async def _started(self) -> TextAnswer:
         await self._end()
@@ -208,9 +206,9 @@ class Lane:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-        if self._stderr is not None:
-            self._stderr.cancel()
-            self._stderr = None
+            # Its pipes end with it; until they have, their ends on this side are open.
+            if self._stderr is not None:
+                await self._stderr
 
 
 async def _log_lines(process: asyncio.subprocess.Process) -> None:

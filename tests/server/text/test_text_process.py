@@ -40,7 +40,7 @@ async def opened(folder: Path, limits: LimitSettings = PATIENT) -> AsyncIterator
     try:
         yield text
     finally:
-        text.kill()
+        await text.close()
 
 
 def children() -> set[int]:
