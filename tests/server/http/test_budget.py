@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.support.http_raw import Answer, exchange, request
+from tests.support.http_raw import exchange, read_answer, request
 from tests.support.running import Running, serving_script
 from tests.support.streams import stream, until
 from tests.support.tiny_model import write_tiny_model
@@ -44,23 +45,33 @@ def upload(server: Running, size: int) -> socket.socket:
     return sock
 
 
-def whole(server: Running) -> Answer:
-    """What a body of half the largest size gets: 400, for it is empty, unless there is no room for it."""
-    answer = exchange(server.port, request("POST", CHAT, b" " * (LARGEST // 2)))
-    assert answer is not None
-    return answer
+def answered(connections: Sequence[socket.socket]) -> list[socket.socket]:
+    return select.select(connections, (), (), 0)[0]
+
+
+def two_fit(server: Running) -> bool:
+    with upload(server, LARGEST) as first, upload(server, LARGEST) as second:
+        for connection in (first, second):
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(b" ")
+        answers = [read_answer(connection) for connection in (first, second)]
+    # It is read, and found empty.
+    return [answer.status for answer in answers if answer is not None] == [400, 400]
 
 
 def test_beyond_the_budget_is_503_and_what_is_given_back_is_there_for_others(server: Running) -> None:
-    assert whole(server).status == 400
-    with upload(server, LARGEST), upload(server, LARGEST):
-        until(lambda: whole(server).status == 503)
-        refused = whole(server)
-        assert (refused.status, refused.error["type"], refused.closed) == (503, "overloaded_error", True)
-        assert int(refused.headers["retry-after"]) > 0
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(upload(server, LARGEST)) for _ in range(4)]
+        until(lambda: len(answered(connections)) >= 2)
+        for connection in answered(connections):
+            refused = read_answer(connection)
+            assert refused is not None
+            assert (refused.status, refused.error["type"], refused.closed) == (503, "overloaded_error", True)
+            assert int(refused.headers["retry-after"]) > 0
         # An ordinary request passes while others upload as much as is allowed.
         server.assert_still_serves()
-    until(lambda: whole(server).status == 400)
+    # Once the server has seen that they left.
+    until(lambda: two_fit(server))
 
 
 def test_what_has_been_parsed_costs_nothing_while_its_answer_runs(server: Running) -> None:
