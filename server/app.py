@@ -57,7 +57,8 @@ def create_app(
         lambda: Supervisor(settings, engine_command),
         TextProcess.opener(settings.limits),
     )
-    generation = Generation(settings, catalog, residency, Metrics())
+    metrics = Metrics()
+    generation = Generation(settings, catalog, residency, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -76,4 +77,4 @@ def create_app(
     # A redirect would be built from the Host header, and leave outside the envelope.
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan)
     dialects = mount(app, generation, PROTOCOLS)
-    return Configi(Guard(app, settings.server, dialects), generation)
+    return Configi(Guard(app, settings.server, dialects, metrics.answered), generation)

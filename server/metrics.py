@@ -33,6 +33,9 @@ class Metrics:
         r = self._registry
         self._requests = Counter("configi_requests", "Generations by outcome.", ["model", "outcome"], registry=r)
         self._tokens = Counter("configi_tokens", "Tokens by kind.", ["model", "kind"], registry=r)
+        self._answers = Counter(
+            "configi_client_requests", "Answers to clients with a key of their own.", ["client", "status"], registry=r
+        )
         self._ttft = Histogram(
             "configi_ttft_seconds", "Request to first text.", ["model"], buckets=_TTFT_BUCKETS, registry=r
         )
@@ -59,6 +62,10 @@ class Metrics:
         finally:
             self._requests.labels(model, outcome).inc()
             self._duration.labels(model).observe(time.monotonic() - measured.start)
+
+    def answered(self, client: str, status: int) -> None:
+        """A request of a named client has ended; 0 when the client left before there was a status."""
+        self._answers.labels(client, f"{status // 100}xx" if status else "none").inc()
 
     def first_text(self, model: str, seconds: float) -> None:
         self._ttft.labels(model).observe(seconds)

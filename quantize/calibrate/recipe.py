@@ -30,7 +30,7 @@ _NAMES = (RECIPE, UNCORRECTED, WEIGHTED, ROUNDING)
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class SolverSettings:
     """fed, starved: ends of the damping, see `damping`; rounds: of refit and descent; shrinkage: toward the pool, in
     tokens a dimension; unjudged: with fewer tokens a dimension, what the guard cannot judge gets weighted grids only.
     """
@@ -77,7 +77,7 @@ def solve(
     statistics: Sequence[Statistics],
     held_back: Sequence[Mapping[str, HeldBack]],
     spec: QuantSpec,
-    settings: Settings,
+    settings: SolverSettings,
     pool: Statistics | None = None,
 ) -> Solved:
     """Quantize one matrix (out, in), or experts (E, out, in) in one go, in the weight's dtype for scales and biases.
@@ -114,7 +114,7 @@ def candidates(
     statistics: Sequence[Statistics],
     shares: Sequence[float],
     spec: QuantSpec,
-    settings: Settings,
+    settings: SolverSettings,
     pool: Statistics | None = None,
 ) -> dict[str, Quantized]:
     """Every candidate of the guard by name. weight: (E, out, in); shares: the damping of each expert."""
@@ -154,7 +154,7 @@ def _report(
     statistics: Statistics,
     share: float,
     kinds: Mapping[str, HeldBack],
-    settings: Settings,
+    settings: SolverSettings,
 ) -> Report:
     errors = judge(weight, {name: one.weight[place] for name, one in found.items()}, kinds)
     density = statistics.tokens_per_dimension

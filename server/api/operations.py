@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request
 from pydantic import FailFast, Field
 from starlette.responses import Response
 
+from server import __version__
 from server.api.errors import error_response
 from server.api.fields import Screened, screen
 from server.api.openai.answer import caller
@@ -31,6 +32,8 @@ from server.models.status import ModelStatus
 from server.settings.types import LimitSettings
 
 DIALECT = OPENAI
+# By which the `configi` command knows its server before it sends a key.
+_IDENTITY = {"x-configi": __version__}
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -63,8 +66,8 @@ def router(service: Service) -> APIRouter:
     @routes.get("/health")
     async def health() -> Response:
         if service.healthy():
-            return _json({"status": "ok"})
-        return error_response(DIALECT, ModelUnavailable("The server is not making progress."))
+            return _json({"status": "ok"}, headers=_IDENTITY)
+        return error_response(DIALECT, ModelUnavailable("The server is not making progress."), _IDENTITY)
 
     @routes.get("/ready")
     async def ready() -> Response:
@@ -78,13 +81,15 @@ def router(service: Service) -> APIRouter:
     @routes.post("/v1/tokenize")
     async def tokenize(request: Request) -> Response:
         call = await parsed_body(request, partial(_parse_tokenize, limits=limits))
-        return await while_connected(request, _tokenize(service, call, caller(request).client))
+        return await while_connected(request, _tokenize(service, call, caller(request, service.settings).client.group))
 
     @routes.post("/detokenize")
     @routes.post("/v1/detokenize")
     async def detokenize(request: Request) -> Response:
         screened, fields = await parsed_body(request, partial(_parse_detokenize, limits=limits))
-        return await while_connected(request, _detokenize(service, screened, fields, caller(request).client))
+        return await while_connected(
+            request, _detokenize(service, screened, fields, caller(request, service.settings).client.group)
+        )
 
     return routes
 

@@ -52,16 +52,24 @@ class GenerationOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Client:
+    """Who asks. `group` is served fairly beside others; prefixes are shared by those with the same `cache_salt`."""
+
+    group: str = ""
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One request as `generation` takes it. `id` is the request id of the log and of the x-request-id header.
 
-    `client` groups requests for fairness (API key, else peer address). A request with `wait_for_model` (a stream) gets
-    the model's state while it loads; others wait up to `lifecycle.load_wait_s` and then fail with ModelLoading.
+    A request that is to `wait_for_model` (a stream) is told the model's state while it loads; others wait up to
+    `lifecycle.load_wait_s` and then fail with ModelLoading.
     """
 
     id: str
     model: str | None
     prompt: Prompt
     options: GenerationOptions
-    client: str = ""
+    client: Client = Client()
     wait_for_model: bool = False

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from server.cli import loopback
+from server.errors import EngineFailed
 from server.models.catalog import Catalog
 from server.models.residency import Residency
 from server.settings.types import ModelSettings
@@ -24,6 +25,8 @@ DEMO_MODEL = ModelSettings(
     fetch="embedded:smollm2-135m-instruct",
 )
 QUESTION = "What is the capital of France?"
+# The code of errors for which the engine is to blame, not the question.
+_ENGINE_FAILED = EngineFailed.code
 
 
 class DemoFailed(Exception):
@@ -47,12 +50,12 @@ class Demo:
     async def __call__(self, residency: Residency, catalog: Catalog) -> None:
         try:
             await self._ready(residency, catalog)
-            await asyncio.to_thread(self._ask)
+            await self._answer()
         except DemoFailed as error:
             # A second signal would cut short the shutdown that the first one has begun.
             if error.code == "shutting_down":
                 return
-            self._console.print(f"The demo failed: {error}", markup=False, highlight=False, soft_wrap=True)
+            self._say(f"The demo failed: {error}")
             self.failed = True
         if self.failed or self._exit_after_reply:
             self._stop()
@@ -78,6 +81,24 @@ class Demo:
         parts = ", ".join(f"{state} {s:.1f} s" for state, s in spent.items() if state != "absent")
         self._console.print(f"Model ready after {time.monotonic() - start:.1f} s ({parts}).\n")
         self._console.print(f"[bold]>[/bold] {QUESTION}")
+
+    async def _answer(self) -> None:
+        """An engine that dies in the midst of it is started again by the server, which goes on; so does the demo."""
+        try:
+            await asyncio.to_thread(self._ask)
+        except DemoFailed as error:
+            if error.code != _ENGINE_FAILED:
+                raise
+            self._say(f"\n\n{error} Asking once more.\n")
+            try:
+                await asyncio.to_thread(self._ask)
+            except DemoFailed as again:
+                if again.code != _ENGINE_FAILED or self._exit_after_reply:
+                    raise
+                self._say(f"\n\n{again} The server goes on.")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _ask(self) -> None:
         start = time.monotonic()

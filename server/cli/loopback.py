@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
-from http.client import HTTPResponse
+from http.client import HTTPException, HTTPResponse
 
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+# What `GET /health` of this server, which needs no key, has among its headers.
+_IDENTITY = "x-configi"
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """This server never redirects, and the key would go along."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
 
 
 def address(host: str, port: int) -> str:
@@ -25,3 +36,12 @@ def call(url: str, key: str | None, body: bytes | None = None, timeout: float | 
     except urllib.error.HTTPError as error:
         answer = error
     return answer  # type: ignore[no-any-return]
+
+
+def is_configi(address: str, timeout: float) -> bool:
+    """Whether what answers at `address` says that it is this server: asked without a key, before one is sent."""
+    try:
+        with call(f"{address}/health", None, timeout=timeout) as answer:
+            return _IDENTITY in answer.headers
+    except (OSError, HTTPException):
+        return False

@@ -62,6 +62,8 @@ def demo(
     # The terminal is for the answer; the log shows only what goes wrong, unless more was asked for.
     log = settings.log.model_copy(update={"level": "warning"}) if settings.log.level == "info" else settings.log
     settings = settings.model_copy(update={"models": [DEMO_MODEL], "lifecycle": lifecycle, "log": log})
+    if settings.server.key_digests and settings.server.own_key is None:
+        raise SetupError("configi demo asks its own server: it needs a key of server.api_keys that is not a hash.")
     _run(settings, demo=True, exit_after_reply=exit_after_reply)
 
 
@@ -71,9 +73,15 @@ def status(
 ) -> None:
     """Show what the running server is doing."""
     from server.cli.status_report import report
-    from server.settings.loading import load_settings
+    from server.settings.loading import address_of_a_stranger, load_settings
 
-    settings = load_settings(config, {"server": _given(host=host, port=port)})
+    flags = {"server": _given(host=host, port=port)}
+    settings = load_settings(config, flags)
+    if settings.server.own_key is not None and address_of_a_stranger(config, flags, settings):
+        raise SetupError(
+            "The key of your settings is not sent to the address that config.toml in this folder names; to mean that "
+            "address, give --config config.toml, or --host and --port."
+        )
     report(settings.server, as_json=json)
 
 
@@ -120,17 +128,16 @@ def _run(settings: Settings, *, demo: bool, exit_after_reply: bool = False) -> N
     from server.http import listen
 
     logs.configure(settings.log)
-    socket = listen.bind(settings.server)
-    address = loopback.address(*socket.getsockname()[:2])
+    sockets = listen.bind(settings.server)
+    address = loopback.address(*sockets[0].getsockname()[:2])
     console = Console()
     console.print(f"configi {__version__} on {address}", highlight=False)
     companions: list[Companion] = [functools.partial(show_progress, console)]
-    key = settings.server.api_key
-    run_demo = Demo(console, address, key.get_secret_value() if key else None, exit_after_reply=exit_after_reply)
+    run_demo = Demo(console, address, settings.server.own_key, exit_after_reply=exit_after_reply)
     if demo:
         companions.append(run_demo)
     configi = create_app(settings, companions=companions)
-    listen.run(configi.asgi, socket, settings.server, configi.generation.drain, configi.generation.end)
+    listen.run(configi.asgi, sockets, settings.server, configi.generation.drain, configi.generation.end)
     if run_demo.failed:
         raise typer.Exit(1)
 

@@ -17,9 +17,11 @@ _TIMEOUT_S = 5
 
 
 def report(settings: ServerSettings, *, as_json: bool) -> None:
-    """Raises SetupError when no server answers."""
+    """Raises SetupError when no server answers, or what answers does not say that it is one: it gets no key."""
     address = loopback.address(settings.host, settings.port)
-    key = settings.api_key.get_secret_value() if settings.api_key else None
+    key = settings.own_key
+    if not loopback.is_configi(address, _TIMEOUT_S):
+        raise _nobody(address)
     ready = _get(address, "/ready", key)
     models = _get(address, "/v1/models", key).get("data", [])
     if as_json:
@@ -46,4 +48,8 @@ def _get(address: str, path: str, key: str | None) -> dict[str, Any]:
             return body
         case ((401 | 403), {"error": {"message": str(message)}}):
             raise SetupError(message)
-    raise SetupError(f"No configi server answers at {address}; start one with `configi serve`.")
+    raise _nobody(address)
+
+
+def _nobody(address: str) -> SetupError:
+    return SetupError(f"No configi server answers at {address}; start one with `configi serve`.")

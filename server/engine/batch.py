@@ -55,24 +55,23 @@ class Batch:
         )
         self._requests |= {request.id: request for request in requests}
 
-    def step(self) -> tuple[list[EngineEvent], list[tuple[list[int], Layers]]]:
-        """One token for every sequence. For each that finished: the tokens that its caches hold, and the caches."""
+    def step(self) -> tuple[list[EngineEvent], list[tuple[Generate, list[int], Layers]]]:
+        """One token for every sequence. Each that finished, with the tokens that its caches hold, and the caches."""
         events: list[EngineEvent] = []
         finished = []
         for response in self._batch.next():
             request = self._requests[response.uid]
             events += _events(request, response)
             if response.finish_reason is not None:
-                finished.append((response.all_tokens, response.prompt_cache))
+                finished.append((request, response.all_tokens, response.prompt_cache))
                 del self._requests[request.id]
         return events, finished
 
-    def remove(self, id: int) -> tuple[list[int], Layers]:
-        """Take `id` out before it finished: the tokens that its caches hold, and the caches."""
+    def remove(self, id: int) -> tuple[Generate, list[int], Layers]:
+        """Take `id` out before it finished: the request, the tokens that its caches hold, and the caches."""
         index = self._batch.uids.index(id)
-        removed = (self._batch.tokens[index], self._batch.extract_cache(index))
+        removed = (self._requests.pop(id), self._batch.tokens[index], self._batch.extract_cache(index))
         self._batch.filter([i for i in range(len(self._batch)) if i != index])
-        del self._requests[id]
         return removed
 
 

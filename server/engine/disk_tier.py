@@ -1,9 +1,9 @@
 """KV segments on disk, so that no prefix is lost at a restart or an unload. Runs in the engine process.
 
 One safetensors file per segment, written by mlx-lm's `save_prompt_cache`, in a folder named by its model's fingerprint.
-Its name is the sha256 of the tokens up to the segment's end and the sha256 of the file, so damage by a crash or a disk
-is noticed on reading and is a miss. The files of all models together are capped; those used
-longest ago are removed first.
+Its name is a sha256 of the salt and of the tokens up to the segment's end, and the sha256 of the file, so damage by a
+crash or a disk is noticed on reading and is a miss. The files of all models together are capped; those used longest ago
+go first.
 Prompts are private: folders have mode 0700 and files 0600 from their creation on, and symbolic links are not followed.
 Several servers may share the folder: each writes partial files of its own and leaves those of others alone, and a file
 that another one removed is a miss.
@@ -46,7 +46,10 @@ _ATTEMPTS = 2
 
 @dataclass(frozen=True, slots=True)
 class StoredSegment:
-    """A file. `tokens` are all from the beginning, the segment those from `start`. `resumable`: it has all layers."""
+    """A file. `tokens` are all from the beginning, the segment those from `start`. `resumable`: it has all layers.
+
+    Only who has the same `salt` may find it.
+    """
 
     path: Path
     nbytes: int
@@ -54,6 +57,7 @@ class StoredSegment:
     start: int
     kind: Kind
     resumable: bool
+    salt: str = ""
 
 
 class DiskTier:
@@ -102,11 +106,13 @@ class DiskTier:
     def seconds_to_read(self, nbytes: int) -> float:
         return nbytes / self._read_bytes_per_s
 
-    def write(self, tokens: Sequence[int], start: int, kind: Kind, segment: Layers) -> StoredSegment | None:
-        """None when it was not written. Once the disk refuses, nothing more is written."""
+    def write(
+        self, tokens: Sequence[int], start: int, kind: Kind, segment: Layers, salt: str = ""
+    ) -> StoredSegment | None:
+        """None when it was not written. When the disk refuses, nothing more is."""
         for _ in range(_ATTEMPTS):
             try:
-                stored = self._write(tokens, start, kind, segment)
+                stored = self._write(tokens, start, kind, segment, salt)
                 self._make_room(stored.path)
                 return stored
             except FileNotFoundError:
@@ -144,20 +150,20 @@ class DiskTier:
         for folder in (self._root, self._folder):
             _make_private(folder)
 
-    def _write(self, tokens: Sequence[int], start: int, kind: Kind, segment: Layers) -> StoredSegment:
+    def _write(self, tokens: Sequence[int], start: int, kind: Kind, segment: Layers, salt: str) -> StoredSegment:
         present = [index for index, layer in enumerate(segment) if layer is not None]
         facts = {
             "format": _FORMAT, "tokens": json.dumps(list(tokens)), "start": str(start), "kind": kind,
-            "layers": json.dumps([len(segment), present]),
+            "layers": json.dumps([len(segment), present]), "salt": salt,
         }  # fmt: skip
         self._prepare_folders()
         # mlx-lm opens a file by name, and one that exists keeps its mode.
         os.close(os.open(self._partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         save_prompt_cache(str(self._partial), [segment[index] for index in present], facts)
-        path = self._folder / f"{_key(tokens)}-{_digest(self._partial)}.safetensors"
+        path = self._folder / f"{_key(tokens, salt)}-{_digest(self._partial)}.safetensors"
         nbytes = self._partial.stat().st_size
         self._partial.rename(path)
-        return StoredSegment(path, nbytes, tuple(tokens), start, kind, len(present) == len(segment))
+        return StoredSegment(path, nbytes, tuple(tokens), start, kind, len(present) == len(segment), salt)
 
     def _make_room(self, newest: Path) -> None:
         """Of all models' files, remove those used longest ago until the rest fits."""
@@ -210,8 +216,8 @@ def _is_being_written(path: Path) -> bool:
     return False
 
 
-def _key(tokens: Sequence[int]) -> str:
-    return hashlib.sha256(json.dumps(list(tokens)).encode()).hexdigest()[:32]
+def _key(tokens: Sequence[int], salt: str) -> str:
+    return hashlib.sha256((json.dumps(list(tokens)) + salt).encode()).hexdigest()[:32]
 
 
 def _digest(path: Path) -> str:
@@ -225,11 +231,12 @@ def _described(path: Path) -> StoredSegment | None:
         return None
     with contextlib.suppress(Exception):
         facts = compat.saved_metadata(path)
-        tokens = tuple(json.loads(facts["tokens"]))
-        if facts["format"] == _FORMAT and path.name.startswith(_key(tokens)):
+        # Files of before there were salts have none.
+        tokens, salt = tuple(json.loads(facts["tokens"])), str(facts.get("salt", ""))
+        if facts["format"] == _FORMAT and path.name.startswith(_key(tokens, salt)):
             count, present = json.loads(facts["layers"])
             nbytes, resumable = path.stat().st_size, len(present) == count
-            return StoredSegment(path, nbytes, tokens, int(facts["start"]), facts["kind"], resumable)
+            return StoredSegment(path, nbytes, tokens, int(facts["start"]), facts["kind"], resumable, salt)
     return None
 
 

@@ -148,8 +148,8 @@ class Engine:
         start = time.monotonic()
         events, finished = self._batch.step()
         seconds = time.monotonic() - start
-        for tokens, layers in finished:
-            self._prefixes.store(tokens, layers, [], "assistant")
+        for answered in finished:
+            self._keep(*answered)
         return events, seconds
 
     def _remove(self, id: int) -> None:
@@ -157,8 +157,11 @@ class Engine:
         if id in self._prefills:
             self._prefills.cancel(id)
         elif id in self._batch:
-            tokens, layers = self._batch.remove(id)
-            self._prefixes.store(tokens, layers, [], "assistant")
+            self._keep(*self._batch.remove(id))
+
+    def _keep(self, request: Generate, tokens: list[int], layers: compat.Layers) -> None:
+        """What was read and answered, for the next turn."""
+        self._prefixes.store(tokens, layers, [], "assistant", request.cache_salt)
 
     # ---- memory
 

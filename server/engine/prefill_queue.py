@@ -67,7 +67,7 @@ class PrefillQueue:
         return max(self._earlier_peak, mx.get_peak_memory())
 
     def add(self, request: Generate) -> None:
-        same = next((p.id for p in self._prefills.values() if p.request.prompt == request.prompt), None)
+        same = next((p.id for p in self._prefills.values() if _finds_what_is_kept_of(request, p.request)), None)
         reader = Scoring if request.prompt_logprobs else Prefill
         self._prefills[request.id] = reader(self._model, request, waits_for=same)
 
@@ -131,7 +131,7 @@ class PrefillQueue:
     def _start(self, prefill: Prefill) -> EngineEvent:
         """Find what was read before."""
         request = prefill.request
-        hit = self._prefixes.find(request.prompt) if prefill.reuses_prefixes else Hit(None, 0, 0)
+        hit = self._prefixes.find(request.prompt, request.cache_salt) if prefill.reuses_prefixes else Hit(None, 0, 0)
         prefill.start(hit.layers, hit.length)
         return Prefilled(request.id, hit.length, len(request.prompt), hit.length, hit.shared)
 
@@ -166,7 +166,11 @@ class PrefillQueue:
         request = prefill.request
         kinds = [boundary.kind for boundary in request.boundaries if boundary.offset == end]
         kind = kinds[0] if kinds else "user"
-        self._prefixes.store(request.prompt[:end], prefill.layers, request.boundaries, kind)
+        self._prefixes.store(request.prompt[:end], prefill.layers, request.boundaries, kind, request.cache_salt)
+
+
+def _finds_what_is_kept_of(request: Generate, other: Generate) -> bool:
+    return (request.prompt, request.cache_salt) == (other.prompt, other.cache_salt)
 
 
 def checkpoints(request: Generate) -> list[int]:

@@ -2,13 +2,15 @@
 
 A radix tree of KV segments (`kv.py`). Where all layers are trimmable, any prefix can be resumed; where some are not,
 only the ends of segments can, so the engine stores one at each checkpoint of the prompt. Neighbours share the trimmable
-layers of the tokens that they share. Beyond `limit` bytes segments are evicted: first what nobody has used for long,
-then ends of answers, then ends of user messages, then ends of system prompts. Segments that are on disk too
-(`disk_tier.py`) can still be found.
+layers of the tokens that they share. What does not fit into `limit` bytes goes: first what nobody has used for long,
+then ends of answers, before ends of user messages, before ends of system prompts. Segments that are on disk too
+(`disk_tier.py`) can still be found. Each salt has a tree of its own: what was read under one is not found under
+another.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +33,7 @@ class CachedSegment:
     kind: Kind
     length: int
     used: int
+    salt: str
     layers: Layers | None = None
     stored: StoredSegment | None = None
     nbytes: int = 0
@@ -71,7 +74,7 @@ class PrefixCache:
         self._disk = disk
         self._trimmable = trimmable
         self._prefill_rate = prefill_rate
-        self._tree: PrefixTree[CachedSegment] = PrefixTree()
+        self._trees: defaultdict[str, PrefixTree[CachedSegment]] = defaultdict(PrefixTree)
         self._clock = 0
         for stored in disk.scan():
             self._adopt(stored)
@@ -79,16 +82,17 @@ class PrefixCache:
     @property
     def nbytes(self) -> int:
         """Bytes of memory."""
-        return sum(segment.nbytes for segment in {node.segment for node in self._tree})
+        return sum(segment.nbytes for segment in {node.segment for node in self._nodes()})
 
-    def find(self, tokens: list[int]) -> Hit:
+    def find(self, tokens: list[int], salt: str = "") -> Hit:
         """The caches for the longest usable prefix of `tokens` but the last, which must be fed to the model."""
         self._clock += 1
-        match = self._tree.match(tokens[:-1])
+        tree = self._trees[salt]
+        match = tree.match(tokens[:-1])
         path = self._worth_restoring(match)
         while (broken := self._load(path)) is not None:
             self._forget(broken)
-            match = self._tree.match(tokens[:-1])
+            match = tree.match(tokens[:-1])
             path = self._worth_restoring(match)
         for node in path:
             node.segment.used = self._clock
@@ -97,20 +101,22 @@ class PrefixCache:
         self.shrink(self.limit)
         return hit
 
-    def store(self, tokens: list[int], layers: Layers, boundaries: Sequence[Boundary], kind: Kind) -> None:
-        """Keep `layers`, which hold `tokens`; what ends at `boundaries` has their kinds, the rest has `kind`.
+    def store(
+        self, tokens: list[int], layers: Layers, boundaries: Sequence[Boundary], kind: Kind, salt: str = ""
+    ) -> None:
+        """Keep `layers`, which hold `tokens`; what ends at `boundaries` is of their kinds, the rest is of `kind`.
 
         Trimmable layers are cut at the boundaries so that the parts can be evicted one by one; with others only the end
         can be resumed.
         """
         ends = [b for b in boundaries if b.offset < len(tokens)] if self._trimmable else []
         for end in [*ends, Boundary(len(tokens), kind)]:
-            self._store(tokens[: end.offset], layers, end.kind)
+            self._store(tokens[: end.offset], layers, end.kind, salt)
         self.shrink(self.limit)
 
-    def has(self, tokens: list[int]) -> bool:
+    def has(self, tokens: list[int], salt: str = "") -> bool:
         """Whether a sequence can resume just after `tokens` without reading the disk."""
-        match = self._tree.match(tokens)
+        match = self._trees[salt].match(tokens)
         return _reach(self._usable(match, disk=False), match) == len(tokens)
 
     def shrink(self, limit: int) -> None:
@@ -123,16 +129,21 @@ class PrefixCache:
         # A segment is represented by its last node; parents first, since a segment is useless without them.
         unwritten = [
             node
-            for node in self._tree
+            for node in self._nodes()
             if node.segment.layers is not None and node.segment.stored is None and node.stop == node.segment.length
         ]
         if not unwritten or not self._disk.enabled:
             return False
         node = max(unwritten, key=lambda node: (node.segment.used, -node.end))
         segment, tokens = node.segment, _tokens_to(node)
-        segment.stored = self._disk.write(tokens, len(tokens) - segment.length, segment.kind, segment.layers or [])
+        start = len(tokens) - segment.length
+        segment.stored = self._disk.write(tokens, start, segment.kind, segment.layers or [], segment.salt)
         self._forget_lost()
         return segment.stored is not None
+
+    def _nodes(self) -> Iterator[Node[CachedSegment]]:
+        for tree in self._trees.values():
+            yield from tree
 
     # ---- finding
 
@@ -167,40 +178,41 @@ class PrefixCache:
 
     # ---- storing
 
-    def _store(self, tokens: list[int], layers: Layers, kind: Kind) -> None:
-        match = self._tree.match(tokens)
+    def _store(self, tokens: list[int], layers: Layers, kind: Kind, salt: str) -> None:
+        tree = self._trees[salt]
+        match = tree.match(tokens)
         for node in match.path:
             node.segment.used = self._clock
         if match.length < len(tokens):
-            segment = CachedSegment(kind, len(tokens) - match.length, self._clock)
+            segment = CachedSegment(kind, len(tokens) - match.length, self._clock, salt)
             segment.keep(kv.extract(layers, match.length, len(tokens)))
-            self._tree.extend(match, tokens, segment, 0)
-        elif not self.has(tokens):
-            # Read before, but what resuming needs was not kept or is gone: a new segment ends here.
-            self._fill(self._tree.cut(match), layers, kind)
+            tree.extend(match, tokens, segment, 0)
+        elif not self.has(tokens, salt):
+            # Read before, but what it needs was not kept here or is gone: a segment of its own now ends here.
+            self._fill(tree.cut(match), layers, kind)
         for node in match.path:
             if node.segment.layers is None and node.segment.stored is None and node.end <= len(tokens):
                 self._fill(node, layers, node.segment.kind)
 
     def _fill(self, node: Node[CachedSegment], layers: Layers, kind: Kind) -> None:
-        node.segment, node.start = CachedSegment(kind, len(node.label), self._clock), 0
+        node.segment, node.start = CachedSegment(kind, len(node.label), self._clock, node.segment.salt), 0
         node.segment.keep(kv.extract(layers, node.end - len(node.label), node.end))
 
     def _adopt(self, stored: StoredSegment) -> None:
         """A file of an earlier process; those of shorter prefixes come first."""
-        tokens = list(stored.tokens)
-        match = self._tree.match(tokens)
+        tokens, tree = list(stored.tokens), self._trees[stored.salt]
+        match = tree.match(tokens)
         if match.length < stored.start or match.length == len(tokens):
             self._disk.delete(stored)
             return
-        segment = CachedSegment(stored.kind, len(tokens) - stored.start, 0, stored=stored)
-        self._tree.extend(match, tokens, segment, match.length - stored.start)
+        segment = CachedSegment(stored.kind, len(tokens) - stored.start, 0, stored.salt, stored=stored)
+        tree.extend(match, tokens, segment, match.length - stored.start)
 
     # ---- evicting
 
     def _candidates(self) -> Iterator[Node[CachedSegment]]:
-        """What can be evicted by itself: leaves entirely, of inner nodes the state of their non-trimmable layers."""
-        for node in self._tree:
+        """What can go by itself: ends of paths entirely, inner nodes by the state of their non-trimmable layers."""
+        for node in self._nodes():
             if node.segment.layers is not None and (
                 not _has_children_in_memory(node) or (not self._trimmable and _is_resumable_at_end(node, disk=False))
             ):
@@ -228,15 +240,15 @@ class PrefixCache:
             if last.segment.stored is not None:
                 self._disk.delete(last.segment.stored)
                 last.segment.stored = None
-        self._tree.remove(node)
+        self._trees[node.segment.salt].remove(node)
 
     def _forget_lost(self) -> None:
         """Segments whose files made room for others on disk."""
-        for node in self._tree:
+        for node in self._nodes():
             if node.segment.stored is not None and not self._disk.holds(node.segment.stored):
                 node.segment.stored = None
         while (
-            lost := next((node for node in self._tree if not node.segment.is_available(disk=True)), None)
+            lost := next((node for node in self._nodes() if not node.segment.is_available(disk=True)), None)
         ) is not None:
             self._forget(lost)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,7 +56,7 @@ class EngineClient:
         self._streams: dict[int, EngineStream] = {}
         self._last_id = 0
         self._loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
-        self._silent_since = time.monotonic()
+        self._silence_s = 0.0
         self.closed: ConfigiError | None = None
         self.stats: Stats | None = None
         # Requests that ended well: the supervisor then forgets past failures.
@@ -65,8 +64,13 @@ class EngineClient:
 
     @property
     def silence_s(self) -> float:
-        """How long work has been waiting without a sign of life; 0 with nothing to do."""
-        return time.monotonic() - self._silent_since if self._streams else 0.0
+        """How long this process has listened for a sign of life while work is waiting; 0 with nothing to do."""
+        return self._silence_s if self._streams else 0.0
+
+    def listened(self, seconds: float) -> None:
+        """The event loop was awake for so long. Only that counts: while it stood still, or the machine slept, nothing
+        could be heard."""
+        self._silence_s += seconds
 
     async def load(self, command: Load) -> Loaded:
         """Raises what the engine reports, or what ends it meanwhile."""
@@ -86,7 +90,7 @@ class EngineClient:
         if self.closed is not None:
             raise self.closed
         if not self._streams:
-            self._silent_since = time.monotonic()
+            self._silence_s = 0.0
         stream = EngineStream(self)
         for index, request in enumerate(requests):
             self._last_id += 1
@@ -111,7 +115,7 @@ class EngineClient:
         while True:
             for event in decode_events(await self._socket.recv()):
                 self._sort(event)
-            self._silent_since = time.monotonic()
+            self._silence_s = 0.0
             # When the next frame is there already, `recv` does not yield; the streams must get their turn.
             await asyncio.sleep(0)
 

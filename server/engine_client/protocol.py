@@ -75,6 +75,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Continue `prompt` by at most `max_tokens` tokens, until one of `stop_tokens`.
 
     `boundaries`, ascending, are where a checkpoint is worth keeping. `client` groups requests for fairness.
+    `cache_salt`: prefixes are shared by requests with the same one only.
     `top_logprobs`: None = no logprobs; k >= 0 = the chosen token's and the k best ones' at each position.
     `prompt_logprobs`: also score the prompt itself (completions with echo and logprobs).
     """
@@ -86,6 +87,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     sampling: Sampling
     boundaries: list[Boundary] = []
     client: str = ""
+    cache_salt: str = ""
     top_logprobs: int | None = None
     prompt_logprobs: bool = False
 

@@ -11,8 +11,6 @@ import contextlib
 import logging
 import signal
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import zmq.asyncio
 
 from server.engine_client.client import EngineClient
 from server.engine_client.protocol import Load
+from server.engine_client.socket_folder import SocketFolder
 from server.errors import ConfigiError, EngineFailed
 from server.settings.types import EngineSettings, Settings
 
@@ -104,16 +103,14 @@ class EngineProcess:
         self._on_exit = on_exit
         self._tasks: list[asyncio.Task[None]] = []
         self._resident = False
-        # The folder is created 0700: nobody else on this machine can talk to the engine. Short: macOS allows 104
-        # characters for a socket's path.
-        self._folder = tempfile.TemporaryDirectory(prefix="configi-")
+        self._folder = SocketFolder()
         self._socket: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.PAIR)
         self._socket.linger = 0
         self._socket.sndhwm = 0
         self.client = EngineClient(self._socket)
 
     async def start(self, command: Load) -> EngineClient:
-        address = f"ipc://{self._folder.name}/engine"
+        address = f"ipc://{self._folder.socket}"
         self._socket.bind(address)
         # stdin stays open as long as this process lives; the engine exits when it closes. A group of its own keeps
         # the terminal's Ctrl-C from killing it before running streams could finish.
@@ -163,10 +160,14 @@ class EngineProcess:
         self._die(EngineFailed(f"The engine process {how}."))
 
     async def _watch_hang(self) -> None:
-        start = time.monotonic()
+        tick = min(1.0, self._limits.hang_timeout_s / 4)
+        awake = 0.0
         while True:
-            await asyncio.sleep(min(1.0, self._limits.hang_timeout_s / 4))
-            if not self._resident and time.monotonic() - start > self._limits.load_timeout_s:
+            await asyncio.sleep(tick)
+            # A tick, however long it took: what it took beyond that this process was not there to hear anything.
+            awake += tick
+            self.client.listened(tick)
+            if not self._resident and awake > self._limits.load_timeout_s:
                 self._die(EngineFailed(f"The model did not load within {self._limits.load_timeout_s:g} s."))
                 return
             if self.client.silence_s > self._limits.hang_timeout_s:
@@ -196,7 +197,7 @@ class EngineProcess:
             if task is not asyncio.current_task():
                 task.cancel()
         self._socket.close()
-        self._folder.cleanup()
+        self._folder.remove()
 
     async def _log_stderr(self) -> None:
         if (stderr := self._process.stderr) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import TypeVar
 
-from server.chat.conversation import GenerationOptions
+from server.chat.conversation import Client, GenerationOptions
 from server.chat.parts import Role
 from server.chat.prompt import EncodedPrompt
 from server.chat.vocabulary import Vocabulary
@@ -21,9 +21,9 @@ _KINDS: dict[Role, Kind] = {"system": "system", "user": "user", "tool": "user", 
 
 
 def generate_commands(
-    options: GenerationOptions, client: str, vocabulary: Vocabulary, prompt: EncodedPrompt
+    options: GenerationOptions, client: Client, vocabulary: Vocabulary, prompt: EncodedPrompt
 ) -> list[Generate]:
-    """One `Generate` for each choice; `client` groups requests for fairness.
+    """One `Generate` for each choice.
 
     Raises:
         InvalidRequest: `logit_bias` names a token that the model does not have.
@@ -40,7 +40,8 @@ def generate_commands(
             id=0,
             prompt=prompt.ids,
             boundaries=[Boundary(end.offset, _KINDS[end.role]) for end in prompt.boundaries],
-            client=client,
+            client=client.group,
+            cache_salt=client.cache_salt,
             max_tokens=room if options.max_tokens is None else min(options.max_tokens, room),
             stop_tokens=sorted(vocabulary.eos_ids),
             top_logprobs=options.top_logprobs,

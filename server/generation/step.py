@@ -52,7 +52,7 @@ class Generation:
             while pending := await wait.news(opening):
                 yield pending
             text = opening.result()
-            prompt = await text.encode_prompt(request.prompt, request.client)
+            prompt = await text.encode_prompt(request.prompt, request.client.group)
             self._log_text(request, "prompt", prompt.text)
             commands = generate_commands(options, request.client, text.vocabulary, prompt)
             with self._residency.lease(entry) as lease:

@@ -1,18 +1,20 @@
-"""What every request passes through first, as pure ASGI: id, Host, Origin, key, content type, body size and read time.
+"""What every request passes first, as pure ASGI: id, Host and Origin, key, content type, body size, budget and time.
 
 HTTP process. A request that fails here costs nothing behind it. Every answer, ours or the app's, leaves with an
-`x-request-id`; every error is worded by the dialect of its path.
+`x-request-id`; every error is worded by the dialect of its path. Behind the guard, `state["client"]` of the scope is
+who asks: the name of the accepted key, or the peer's address where there are no keys.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
+import contextlib
 import logging
+import math
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,6 +29,8 @@ from server.errors import (
     RequestTooSlow,
     UnsupportedMediaType,
 )
+from server.http.budget import BodyBudget, BodyShare
+from server.http.clients import Clients
 from server.http.dialect import Dialect, Dialects
 from server.http.origins import allowed_names, host_is_allowed, host_name, origin_is_allowed
 from server.settings.types import ServerSettings
@@ -37,16 +41,30 @@ access = logging.getLogger("configi.access")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MAX_HEADERS = 128
 _MAX_HEADER_BYTES = 64 * 1024
+# The rest of a body that nobody reads: less is waited for, more costs its sender the connection.
+_DRAINED_BYTES = 64 * 1024
+# For so long it is still taken from who gets an answer before it was all there.
+_DRAIN_S = 2.0
 
 
 class Guard:
-    def __init__(self, app: ASGIApp, settings: ServerSettings, dialects: Dialects) -> None:
+    """`on_answer` is told of every answer to a named client: its name and the status."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ServerSettings,
+        dialects: Dialects,
+        on_answer: Callable[[str, int], None] = lambda client, status: None,
+    ) -> None:
         self._app = app
         self._settings = settings
         self.dialects = dialects
         self._names = allowed_names(settings.host, settings.allowed_hosts)
         self._bound_to_all = settings.host in ("0.0.0.0", "::", "")
-        self._key = settings.api_key.get_secret_value().encode() if settings.api_key else None
+        self._clients = Clients(settings.key_digests)
+        self._budget = BodyBudget(settings.body_budget)
+        self._on_answer = on_answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,7 +73,8 @@ class Guard:
         headers = Headers(scope=scope)
         # Base URLs that end in a slash are common: //v1//models.
         scope["path"] = re.sub("/{2,}", "/", scope["path"])
-        exchange = Exchange(_request_id(headers), self.dialects.of(scope["path"]), send)
+        body = Body(receive, self._settings, self._budget.share(), owed=_owes_body(headers))
+        exchange = Exchange(_request_id(headers), self.dialects.of(scope["path"]), send, body)
         scope["state"]["request_id"] = exchange.request_id
         try:
             _check_size(headers)
@@ -64,18 +83,21 @@ class Guard:
             if _is_preflight(scope, headers):
                 await exchange.answer(204, b"", _preflight_headers(headers))
                 return
-            self._check_key(scope["path"], headers)
+            self._identify(scope, headers, exchange)
             self._check_body(scope["method"], headers)
             # HEAD is GET whose body the protocol leaves out.
             method = "GET" if scope["method"] == "HEAD" else scope["method"]
-            await self._app({**scope, "method": method}, Body(receive, self._settings).receive, exchange.send)
+            await self._app({**scope, "method": method}, body.receive, exchange.send)
         except ConfigiError as error:
             await exchange.fail(error)
         except Exception:
             log.exception("unhandled error", extra={"request_id": exchange.request_id})
             await exchange.fail(ConfigiError())
         finally:
+            body.share.give_back()
             exchange.log_access(scope)
+            if exchange.client:
+                self._on_answer(exchange.client, exchange.status)
 
     def _check_host(self, headers: Headers) -> None:
         values = headers.getlist("host")
@@ -90,21 +112,22 @@ class Guard:
         if origin is None:
             return
         if not origin_is_allowed(origin, headers["host"], self._settings.allowed_origins):
-            raise Forbidden("Web pages of this origin may not call the server; see server.allowed_origins.")
+            raise Forbidden("Web pages of this origin may not call the server; add it to server.allowed_origins.")
         exchange.extra = [
             (b"access-control-allow-origin", origin.encode("latin-1")),
             (b"access-control-expose-headers", b"x-request-id, x-configi-ignored, retry-after"),
             (b"vary", b"origin"),
         ]
 
-    def _check_key(self, path: str, headers: Headers) -> None:
-        if self._key is None or path == "/health":
+    def _identify(self, scope: Scope, headers: Headers, exchange: Exchange) -> None:
+        if not self._clients.named or scope["path"] == "/health":
+            address = scope.get("client")
+            scope["state"]["client"] = address[0] if address else ""
             return
-        scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        given = bearer if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        # Header values are latin-1; bytes compare in constant time whatever they hold.
-        if not hmac.compare_digest(given.strip().encode("latin-1"), self._key):
+        name = self._clients.of(headers)
+        if name is None:
             raise AuthenticationFailed("The API key is missing or wrong; send it as Authorization: Bearer KEY.")
+        scope["state"]["client"] = exchange.client = name
 
     def _check_body(self, method: str, headers: Headers) -> None:
         if "transfer-encoding" in headers and "content-length" in headers:
@@ -120,10 +143,15 @@ class Guard:
 
 
 class Body:
-    """`receive` with a bound on size and time until the body is there; afterwards the plain one."""
+    """`receive` with bounds on size, budget and time until the body is there; afterwards the plain one.
 
-    def __init__(self, receive: Receive, settings: ServerSettings) -> None:
+    `owed`: bytes that have been announced; infinite when nobody knows how many.
+    """
+
+    def __init__(self, receive: Receive, settings: ServerSettings, share: BodyShare, owed: float) -> None:
+        self.share = share
         self._receive = receive
+        self._owed = owed
         self._settings = settings
         self._deadline = asyncio.get_running_loop().time() + settings.body_timeout_s
         self._bytes = 0
@@ -131,6 +159,8 @@ class Body:
 
     async def receive(self) -> Message:
         if self._complete:
+            # Whoever asks again has parsed it, and looks whether its client is still there.
+            self.share.give_back()
             return await self._receive()
         try:
             async with asyncio.timeout_at(self._deadline):
@@ -141,38 +171,67 @@ class Body:
         self._bytes += len(message.get("body", b""))
         if self._bytes > self._settings.max_body:
             raise _too_large(self._settings)
+        self.share.grow(self._bytes)
         self._complete = not message.get("more_body", False)
         return message
 
+    async def drain(self) -> None:
+        """Let what is still to come go by for a moment: to close on unread bytes resets the connection, and a client
+        that is sending would never see its answer."""
+        self.share.give_back()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_S):
+                while self.rest and self._bytes <= 2 * self._settings.max_body:
+                    message = await self._receive()
+                    self._bytes += len(message.get("body", b""))
+                    self._complete = not message.get("more_body", False)
+
+    @property
+    def rest(self) -> float:
+        """Bytes that are still to come, and that nobody reads once there is an answer."""
+        return 0 if self._complete else self._owed - self._bytes
+
 
 class Exchange:
-    """One answer on its way out: it starts once, carries its id, and is logged with its status."""
+    """One answer on its way out: it starts once, carries its id, and is logged with its status.
 
-    def __init__(self, request_id: str, dialect: Dialect, send: Send) -> None:
+    `client` is the name of the accepted key; empty before there is one.
+    """
+
+    def __init__(self, request_id: str, dialect: Dialect, send: Send, body: Body) -> None:
         self.request_id = request_id
+        self.client = ""
+        self.status = 0
+        self._body = body
+        self._drains = False
         self._dialect = dialect
         self.extra: list[tuple[bytes, bytes]] = []
         self._send = send
-        self._status = 0
         self._start = time.monotonic()
 
     async def send(self, message: Message) -> None:
         """The app's `send`; beyond the first message it only passes on."""
         if message["type"] == "http.response.start":
-            self._status = message["status"]
+            self.status = message["status"]
             message["headers"] = [
                 *message.get("headers", ()),
                 (b"x-request-id", self.request_id.encode()),
                 *self.extra,
             ]
-            if self._status in (408, 413):
-                # The rest of the body is not read, so nothing more can be read from this connection.
+            if self.status in (408, 413) or self._body.rest > _DRAINED_BYTES:
+                # Nothing more can be read from this connection before the rest of a body that nobody wants.
                 message["headers"].append((b"connection", b"close"))
+                # After the time for a body is over, it is not waited for any more.
+                self._drains = self.status != 408
+        elif self._drains and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            await self._body.drain()
+            message = {"type": "http.response.body"}
         await self._send(message)
 
     async def fail(self, error: ConfigiError) -> None:
         """Answer with `error`, unless the app's answer is under way."""
-        if not self._status:
+        if not self.status:
             await self.answer(error.status, *self._dialect.answer(error))
 
     async def answer(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
@@ -187,15 +246,24 @@ class Exchange:
             "method": scope["method"],
             # Escaped: a path may hold what a terminal would obey.
             "path": scope["path"].encode("unicode_escape").decode()[:500],
-            "status": self._status,
+            "status": self.status,
             "ms": round((time.monotonic() - self._start) * 1000),
         }
+        if self.client:
+            fields["client"] = self.client
         access.info("request", extra=fields)
 
 
 def _request_id(headers: Headers) -> str:
     given = headers.get("x-request-id", "")
     return given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+
+
+def _owes_body(headers: Headers) -> float:
+    """Bytes of a body as announced; infinite when it has no length, or two, or may never be sent (Expect)."""
+    if "transfer-encoding" in headers or "expect" in headers:
+        return math.inf
+    return int(headers.get("content-length", "0"))
 
 
 def _check_size(headers: Headers) -> None:

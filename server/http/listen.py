@@ -1,4 +1,4 @@
-"""The listening socket, and the server's life from its first connection to its orderly end. HTTP process."""
+"""The listening sockets, and the server's life from its first connection to its orderly end. HTTP process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import logging
 import os
 import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -32,24 +32,45 @@ _KEEP_ALIVE_S = 75
 _LAST_WORDS_S = 2.0
 
 
-def bind(settings: ServerSettings) -> socket.socket:
-    """Take the port before any other work.
+def bind(settings: ServerSettings) -> list[socket.socket]:
+    """Take the port before any other work. `localhost` is both loopback addresses, as far as this machine has them:
+    clients try `::1` first.
 
     Raises:
         SetupError: the port is taken, this machine does not have the address, or it is open to others without a key.
     """
-    if not is_loopback(settings.host) and settings.api_key is None:
-        raise SetupError(
-            f"Listening on {settings.host} opens the server to others: set server.api_key, or listen on 127.0.0.1."
-        )
-    where = f"{settings.host}:{settings.port}"
+    host, port = settings.host, settings.port
+    if not is_loopback(host) and not settings.key_digests:
+        raise SetupError(f"Listening on {host} opens the server to others: set server.api_key, or listen on 127.0.0.1.")
+    if host.lower() != "localhost":
+        return [_listening(host, port)]
+    first = _listening("127.0.0.1", port)
+    if not _has_loopback_6():
+        return [first]
+    try:
+        return [first, _listening("::1", first.getsockname()[1])]
+    except SetupError:
+        first.close()
+        raise
+
+
+def _has_loopback_6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def _listening(host: str, port: int) -> socket.socket:
     try:
         [family, kind, protocol, _, address], *_ = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         sock = socket.socket(family, kind, protocol)
     except socket.gaierror:
-        raise SetupError(f"Cannot listen on {settings.host}: no such address.") from None
+        raise SetupError(f"Cannot listen on {host}: no such address.") from None
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind(address)
@@ -58,18 +79,18 @@ def bind(settings: ServerSettings) -> socket.socket:
     except OSError as error:
         sock.close()
         reasons = {
-            errno.EADDRINUSE: f"port {settings.port} is already in use; choose another with --port",
+            errno.EADDRINUSE: f"port {port} is already in use; choose another with --port",
             errno.EADDRNOTAVAIL: "this machine has no such address",
             errno.EACCES: "ports below 1024 need privileges",
         }
         reason = reasons.get(error.errno or 0, error.strerror)
-        raise SetupError(f"Cannot listen on {where}: {reason}.") from None
+        raise SetupError(f"Cannot listen on {host}:{port}: {reason}.") from None
     return sock
 
 
 def run(
     app: Guard,
-    sock: socket.socket,
+    sockets: Sequence[socket.socket],
     settings: ServerSettings,
     on_drain: Callable[[], None],
     on_grace_over: Callable[[], None],
@@ -99,7 +120,7 @@ def run(
     )
     # uvicorn exits with a status of its own, and says why in the log, which is muted.
     with contextlib.suppress(SystemExit):
-        _Server(config, settings.shutdown_grace_s, on_drain, on_grace_over).run(sockets=[sock])
+        _Server(config, settings.shutdown_grace_s, on_drain, on_grace_over).run(sockets=list(sockets))
     lifespan.check()
 
 

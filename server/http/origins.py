@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 _HOST = re.compile(r"(?P<name>\[[0-9a-fA-F:.%]+\]|[^:\[\]/@\s]+)(?::\d{1,5})?")
 
+_PORT = re.compile(r":\d+$")
+
 
 def host_name(header: str) -> str | None:
     """The name in a Host header, lower case and without port or brackets; None when it is malformed."""
@@ -22,9 +24,15 @@ def is_loopback(name: str) -> bool:
 
 
 def allowed_names(bound: str, listed: Iterable[str]) -> frozenset[str]:
-    """Names that are answered beside loopback's own: where we listen, this machine's name, and the listed ones."""
-    own = socket.gethostname().lower()
-    return frozenset({bound.lower(), own, f"{own.removesuffix('.local')}.local", *(name.lower() for name in listed)})
+    """Names that are answered beside loopback's own: where we listen, and the listed ones.
+
+    This machine's name only where others can connect: a DHCP server may have chosen it.
+    """
+    names = {bound.lower(), *(name.lower().rstrip(".") for name in listed)}
+    if not is_loopback(bound):
+        own = socket.gethostname().lower()
+        names |= {own, f"{own.removesuffix('.local')}.local"}
+    return frozenset(names)
 
 
 def host_is_allowed(name: str, names: frozenset[str], *, bound_to_all: bool) -> bool:
@@ -33,8 +41,12 @@ def host_is_allowed(name: str, names: frozenset[str], *, bound_to_all: bool) -> 
 
 
 def origin_is_allowed(origin: str, host_header: str, listed: Iterable[str]) -> bool:
-    """Our own page, or a listed origin. `null` (a sandboxed frame, a local file) only when listed."""
-    return origin in (f"http://{host_header}", f"https://{host_header}") or origin in listed or "*" in listed
+    """Our own page, or a listed origin, `:*` for any port. `null` (a sandboxed frame, a local file) only when listed,
+    and so by `*`, which is every origin."""
+    if origin in (f"http://{host_header}", f"https://{host_header}"):
+        return True
+    any_port = f"{_PORT.sub('', origin)}:*"
+    return any(entry in (origin, any_port, "*") for entry in listed)
 
 
 def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -28,6 +28,7 @@ from server.settings.types import Settings
 
 _ENV_PREFIX = "CONFIGI_"
 _ENV_FILE = "CONFIGI_CONFIG"
+_IN_THIS_FOLDER = Path("config.toml")
 
 
 def load_settings(config_file: Path | None, overrides: Mapping[str, Any]) -> Settings:
@@ -49,7 +50,17 @@ def load_settings(config_file: Path | None, overrides: Mapping[str, Any]) -> Set
     except SettingsError as error:
         raise SetupError(f"environment: {error}; lists and tables are written as JSON.") from None
     _check_models(settings)
+    _check_server(settings)
     return settings
+
+
+def address_of_a_stranger(config_file: Path | None, overrides: Mapping[str, Any], settings: Settings) -> bool:
+    """Whether a config.toml that merely lies in the current folder names another address than the user's own sources
+    do, and not the key: then the key is not meant for that address."""
+    if config_file is not None or os.environ.get(_ENV_FILE) or _find_file(None) != _IN_THIS_FOLDER:
+        return False
+    ours, own = settings.server, _read_sources(None, overrides).server
+    return (ours.host, ours.port) != (own.host, own.port) and ours.own_key == own.own_key
 
 
 def _find_file(given: Path | None) -> Path | None:
@@ -58,7 +69,7 @@ def _find_file(given: Path | None) -> Path | None:
         given = Path(named)
     if given is not None:
         return given.expanduser()
-    usual = (Path("config.toml"), Path(platformdirs.user_config_dir("configi")) / "config.toml")
+    usual = (_IN_THIS_FOLDER, Path(platformdirs.user_config_dir("configi")) / "config.toml")
     return next((path for path in usual if path.is_file()), None)
 
 
@@ -119,3 +130,14 @@ def _check_models(settings: Settings) -> None:
     if default and default not in ids:
         hint = errors.did_you_mean(default, ids)
         raise SetupError(f"lifecycle.default_model: '{default}' is not the id of any [[models]] table{hint or '.'}")
+
+
+def _check_server(settings: Settings) -> None:
+    """What two keys must agree on, whatever source each is from."""
+    server = settings.server
+    if len(set(server.key_digests.values())) < len(server.key_digests):
+        raise SetupError("server.api_keys: two clients have the same key.")
+    if server.body_budget < server.max_body:
+        raise SetupError("server.body_budget: less than what one body may have, server.max_body.")
+    if settings.cache.share == "key" and not server.key_digests:
+        raise SetupError('cache.share: "key" needs server.api_key or server.api_keys.')

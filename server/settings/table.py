@@ -93,6 +93,8 @@ def _type(annotation: Any) -> str:
         return _type(get_args(annotation)[0])
     if get_origin(annotation) is list:
         return f"list of {_type(get_args(annotation)[0])}s"
+    if get_origin(annotation) is dict:
+        return f"table of {_type(get_args(annotation)[1])}s"
     return _NAMES[annotation]
 
 

@@ -20,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from server.settings import keys, names
+
 Acquire = Literal["fetch-or-build", "fetch", "build", "local"]
 # A path as people write it, with ~.
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
@@ -32,16 +34,26 @@ class Section(BaseModel):
 class ServerSettings(Section):
     """The HTTP side."""
 
-    host: str = Field("127.0.0.1", description="Address to listen on; anything but loopback needs api_key.")
+    host: str = Field(
+        "127.0.0.1", description="Address to listen on; localhost is both of loopback's, any other needs a key."
+    )
     port: int = Field(8080, ge=0, le=65535, description="TCP port; 0 lets the system choose one.")
     api_key: SecretStr | None = Field(None, description="Bearer token that clients must send; required off loopback.")
+    api_keys: dict[str, SecretStr] = Field(
+        {}, description="More keys, by the names of their clients; a key may be given as sha256:HEX."
+    )
     allowed_hosts: list[str] = Field(
         [], description="Host names answered beside loopback names and `host`; stops DNS rebinding."
     )
     allowed_origins: list[str] = Field(
-        [], description="Browser origins that may call the API; none by default, so no web page can."
+        [], description='Browser origins that may call the API; "http://localhost:*" is any port, "*" any web page.'
     )
     max_body: ByteSize = Field(ByteSize(8 * 10**6), ge=1024, description="Largest request body; larger is 413.")
+    body_budget: ByteSize = Field(
+        ByteSize(64 * 10**6),
+        ge=0,
+        description="Request bodies on their way in, of all clients together; beyond is 503.",
+    )
     header_timeout_s: float = Field(10, gt=0, description="Time to send a request's headers; stops slowloris clients.")
     body_timeout_s: float = Field(30, gt=0, description="Time to send a request's body; then 408.")
     sse_write_timeout_s: float = Field(
@@ -57,12 +69,37 @@ class ServerSettings(Section):
     @field_validator("api_key")
     @classmethod
     def _can_be_sent(cls, key: SecretStr | None) -> SecretStr | None:
-        """An empty key, as an unset variable of a script gives, must not open the server to others."""
         if key is not None:
-            text = key.get_secret_value()
-            if not text or not text.isprintable() or text != text.strip():
-                raise ValueError("a key has at least one character, no space around it and no control characters")
+            keys.check_key(key)
         return key
+
+    @field_validator("api_keys")
+    @classmethod
+    def _can_all_be_sent(cls, named: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        keys.check_named(named)
+        return named
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, listed: list[str]) -> list[str]:
+        names.check_hosts(listed)
+        return listed
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _are_origins(cls, listed: list[str]) -> list[str]:
+        names.check_origins(listed)
+        return listed
+
+    @property
+    def key_digests(self) -> dict[str, bytes]:
+        """The sha256 of each key by its client's name; empty when the server is open."""
+        return keys.digests(self.api_key, self.api_keys)
+
+    @property
+    def own_key(self) -> str | None:
+        """What this machine's own commands send."""
+        return keys.sendable(self.api_key, self.api_keys)
 
 
 class EngineSettings(Section):
@@ -140,6 +177,9 @@ class CacheSettings(Section):
         ByteSize(10 * 10**9),
         ge=0,
         description="Disk for prefixes, which survive restarts there and hold prompts; 0 keeps none.",
+    )
+    share: Literal["auto", "all", "key"] = Field(
+        "auto", description="Who finds whose prefixes: auto is by key where several are configured, else all."
     )
 
 
@@ -235,3 +275,9 @@ class Settings(Section):
     limits: LimitSettings = LimitSettings()
     log: LogSettings = LogSettings()
     models: list[ModelSettings] = Field(default_factory=_default_models)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Among all clients; otherwise each key has its own."""
+        share = self.cache.share
+        return share == "all" or (share == "auto" and len(self.server.key_digests) < 2)

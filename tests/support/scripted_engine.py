@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--crash-when-loaded", action="store_true")
     parser.add_argument("--crash-for", default="", help="crash at the load of a folder of this name")
     parser.add_argument("--crash-at-step", type=int, default=-1, help="SIGKILL itself at this step")
+    parser.add_argument("--crash-once", type=Path, help="--crash-at-step only where this file is not: it is made then")
     parser.add_argument("--hang-at-step", type=int, default=-1)
     parser.add_argument("--noise", type=int, default=0, help="characters on stderr, in one line, before it loads")
     parser.add_argument("--fail-at-token", type=int, default=-1, help="each request fails at this token")
@@ -107,7 +108,10 @@ class Script:
     def step(self) -> list[EngineEvent]:
         if not self.running and not self.waiting:
             return [self.stats()]
-        if self.steps == self.script.crash_at_step:
+        once: Path | None = self.script.crash_once
+        if self.steps == self.script.crash_at_step and not (once and once.exists()):
+            if once:
+                once.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         if self.steps == self.script.hang_at_step:
             time.sleep(3600)

@@ -15,10 +15,10 @@ def main() -> None:
     config, *script = sys.argv[1:]
     settings = load_settings(Path(config), {})
     logs.configure(settings.log)
-    socket = listen.bind(settings.server)
-    print(f"on http://127.0.0.1:{socket.getsockname()[1]}", flush=True)
+    sockets = listen.bind(settings.server)
+    print(f"on http://127.0.0.1:{sockets[0].getsockname()[1]}", flush=True)
     configi = create_app(settings, engine_command=(sys.executable, "-m", "tests.support.scripted_engine", *script))
-    listen.run(configi.asgi, socket, settings.server, configi.generation.drain, configi.generation.end)
+    listen.run(configi.asgi, sockets, settings.server, configi.generation.drain, configi.generation.end)
 
 
 if __name__ == "__main__":

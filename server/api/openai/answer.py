@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -15,8 +14,10 @@ import msgspec
 from starlette.requests import Request
 
 import server
+from server.chat.conversation import Client
 from server.chat.deltas import Event, Finish, FinishReason, PromptLogprobs, ScoredToken, Started, TextDelta, Usage
 from server.errors import EngineFailed
+from server.settings.types import Settings
 
 SYSTEM_FINGERPRINT = f"configi-{server.__version__}"
 # JSON has no -Infinity; OpenAI writes this for "cannot happen".
@@ -53,19 +54,18 @@ def wire_logprob(logprob: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: the request's id, and the group it belongs to for fairness."""
+    """A request's id, and who sent it."""
 
     request_id: str
-    client: str
+    client: Client
 
 
-def caller(request: Request) -> Caller:
+def caller(request: Request, settings: Settings) -> Caller:
+    """As the guard has found."""
     state = request.scope.get("state") or {}
-    key = request.headers.get("authorization") or request.headers.get("x-api-key")
-    # A digest: the group's name may reach a log, the key must not.
-    address = request.client.host if request.client else ""
-    client = hashlib.blake2b(key.encode(), digest_size=8).hexdigest() if key else address
-    return Caller(str(state.get("request_id") or uuid.uuid4().hex), client)
+    client = str(state.get("client", ""))
+    salt = "" if settings.shares_prefixes else client
+    return Caller(str(state.get("request_id") or uuid.uuid4().hex), Client(client, salt))
 
 
 def answer_id(prefix: str) -> str:

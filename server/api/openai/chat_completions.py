@@ -109,7 +109,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/chat/completions")
     async def chat_completions(request: Request) -> Response:
         call = await parsed_body(request, parse)
-        who = caller(request)
+        who = caller(request, service.settings)
         generation = GenerationRequest(
             who.request_id, call.model, call.conversation, call.options, who.client, wait_for_model=call.stream
         )

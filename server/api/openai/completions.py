@@ -81,7 +81,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/completions")
     async def completions(request: Request) -> Response:
         call = await parsed_body(request, parse)
-        return await while_connected(request, _respond(service, call, caller(request)))
+        return await while_connected(request, _respond(service, call, caller(request, service.settings)))
 
     return routes
 

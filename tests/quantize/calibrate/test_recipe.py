@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from quantize.calibrate.guard import HeldBack, choose, hold_back, merge_held_back, output_error
-from quantize.calibrate.recipe import RECIPE, WEIGHTED, Settings, Solved, solve
+from quantize.calibrate.recipe import RECIPE, WEIGHTED, Solved, SolverSettings, solve
 from quantize.calibrate.statistics import measure, pooled
 from quantize.folder.quant_spec import QuantSpec
 from tests.support.activations import Layer, correlated_layer
 
-SETTINGS = Settings()
+SETTINGS = SolverSettings()
 ROWS, COLUMNS = 96, 256
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
@@ -29,21 +30,21 @@ def server(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Ru
         yield up
 
 
-def configi(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def configi(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "server.cli", *words],
+        [sys.executable, "-P", "-m", "server.cli", *words],
         capture_output=True,
         text=True,
         timeout=120,
-        cwd=ROOT,
+        cwd=cwd,
         check=False,
         env=os.environ | environment,
     )
 
 
-def refusal(*words: str, **environment: str) -> str:
+def refusal(*words: str, cwd: Path = ROOT, **environment: str) -> str:
     """The one sentence on stderr of a command that fails."""
-    done = configi(*words, **environment)
+    done = configi(*words, cwd=cwd, **environment)
     assert (done.returncode, done.stdout) == (1, "")
     [line] = done.stderr.splitlines()
     assert line.startswith("configi: ")
@@ -98,6 +99,80 @@ def test_status_with_a_wrong_key_says_so(tmp_path: Path, model: Path) -> None:
         port = str(locked.port)
         assert "API key is missing or wrong" in refusal("status", "--port", port, CONFIGI_SERVER__API_KEY="wrong")
         assert configi("status", "--port", port, CONFIGI_SERVER__API_KEY="right").returncode == 0
+
+
+@contextlib.contextmanager
+def listener(**headers: str) -> Iterator[tuple[int, list[tuple[str, str | None]]]]:
+    """Its port, and what came to it: paths, each with the key that came along. It answers as configi would."""
+    seen: list[tuple[str, str | None]] = []
+
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append((self.path, self.headers["authorization"]))
+            self.send_response(302 if "location" in headers and self.path != "/health" else 200)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            self.wfile.write(b'{"state": "ready", "data": []}')
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Other) as other:
+        thread = threading.Thread(target=other.serve_forever)
+        thread.start()
+        try:
+            yield other.server_port, seen
+        finally:
+            other.shutdown()
+            thread.join()
+
+
+def test_the_key_is_not_sent_to_what_is_no_configi_server() -> None:
+    with listener() as (port, seen):
+        assert "No configi server answers" in refusal("status", "--port", str(port), CONFIGI_SERVER__API_KEY="secret")
+    assert seen == [("/health", None)]
+
+
+def test_the_key_is_not_sent_to_where_a_redirect_leads() -> None:
+    with (
+        listener(x_configi="1") as (elsewhere, seen),
+        listener(x_configi="1", location=f"http://127.0.0.1:{elsewhere}/") as (port, asked),
+    ):
+        assert "No configi server answers" in refusal("status", "--port", str(port), CONFIGI_SERVER__API_KEY="secret")
+    assert (asked, seen) == ([("/health", None), ("/ready", "Bearer secret")], [])
+
+
+def test_the_key_of_the_environment_is_not_sent_where_a_config_of_the_folder_says(tmp_path: Path) -> None:
+    with listener(x_configi="1") as (port, seen):
+        (tmp_path / "config.toml").write_text(f"[server]\nport = {port}\n")
+        sentence = refusal("status", cwd=tmp_path, CONFIGI_SERVER__API_KEY="secret")
+        assert "The key of your settings is not sent to the address that config.toml in this folder names" in sentence
+        assert seen == []
+        # The folder's own key is meant for the folder's own address, and what was asked for by name is meant.
+        (tmp_path / "config.toml").write_text(f'[server]\nport = {port}\napi_key = "own"\n')
+        assert configi("status", cwd=tmp_path).returncode == 0
+        (tmp_path / "config.toml").write_text(f"[server]\nport = {port}\n")
+        for words in (["--config", "config.toml"], ["--host", "127.0.0.1", "--port", str(port)]):
+            assert configi("status", *words, cwd=tmp_path, CONFIGI_SERVER__API_KEY="secret").returncode == 0
+    assert {key for path, key in seen if path != "/health"} == {"Bearer own", "Bearer secret"}
+
+
+def test_a_config_of_the_folder_that_names_no_other_address_keeps_the_key(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text((ROOT / "config.toml").read_text())
+    environment = {"CONFIGI_SERVER__API_KEY": "secret", "CONFIGI_SERVER__PORT": "1"}
+    assert "No configi server answers" in refusal("status", cwd=tmp_path, **environment)
+
+
+def test_status_sends_the_first_named_key_that_is_none_of_a_hash(tmp_path: Path, model: Path) -> None:
+    keys = {"hashed": "sha256:" + "0" * 64, "mine": "sesame"}
+    with serving_script(tmp_path, model, **{"server.api_keys": keys}) as locked:
+        path = str(tmp_path / "config.toml")
+        assert configi("status", "--config", path, "--port", str(locked.port)).returncode == 0
+
+
+def test_a_demo_with_nothing_but_hashes_of_keys_says_that_it_cannot_ask() -> None:
+    keys = json.dumps({"hashed": "sha256:" + "0" * 64})
+    assert "needs a key" in refusal("demo", "--port", "0", CONFIGI_SERVER__API_KEYS=keys)
 
 
 def test_models_are_listed_with_what_is_on_disk_without_a_server(tmp_path: Path, model: Path) -> None:

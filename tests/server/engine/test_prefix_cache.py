@@ -95,11 +95,11 @@ def generate(prompt: Sequence[int], boundaries: Sequence[Boundary] = (), **field
     return Generate(prompt=list(prompt), boundaries=list(boundaries), **fields)
 
 
-async def ask(engine: EngineClient, talk: Talk) -> tuple[list[int], int]:
+async def ask(engine: EngineClient, talk: Talk, salt: str = "") -> tuple[list[int], int]:
     """The answer, and how many prompt tokens were not read again."""
     made: list[int] = []
     cached = 0
-    async for _, event in engine.generate([generate(*talk.asked())]):
+    async for _, event in engine.generate([generate(*talk.asked(), cache_salt=salt)]):
         if isinstance(event, Tokens):
             made += event.tokens
         elif isinstance(event, Prefilled):
@@ -370,6 +370,40 @@ def test_a_limit_of_zero_keeps_nothing(model: Model) -> None:
         assert engine.stats.prefix_bytes == 0
 
     with_engine(model, test, memory_limit=0)
+
+
+def test_what_was_read_under_one_salt_is_found_under_that_one_only_in_memory_and_on_disk(
+    model: Model, tmp_path: Path
+) -> None:
+    talk = new_talk(7)
+    reference = model.greedy(talk.asked()[0])
+
+    async def cached(engine: EngineClient, salt: str) -> int:
+        answer, cached = await ask(engine, talk, salt)
+        assert answer == reference
+        return cached
+
+    async def run() -> None:
+        async with engine_for(model.folder, tmp_path) as engine:
+            assert await cached(engine, "alice") == 0
+            assert await cached(engine, "bob") == 0
+            assert await cached(engine, "") == 0
+            assert await cached(engine, "alice") > 0
+        async with engine_for(model.folder, tmp_path) as restarted:
+            assert await cached(restarted, "carol") == 0
+            assert await cached(restarted, "alice") > 0
+            assert await cached(restarted, "bob") > 0
+
+    asyncio.run(run())
+
+
+def test_two_that_ask_the_same_at_once_under_different_salts_do_not_read_for_each_other(model: Model) -> None:
+    async def test(engine: EngineClient) -> None:
+        talk = new_talk(8)
+        both = await asyncio.gather(ask(engine, talk, "alice"), ask(engine, talk, "bob"))
+        assert [cached for _, cached in both] == [0, 0]
+
+    with_engine(model, test)
 
 
 @pytest.mark.parametrize(("prefill_rate", "restored"), [(1.0, 60), (1e12, 0)])

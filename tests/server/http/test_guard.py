@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from server.http.origins import host_is_allowed, host_name
+from server.http.origins import allowed_names, host_is_allowed, host_name, origin_is_allowed
 from tests.support.http_raw import exchange, read_answer, request
 from tests.support.running import Running, serving_script
 from tests.support.streams import stream
@@ -32,7 +32,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one_server(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Running]:
     settings = {
         "header_timeout_s": 1, "body_timeout_s": 1, "max_body": 20_000,
-        "allowed_hosts": ["my-mac.example"], "allowed_origins": ["https://app.example"],
+        "allowed_hosts": ["my-mac.example"],
+        "allowed_origins": ["https://app.example", "http://localhost:*", "http://[::1]:*"],
     }  # fmt: skip
     with serving_script(tmp_path_factory.mktemp("guard-server"), model, server=settings) as running:
         yield running
@@ -123,6 +124,48 @@ def test_a_listed_origin_gets_its_preflight_and_its_answer(server: Running) -> N
     assert answer is not None
     assert answer.status == 200
     assert answer.headers["access-control-allow-origin"] == "https://app.example"
+
+
+@pytest.mark.parametrize(
+    ("origin", "served"),
+    [
+        ("http://localhost:3000", True), ("http://localhost", True), ("http://[::1]:5173", True),
+        ("https://localhost:3000", False), ("http://localhost.evil.example:3000", False),
+        ("http://evil.example:3000", False), ("null", False),
+    ],
+)  # fmt: skip
+def test_an_origin_with_a_star_for_its_port_is_that_host_on_any_port(
+    server: Running, origin: str, served: bool
+) -> None:
+    answer = exchange(server.port, request("POST", CHAT, GOOD, origin=origin))
+    assert answer is not None
+    assert answer.status == (200 if served else 403)
+    assert answer.headers.get("access-control-allow-origin") == (origin if served else None)
+
+
+@pytest.mark.parametrize("header", [{"origin": "https://evil.example"}, {"host": "evil.example"}])
+def test_what_is_refused_names_the_setting_that_admits_it(server: Running, header: dict[str, str]) -> None:
+    answer = exchange(server.port, request("GET", "/v1/models", **header))
+    assert answer is not None
+    [name] = header
+    assert f"add it to server.allowed_{name}s" in answer.error["message"]
+
+
+def test_every_origin_is_served_where_a_star_is_listed() -> None:
+    assert origin_is_allowed("https://anything.example", "localhost:8080", ["*"])
+    assert origin_is_allowed("null", "localhost:8080", ["*"])
+    assert not origin_is_allowed("https://anything.example", "localhost:8080", [])
+
+
+def test_the_name_of_this_machine_is_served_only_where_others_can_connect(server: Running) -> None:
+    own = socket.gethostname()
+    for name in (own, f"{own.lower().removesuffix('.local')}.local"):
+        answer = exchange(server.port, request("GET", "/v1/models", host=name))
+        assert answer is not None
+        assert answer.status == 403
+        assert host_is_allowed(name.lower(), allowed_names("0.0.0.0", []), bound_to_all=True)
+        assert host_is_allowed(name.lower(), allowed_names("192.168.1.7", []), bound_to_all=False)
+        assert host_is_allowed(name.lower(), allowed_names("127.0.0.1", [name]), bound_to_all=False)
 
 
 def test_a_page_of_our_own_may_call(server: Running) -> None:

@@ -209,3 +209,45 @@ def test_the_rows_describe_type_and_default_as_the_file_writes_them() -> None:
     assert rows["models", "aliases"].type == "list of texts"
     assert (rows["server", "api_key"].type, rows["server", "api_key"].default) == ("secret text", "")
     assert len(rows) == sum(1 for _ in setting_rows()) > 40
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://localhost/", "HTTP://localhost", "http://*.example", "http://localhost:80", "https://app.example:443",
+        "localhost:3000", "http://localhost:**", "http://user@host", "",
+    ],
+)  # fmt: skip
+def test_an_origin_that_can_never_match_is_refused(origin: str) -> None:
+    assert "can never match" in sentence(write(f'[server]\nallowed_origins = ["{origin}"]'))
+
+
+def test_origins_as_browsers_send_them_are_accepted() -> None:
+    origins = ["*", "null", "http://localhost:*", "http://[::1]:5173", "vscode-webview://0a1b", "tauri://localhost"]
+    assert load_settings(write(f"[server]\nallowed_origins = {origins}"), {}).server.allowed_origins == origins
+
+
+@pytest.mark.parametrize("host", ["my-mac:8080", "http://my-mac", "[::1]", "my mac", ""])
+def test_a_host_that_can_never_match_is_refused(host: str) -> None:
+    assert "can never match" in sentence(write(f'[server]\nallowed_hosts = ["{host}"]'))
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        ('[server.api_keys]\na = "k"\nb = "k"', "two clients have the same key"),
+        ('[server]\napi_key = "k"\n[server.api_keys]\nb = "k"', "two clients have the same key"),
+        ('[server.api_keys]\na = "sha256:12"', "the hash of 'a'"),
+        ('[server.api_keys]\na = ""', "at least one character"),
+        ('[server.api_keys]\n"a b" = "k"', "a name has 1 to 64"),
+        ('[server.api_keys]\ndefault = "k"', "is not 'default'"),
+        ('[server]\nbody_budget = "1MB"', "server.body_budget"),
+        ('[cache]\nshare = "key"', '"key" needs server.api_key or server.api_keys'),
+    ],
+)
+def test_keys_that_do_not_go_together_are_refused(toml: str, words: str) -> None:
+    assert words in sentence(write(toml))
+
+
+def test_no_key_is_shown_in_what_is_wrong_with_another() -> None:
+    assert "sesame" not in sentence(write('[server.api_keys]\na = "sesame"\nb = 3'))

@@ -77,7 +77,7 @@ MALFORMED = {
     "32 400 digits in seed": (_raw("9" * 400, "seed"), "64 bits"),
     "32 400 digits in an unknown field": (_raw("9" * 400, "foo"), "64 bits"),
     "33 100000 deep": (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested"),
-    "33 100000 open": (b"[" * 100_000, "nested"),
+    "33 100000 open": (b"[" * 100_000, "too complex"),
     "34 70 deep in tools": (_chat(tools=[DEEP]), "nested"),
     "34 70 deep in an unknown field": (_chat(foo=DEEP), "nested"),
     "34 950 deep": (b'{"a":' + b"[" * 950 + b"]" * 950 + b"}", "nested"),

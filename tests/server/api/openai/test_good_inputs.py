@@ -281,17 +281,6 @@ def test_only_streams_wait_for_the_model(server: Running) -> None:
     assert _chat_request(server, stream=True).wait_for_model
 
 
-def test_clients_are_told_apart_by_a_digest_that_does_not_show_the_key(server: Running) -> None:
-    body = {"messages": [{"role": "user", "content": "hi"}]}
-    seen = [_chat_request(server).client]
-    for headers in ({"authorization": "Bearer one"}, {"authorization": "Bearer two"}, {"x-api-key": "secret"}):
-        assert server.send("POST", "/v1/chat/completions", body, **headers).status == 200
-        seen.append(server.service.requests[-1].client)
-    assert seen[0] == "127.0.0.1"
-    assert len(set(seen)) == 4
-    assert not any("one" in client or "secret" in client for client in seen)
-
-
 @pytest.mark.parametrize(
     ("prompt", "expected"),
     [
