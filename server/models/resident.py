@@ -151,6 +151,8 @@ class Resident:
             self._forget_engine()
             self.set("unloading", "giving its memory back")
             await self._supervisor.stop()
+            if self.text is not None:
+                await self.text.rest()
             self.rest()
 
     async def close(self) -> None:

@@ -85,6 +85,10 @@ class TextProcess:
         assert isinstance(answer, Decoded)
         return answer.text
 
+    async def rest(self) -> None:
+        """Give its memory back until the next request."""
+        await asyncio.gather(self._small.rest(), self._large.rest())
+
     async def close(self) -> None:
         """End its processes; what is under way fails."""
         if self._idle is not None:

@@ -35,8 +35,7 @@ class Running:
 
     def engines(self) -> list[psutil.Process]:
         """Its engine processes, living ones only."""
-        children = psutil.Process(self.process.pid).children()
-        return [c for c in children if c.status() != psutil.STATUS_ZOMBIE]
+        return [child for child in children(self.process.pid) if not is_text_process(child)]
 
     def get(self, path: str) -> tuple[int, Any]:
         return self._call(urllib.request.Request(self.url + path))
@@ -66,6 +65,18 @@ class Running:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, _body(error.read())
+
+
+def children(pid: int) -> list[psutil.Process]:
+    """Living ones only."""
+    return [child for child in psutil.Process(pid).children() if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def is_text_process(process: psutil.Process) -> bool:
+    try:
+        return "server.text.process" in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _body(raw: bytes) -> Any:

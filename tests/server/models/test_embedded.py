@@ -104,7 +104,7 @@ def test_a_cache_that_is_no_folder_is_one_sentence(tiny: EmbeddedModel, tmp_path
 
 
 def test_a_disk_that_is_too_small_is_refused_up_front(tiny: EmbeddedModel, cache: Path) -> None:
-    with pytest.raises(PreparationFailed, match="GB of disk space"):
+    with pytest.raises(PreparationFailed, match="GB is free"):
         prepare("tiny", replace(tiny, folder_size=10**18), cache, quiet())
 
 
