@@ -1,0 +1,26 @@
+"""mlx-lm's model of a config.json, without a weight in memory: MLX evaluates lazily."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from quantize.errors import SourceError
+
+
+def empty_model(config: Mapping[str, Any]) -> Any:
+    """Raises SourceError when mlx-lm does not know the model's type, or not with these settings."""
+    # mlx-lm 0.32 has no public way from a config to its classes; load_model takes this function as its default.
+    from mlx_lm.utils import _get_classes
+
+    try:
+        model_class, arguments_class = _get_classes(dict(config))
+    except ValueError:
+        raise SourceError(f"Models of the type {config.get('model_type')!r} are unknown to mlx-lm.") from None
+    try:
+        # Some argument classes change nested tables in place.
+        return model_class(arguments_class.from_dict(copy.deepcopy(dict(config))))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise SourceError(f"mlx-lm cannot make a model from the source's config.json ({reason}).") from error
