@@ -132,7 +132,7 @@ def _explicit_about_ties(checkpoint: Checkpoint) -> Mapping[str, Any]:
     tied = {"tie_word_embeddings": config.get("tie_word_embeddings", False)}
     if text is not config and "tie_word_embeddings" not in text:
         config = {**config, "text_config": {**text, **tied}}
-    return {**tied, **config}
+    return config if "tie_word_embeddings" in config else {**config, **tied}
 
 
 def _layers(config: Mapping[str, Any]) -> int:
