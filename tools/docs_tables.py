@@ -9,12 +9,17 @@ from __future__ import annotations
 import ast
 import json
 import re
+import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.result import results
 from bench.tables import tables as bench_tables
+from quantize.plan.plan import Plan, make_plan
 from quantize.plan.policy import DENSE, MOE
+from quantize.source.checkpoint import HubOptions
+from quantize.source.sources import open_checkpoint
 from server.api.fields import Fields
 from server.api.tables import ENDPOINTS
 from server.app import create_app
@@ -22,6 +27,9 @@ from server.errors import ConfigiError
 from server.http.dialect import error_headers
 from server.settings.table import setting_rows
 from server.settings.types import Settings
+from tests.support.checkpoints import write
+from tests.support.hub_families import HUB_FAMILIES, hub_checkpoint
+from tests.support.published import EXAMPLES
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -36,6 +44,7 @@ def tables() -> Mapping[str, str]:
         "metrics": _metrics(),
         "modules": _modules(),
         "policies": _policies(),
+        "families": _families(),
     }
     made |= bench_tables(results())
     return made | {f"fields{path}": _fields(fields) for path, fields in ENDPOINTS.items()}
@@ -90,6 +99,31 @@ def _policies() -> str:
     rows = [(name, f"With experts: {policy.description}") for name, policy in MOE.items() if DENSE[name] != policy]
     rows += [(name, policy.description) for name, policy in DENSE.items()]
     return _table(("Policy", "What it gives"), [(_code(name), about) for name, about in rows])
+
+
+def _families() -> str:
+    """What a plan does to the tensors of each family's synthetic checkpoint."""
+    rows = []
+    for family in HUB_FAMILIES:
+        with tempfile.TemporaryDirectory() as folder:
+            source = write(Path(folder), *hub_checkpoint(family), holes=True)
+            plan = make_plan(open_checkpoint(str(source), HubOptions()), "config-i")
+        rows.append((_code(family), EXAMPLES[family], _moves(plan)))
+    return _table(("`model_type`", "Such as", "What happens to its tensors, beside new names"), rows)
+
+
+def _moves(plan: Plan) -> str:
+    pieces = Counter(id(piece.output) for _, slices in plan.work for piece in slices)
+    views = [(tensor, piece.view) for tensor, slices in plan.work for piece in slices]
+    kinds = {
+        "mxfp4 is multiplied out": any(tensor.is_mxfp4 for tensor, _ in views),
+        "experts are stacked": any(count > 1 for count in pieces.values()),
+        "fused matrices are split": any(len(slices) > 1 and len(tensor.shape) > 1 for tensor, slices in plan.work),
+        "transposed": any(view.is_transposed for _, view in views),
+        "norms get + 1": any(view.plus for _, view in views),
+        "towers and unused layers are dropped": bool(plan.dropped),
+    }
+    return ", ".join(kind for kind, is_done in kinds.items() if is_done) or "nothing"
 
 
 def _retry(cls: type[ConfigiError]) -> str:

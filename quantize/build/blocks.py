@@ -5,19 +5,27 @@ Groups never cross rows, so the result does not depend on where blocks are cut.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from quantize.folder.safetensors_format import nbytes
 from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.plan import SourceSlice
-from quantize.source.checkpoint import SourceTensor
+from quantize.source.checkpoint import ShardReader, SourceTensor
+from quantize.source.views import View, read
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows start..stop of `source.matrix` become rows `at`.. of `output`, its leading axes folded likewise."""
+    """Rows start..stop of `view` of `source` become rows `at`.. of `output`, its leading axes folded likewise."""
 
     source: SourceTensor
+    view: View
     start: int
     stop: int
     output: OutputTensor
@@ -26,25 +34,27 @@ class Block:
     @property
     def nbytes(self) -> int:
         """Size in the source."""
-        return self.source.nbytes * (self.stop - self.start) // self.source.matrix[0]
+        elements = (self.stop - self.start) * self.view.matrix[1]
+        return self.source.nbytes * elements // math.prod(self.source.shape)
+
+    def rows(self, reader: ShardReader) -> mx.array:
+        """(stop - start, columns) in the source's dtype."""
+        return read(reader, self.source, self.view, self.start, self.stop)
 
 
 def cut(tensor: SourceTensor, slices: Sequence[SourceSlice], block_bytes: int) -> Iterator[Block]:
-    """In source order, each block at most `block_bytes` but at least one row."""
-    rows = max(1, block_bytes * tensor.matrix[0] // max(1, tensor.nbytes))
-    for start, stop, at, output in sorted(_runs(tensor, slices), key=lambda run: run[0]):
-        for first in range(start, stop, rows):
-            yield Block(tensor, first, min(first + rows, stop), output, at + first - start)
+    """In source order, each block reads at most `block_bytes` of the tensor's dtype, but at least one row."""
+    blocks = [block for source_slice in slices for block in _blocks(tensor, source_slice, block_bytes)]
+    return iter(sorted(blocks, key=lambda block: block.view.offset_of(block.start)))
 
 
-def _runs(tensor: SourceTensor, slices: Sequence[SourceSlice]) -> Iterator[tuple[int, int, int, OutputTensor]]:
-    """Start and stop in the source, first row in the output: rows that are contiguous in both."""
-    total = tensor.matrix[0]
-    for source_slice in slices:
-        index, parts = source_slice.part
-        # Parts are cut from each matrix of the stack.
-        matrix_rows = total if parts == 1 else tensor.shape[-2]
-        rows = matrix_rows // parts
-        for number in range(total // matrix_rows):
-            start = number * matrix_rows + index * rows
-            yield start, start + rows, source_slice.first_row + number * rows, source_slice.output
+def _blocks(tensor: SourceTensor, source_slice: SourceSlice, block_bytes: int) -> Iterator[Block]:
+    view = source_slice.view
+    total, columns = view.matrix
+    rows = max(1, block_bytes // (nbytes(tensor.dtype, [columns]) * view.spread))
+    start = 0
+    while start < total:
+        # One run each: it is read at once.
+        stop = min(start + rows, view.end_of_run(start))
+        yield Block(tensor, view, start, stop, source_slice.output, source_slice.first_row + start)
+        start = stop

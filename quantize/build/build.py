@@ -199,7 +199,7 @@ def _build_block(block: Block, reader: ShardReader, files: OutputFiles) -> int:
     """Move one block from the source into the output files. Returns its size in the source, in bytes."""
     output = block.output
     with mx.stream(_THREAD.stream):
-        rows = reader.rows(block.source, block.start, block.stop)
+        rows = block.rows(reader)
         if output.spec is None:
             arrays = {output.name: rows}
         else:

@@ -1,40 +1,38 @@
 """A checkpoint in its own names as an mlx-lm model, the weights of one part at a time.
 
-Where each tensor goes is what the builder's tables say (`families.py`).
+Where each tensor goes is what the builder's plan says too (`families.py`).
 """
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from quantize.errors import SourceError
-from quantize.source.checkpoint import Checkpoint, SourceTensor
-from quantize.source.families import Placement, family_of, place
+from quantize.source.checkpoint import Checkpoint
+from quantize.source.families import Piece, Placed, place
+from quantize.source.mlx_model import empty_model
+from quantize.source.views import read
 
 
 class CheckpointModel:
-    """Raises SourceError for a family or a tensor without a table."""
+    """Raises SourceError for a model that mlx-lm does not know, or a tensor without a place in it."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self.label = checkpoint.label
-        family = family_of(checkpoint.config)
-        self._of_part: dict[int | None, list[tuple[SourceTensor, list[Placement]]]] = defaultdict(list)
-        for tensor in checkpoint.tensors.values():
-            if placed := place(tensor.name, family, checkpoint.config):
-                self._of_part[placed[0].layer].append((tensor, placed))
+        self._of_part: dict[int | None, list[Placed]] = defaultdict(list)
+        for placed in place(checkpoint.tensors, checkpoint.config):
+            self._of_part[placed.layer].append(placed)
 
     @property
     def identity(self) -> str:
         return self._checkpoint.identity
 
     def make(self, layer: int | None) -> Any:
-        model = _empty(self._checkpoint.config)
+        model = empty_model(self._checkpoint.config)
         weights = self._read(layer)
         if hasattr(model, "sanitize"):
             weights = model.sanitize(weights)
@@ -44,34 +42,19 @@ class CheckpointModel:
         return model
 
     def _read(self, part: int | None) -> dict[str, mx.array]:
-        found: dict[str, mx.array] = {}
-        stacks: dict[str, dict[int, mx.array]] = defaultdict(dict)
-        by_shard: dict[str, list[tuple[SourceTensor, list[Placement]]]] = defaultdict(list)
-        for tensor, placed in self._of_part[part]:
-            by_shard[tensor.shard].append((tensor, placed))
-        for shard, tensors in by_shard.items():
+        pieces: dict[str, dict[int, mx.array]] = defaultdict(dict)
+        by_shard: dict[str, list[tuple[str, int, Piece]]] = defaultdict(list)
+        for placed in self._of_part[part]:
+            for number, piece in enumerate(placed.pieces):
+                by_shard[piece.source.shard].append((placed.name, number, piece))
+        for shard, wanted in by_shard.items():
             with self._checkpoint.open(shard) as reader:
-                for tensor, placed in tensors:
-                    whole = reader.rows(tensor, 0, tensor.matrix[0]).reshape(tensor.shape)
-                    for placement in placed:
-                        index, parts = placement.part
-                        value = whole if parts == 1 else mx.split(whole, parts, axis=-2)[index]
-                        if placement.expert is None:
-                            found[placement.name] = value
-                        else:
-                            stacks[placement.name][placement.expert] = value
-                mx.eval(list(found.values()), [list(stack.values()) for stack in stacks.values()])
-        for name, stack in stacks.items():
-            found[name] = mx.stack([stack[expert] for expert in range(len(stack))])
-        return found
-
-
-def _empty(config: Any) -> Any:
-    from mlx_lm.utils import _get_classes
-
-    try:
-        model_class, arguments_class = _get_classes(dict(config))
-        # Some argument classes change nested tables in place.
-        return model_class(arguments_class.from_dict(copy.deepcopy(dict(config))))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"mlx-lm makes no model of the source's config.json ({error}).") from error
+                for name, number, piece in wanted:
+                    pieces[name][number] = read(reader, piece.source, piece.view, 0, piece.view.matrix[0])
+                mx.eval([list(of_tensor.values()) for of_tensor in pieces.values()])
+        return {
+            placed.name: mx.concatenate([pieces[placed.name][n] for n in range(len(placed.pieces))]).reshape(
+                placed.shape
+            )
+            for placed in self._of_part[part]
+        }

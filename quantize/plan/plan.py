@@ -21,7 +21,8 @@ from quantize.plan import structure
 from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.policy import KEEP, Policy, find_policy
 from quantize.source.checkpoint import Checkpoint, SourceTensor
-from quantize.source.families import Placement, family_of, place, text_config
+from quantize.source.families import Placed, place, text_config
+from quantize.source.views import View
 
 # As mlx_lm.convert's; a file of this size can be on disk twice while it is copied.
 SHARD_BYTES = 5_000_000_000
@@ -30,10 +31,10 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class SourceSlice:
-    """Part `part[0]` of the `part[1]` equal parts (along axis -2) of a source tensor becomes rows of `output`."""
+    """A view of a source tensor becomes rows of `output`, its leading axes folded into them, from `first_row` on."""
 
     output: OutputTensor
-    part: tuple[int, int]
+    view: View
     first_row: int
 
 
@@ -99,17 +100,12 @@ class Plan:
 def make_plan(checkpoint: Checkpoint, policy_name: str, *, shard_bytes: int = SHARD_BYTES) -> Plan:
     """Raises SourceError for a tensor that is missing or has no role, PolicyError for a policy that does not fit."""
     config = _explicit_about_ties(checkpoint)
-    family = family_of(config)
-    placed = [(tensor, place(tensor.name, family, config)) for tensor in checkpoint.tensors.values()]
-    sources: dict[str, list[tuple[SourceTensor, Placement]]] = {}
-    for tensor, placements in placed:
-        for placement in placements:
-            sources.setdefault(placement.name, []).append((tensor, placement))
-    experts = any(group[0][1].role.startswith("expert") for group in sources.values())
-    policy = find_policy(policy_name, experts=experts)
     layers = _layers(config)
-    outputs = {name: _output(name, group, policy, layers) for name, group in sources.items()}
-    kept = structure.check(config, outputs.values())
+    placed = place(checkpoint.tensors, config)
+    policy = find_policy(policy_name, experts=any(tensor.role.startswith("expert") for tensor in placed))
+    outputs = [_output(tensor, policy, layers) for tensor in placed]
+    kept = structure.check(config, outputs)
+    slices = _slices(placed, outputs)
     return Plan(
         label=checkpoint.label,
         repository=checkpoint.repository,
@@ -119,22 +115,24 @@ def make_plan(checkpoint: Checkpoint, policy_name: str, *, shard_bytes: int = SH
         source_shards=[(shard.name, shard.size) for shard in checkpoint.shards],
         config=config,
         policy=policy,
-        tensors=list(outputs.values()),
-        work=[
-            (tensor, [_source_slice(tensor, p, outputs[p.name]) for p in places]) for tensor, places in placed if places
-        ],
-        dropped=[tensor.name for tensor, placements in placed if not placements],
+        tensors=outputs,
+        work=[(tensor, slices[name]) for name, tensor in checkpoint.tensors.items() if name in slices],
+        dropped=[name for name in checkpoint.tensors if name not in slices],
         kept_modules=kept,
-        files=_files(outputs.values(), shard_bytes),
+        files=_files(outputs, shard_bytes),
     )
 
 
 def _explicit_about_ties(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """transformers leaves tie_word_embeddings out where it is its default, and mlx-lm's default is the other one."""
     config = checkpoint.config
-    if "tie_word_embeddings" in config or "lm_head.weight" not in checkpoint.tensors:
+    if "lm_head.weight" not in checkpoint.tensors:
         return config
-    return {**config, "tie_word_embeddings": False}
+    text = text_config(config)
+    tied = {"tie_word_embeddings": config.get("tie_word_embeddings", False)}
+    if text is not config and "tie_word_embeddings" not in text:
+        config = {**config, "text_config": {**text, **tied}}
+    return config if "tie_word_embeddings" in config else {**config, **tied}
 
 
 def _layers(config: Mapping[str, Any]) -> int:
@@ -144,43 +142,32 @@ def _layers(config: Mapping[str, Any]) -> int:
     return layers
 
 
-def _output(name: str, group: Sequence[tuple[SourceTensor, Placement]], policy: Policy, layers: int) -> OutputTensor:
-    first, placement = group[0]
-    shape = _shape(name, group)
-    dtype = first.dtype
-    chosen = policy.spec(placement.role, placement.layer, layers) if len(shape) > 1 else KEEP
-    spec = fitting_spec(chosen, shape[-1]) if chosen else KEEP
-    if chosen and not spec and placement.role.startswith("expert"):
-        raise PolicyError(f"The experts in {name} have {shape[-1]} columns, which no group size divides.")
-    if chosen and dtype not in ("BF16", "F16", "F32"):
-        raise SourceError(f"{first.name} is {dtype}; only BF16, F16, F32 and block-scaled fp8 can be quantized.")
-    return OutputTensor(name, placement.role, placement.layer, shape, dtype, spec, chosen if chosen != spec else None)
+def _output(placed: Placed, policy: Policy, layers: int) -> OutputTensor:
+    first = placed.pieces[0].source
+    if other := next((piece.source for piece in placed.pieces if piece.source.dtype != first.dtype), None):
+        raise SourceError(f"{other.name} is {other.dtype}, {first.name} {first.dtype}: they would be one tensor.")
+    columns = placed.shape[-1] if placed.shape else 1
+    chosen = policy.spec(placed.role, placed.layer, layers) if len(placed.shape) > 1 else KEEP
+    spec = fitting_spec(chosen, columns) if chosen else KEEP
+    if chosen and not spec and placed.role.startswith("expert"):
+        raise PolicyError(f"The experts in {placed.name} have {columns} columns, which no group size divides.")
+    if chosen and first.dtype not in ("BF16", "F16", "F32"):
+        raise SourceError(
+            f"{first.name} is {first.dtype}; only BF16, F16, F32, mxfp4 and block-scaled fp8 can be quantized."
+        )
+    forced = chosen if chosen != spec else None
+    return OutputTensor(placed.name, placed.role, placed.layer, placed.shape, first.dtype, spec, forced)
 
 
-def _shape(name: str, group: Sequence[tuple[SourceTensor, Placement]]) -> tuple[int, ...]:
-    """Of one tensor, of a part of it, or of all experts stacked."""
-    tensor, placement = group[0]
-    if placement.expert is None:
-        if len(group) > 1:
-            raise SourceError(f"{tensor.name} and {group[1][0].name} are the same tensor of the model.")
-        parts = placement.part[1]
-        if parts == 1:
-            return tensor.shape
-        if len(tensor.shape) < 2 or tensor.shape[-2] % parts:
-            raise SourceError(f"{tensor.name} cannot be split into {parts} equal parts: its shape is {tensor.shape}.")
-        return (*tensor.shape[:-2], tensor.shape[-2] // parts, tensor.shape[-1])
-    experts = sorted(placed.expert for _, placed in group if placed.expert is not None)
-    if experts != list(range(len(group))):
-        missing = sorted(set(range(max(experts) + 1)) - set(experts))
-        raise SourceError(f"{name} lacks experts or has some twice; missing: {missing}.")
-    if other := next((t for t, _ in group if (t.shape, t.dtype) != (tensor.shape, tensor.dtype)), None):
-        raise SourceError(f"{other.name} has another shape or dtype than {tensor.name}.")
-    return (len(group), *tensor.shape)
-
-
-def _source_slice(tensor: SourceTensor, placement: Placement, output: OutputTensor) -> SourceSlice:
-    rows = tensor.matrix[0]
-    return SourceSlice(output, placement.part, (placement.expert or 0) * rows)
+def _slices(placed: Iterable[Placed], outputs: Iterable[OutputTensor]) -> Mapping[str, Sequence[SourceSlice]]:
+    """By the name of the source tensor."""
+    found: dict[str, list[SourceSlice]] = {}
+    for tensor, output in zip(placed, outputs, strict=True):
+        row = 0
+        for piece in tensor.pieces:
+            found.setdefault(piece.source.name, []).append(SourceSlice(output, piece.view, row))
+            row += piece.view.matrix[0]
+    return found
 
 
 def _files(outputs: Iterable[OutputTensor], shard_bytes: int) -> list[OutputFile]:

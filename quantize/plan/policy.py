@@ -1,6 +1,6 @@
 """Policies as data: which role of a model, in which layer, gets how many bits.
 
-A role is what a tensor is for (see `families.py`). A policy that does not name a role which the model has is an error,
+A role is what a tensor is for (see `roles.py`). A policy that does not name a role which the model has is an error,
 never a default. The numbers: `config-i` for mixtures of experts is the published model card's table, for dense models
 the card's for Qwen3.6-27B; `config-i-paper`, `hybrid` and `premium` give the bits per weight of the paper's GGUF types
 in MLX's affine format (5.0 = 4 bits in groups of 32, 4.5 = 4 in 64, 5.5 = 5 in 64, 6.5 = 6 in 64).
@@ -57,18 +57,22 @@ def _policy(
     mlp: tuple[QuantSpec | None, QuantSpec | None],
     embedding: QuantSpec | None,
     experts: tuple[QuantSpec, QuantSpec] | None = None,
-    per_layer_input: QuantSpec | None = _EIGHT_BITS,
+    small: QuantSpec | None = _EIGHT_BITS,
     boundary: Mapping[TensorRole, QuantSpec] | QuantSpec | None = None,
     layers: int = 2,
 ) -> Policy:
-    """`mlp` and `experts` are (gate and up, down); a single `boundary` spec applies to every matrix but the router."""
+    """`mlp` and `experts` are (gate and up, down); `small` is for what only Gemma's small models have.
+
+    A single `boundary` spec applies to every matrix of a layer but the router.
+    """
     middle: dict[TensorRole, QuantSpec | None] = {
         "embedding": embedding,
         "lm_head": embedding,
         "attention": attention,
         "mlp_gate_up": mlp[0],
         "mlp_down": mlp[1],
-        "per_layer_input": per_layer_input,
+        "per_layer_input": small,
+        "residual": small,
         "router": KEEP,
     }
     if experts is not None:
@@ -150,7 +154,7 @@ _ALONE = [
             mlp=(spec, spec),
             attention=spec,
             embedding=spec,
-            per_layer_input=spec,
+            small=spec,
         )
         for spec in (_W2, _W3, _W4, _W5, _W6, _W8)
     ),

@@ -28,11 +28,15 @@ AUXILIARY_FILES = (
     "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt",
 )  # fmt: skip
 _FP8_SCALE = "_scale_inv"
+_MXFP4_CODES, _MXFP4_SCALES = "_blocks", "_scales"
 
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """`dtype` is that of the rows as read; `scale` names the scales of an fp8 tensor, which is read as BF16."""
+    """`dtype` is that of the rows as read; `scale` names the scales of an fp8 or mxfp4 tensor, which is read as BF16.
+
+    `shape` is the matrix's, `nbytes` what is stored.
+    """
 
     name: str
     dtype: str
@@ -46,6 +50,11 @@ class SourceTensor:
         """The shape as (rows, columns); leading axes are folded into the rows."""
         return math.prod(self.shape[:-1]), self.shape[-1] if self.shape else 1
 
+    @property
+    def is_mxfp4(self) -> bool:
+        """Whether the rows are stored as gpt-oss stores its experts."""
+        return self.scale is not None and self.name.endswith(_MXFP4_CODES)
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:
@@ -56,6 +65,10 @@ class Shard:
 class ShardReader(Protocol):
     def rows(self, tensor: SourceTensor, start: int, stop: int) -> mx.array:
         """Rows of `tensor.matrix`, as (stop - start, columns). Thread-safe."""
+        ...
+
+    def columns(self, tensor: SourceTensor, start: int, stop: int, first: int, last: int) -> mx.array:
+        """Columns first..last of the rows start..stop, as (stop - start, last - first). Thread-safe."""
         ...
 
 
@@ -113,6 +126,21 @@ def with_fp8_scales(tensors: Sequence[SourceTensor]) -> dict[str, SourceTensor]:
     return found
 
 
+def with_mxfp4_scales(tensors: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
+    """Attach scales to their mxfp4 codes: (..., groups, 16) bytes of two codes each, (..., groups) scales, both U8."""
+    found = dict(tensors)
+    for tensor in tensors.values():
+        scales = tensors.get(tensor.name.removesuffix(_MXFP4_CODES) + _MXFP4_SCALES)
+        if not tensor.name.endswith(_MXFP4_CODES) or tensor.dtype != "U8" or scales is None:
+            continue
+        if tensor.shape != (*scales.shape, 16) or scales.dtype != "U8" or scales.shard != tensor.shard:
+            raise SourceError(f"{scales.name} does not fit {tensor.name}, or is in another shard.")
+        shape = (*tensor.shape[:-2], 32 * tensor.shape[-2])
+        found[tensor.name] = SourceTensor(tensor.name, "BF16", shape, tensor.shard, tensor.nbytes, scales.name)
+        del found[scales.name]
+    return found
+
+
 def parse_config(text: bytes) -> dict[str, Any]:
     """config.json of a source. Raises SourceError, also for a model that is quantized already."""
     try:
@@ -123,7 +151,8 @@ def parse_config(text: bytes) -> dict[str, Any]:
         raise SourceError("The source's config.json names no model_type.")
     given = config.get("quantization") or config.get("quantization_config") or {}
     method = given.get("quant_method", "mlx") if isinstance(given, dict) else "mlx"
-    if given and method != "fp8":
+    # gpt-oss is published in mxfp4 alone.
+    if given and method != "fp8" and (method, config["model_type"]) != ("mxfp4", "gpt_oss"):
         raise SourceError(f"The source is already quantized ({method}); build from the unquantized checkpoint.")
     return config
 

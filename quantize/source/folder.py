@@ -29,6 +29,7 @@ from quantize.source.checkpoint import (
     read_at,
     read_errors,
     with_fp8_scales,
+    with_mxfp4_scales,
 )
 
 # numpy has neither bfloat16 nor fp8: such tensors are read as integers of the same size.
@@ -93,10 +94,32 @@ class SafetensorsShard:
     def rows(self, tensor: SourceTensor, start: int, stop: int) -> mx.array:
         entry = self._entry(tensor.name)
         columns = tensor.matrix[1]
+        if tensor.is_mxfp4:
+            return self._from_mxfp4(entry, tensor, start, stop)
         read = self._read(entry, start * columns, stop * columns)
         if tensor.scale is None:
             return mx.array(read).view(DTYPES[tensor.dtype]).reshape(stop - start, columns)
         return self._from_fp8(mx.array(read).reshape(stop - start, columns), tensor.scale, start)
+
+    def columns(self, tensor: SourceTensor, start: int, stop: int, first: int, last: int) -> mx.array:
+        if tensor.scale is not None:
+            return self.rows(tensor, start, stop)[:, first:last]
+        entry = self._entry(tensor.name)
+        width = tensor.matrix[1]
+        buffer = np.empty((stop - start, last - first), _CARRIERS[ITEM_SIZES[entry.dtype]])
+        with read_errors(self._name):
+            for row, into in enumerate(buffer, start):
+                self._read_into(entry, into, row * width + first)
+        return mx.array(buffer).view(DTYPES[tensor.dtype])
+
+    def _from_mxfp4(self, codes: Entry, tensor: SourceTensor, start: int, stop: int) -> mx.array:
+        """Two codes a byte, the lower half first, and a scale for each 32: MLX's own layout."""
+        assert tensor.scale is not None
+        groups = tensor.matrix[1] // 32
+        scales = mx.array(self._read(self._entry(tensor.scale), start * groups, stop * groups)).reshape(-1, groups)
+        packed = mx.array(self._read(codes, start * groups * 16, stop * groups * 16)).view(mx.uint32)
+        packed = packed.reshape(stop - start, -1)
+        return mx.dequantize(packed, scales, group_size=32, bits=4, mode="mxfp4", dtype=mx.bfloat16)
 
     def _from_fp8(self, rows: mx.array, scale_name: str, start: int) -> mx.array:
         """Each 128 x 128 block has its own scale: (ceil(rows / 128), ceil(columns / 128))."""
@@ -115,11 +138,15 @@ class SafetensorsShard:
 
     def _read(self, entry: Entry, first: int, last: int) -> np.ndarray[Any, Any]:
         """Elements first..last of a tensor."""
-        size = ITEM_SIZES[entry.dtype]
-        buffer = np.empty(last - first, _CARRIERS[size])
+        buffer = np.empty(last - first, _CARRIERS[ITEM_SIZES[entry.dtype]])
         with read_errors(self._name):
-            read_at(self._file, buffer.data.cast("B"), self._header.data + entry.begin + first * size, entry.name)
+            self._read_into(entry, buffer, first)
         return buffer
+
+    def _read_into(self, entry: Entry, buffer: np.ndarray[Any, Any], first: int) -> None:
+        """Elements of a tensor from `first` on."""
+        begin = self._header.data + entry.begin + first * ITEM_SIZES[entry.dtype]
+        read_at(self._file, buffer.data.cast("B"), begin, entry.name)
 
 
 def source_tensors(headers: Mapping[str, Header], index: Mapping[str, str] | None) -> dict[str, SourceTensor]:
@@ -133,7 +160,7 @@ def source_tensors(headers: Mapping[str, Header], index: Mapping[str, str] | Non
     for name, shard in (index or {}).items():
         if name not in found or found[name].shard != shard:
             raise SourceError(f"The index says that {shard} holds {name}; it does not.")
-    return with_fp8_scales(list(found.values()))
+    return with_mxfp4_scales(with_fp8_scales(list(found.values())))
 
 
 def shard_names(folder: Path) -> list[str]:

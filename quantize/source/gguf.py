@@ -71,6 +71,9 @@ class GgufCheckpoint:
         parts = [self._part(stored, order[at : min(at + step, stop)], tensor.dtype) for at in range(start, stop, step)]
         return mx.concatenate(parts)
 
+    def columns(self, tensor: SourceTensor, start: int, stop: int, first: int, last: int) -> mx.array:
+        return self.rows(tensor, start, stop)[:, first:last]
+
     def _part(self, stored: StoredTensor, order: np.ndarray[Any, Any], dtype: str) -> mx.array:
         """The rows `order`, which lie close together, evaluated so that their float32 copies are freed."""
         first = int(order.min())

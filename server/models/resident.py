@@ -108,6 +108,7 @@ class Resident:
         except Exception as error:
             raise self.fail(error) from error
         self.folder, self.text = folder, text
+        text.on_unavailable = self._forget_files
         return text
 
     def _show(self, progress: AcquireProgress) -> None:
@@ -118,6 +119,11 @@ class Resident:
         if self.folder is None:
             raise self._failure or ModelUnavailable(f"The files of model '{self.entry.id}' are gone.")
         return self.folder
+
+    def _forget_files(self) -> None:
+        """A text process that was to start again did not find what it once had read: the next request looks anew."""
+        self.folder = None
+        self.close_text()
 
     def close_text(self) -> None:
         """End the text process; the next request that needs it starts another."""
@@ -244,8 +250,7 @@ class Resident:
             log.error("model %s failed", self.entry.id, exc_info=error)
             failure = ModelUnavailable("The model is unavailable; the server's log has the reason.")
         self._failure, self._failed_at = failure, time.monotonic()
-        self.folder = None
-        self.close_text()
+        self._forget_files()
         self.set("failed", failure.message)
         return failure
 

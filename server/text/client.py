@@ -9,6 +9,7 @@ from pathlib import Path
 from server.chat.conversation import Prompt
 from server.chat.prompt import EncodedPrompt
 from server.chat.vocabulary import Vocabulary
+from server.errors import ModelUnavailable
 from server.settings.types import LimitSettings
 from server.text.lane import TEXT_COMMAND, Lane
 from server.text.protocol import (
@@ -38,6 +39,8 @@ class TextProcess:
         self._idle: asyncio.TimerHandle | None = None
         self._ending: asyncio.Task[None] | None = None
         self.vocabulary = vocabulary
+        # Called when the model's files turn out to be gone or broken since they were opened.
+        self.on_unavailable: Callable[[], None] = lambda: None
 
     @staticmethod
     async def open(
@@ -96,7 +99,13 @@ class TextProcess:
         await asyncio.gather(self._small.close(), self._large.close())
 
     async def _ask(self, command: TextCommand, client: str) -> TextAnswer:
-        raw = frame(command)
+        try:
+            return await self._asked(frame(command), client)
+        except ModelUnavailable:
+            self.on_unavailable()
+            raise
+
+    async def _asked(self, raw: bytes, client: str) -> TextAnswer:
         if len(raw) <= _LARGE_BYTES:
             return await self._small.ask(raw, client)
         if self._idle is not None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from quantize.folder.safetensors_format import lay_out
+from quantize.folder.safetensors_format import lay_out, nbytes
 from tests.support.tiny_model import BOS_ID, CHAT_TEMPLATE, END_ID, VOCAB_SIZE, tiny_tokenizer
 
 Shapes = dict[str, tuple[int, ...]]
@@ -174,21 +174,21 @@ def _attention(prefix: str, hidden: int, heads: int, kv_heads: int, head_dim: in
 def write(
     folder: Path, config: Mapping[str, Any], shapes: Shapes, *, shards: int = 3, seed: int = 0, holes: bool = False
 ) -> Path:
-    """The checkpoint in `folder`, in bfloat16. Same arguments, same bytes."""
+    """The checkpoint in `folder`, in bfloat16, mxfp4 as bytes. Same arguments, same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     groups = _grouped(shapes, shards)
     weight_map: dict[str, str] = {}
     random = _Random(seed)
     for number, group in enumerate(groups, start=1):
         name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        start, header = lay_out([(tensor, "BF16", shapes[tensor]) for tensor in group])
+        start, header = lay_out([(tensor, _dtype(tensor), shapes[tensor]) for tensor in group])
         with (folder / name).open("wb") as file:
             file.write(start)
             for tensor in group if not holes else ():
                 random.write(file, tensor, shapes[tensor])
             file.truncate(header.size)
         weight_map |= dict.fromkeys(group, name)
-    total = sum(2 * math.prod(shape) for shape in shapes.values())
+    total = sum(nbytes(_dtype(tensor), shape) for tensor, shape in shapes.items())
     _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
     _write_json(folder / "config.json", config)
     write_tokenizer(folder)
@@ -218,6 +218,11 @@ class _Random:
 
     def write(self, file: Any, name: str, shape: tuple[int, ...]) -> None:
         left = math.prod(shape)
+        if _dtype(name) == "U8":
+            # Any codes; scales are exponents of two.
+            low, high = (0, 256) if name.endswith("_blocks") else (120, 126)
+            file.write(self._draw.integers(low, high, left, np.uint8).tobytes())
+            return
         gain = 1 / math.sqrt(shape[-1]) if len(shape) > 1 else 0.02
         # What scales is near one; what projects keeps the length of what it is given.
         mean = 0 if len(shape) > 1 else 1
@@ -225,6 +230,10 @@ class _Random:
             pool = np.roll(self._pool, self._draw.integers(self._POOL))[:left]
             file.write((mean + gain * pool).astype(np.float32).view(np.uint32).__rshift__(16).astype("<u2").tobytes())
             left -= len(pool)
+
+
+def _dtype(name: str) -> str:
+    return "U8" if name.endswith(("_blocks", "_scales")) else "BF16"
 
 
 def _grouped(shapes: Shapes, shards: int) -> list[list[str]]:

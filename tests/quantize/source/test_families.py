@@ -2,119 +2,145 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
+import mlx_lm
 import pytest
 from mlx.utils import tree_flatten
-from mlx_lm.utils import _get_classes, load_model
+from mlx_lm.utils import dequantize_model, load_model
 
 from quantize.build.build import build
+from quantize.errors import SourceError
 from quantize.folder.verify import verify
-from quantize.plan.plan import make_plan
+from quantize.plan.plan import Plan, make_plan
 from quantize.source.checkpoint import HubOptions
-from quantize.source.families import FAMILIES
 from quantize.source.sources import open_checkpoint
-from tests.support.checkpoints import Shapes, gemma4, qwen3_moe, write
+from tests.support.checkpoints import write
+from tests.support.families import config_of
+from tests.support.hub_families import HUB_FAMILIES, hub_checkpoint, on_the_hub, write_hub_family
+from tests.support.published import PUBLISHED
 
-_COMMON = {
-    "hidden_size": 64, "num_hidden_layers": 5, "intermediate_size": 128, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "vocab_size": 448,
-    "max_position_embeddings": 2048, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-}  # fmt: skip
-_GEMMA3 = {
-    "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64, "sliding_window_pattern": 3,
-    "tie_word_embeddings": True,
-}  # fmt: skip
-_MOE = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
-_MINIMAX = {"shared_intermediate_size": 0, "rotary_dim": 8}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "mistral": {},
-    "qwen2": {"tie_word_embeddings": True},
-    "qwen3": {"head_dim": 32},
-    "gemma3_text": _GEMMA3,
-    "gemma3": {"text_config": {**_COMMON, **_GEMMA3, "model_type": "gemma3_text"}, "vision_config": {}},
-    "phi3": {},
-    "mixtral": _MOE,
-    "minimax": _MOE | _MINIMAX,
-    "minimax_m2": _MOE | _MINIMAX,
-}
+# Modules that are a matrix and stay one: routers, and coefficients of a few columns.
+KEPT = ("router.proj", "mlp.gate", "block_sparse_moe.gate", "block_sparse_moe.router.layer", "mlp.router",
+        "feed_forward.gate", "feed_forward.router", "shared_expert_gate", "altup.modality_router",
+        "altup.correction_coefs", "altup.prediction_coefs")  # fmt: skip
+
+
+def plan_of(source: Path, policy: str) -> Plan:
+    return make_plan(open_checkpoint(str(source), HubOptions()), policy)
+
+
+def built(source: Path, policy: str, folder: Path) -> Path:
+    return build(open_checkpoint(str(source), HubOptions()), plan_of(source, policy), folder)
+
+
+def weights_of(folder: Path, *, strict: bool = True) -> Mapping[str, mx.array]:
+    """As mlx-lm loads them; mxfp4 multiplied out."""
+    return dict(tree_flatten(dequantize_model(load_model(folder, strict=strict)[0]).parameters()))
+
+
+@pytest.mark.parametrize("family", HUB_FAMILIES)
+def test_what_is_kept_is_what_mlx_lm_loads_of_the_source(family: str, tmp_path: Path) -> None:
+    same_as_mlx_lm(write_hub_family(tmp_path / "source", family), tmp_path)
+
+
+def same_as_mlx_lm(source: Path, tmp_path: Path) -> None:
+    theirs = weights_of(source, strict=False)
+    ours = weights_of(built(source, "source", tmp_path / "kept"))
+    assert ours.keys() == theirs.keys()
+    for name, array in theirs.items():
+        assert ours[name].dtype == array.dtype, name
+        assert mx.array_equal(ours[name], array), name
+
+
+@pytest.mark.parametrize("family", HUB_FAMILIES)
+def test_config_i_is_what_mlx_lm_quantizes_and_generates(family: str, tmp_path: Path) -> None:
+    source = write_hub_family(tmp_path / "source", family)
+    plan = plan_of(source, "config-i")
+    folder = built(source, "config-i", tmp_path / "built")
+    assert verify(folder) == []
+    theirs = weights_of(source, strict=False)
+    ours = dict(tree_flatten(load_model(folder)[0].parameters()))
+    for output in plan.tensors:
+        if output.spec is None:
+            assert mx.array_equal(ours[output.name], theirs[output.name]), output.name
+            continue
+        quantized = mx.quantize(theirs[output.name], group_size=output.spec.group_size, bits=output.spec.bits)
+        for suffix, array in zip(("weight", "scales", "biases"), quantized, strict=True):
+            assert mx.array_equal(ours[f"{output.path}.{suffix}"], array), f"{output.path}.{suffix}"
+    model, tokenizer = mlx_lm.load(str(folder))[:2]
+    steps = list(mlx_lm.stream_generate(model, tokenizer, [5, 9, 40], max_tokens=3))
+    assert steps
+    assert mx.isfinite(steps[0].logprobs).all()
+
+
+@pytest.mark.parametrize("family", HUB_FAMILIES)
+def test_every_matrix_but_routers_can_be_quantized(family: str, tmp_path: Path) -> None:
+    config, shapes = hub_checkpoint(family)
+    plan = plan_of(write(tmp_path, config, shapes, holes=True), "uniform-8")
+    assert [path for path in plan.kept_modules if not path.endswith(KEPT)] == []
+
+
+def test_gemma_3_has_the_names_of_newer_transformers_too(tmp_path: Path) -> None:
+    config, shapes = hub_checkpoint("gemma3")
+    renamed = {re.sub("^language_model.model|^(?=vision)", _newer, name): shape for name, shape in shapes.items()}
+    assert "model.language_model.norm.weight" in renamed
+    old = built(write(tmp_path / "old", config, shapes), "config-i", tmp_path / "built")
+    new = built(write(tmp_path / "new", config, renamed), "config-i", tmp_path / "renamed")
+    assert (new / "model.safetensors").read_bytes() == (old / "model.safetensors").read_bytes()
+
+
+def _newer(match: re.Match[str]) -> str:
+    return "model.language_model" if match[0] else "model."
+
+
+def test_a_matrix_without_a_role_is_refused(tmp_path: Path) -> None:
+    source = write(tmp_path, *on_the_hub(config_of("falcon_h1")), holes=True)
+    with pytest.raises(SourceError, match=r"mamba\.in_proj\.weight has no known role"):
+        plan_of(source, "config-i")
+
+
+def test_what_mlx_lm_computes_is_refused(tmp_path: Path) -> None:
+    # Convolutions as they are published: then mlx-lm multiplies most matrices by a number.
+    config, shapes = on_the_hub(config_of("falcon_h1"))
+    published = {name: (shape[0], 1, shape[1]) if "conv1d.weight" in name else shape for name, shape in shapes.items()}
+    with pytest.raises(SourceError, match="mlx-lm changes tensors of its falcon_h1 model in an unsupported way: "):
+        plan_of(write(tmp_path, config, published, holes=True), "config-i")
+
+
+def test_scales_that_do_not_fit_their_codes_are_named(tmp_path: Path) -> None:
+    config, shapes = hub_checkpoint("gpt_oss")
+    name = "model.layers.1.mlp.experts.down_proj_scales"
+    shapes[name] = (*shapes[name][:-1], 1)
+    with pytest.raises(SourceError, match=f"{name} does not fit "):
+        plan_of(write(tmp_path, config, shapes, holes=True), "config-i")
+
+
+@pytest.mark.parametrize(("model", "bits_per_weight"), [("MiniMax-M2.7", 3.249), ("Qwen3.6-35B-A3B", 3.613)])
+def test_config_i_has_the_published_bits_per_weight(model: str, bits_per_weight: float, tmp_path: Path) -> None:
+    source = write(tmp_path, *on_the_hub(PUBLISHED[model]), holes=True)
+    assert round(plan_of(source, "config-i").bits_per_weight, 3) == bits_per_weight
+
+
 # The small Gemma 4 models: inputs for each layer, and last layers that use the keys of earlier ones.
-_GEMMA4_SMALL = {
-    "head_dim": 32, "global_head_dim": 64, "hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": 448,
-    "num_kv_shared_layers": 2, "sliding_window_pattern": 3, "sliding_window": 64, "tie_word_embeddings": True,
+GEMMA4_SMALL = {
+    "model_type": "gemma4_text", "hidden_size": 64, "num_hidden_layers": 5, "intermediate_size": 128,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "vocab_size": 448,
+    "max_position_embeddings": 2048, "torch_dtype": "bfloat16", "head_dim": 32, "global_head_dim": 64,
+    "hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": 448, "num_kv_shared_layers": 2,
+    "sliding_window_pattern": 3, "sliding_window": 64, "tie_word_embeddings": True,
 }  # fmt: skip
-# mlx-lm's stacked matrices, and the names of the single ones on the Hub.
-_STACKED = re.compile(r"(.*block_sparse_moe)\.switch_mlp\.(gate|down|up)_proj\.weight")
-_SINGLE = {"gate": "w1", "down": "w2", "up": "w3"}
-
-
-def checkpoint(model_type: str) -> tuple[dict[str, Any], Shapes]:
-    """Config and shapes as the Hub has them, from mlx-lm's own model class."""
-    if model_type in ("gemma4", "qwen3_moe"):
-        return gemma4() if model_type == "gemma4" else qwen3_moe()
-    if model_type == "gemma4_text":
-        config, shapes = gemma4()
-        kept = {name.replace("language_model.", ""): shape for name, shape in shapes.items() if "vision" not in name}
-        return config["text_config"], kept
-    return from_mlx_lm({"model_type": model_type} | _COMMON | CONFIGS[model_type])
-
-
-def from_mlx_lm(config: dict[str, Any]) -> tuple[dict[str, Any], Shapes]:
-    model_type = config["model_type"]
-    model_class, arguments = _get_classes(json.loads(json.dumps(config)))
-    model = model_class(arguments.from_dict(json.loads(json.dumps(config))))
-    shapes = {}
-    for name, array in tree_flatten(model.parameters()):
-        shapes |= dict(_on_the_hub(name, array.shape))
-    if "gemma3" in model_type:
-        shapes = {name: shape for name, shape in shapes.items() if "lm_head" not in name}
-    if model_type == "gemma3":
-        shapes["vision_tower.vision_model.embeddings.patch_embedding.bias"] = (32,)
-    return config, shapes
-
-
-def _on_the_hub(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    if match := _STACKED.fullmatch(name):
-        for expert in range(shape[0]):
-            yield f"{match[1]}.experts.{expert}.{_SINGLE[match[2]]}.weight", shape[1:]
-    else:
-        yield name, shape
-
-
-@pytest.mark.parametrize("model_type", FAMILIES)
-def test_it_is_what_mlx_lm_makes_of_the_source(model_type: str, tmp_path: Path) -> None:
-    same_as_mlx_lm(write(tmp_path / "source", *checkpoint(model_type)), tmp_path)
 
 
 def test_keys_that_a_small_gemma_4_never_uses_are_left_out(tmp_path: Path) -> None:
-    config, shapes = from_mlx_lm({"model_type": "gemma4_text"} | _COMMON | _GEMMA4_SMALL)
+    config, shapes = on_the_hub(GEMMA4_SMALL)
     unused = {
         name.replace("layers.0.", "layers.4."): shape for name, shape in shapes.items() if "0.self_attn.k" in name
     }
     assert len(unused) == 2
     source = write(tmp_path / "source", config, shapes | unused)
-    assert make_plan(open_checkpoint(str(source), HubOptions()), "config-i").dropped == list(unused)
+    assert plan_of(source, "config-i").dropped == list(unused)
     same_as_mlx_lm(source, tmp_path)
-
-
-def same_as_mlx_lm(source: Path, tmp_path: Path) -> None:
-    opened = open_checkpoint(str(source), HubOptions())
-    build(opened, make_plan(opened, "source"), tmp_path / "kept")
-    build(opened, make_plan(opened, "uniform-8"), tmp_path / "quantized")
-    theirs = dict(tree_flatten(load_model(source, strict=False)[0].parameters()))
-    ours = dict(tree_flatten(load_model(tmp_path / "kept")[0].parameters()))
-    assert ours.keys() == theirs.keys()
-    for name, array in theirs.items():
-        assert mx.array_equal(ours[name], array), name
-    assert verify(tmp_path / "quantized") == []
-    model, _ = load_model(tmp_path / "quantized")
-    kept = {path for path, module in model.named_modules() if hasattr(module, "to_quantized")}
-    # Only the routers.
-    assert all(path.endswith(("router.proj", "mlp.gate", "block_sparse_moe.gate")) for path in kept)
-    assert mx.isfinite(model(mx.array([[5, 9, 40]]))).all()

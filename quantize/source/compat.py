@@ -1,6 +1,6 @@
 """The part of mlx-lm that is touched and not public, with its reason and what would make it go.
 
-`pyproject.toml` holds mlx-lm below 0.33, and tests/quantize/plan/test_compat.py fails when an upgrade changes it.
+`pyproject.toml` holds mlx-lm below 0.33, and tests/quantize/source/test_compat.py fails when an upgrade changes it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What quantize/plan/compat.py relies on in mlx-lm.
+"""What quantize/source/compat.py relies on in mlx-lm.
 
 A failure here is not to be patched over: read the reason there, see whether it can go, then move the bound in
 pyproject.toml.
@@ -13,11 +13,11 @@ import pytest
 from mlx_lm import utils
 from mlx_lm.models import llama
 
-from quantize.plan import compat
+from quantize.source import compat
 
 
 def test_the_release_is_the_one_that_was_read() -> None:
-    assert mlx_lm.__version__.startswith("0.32."), "quantize/plan/compat.py was checked against 0.32"
+    assert mlx_lm.__version__.startswith("0.32."), "quantize/source/compat.py was checked against 0.32"
 
 
 def test_the_classes_are_those_that_a_finished_folder_is_loaded_with() -> None:

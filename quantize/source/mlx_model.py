@@ -1,0 +1,24 @@
+"""mlx-lm's model of a config.json, without a weight in memory: MLX evaluates lazily."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from quantize.errors import SourceError
+from quantize.source.compat import model_classes
+
+
+def empty_model(config: Mapping[str, Any]) -> Any:
+    """Raises SourceError when mlx-lm does not know the model's type, or not with these settings."""
+    try:
+        model_class, arguments_class = model_classes(config)
+    except ValueError:
+        raise SourceError(f"Models of the type {config.get('model_type')!r} are unknown to mlx-lm.") from None
+    try:
+        # Some argument classes change nested tables in place.
+        return model_class(arguments_class.from_dict(copy.deepcopy(dict(config))))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise SourceError(f"mlx-lm cannot make a model from the source's config.json ({reason}).") from error
