@@ -10,8 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
-
+from quantize.console import DoorConsole
 from server.cli import loopback
 from server.models.catalog import Catalog
 from server.models.residency import Residency
@@ -37,7 +36,7 @@ class DemoFailed(Exception):
 class Demo:
     """Waits for the model, asks `QUESTION` through the real endpoint, prints the answer and what it took."""
 
-    def __init__(self, console: Console, address: str, key: str | None, *, exit_after_reply: bool) -> None:
+    def __init__(self, console: DoorConsole, address: str, key: str | None, *, exit_after_reply: bool) -> None:
         self._console = console
         self._address = address
         self._key = key
@@ -52,7 +51,7 @@ class Demo:
             # A second signal would cut the end that the first one has begun.
             if error.code == "shutting_down":
                 return
-            self._console.print(f"The demo failed: {error}", markup=False, highlight=False, soft_wrap=True)
+            self._console.print(f"The demo failed: {error}", soft_wrap=True)
             self.failed = True
         if self.failed or self._exit_after_reply:
             self._stop()
@@ -62,7 +61,6 @@ class Demo:
             f"\nServing on {self._address}/v1 until Ctrl-C. Try it from another terminal:\n\n"
             f"  curl {self._address}/v1/chat/completions -H 'Content-Type: application/json'{authorization} \\\n"
             f'    -d \'{{"messages": [{{"role": "user", "content": "{QUESTION}"}}], "stream": true}}\'\n',
-            highlight=False,
             soft_wrap=True,
         )
 
@@ -77,7 +75,7 @@ class Demo:
             raise DemoFailed(status.text)
         parts = ", ".join(f"{state} {s:.1f} s" for state, s in spent.items() if state != "absent")
         self._console.print(f"Model ready after {time.monotonic() - start:.1f} s ({parts}).\n")
-        self._console.print(f"[bold]>[/bold] {QUESTION}")
+        self._console.print(f"> {QUESTION}")
 
     def _ask(self) -> None:
         start = time.monotonic()
@@ -87,7 +85,7 @@ class Demo:
             for choice in chunk["choices"]:
                 if text := choice["delta"].get("content"):
                     first = first or time.monotonic()
-                    self._console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+                    self._console.print(text, end="", soft_wrap=True)
             if chunk.get("usage"):
                 tokens = chunk["usage"]["completion_tokens"]
         end = time.monotonic()
