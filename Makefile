@@ -2,11 +2,12 @@
 # GNU make 3.81 (macOS) and POSIX sh.
 
 VENV := .venv
+RELEASE := .venv-release
 BIN := $(VENV)/bin
 SETUP := sh tools/setup.sh $(VENV)
 ARGS ?=
 
-.PHONY: demo serve test test-slow test-node check bench soak docs docs-tables lock clean
+.PHONY: demo serve test test-slow test-node check bench soak docs docs-tables lock audit sbom clean
 
 demo: $(VENV)/.run
 	@$(BIN)/configi demo $(ARGS)
@@ -46,22 +47,35 @@ docs: $(VENV)/.docs
 docs-tables: $(VENV)/.dev
 	@$(BIN)/python -m tools.docs_tables
 
-# Pins what a fresh installation of everything chooses today.
-lock:
-	@rm -rf $(VENV)
-	@: > requirements.lock
-	@$(SETUP) .docs '.[dev,docs]'
-	@$(BIN)/python -m tools.lock > requirements.lock.new && mv requirements.lock.new requirements.lock
+# Pins what a fresh installation of everything chooses today, with hashes; ARGS=--keep holds the versions that are locked.
+lock: $(VENV)/.dev
+	@$(BIN)/python -m tools.lock $(ARGS)
+
+# What is known against the locked versions. Asks the advisory database: needs the network.
+audit: $(RELEASE)/.release
+	@for lock in requirements*.lock; do echo "$$lock"; $(RELEASE)/bin/pip-audit --strict --disable-pip --require-hashes -r $$lock || exit 1; done
+
+# What a release is made of, as CycloneDX: a fresh environment with what runs configi and nothing else.
+sbom: $(RELEASE)/.release
+	@mkdir -p dist && rm -rf build/sbom
+	@sh tools/setup.sh build/sbom .run requirements.lock
+	@$(RELEASE)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/sbom.json build/sbom/bin/python
+	@rm -rf build/sbom
+	@echo dist/sbom.json
 
 clean:
-	@rm -rf $(VENV) site build ./*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf $(VENV) $(RELEASE) site build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 # A stamp is written last, so that an interrupted installation is done again.
 $(VENV)/.run: pyproject.toml requirements.lock tools/setup.sh
-	@$(SETUP) .run '.'
+	@$(SETUP) .run requirements.lock
 
-$(VENV)/.dev: pyproject.toml requirements.lock tools/setup.sh
-	@$(SETUP) .dev '.[dev]'
+$(VENV)/.dev: pyproject.toml requirements.lock requirements-dev.lock tools/setup.sh
+	@$(SETUP) .dev requirements.lock requirements-dev.lock
 
-$(VENV)/.docs: pyproject.toml requirements.lock tools/setup.sh
-	@$(SETUP) .docs '.[docs]'
+$(VENV)/.docs: pyproject.toml requirements.lock requirements-docs.lock tools/setup.sh
+	@$(SETUP) .docs requirements.lock requirements-docs.lock
+
+# An environment of its own: what audits and describes a release is not part of it.
+$(RELEASE)/.release: requirements-release.lock tools/setup.sh
+	@sh tools/setup.sh $(RELEASE) .release requirements-release.lock

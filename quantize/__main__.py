@@ -8,6 +8,7 @@ import typer
 
 from quantize.commands import add_commands
 from quantize.errors import QuantizeError
+from quantize.printable import echo
 
 cli = typer.Typer(
     name="quantize", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
@@ -19,7 +20,7 @@ def main() -> None:
     try:
         cli()
     except QuantizeError as error:
-        typer.echo(f"quantize: {error.message}", err=True)
+        echo(f"quantize: {error.message}", err=True)
         sys.exit(1)
 
 

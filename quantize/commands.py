@@ -6,7 +6,6 @@ for MLX.
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -40,11 +39,11 @@ def plan(
     json: JsonOption = False,
 ) -> None:
     """Show what a build would produce and need. Reads headers only."""
-    from rich.console import Console
-
+    from quantize.console import console
     from quantize.plan import report as plan_report
     from quantize.plan.memory import parse_bytes, plan_memory
     from quantize.plan.plan import make_plan
+    from quantize.printable import print_json
     from quantize.source.checkpoint import HubOptions
     from quantize.source.sources import open_checkpoint
 
@@ -52,9 +51,9 @@ def plan(
     checkpoint = open_checkpoint(source, HubOptions(keep=not discard_source, offline=offline))
     made = make_plan(checkpoint, policy)
     if json:
-        plan_report.print_json(made, memory, checkpoint.scratch_bytes)
+        print_json(plan_report.as_json(made, memory, checkpoint.scratch_bytes))
     else:
-        plan_report.print_report(Console(), made, memory, checkpoint.scratch_bytes)
+        plan_report.print_report(console(), made, memory, checkpoint.scratch_bytes)
 
 
 def build(
@@ -71,8 +70,8 @@ def build(
     watch_stdin: Annotated[bool, typer.Option("--watch-stdin", help="Exit when stdin closes.")] = False,
 ) -> None:
     """Build a quantized MLX model. Run the same command again to resume an interrupted build."""
-    from rich.console import Console
-
+    from quantize.console import console
+    from quantize.printable import echo
     from quantize.progress import on_terminal
     from quantize.source.checkpoint import HubOptions
     from quantize.worker import JsonLines, exit_with_parent
@@ -89,12 +88,12 @@ def build(
             raise
         return
     try:
-        with on_terminal(Console(stderr=True)) as progress:
+        with on_terminal(console(stderr=True)) as progress:
             _build(source, output, policy, memory_limit, hub, progress)
     except KeyboardInterrupt:
-        typer.echo("Interrupted. Finished work is kept; run the same command to resume.", err=True)
+        echo("Interrupted. Finished work is kept; run the same command to resume.", err=True)
         raise typer.Exit(130) from None
-    typer.echo(str(output))
+    echo(str(output))
 
 
 def verify(
@@ -103,15 +102,16 @@ def verify(
 ) -> None:
     """Check a model folder against its manifest and against itself."""
     from quantize.folder.verify import verify as check
+    from quantize.printable import echo, print_json
 
     problems = check(folder)
     if json:
-        typer.echo(_json({"folder": str(folder), "ok": not problems, "problems": problems}))
+        print_json({"folder": str(folder), "ok": not problems, "problems": problems})
     else:
         for problem in problems:
-            typer.echo(problem, err=True)
+            echo(problem, err=True)
         if not problems:
-            typer.echo(f"{folder} is intact.")
+            echo(f"{folder} is intact.")
     if problems:
         raise typer.Exit(1)
 
@@ -136,7 +136,3 @@ def _build(source: str, output: Path, policy: str, memory_limit: str, hub: HubOp
     scratch = OutputFolder(output).work / "source"
     checkpoint = open_checkpoint(source, replace(hub, scratch=scratch, on_wait=reported.waiting_for))
     return execute(checkpoint, make_plan(checkpoint, policy), output, memory_limit=limit, progress=reported)
-
-
-def _json(value: object) -> str:
-    return json_module.dumps(value, indent=2)

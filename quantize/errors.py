@@ -12,7 +12,11 @@ The sentences contain only paths that the user gave; details are on stderr.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
+
+from quantize.printable import printable
 
 
 class QuantizeError(Exception):
@@ -21,9 +25,25 @@ class QuantizeError(Exception):
     retryable = False
 
     def __init__(self, message: str, *, retryable: bool = False) -> None:
+        # Names from the files of others are in it.
+        message = printable(message)
         super().__init__(message)
         self.message = message
         self.retryable = retryable
+
+
+@contextlib.contextmanager
+def native_errors(sentence: str) -> Iterator[None]:
+    """Whatever comes out of native code that reads the files of others becomes a SourceError with `sentence`.
+
+    A panic of Rust is a BaseException and no Exception.
+    """
+    try:
+        yield
+    except (QuantizeError, OSError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise SourceError(f"{sentence} ({type(error).__name__}: {error}).") from error
 
 
 class PolicyError(QuantizeError): ...

@@ -7,11 +7,9 @@ import threading
 from collections.abc import Iterator
 from typing import Protocol
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
@@ -19,6 +17,7 @@ from rich.progress import (
     Progress as Bar,
 )
 
+from quantize.console import DescriptionColumn, DoorConsole
 from quantize.worker import RateLimit
 
 _LINES_INTERVAL_S = 10
@@ -35,13 +34,13 @@ def silent(phase: str, done: int, total: int | None, text: str) -> None:
 
 
 @contextlib.contextmanager
-def on_terminal(console: Console) -> Iterator[Progress]:
+def on_terminal(console: DoorConsole) -> Iterator[Progress]:
     """A bar with rate and time left; a line every few seconds when the output is not a terminal."""
     if not console.is_terminal:
         yield _PlainLines(console)
         return
     columns = (
-        TextColumn("{task.description}"),
+        DescriptionColumn(),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -63,7 +62,7 @@ def on_terminal(console: Console) -> Iterator[Progress]:
 
 
 class _PlainLines:
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: DoorConsole) -> None:
         self._console = console
         self._lock = threading.Lock()
         self._rate = RateLimit(_LINES_INTERVAL_S)
@@ -72,7 +71,7 @@ class _PlainLines:
         with self._lock:
             if self._rate.allows(phase):
                 percentage = f" {done / total:.0%}" if total else ""
-                self._console.print(f"{phase}: {text}{percentage}", highlight=False)
+                self._console.print(f"{phase}: {text}{percentage}")
 
 
 class BuildProgress:

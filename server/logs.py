@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import textwrap
 import time
 
+from quantize.printable import printable
 from server.settings.types import LogSettings
 
+_LONGEST_TRACEBACK = 20_000
 # The standard attributes of a LogRecord; anything else was given as `extra` and is worth writing.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -44,8 +47,12 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         fields = "".join(f" {name}={value}" for name, value in _extra(record).items())
-        text = f"{clock} {record.levelname.lower():<7} {record.getMessage()}{fields}"
-        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+        text = f"{clock} {record.levelname.lower():<7} {printable(f'{record.getMessage()}{fields}')}"
+        if record.exc_info is None:
+            return text
+        # Indented: a line of an exception's message cannot pass for one of the log's own.
+        trace = printable(self.formatException(record.exc_info), limit=_LONGEST_TRACEBACK, lines=True)
+        return f"{text}\n{textwrap.indent(trace, '  ')}"
 
 
 def _extra(record: logging.LogRecord) -> dict[str, object]:

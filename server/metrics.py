@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -53,11 +54,12 @@ class Metrics:
         except ConfigiError as error:
             outcome = error.code or error.type
             raise
-        except Exception:
-            outcome = "internal"
+        except (asyncio.CancelledError, GeneratorExit):
+            outcome = "cancelled"
             raise
         except BaseException:
-            outcome = "cancelled"
+            # A panic of native code is no Exception.
+            outcome = "internal"
             raise
         finally:
             self._requests.labels(model, outcome).inc()

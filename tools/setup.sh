@@ -1,8 +1,10 @@
 #!/bin/sh
-# setup.sh VENV STAMP REQUIREMENT: makes VENV with the newest Python >= 3.11 on the PATH, installs REQUIREMENT under the
-# pins of requirements.lock, and writes VENV/STAMP when all is well.
+# setup.sh VENV STAMP LOCK...: makes VENV with the newest Python >= 3.11 on the PATH, installs what each LOCK lists and
+# nothing else, every file checked against its sha256, and writes VENV/STAMP when all is well. requirements.lock brings
+# configi itself with it, built by the backend that the lock holds.
 set -eu
-venv=$1 stamp=$2 requirement=$3
+venv=$1 stamp=$2
+shift 2
 
 works() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
 
@@ -23,7 +25,18 @@ if ! works "$venv/bin/python" || ! "$venv/bin/python" -m pip --version >/dev/nul
     fi
 fi
 echo "Installing into $venv (once)..." >&2
-if ! said=$("$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c requirements.lock -e "$requirement" 2>&1)
+pip() { "$venv/bin/python" -m pip --quiet --disable-pip-version-check "$@"; }
+project=no
+for lock in "$@"; do
+    [ "$lock" = requirements.lock ] && project=yes
+    shift
+    set -- "$@" --requirement "$lock"
+done
+install() {
+    pip install --require-hashes --only-binary :all: "$@" || return
+    [ "$project" = no ] || pip install --no-deps --no-build-isolation --editable .
+}
+if ! said=$(install "$@" 2>&1)
 then
     echo "$said" >&2
     exit 1

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from quantize.errors import SourceError
+from quantize.foreign_json import read_object
+from quantize.names import checked_name, distinct_names
 
 # Lists which tensor is in which shard.
 INDEX = "model.safetensors.index.json"
@@ -27,6 +29,11 @@ _LENGTH = struct.Struct("<Q")
 LENGTH_SIZE = _LENGTH.size
 # The library's own bound.
 _LONGEST_HEADER = 100_000_000
+# Far beyond any model: the largest have some 100,000 in all their files, of at most 5 axes.
+_MOST_TENSORS = 200_000
+_MOST_AXES = 8
+# The largest file there can be.
+_LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,33 +88,49 @@ def data_start(file: str, start: bytes) -> int:
 
 def parse_header(file: str, text: bytes, data: int) -> Header:
     """Entries in the order of their bytes, each checked against its dtype and shape, without holes between them."""
+    if text.count(b"data_offsets") > _MOST_TENSORS:
+        raise SourceError(f"The header of {file} describes more than {_MOST_TENSORS:,} tensors.")
     try:
-        read = json.loads(text)
-        found = [_entry(name, value) for name, value in read.items() if name != "__metadata__"]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        found = [_entry(name, value) for name, value in read_object(text).items() if name != "__metadata__"]
+    except (ValueError, TypeError, KeyError) as error:
         raise SourceError(f"The header of {file} is damaged.") from error
     found.sort(key=lambda entry: (entry.begin, entry.end))
     end = 0
     for entry in found:
         if entry.dtype not in ITEM_SIZES:
             raise SourceError(f"{file}: {entry.name} has the dtype {entry.dtype}, which is not supported.")
-        if entry.begin != end or entry.nbytes != nbytes(entry.dtype, entry.shape) or min(entry.shape, default=1) < 0:
+        if entry.begin != end or entry.nbytes != nbytes(entry.dtype, entry.shape):
             raise SourceError(f"The header of {file} is damaged: {entry.name} has the wrong offsets.")
         end = entry.end
     return Header({entry.name: entry for entry in found}, data, data + end)
 
 
 def _entry(name: str, value: Any) -> Entry:
-    begin, end = value["data_offsets"]
-    return Entry(name, value["dtype"], tuple(map(int, value["shape"])), int(begin), int(end))
+    """Raises ValueError, TypeError or KeyError. Every number is bounded here, before any two are multiplied."""
+    (begin, end), shape = value["data_offsets"], value["shape"]
+    if not isinstance(value["dtype"], str) or not isinstance(shape, list) or len(shape) > _MOST_AXES:
+        raise TypeError(f"{name} has no dtype or no shape")
+    if not all(type(number) is int and 0 <= number <= _LARGEST for number in (begin, end, *shape)):
+        raise ValueError(f"{name} has a size that no file can have")
+    return Entry(name, value["dtype"], tuple(shape), begin, end)
 
 
 def parse_index(text: bytes) -> dict[str, str]:
     """Tensor name -> shard. Raises SourceError."""
     try:
-        return {str(name): str(shard) for name, shard in json.loads(text)["weight_map"].items()}
+        index = {str(name): str(shard) for name, shard in read_object(text)["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise SourceError(f"The source's {INDEX} is damaged.") from None
+    if len(index) > _MOST_TENSORS:
+        raise SourceError(f"{INDEX} names more than {_MOST_TENSORS:,} tensors.")
+    return index
+
+
+def indexed_shards(index: Mapping[str, str]) -> list[str]:
+    """The shards that an index names, each a file of the same folder. Raises SourceError."""
+    shards = sorted(set(index.values()))
+    distinct_names(map(checked_name, shards))
+    return shards
 
 
 def lay_out(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[bytes, Header]:

@@ -20,8 +20,10 @@ from quantize.folder.config import is_affine, read_specs
 from quantize.folder.finite import all_finite
 from quantize.folder.hashing import sha256_of
 from quantize.folder.manifest import MANIFEST, File, Manifest, read_manifest
-from quantize.folder.safetensors_format import INDEX, Entry, Header, parse_index, read_header
+from quantize.folder.safetensors_format import INDEX, Entry, Header, indexed_shards, parse_index, read_header
 from quantize.folder.tensor_rules import tensor_problems
+from quantize.foreign_json import read_json
+from quantize.names import checked_name, distinct_names
 
 
 def verify(folder: Path) -> list[str]:
@@ -69,7 +71,7 @@ def _problems(folder: Path, *, thorough: bool) -> list[str]:
         found = [*files.values(), *_stray_shards(folder, shards)]
         if files.keys() & set(shards):
             return found
-        headers = {name: read_header(folder / name) for name in shards}
+        headers = {name: read_header(folder / checked_name(name)) for name in shards}
         found += _index_problems(folder, headers)
         entries = {name: entry for header in headers.values() for name, entry in header.entries.items()}
         if not is_affine(config):
@@ -87,7 +89,7 @@ def _problems(folder: Path, *, thorough: bool) -> list[str]:
 
 def _config(folder: Path) -> Mapping[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        config = read_json((folder / "config.json").read_bytes())
     except FileNotFoundError:
         raise VerifyError("The folder has no config.json.") from None
     except ValueError:
@@ -100,9 +102,10 @@ def _config(folder: Path) -> Mapping[str, Any]:
 def _shards(folder: Path, manifest: Manifest | None) -> list[str]:
     """Those named by the manifest, else by the index, else those present."""
     if manifest is not None:
+        distinct_names(manifest.files)
         return sorted(name for name in manifest.files if name.endswith(".safetensors"))
     if (folder / INDEX).is_file():
-        return sorted(set(parse_index((folder / INDEX).read_bytes()).values()))
+        return indexed_shards(parse_index((folder / INDEX).read_bytes()))
     if found := sorted(path.name for path in folder.glob("model*.safetensors")):
         return found
     raise VerifyError("The folder has no model*.safetensors.")
@@ -113,7 +116,7 @@ def _file_problems(
 ) -> Mapping[str, str]:
     """Problem by file name."""
     if manifest is None:
-        return {name: f"{name} is missing." for name in shards if not (folder / name).is_file()}
+        return {name: f"{name} is missing." for name in shards if not (folder / checked_name(name)).is_file()}
     files = sorted(manifest.files.items())
     # hashlib releases the GIL.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -122,9 +125,9 @@ def _file_problems(
 
 
 def _file_problem(folder: Path, name: str, file: File, *, thorough: bool) -> str | None:
-    path = folder / name
     # A manifest may not lead out of its folder.
-    if Path(name).name != name or not path.is_file():
+    path = folder / checked_name(name)
+    if not path.is_file():
         return f"{name} is missing."
     if (size := path.stat().st_size) != file.size:
         return f"{name} has {size} bytes; {MANIFEST} says {file.size}."
@@ -152,7 +155,9 @@ def _index_problems(folder: Path, headers: Mapping[str, Header]) -> Iterator[str
 def _not_finite(folder: Path, headers: Mapping[str, Header]) -> Iterator[str]:
     for file, header in headers.items():
         for entry in header.entries.values():
-            if entry.name.endswith((".scales", ".biases")) and not _is_finite(folder / file, header, entry):
+            if entry.name.endswith((".scales", ".biases")) and not _is_finite(
+                folder / checked_name(file), header, entry
+            ):
                 yield f"{entry.name} holds values that are not finite."
 
 

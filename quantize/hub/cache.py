@@ -6,7 +6,6 @@ No network, and huggingface_hub is imported inside functions: it costs a quarter
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,7 +13,9 @@ from pathlib import Path
 
 from quantize.errors import SourceError
 from quantize.folder.safetensors_format import read_header
+from quantize.foreign_json import read_object
 from quantize.hub import compat
+from quantize.names import checked_commit, checked_name, checked_path
 
 # What a model needs, data only: no Python, no pickles, no formats of other runtimes.
 _MODEL_FILES = ("model*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
@@ -26,23 +27,28 @@ def is_model_file(name: str) -> bool:
 
 def cached_folder(repo: str, revision: str | None) -> Path | None:
     """The complete snapshot of `repo`, or None when a file is missing or cut short."""
-    if not compat.storage_folder(repo).is_dir():
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
     try:
+        if not compat.storage_folder(repo).is_dir():
+            return None
+        from huggingface_hub import try_to_load_from_cache
+
         config = try_to_load_from_cache(repo, "config.json", revision=revision)
         folder = Path(config).parent if isinstance(config, str) else None
         return folder if folder and _is_complete(folder) and _has_all_listed(repo, folder) else None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SourceError):
         # An unreadable file, or JSON of another shape: a damaged cache does not count, and fetching repairs it.
         return None
+
+
+def snapshot_folder(repo: str, commit: str) -> Path:
+    """Where the files of `repo` at `commit` are, or will be."""
+    return compat.storage_folder(repo) / "snapshots" / checked_commit(commit)
 
 
 def remember_revision(repo: str, revision: str | None, commit: str) -> None:
     """Write refs/REVISION as the Hub's tools do, so that `cached_folder` finds what was fetched."""
     if revision != commit:
-        ref = compat.storage_folder(repo) / "refs" / (revision or "main")
+        ref = compat.storage_folder(repo) / "refs" / checked_path(revision or "main")
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(commit)
 
@@ -59,10 +65,11 @@ class RepoFile:
 def drop_cut(folder: Path, files: Iterable[RepoFile]) -> None:
     """Remove files of the snapshot whose size is not the repository's, so that they are fetched again."""
     for file in files:
-        path = folder / file.name
+        path = folder / checked_name(file.name)
         if path.is_file() and path.stat().st_size != file.size:
-            # A snapshot holds links; the content is elsewhere.
-            path.resolve().unlink()
+            # A snapshot holds links to blobs beside it; what a link to elsewhere leads to is not the cache's.
+            if (blob := path.resolve()).is_relative_to(folder.parent.parent.resolve()):
+                blob.unlink()
             path.unlink(missing_ok=True)
 
 
@@ -86,17 +93,17 @@ def sweep_orphans(repo: str, resumable: Collection[RepoFile] = ()) -> None:
 
 def _is_complete(folder: Path) -> bool:
     """A config, a tokenizer, and every shard, complete."""
-    if not all((folder / name).is_file() for name in ("config.json", "tokenizer.json")):
+    if not all((folder / checked_name(name)).is_file() for name in ("config.json", "tokenizer.json")):
         return False
-    return all(_is_whole(folder / name) for name in _shards(folder))
+    return all(_is_whole(folder / checked_name(name)) for name in _shards(folder))
 
 
 def _shards(folder: Path) -> Iterable[str]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return ["model.safetensors"]
-    shards = json.loads(index.read_text())["weight_map"].values()
-    return sorted({Path(str(name)).name for name in shards})
+    shards = read_object(index.read_bytes())["weight_map"].values()
+    return sorted({checked_name(str(name)) for name in shards})
 
 
 def _is_whole(path: Path) -> bool:
@@ -117,4 +124,5 @@ def _has_all_listed(repo: str, folder: Path) -> bool:
     except CachedRepoTreeNotFoundError:
         return True
     sizes = {file.path: file.size for file in files if is_model_file(file.path)}
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
+    paths = {folder / checked_name(name): size for name, size in sizes.items()}
+    return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())

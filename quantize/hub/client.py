@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from quantize.errors import HubError
+from quantize.errors import HubError, SourceError
 from quantize.hub import compat
-from quantize.hub.cache import RepoFile
+from quantize.hub.cache import RepoFile, is_model_file
 from quantize.hub.faults import explain
+from quantize.names import checked_commit, checked_name, checked_sha256, distinct_names
+from quantize.printable import echo
 
 if TYPE_CHECKING:
     import httpx2
@@ -65,14 +66,24 @@ def _describe(repo: str, revision: str | None, retry: RetryPolicy) -> Repository
     from huggingface_hub import HfApi
 
     info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=retry.timeout_s)
-    files = [
-        RepoFile(item.rfilename, item.size or 0, item.lfs.sha256 if item.lfs else None) for item in info.siblings or []
-    ]
-    if any(file.name.startswith("/") or ".." in file.name.split("/") or "\\" in file.name for file in files):
-        raise HubError(f"{repo} lists files outside of its own folder; refused.", retryable=False)
     if info.sha is None:
         raise HubError("The Hub did not name the commit of the repository.", retryable=True)
-    return Repository(repo, info.sha, {file.name: file for file in files}, retry)
+    listed = [item.rfilename for item in info.siblings or []]
+    if any(name.startswith("/") or ".." in name.split("/") or "\\" in name for name in listed):
+        raise HubError(f"{repo} lists files outside of its own folder; refused.", retryable=False)
+    try:
+        files = [
+            RepoFile(item.rfilename, item.size or 0, checked_sha256(item.lfs.sha256) if item.lfs else None)
+            for item in info.siblings or []
+        ]
+        # What is not fetched may have any name that stays inside.
+        distinct_names(map(checked_name, filter(is_model_file, listed)))
+        commit = checked_commit(info.sha)
+    except SourceError as error:
+        raise HubError(
+            f"The Hub's description of {repo} is not to be trusted: {error.message}", retryable=False
+        ) from None
+    return Repository(repo, commit, {file.name: file for file in files}, retry)
 
 
 def read_range(repository: Repository, file: str, start: int, stop: int) -> bytes:
@@ -105,10 +116,11 @@ def hub_errors(repo: str) -> Iterator[None]:
     """Turn whatever goes wrong into a HubError."""
     try:
         yield
-    except HubError:
+    except (HubError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    except BaseException as error:
+        # A panic of its native parts is no Exception.
+        echo(f"{type(error).__name__}: {error}", err=True)
         raise explain(error, repo) from error
 
 
@@ -130,6 +142,18 @@ def retrying(action: Callable[[], T], repo: str, backoff_s: float) -> T:
         return action()
 
 
+def _check_names(headers: Mapping[str, str]) -> None:
+    """huggingface_hub names files in the cache after these headers, without a look at them (2.4). Raises HubError."""
+    try:
+        for header in ("x-linked-etag", "etag"):
+            if etag := headers.get(header, "").removeprefix("W/").strip('"'):
+                checked_name(etag)
+        if (commit := headers.get("x-repo-commit")) is not None:
+            checked_commit(commit)
+    except SourceError as error:
+        raise HubError(f"The answer is not the Hub's: {error.message}", retryable=False) from None
+
+
 def bound_every_wait(timeout_s: float) -> None:
     """No request of huggingface_hub waits longer than `timeout_s` for data, nor as long as Retry-After may say."""
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
@@ -143,6 +167,8 @@ def bound_every_wait(timeout_s: float) -> None:
         wait = response.headers.get("retry-after", "")
         if wait.isdigit() and int(wait) > _LONGEST_WAIT_S:
             raise HubError(f"The Hub asks to wait {wait} s before the next request.", retryable=True)
+        if response.request.method == "HEAD":
+            _check_names(response.headers)
 
     def adapt(client: httpx2.Client) -> None:
         client.event_hooks["request"].append(before)

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from quantize.names import checked_name, checked_path
+
 if TYPE_CHECKING:
     import httpx2
 
@@ -71,10 +73,10 @@ def storage_folder(repo: str) -> Path:
 
     Why: our transfers put their blobs where every other tool finds them. It goes with `resume_download`.
     """
-    return cache_folder() / f"models--{repo.replace('/', '--')}"
+    return cache_folder() / checked_name(f"models--{checked_path(repo).replace('/', '--')}")
 
 
 def blob_lock(blob: Path) -> Path:
     """The file that huggingface_hub locks while it downloads `blob`. It goes with `resume_download`."""
     storage = blob.parent.parent
-    return storage.parent / ".locks" / storage.name / f"{blob.name.split('.')[0]}.lock"
+    return storage.parent / ".locks" / checked_name(storage.name) / checked_name(f"{blob.name.split('.')[0]}.lock")

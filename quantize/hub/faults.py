@@ -11,13 +11,15 @@ import os
 from collections.abc import Iterator
 from json import JSONDecodeError
 
-from quantize.errors import HubError
+from quantize.errors import HubError, SourceError
 
 
-def explain(error: Exception, repo: str) -> HubError:
+def explain(error: BaseException, repo: str) -> HubError:
     """`error` as a sentence: the first of it and its causes that is known."""
     if isinstance(error, HubError):
         return error
+    if isinstance(error, SourceError):
+        return HubError(error.message, retryable=error.retryable)
     for cause in _causes(error):
         if failed := _from_hub(cause, repo, direct=cause is error) or _from_network(cause) or _from_disk(cause):
             return failed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import io
 import shutil
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,6 +16,8 @@ from quantize.folder.hashing import sha256_of
 from quantize.hub import compat
 from quantize.hub.cache import RepoFile
 from quantize.hub.client import Repository
+from quantize.names import checked_name, checked_sha256
+from quantize.printable import echo
 
 # Left free beside the file, for the file system's own needs.
 SPARE_BYTES = 100_000_000
@@ -32,8 +33,10 @@ class CorruptFile(HubError):
     """It arrived twice, both times not as the Hub describes it."""
 
 
-def missing_bytes(file: RepoFile, target: Path) -> int:
-    """What a transfer to `target` still has to download."""
+def missing_bytes(file: RepoFile, target: Path | None) -> int:
+    """What a transfer to `target` still has to download; all of a file that has no place of its own yet."""
+    if target is None:
+        return file.size
     return max(0, file.size - max(_size(target), _size(_partial(target))))
 
 
@@ -55,7 +58,7 @@ def transfer(repository: Repository, file: RepoFile, target: Path, arrived: Arri
             partial.replace(target)
             return
         partial.unlink()
-        print(f"{file.name} arrived corrupt.", file=sys.stderr)
+        echo(f"{file.name} arrived corrupt.", err=True)
     raise CorruptFile(f"{file.name} arrives corrupt (its sha256 is not the Hub's).", retryable=True)
 
 
@@ -64,8 +67,7 @@ def into_cache(repository: Repository, file: RepoFile, arrived: Arrived) -> Path
     from filelock import FileLock
     from huggingface_hub import hf_hub_download
 
-    if file.sha256 is not None:
-        blob = blob_path(repository.name, file)
+    if (blob := blob_path(repository.name, file)) is not None:
         lock = compat.blob_lock(blob)
         for folder in (blob.parent, lock.parent):
             folder.mkdir(parents=True, exist_ok=True)
@@ -78,8 +80,11 @@ def into_cache(repository: Repository, file: RepoFile, arrived: Arrived) -> Path
     return Path(repository.retrying(functools.partial(link, repository.name, file.name)))
 
 
-def blob_path(repo: str, file: RepoFile) -> Path:
-    return compat.storage_folder(repo) / "blobs" / str(file.sha256)
+def blob_path(repo: str, file: RepoFile) -> Path | None:
+    """Where the content of a large file is in the cache; small ones are left to huggingface_hub."""
+    if file.sha256 is None:
+        return None
+    return compat.storage_folder(repo) / "blobs" / checked_sha256(file.sha256)
 
 
 def in_background(action: Callable[[], T]) -> Future[T]:
@@ -138,7 +143,7 @@ class _Reporting(io.FileIO):
 
 
 def _partial(target: Path) -> Path:
-    return target.with_name(f"{target.name}.part")
+    return target.with_name(checked_name(f"{target.name}.part"))
 
 
 def _size(path: Path) -> int:

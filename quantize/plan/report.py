@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from quantize.console import DoorConsole
 from quantize.machine import metal_limit, model_memory
 from quantize.plan.memory import MemoryPlan
 from quantize.plan.output_tensor import OutputTensor
@@ -88,14 +87,10 @@ def as_json(plan: Plan, memory: MemoryPlan, scratch_bytes: int) -> dict[str, Any
     }
 
 
-def print_json(plan: Plan, memory: MemoryPlan, scratch_bytes: int) -> None:
-    print(json.dumps(as_json(plan, memory, scratch_bytes), indent=2))
-
-
-def print_report(console: Console, plan: Plan, memory: MemoryPlan, scratch_bytes: int) -> None:
+def print_report(console: DoorConsole, plan: Plan, memory: MemoryPlan, scratch_bytes: int) -> None:
     facts = as_json(plan, memory, scratch_bytes)
     revision = f" at {plan.revision}" if plan.revision else ""
-    console.print(f"{plan.label}{revision}, {plan.policy.name}: {plan.policy.description}\n", highlight=False)
+    console.print(f"{plan.label}{revision}, {plan.policy.name}: {plan.policy.description}\n")
     table = Table("role", "layers", "quantization", box=None, pad_edge=False)
     table.add_column("parameters", justify="right")
     table.add_column("bytes", justify="right")
@@ -119,7 +114,7 @@ def print_report(console: Console, plan: Plan, memory: MemoryPlan, scratch_bytes
     }
     console.print()
     for name, text in lines.items():
-        console.print(f"{name:16} {text}", highlight=False, soft_wrap=True)
+        console.print(f"{name:16} {text}", soft_wrap=True)
 
 
 def _forced(plan: Plan) -> list[OutputTensor]:

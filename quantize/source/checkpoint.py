@@ -7,7 +7,6 @@ a time.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from quantize.errors import SourceError
+from quantize.foreign_json import read_json
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -144,7 +144,7 @@ def with_mxfp4_scales(tensors: Mapping[str, SourceTensor]) -> dict[str, SourceTe
 def parse_config(text: bytes) -> dict[str, Any]:
     """config.json of a source. Raises SourceError, also for a model that is quantized already."""
     try:
-        config = json.loads(text)
+        config = read_json(text)
     except ValueError:
         raise SourceError("The source's config.json is not valid JSON.") from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):

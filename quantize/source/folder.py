@@ -19,7 +19,16 @@ import mlx.core as mx
 import numpy as np
 
 from quantize.errors import SourceError
-from quantize.folder.safetensors_format import INDEX, ITEM_SIZES, Entry, Header, parse_index, read_header
+from quantize.folder.safetensors_format import (
+    INDEX,
+    ITEM_SIZES,
+    Entry,
+    Header,
+    indexed_shards,
+    parse_index,
+    read_header,
+)
+from quantize.names import checked_name
 from quantize.source.checkpoint import (
     AUXILIARY_FILES,
     Shard,
@@ -53,7 +62,7 @@ class FolderCheckpoint:
         with read_errors("config.json"):
             self.config: Mapping[str, Any] = parse_config((folder / "config.json").read_bytes())
         names = shard_names(folder)
-        headers = {name: read_header(folder / name) for name in names}
+        headers = {name: read_header(folder / checked_name(name)) for name in names}
         self.tensors: Mapping[str, SourceTensor] = source_tensors(headers, _index(folder))
         self.shards: Sequence[Shard] = [Shard(name, headers[name].size) for name in names]
 
@@ -62,17 +71,21 @@ class FolderCheckpoint:
         """A commit, or names, sizes and modification times: hashing every byte would take as long as building."""
         if self.revision is not None:
             return f"{self.repository}@{self.revision}"
-        stats = [(self._folder / shard.name).stat() for shard in self.shards]
+        stats = [(self._folder / checked_name(shard.name)).stat() for shard in self.shards]
         facts = [[shard.name, stat.st_size, stat.st_mtime_ns] for shard, stat in zip(self.shards, stats, strict=True)]
         return hashlib.sha256(json.dumps([self.config, facts], sort_keys=True).encode()).hexdigest()
 
     def auxiliary_files(self) -> Mapping[str, bytes]:
         with read_errors("The tokenizer"):
-            return {name: path.read_bytes() for name in AUXILIARY_FILES if (path := self._folder / name).is_file()}
+            return {
+                name: path.read_bytes()
+                for name in AUXILIARY_FILES
+                if (path := self._folder / checked_name(name)).is_file()
+            }
 
     @contextlib.contextmanager
     def open(self, shard: str, prefetch: str | None = None) -> Iterator[ShardReader]:
-        with SafetensorsShard(self._folder / shard) as reader:
+        with SafetensorsShard(self._folder / checked_name(shard)) as reader:
             yield reader
 
 
@@ -166,9 +179,9 @@ def source_tensors(headers: Mapping[str, Header], index: Mapping[str, str] | Non
 def shard_names(folder: Path) -> list[str]:
     """The shards in the index, else the single file. Raises SourceError."""
     index = _index(folder)
-    names = sorted(set(index.values())) if index is not None else ["model.safetensors"]
+    names = indexed_shards(index) if index is not None else ["model.safetensors"]
     for name in names:
-        if "/" in name or not (folder / name).is_file():
+        if not (folder / checked_name(name)).is_file():
             raise SourceError(f"The source lacks the shard {name}.")
     return names
 

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from quantize.errors import SourceError
+from quantize.errors import SourceError, native_errors
 from quantize.folder.hashing import sha256_of
 from quantize.folder.safetensors_format import nbytes
 from quantize.source.checkpoint import Shard, ShardReader, SourceTensor, read_errors
@@ -57,7 +57,8 @@ class GgufCheckpoint:
             return sha256_of(self._path)
 
     def auxiliary_files(self) -> Mapping[str, bytes]:
-        return tokenizer_files(self._file.metadata, context_length=self.config["max_position_embeddings"])
+        with native_errors(f"The tokenizer in {self.label} is damaged"):
+            return tokenizer_files(self._file.metadata, context_length=self.config["max_position_embeddings"])
 
     @contextlib.contextmanager
     def open(self, shard: str, prefetch: str | None = None) -> Iterator[ShardReader]:

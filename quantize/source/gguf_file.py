@@ -24,6 +24,11 @@ from quantize.source.checkpoint import read_at, read_errors
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32
+# Far beyond any model; ggml has 4 axes.
+_MOST_TENSORS = 200_000
+_MOST_VALUES = 10_000
+_LONGEST_ARRAY = 4_000_000
+_MOST_AXES = 8
 _NUMBERS = {
     GGUFValueType.UINT8: "<u1", GGUFValueType.INT8: "<i1", GGUFValueType.UINT16: "<u2", GGUFValueType.INT16: "<i2",
     GGUFValueType.UINT32: "<u4", GGUFValueType.INT32: "<i4", GGUFValueType.UINT64: "<u8", GGUFValueType.INT64: "<i8",
@@ -108,6 +113,8 @@ class _Cursor:
         if kind is not GGUFValueType.ARRAY:
             return self.numbers(_NUMBERS[kind], 1)[0]
         kind, count = GGUFValueType(self.integer(4)), self.integer(8)
+        if count > _LONGEST_ARRAY:
+            raise ValueError("an array longer than any vocabulary")
         if kind is GGUFValueType.STRING:
             return [self.text() for _ in range(count)]
         if kind is GGUFValueType.ARRAY:
@@ -122,16 +129,22 @@ def _parse(data: mmap.mmap, file: str) -> tuple[Mapping[str, Any], Mapping[str, 
     if (version := cursor.integer(4)) not in _VERSIONS:
         raise SourceError(f"{file} is of GGUF version {version}; 2 and 3 are supported.")
     tensor_count, value_count = cursor.integer(8), cursor.integer(8)
+    if tensor_count > _MOST_TENSORS or value_count > _MOST_VALUES:
+        raise SourceError(f"{file} describes {tensor_count:,} tensors and {value_count:,} values: more than any model.")
     metadata = {cursor.text(): cursor.value() for _ in range(value_count)}
     described = [_describe(cursor) for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", _ALIGNMENT)
-    begin = math.ceil(cursor.position / alignment) * alignment
+    if type(alignment) is not int or alignment < 1:
+        raise ValueError("an alignment that is not a positive integer")
+    begin = -(-cursor.position // alignment) * alignment
     return metadata, {name: _stored(name, kind, shape, begin + offset) for name, shape, kind, offset in described}
 
 
 def _describe(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     name, axes = cursor.text(), cursor.integer(4)
     # The fastest axis comes first.
+    if axes > _MOST_AXES:
+        raise ValueError(f"{name} has {axes} axes")
     shape = tuple(reversed(cursor.numbers("<u8", axes)))
     return name, shape, cursor.integer(4), cursor.integer(8)
 

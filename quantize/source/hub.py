@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
@@ -16,12 +15,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quantize.errors import HubError, SourceError
-from quantize.folder.safetensors_format import INDEX, LENGTH_SIZE, Header, data_start, parse_header, parse_index
+from quantize.folder.safetensors_format import (
+    INDEX,
+    LENGTH_SIZE,
+    Header,
+    data_start,
+    indexed_shards,
+    parse_header,
+    parse_index,
+)
 from quantize.hub import cache as hub_cache
-from quantize.hub import compat
 from quantize.hub.cache import RepoFile
 from quantize.hub.client import RetryPolicy, bound_every_wait, describe, hub_errors, read_range
 from quantize.hub.transfer import CorruptFile, blob_path, in_background, into_cache, is_intact, missing_bytes, transfer
+from quantize.names import checked_name
+from quantize.printable import echo
 from quantize.source.checkpoint import (
     AUXILIARY_FILES,
     Checkpoint,
@@ -58,7 +66,7 @@ def hub_checkpoint(source: str, options: HubOptions) -> Checkpoint:
     folder = hub_cache.cached_folder(repo, revision or None)
     if folder is None:
         raise refused
-    print(f"{refused.message} The copy on this machine is used.", file=sys.stderr)
+    echo(f"{refused.message} The copy on this machine is used.", err=True)
     return FolderCheckpoint(folder, label=source)
 
 
@@ -77,7 +85,7 @@ class HubCheckpoint:
             raise SourceError(f"{repo} has no config.json, so it is not a model.")
         self.config: Mapping[str, Any] = parse_config(self._small("config.json"))
         index = parse_index(self._small(INDEX)) if INDEX in self._repository.files else None
-        headers = self._headers(sorted(set(index.values())) if index is not None else ["model.safetensors"])
+        headers = self._headers(indexed_shards(index) if index is not None else ["model.safetensors"])
         self.tensors: Mapping[str, SourceTensor] = source_tensors(headers, index)
         self.shards: Sequence[Shard] = [Shard(name, header.size) for name, header in headers.items()]
         if options.keep:
@@ -108,7 +116,7 @@ class HubCheckpoint:
 
     def _headers(self, names: Sequence[str]) -> Mapping[str, Header]:
         for name in names:
-            if "/" in name or name not in self._repository.files:
+            if name not in self._repository.files:
                 raise SourceError(f"The source lacks the shard {name}.")
         with ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
             return dict(zip(names, pool.map(self._header, names), strict=True))
@@ -167,14 +175,15 @@ class HubCheckpoint:
             return scratch
 
     def _cached(self, shard: str) -> Path | None:
-        path = compat.storage_folder(self._repository.name) / "snapshots" / self._repository.commit / shard
+        path = hub_cache.snapshot_folder(self._repository.name, self._repository.commit) / checked_name(shard)
         return path if path.is_file() and path.stat().st_size == self._repository.files[shard].size else None
 
     def _scratch_path(self, shard: str) -> Path | None:
         """In a folder named after the content, so that another build never takes the wrong one."""
         if self._options.keep or self._options.scratch is None:
             return None
-        return self._options.scratch / (self._repository.files[shard].sha256 or self._repository.commit) / shard
+        content = self._repository.files[shard].sha256 or self._repository.commit
+        return self._options.scratch / checked_name(content) / checked_name(shard)
 
     def _missing_bytes(self, shard: str) -> int:
         file = self._repository.files[shard]

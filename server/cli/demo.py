@@ -10,8 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
-
+from quantize.console import DoorConsole
 from server.cli import loopback
 from server.errors import EngineFailed
 from server.models.catalog import Catalog
@@ -40,7 +39,7 @@ class DemoFailed(Exception):
 class Demo:
     """Waits for the model, asks `QUESTION` through the real endpoint, prints the answer and how long it took."""
 
-    def __init__(self, console: Console, address: str, key: str | None, *, exit_after_reply: bool) -> None:
+    def __init__(self, console: DoorConsole, address: str, key: str | None, *, exit_after_reply: bool) -> None:
         self._console = console
         self._address = address
         self._key = key
@@ -65,7 +64,6 @@ class Demo:
             f"\nServing on {self._address}/v1 until Ctrl-C. Try it from another terminal:\n\n"
             f"  curl {self._address}/v1/chat/completions -H 'Content-Type: application/json'{authorization} \\\n"
             f'    -d \'{{"messages": [{{"role": "user", "content": "{QUESTION}"}}], "stream": true}}\'\n',
-            highlight=False,
             soft_wrap=True,
         )
 
@@ -80,7 +78,7 @@ class Demo:
             raise DemoFailed(status.text)
         parts = ", ".join(f"{state} {s:.1f} s" for state, s in spent.items() if state != "absent")
         self._console.print(f"Model ready after {time.monotonic() - start:.1f} s ({parts}).\n")
-        self._console.print(f"[bold]>[/bold] {QUESTION}")
+        self._console.print(f"> {QUESTION}")
 
     async def _answer(self) -> None:
         """An engine that dies in the midst of it is started again by the server, which goes on; so does the demo."""
@@ -98,7 +96,7 @@ class Demo:
                 self._say(f"\n\n{again} The server goes on.")
 
     def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
     def _ask(self) -> None:
         start = time.monotonic()
@@ -108,7 +106,7 @@ class Demo:
             for choice in chunk["choices"]:
                 if text := choice["delta"].get("content"):
                     first = first or time.monotonic()
-                    self._console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+                    self._console.print(text, end="", soft_wrap=True)
             if chunk.get("usage"):
                 tokens = chunk["usage"]["completion_tokens"]
         end = time.monotonic()

@@ -13,6 +13,7 @@ import typer
 
 from quantize.commands import JsonOption, add_commands
 from quantize.errors import QuantizeError
+from quantize.printable import echo
 from server import __version__
 from server.errors import SetupError
 
@@ -101,7 +102,7 @@ add_commands(cli)
 @cli.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
-        typer.echo(f"configi {__version__}")
+        echo(f"configi {__version__}")
         raise typer.Exit
 
 
@@ -110,7 +111,7 @@ def main() -> None:
     try:
         cli()
     except (SetupError, QuantizeError) as error:
-        typer.echo(f"configi: {error}", err=True)
+        echo(f"configi: {error}", err=True)
         sys.exit(1)
 
 
@@ -118,8 +119,7 @@ def _run(settings: Settings, *, demo: bool, exit_after_reply: bool = False) -> N
     """Bind first, so that a port in use costs nothing; then serve until a signal arrives."""
     import functools
 
-    from rich.console import Console
-
+    from quantize.console import console
     from server import logs
     from server.app import Companion, create_app
     from server.cli import loopback
@@ -130,10 +130,10 @@ def _run(settings: Settings, *, demo: bool, exit_after_reply: bool = False) -> N
     logs.configure(settings.log)
     sockets = listen.bind(settings.server)
     address = loopback.address(*sockets[0].getsockname()[:2])
-    console = Console()
-    console.print(f"configi {__version__} on {address}", highlight=False)
-    companions: list[Companion] = [functools.partial(show_progress, console)]
-    run_demo = Demo(console, address, settings.server.own_key, exit_after_reply=exit_after_reply)
+    out = console()
+    out.print(f"configi {__version__} on {address}")
+    companions: list[Companion] = [functools.partial(show_progress, out)]
+    run_demo = Demo(out, address, settings.server.own_key, exit_after_reply=exit_after_reply)
     if demo:
         companions.append(run_demo)
     configi = create_app(settings, companions=companions)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from quantize.console import console
+from quantize.printable import print_json
 from server.models.acquire import Acquirer
 from server.models.catalog import Catalog
 from server.settings.types import Settings
@@ -27,10 +27,10 @@ def report(settings: Settings, *, as_json: bool) -> None:
         for entry in catalog.entries
     ]
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     table = Table("model", "source", "on disk", "aliases", box=None, pad_edge=False)
     for row in rows:
         name = f"{row['id']} (default)" if row["default"] else str(row["id"])
         table.add_row(name, str(row["source"]), "yes" if row["on_disk"] else "no", " ".join(row["aliases"]))
-    Console().print(table)
+    console().print(table)

@@ -6,9 +6,10 @@ import json
 from http.client import HTTPException
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from quantize.console import console
+from quantize.printable import print_json
 from server.cli import loopback
 from server.errors import SetupError
 from server.settings.types import ServerSettings
@@ -25,15 +26,15 @@ def report(settings: ServerSettings, *, as_json: bool) -> None:
     ready = _get(address, "/ready", key)
     models = _get(address, "/v1/models", key).get("data", [])
     if as_json:
-        print(json.dumps({"address": address, "ready": ready, "models": models}, indent=2))
+        print_json({"address": address, "ready": ready, "models": models})
         return
-    console = Console()
-    console.print(f"configi on {address}", highlight=False)
+    out = console()
+    out.print(f"configi on {address}")
     table = Table("model", "state", "", box=None, pad_edge=False)
     for model in models:
         text = ready.get("text", "") if model["id"] == ready.get("model") else ""
         table.add_row(model["id"], model.get("state", ""), text)
-    console.print(table)
+    out.print(table)
 
 
 def _get(address: str, path: str, key: str | None) -> dict[str, Any]:

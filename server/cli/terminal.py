@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TimeRemainingColumn
 
+from quantize.console import DescriptionColumn, DoorConsole
 from server.models.catalog import Catalog
 from server.models.residency import Residency
 from server.models.status import ModelStatus
@@ -14,7 +14,7 @@ from server.models.status import ModelStatus
 _LONG = ("fetching", "building", "loading")
 
 
-async def show_progress(console: Console, residency: Residency, catalog: Catalog, line_every_s: float = 15) -> None:
+async def show_progress(console: DoorConsole, residency: Residency, catalog: Catalog, line_every_s: float = 15) -> None:
     """Until cancelled: one bar for whatever model is being fetched, built or loaded; without a terminal, a line for
     every state and for every `line_every_s` seconds of a long one."""
     while True:
@@ -26,11 +26,11 @@ async def show_progress(console: Console, residency: Residency, catalog: Catalog
 
 
 async def _show(
-    console: Console, residency: Residency, catalog: Catalog, status: ModelStatus, line_every_s: float
+    console: DoorConsole, residency: Residency, catalog: Catalog, status: ModelStatus, line_every_s: float
 ) -> None:
     """One model from the start of something long to its end."""
     entry = catalog.resolve(status.id)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (SpinnerColumn(), DescriptionColumn(), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(status.text, total=None)
         said, said_at = "", 0.0
@@ -38,8 +38,8 @@ async def _show(
             progress.update(task, description=f"{status.id}: {status.text}", completed=status.done, total=status.total)
             news = status.state != said or time.monotonic() - said_at >= line_every_s
             if news and not console.is_terminal:
-                console.print(f"{status.id}: {status.text}", highlight=False, soft_wrap=True)
+                console.print(f"{status.id}: {status.text}", soft_wrap=True)
                 said, said_at = status.state, time.monotonic()
             await residency.changes.wait()
             status = residency.status(entry)
-    console.print(f"{status.id}: {status.text}", highlight=False)
+    console.print(f"{status.id}: {status.text}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
+
+from quantize.foreign_json import read_json
 
 
 class LoadError(Exception):
@@ -36,16 +37,35 @@ def load(folder: Path) -> tuple[nn.Module, int, int]:
     weights = dict(tree_flatten(model.parameters()))
     if config.get("quantization") and not any(name.endswith(".scales") for name in weights):
         raise LoadError("config.json says that the model is quantized but its weights are not.")
-    text_config = config.get("text_config")
-    vocab = config.get("vocab_size") or (text_config or {}).get("vocab_size")
-    if not isinstance(vocab, int):
-        raise LoadError("config.json names no vocab_size.")
-    return model, vocab, sum(w.nbytes for w in weights.values() if isinstance(w, mx.array))
+    return model, vocabulary_size(model), sum(w.nbytes for w in weights.values() if isinstance(w, mx.array))
+
+
+def vocabulary_size(model: nn.Module) -> int:
+    """The ids that are safe to look up and to bias: those that the embeddings and the logits of the weights have.
+
+    config.json only claims a number, and MLX reads whatever memory lies behind an index that is too large. Raises
+    LoadError when the weights do not go together.
+    """
+    try:
+        # Lazy: shapes without computing anything.
+        width = int(model(mx.array([[0]])).shape[-1])
+    except Exception as error:
+        raise LoadError(f"The model's weights do not fit together: {_first_line(error)}") from error
+    tables = (nn.Embedding, nn.QuantizedEmbedding)
+    rows = [
+        int(module.weight.shape[0])
+        for path, module in model.named_modules()
+        # All that tokens are looked up in; positions, token types and biases have tables of their own.
+        if isinstance(module, tables) and not re.search("pos|wpe|type|bias", path.rpartition(".")[2])
+    ]
+    if not rows:
+        raise LoadError("The model has no embedding.")
+    return min([width, *rows])
 
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        config: Any = read_json((folder / "config.json").read_bytes())
     except FileNotFoundError:
         raise LoadError("The model folder has no config.json.") from None
     except ValueError as error:
@@ -62,7 +82,11 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _sentence(error: Exception, folder: Path) -> str:
     """MLX's reason in one line without the path of the folder."""
-    reason = (str(error).strip().splitlines() or [""])[0].replace(str(folder), "the folder")
+    reason = _first_line(error).replace(str(folder), "the folder")
     if isinstance(error, KeyError | AttributeError | TypeError):
         reason = f"its config.json is missing or misnaming something ({type(error).__name__}: {reason})"
-    return f"The model's files could not be loaded: {reason[:300]}"
+    return f"The model's files could not be loaded: {reason}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:300]

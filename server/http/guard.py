@@ -90,7 +90,10 @@ class Guard:
             await self._app({**scope, "method": method}, body.receive, exchange.send)
         except ConfigiError as error:
             await exchange.fail(error)
-        except Exception:
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException:
+            # A panic of native code is no Exception.
             log.exception("unhandled error", extra={"request_id": exchange.request_id})
             await exchange.fail(ConfigiError())
         finally:

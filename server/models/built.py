@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from quantize.hub.cache import cached_folder
+from quantize.names import checked_name
 from server.settings.types import ModelSettings, StorageSettings
 
 
@@ -41,4 +42,4 @@ def _place(source: str, policy: str, cache_dir: Path) -> Path:
     content = written.read_bytes() if written.is_file() else b""
     key = hashlib.sha256(b"\0".join([source.encode(), policy.encode(), content])).hexdigest()
     name = re.sub(r"[^\w.@-]+", "-", f"{Path(source).name}-{written.stem}")
-    return cache_dir / "models" / f"{name}-{key[:8]}"
+    return cache_dir / "models" / checked_name(f"{name}-{key[:8]}")

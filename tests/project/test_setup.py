@@ -1,9 +1,13 @@
-"""tools/setup.sh, which `make demo` and `make test` begin with, on machines that cannot run configi."""
+"""tools/setup.sh, which `make demo` and `make test` begin with: unfit machines, files that are not as locked."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -34,7 +38,7 @@ def test_a_machine_without_a_python_that_will_do_is_one_sentence(
         (programs / "python3").write_text(python)
         (programs / "python3").chmod(0o755)
     done = subprocess.run(
-        [str(programs / "sh"), "tools/setup.sh", str(tmp_path / "venv"), ".run", "."],
+        [str(programs / "sh"), "tools/setup.sh", str(tmp_path / "venv"), ".run", "requirements.lock"],
         cwd=ROOT,
         env={"PATH": str(programs)},
         capture_output=True,
@@ -43,3 +47,30 @@ def test_a_machine_without_a_python_that_will_do_is_one_sentence(
     )
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{sentence}\n")
     assert not (tmp_path / "venv").exists()
+
+
+def test_a_file_that_is_not_as_locked_is_not_installed(tmp_path: Path) -> None:
+    wheel = tmp_path / "wheels" / "probe-1-py3-none-any.whl"
+    wheel.parent.mkdir()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("probe.py", "")
+        archive.writestr("probe-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: probe\nVersion: 1\n")
+        archive.writestr("probe-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("probe-1.dist-info/RECORD", "")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
+    environment |= {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheel.parent)}
+    environment["PYTHON"] = sys.executable
+
+    def set_up(pin: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "probe.lock").write_text(f"{pin}\n")
+        command = ["sh", str(ROOT / "tools/setup.sh"), "venv", ".probe", "probe.lock"]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    stamp = tmp_path / "venv" / ".probe"
+    for pin in ("probe==1", f"probe==1 --hash=sha256:{'0' * 64}"):
+        refused = set_up(pin)
+        assert refused.returncode == 1
+        assert "hash" in refused.stderr.lower()
+        assert not stamp.exists()
+    installed = set_up(f"probe==1 --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}")
+    assert (installed.returncode, stamp.exists()) == (0, True), installed.stderr

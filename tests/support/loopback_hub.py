@@ -68,6 +68,11 @@ class LoopbackHub:
     # Of the repository REPO, and of further ones by their names.
     files: Files = field(default_factory=lambda: Files(model_files()))
     others: dict[str, Files] = field(default_factory=dict)
+    # What the description says of the commit and of each large file's sha256, where it is not the truth.
+    commit: object = COMMIT
+    sha256: dict[str, object] = field(default_factory=dict)
+    # Headers of files that are not the true ones.
+    headers: dict[str, str] = field(default_factory=dict)
     # Sizes that the description claims, where they are not the true ones.
     claimed: dict[str, int] = field(default_factory=dict)
     url: str = ""
@@ -105,7 +110,10 @@ class LoopbackHub:
             {"rfilename": name, "size": self.claimed.get(name, len(data)), "blobId": _etag(data), **_lfs(name, data)}
             for name, data in files.items()
         ]
-        return {"id": repo, "modelId": repo, "sha": COMMIT, "tags": [], "private": False, "siblings": siblings}
+        for item in siblings:
+            if item["rfilename"] in self.sha256:
+                item["lfs"]["sha256"] = self.sha256[item["rfilename"]]
+        return {"id": repo, "modelId": repo, "sha": self.commit, "tags": [], "private": False, "siblings": siblings}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -167,6 +175,7 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         if lfs := _lfs(name, data):
             headers |= {"X-Linked-Etag": f'"{lfs["lfs"]["sha256"]}"', "X-Linked-Size": str(len(data))}
+        headers |= self.hub.headers
         if "Range" in self.headers:
             headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(data)}"
         self.head(206 if "Range" in self.headers else 200, {"Content-Length": str(end - begin), **headers})

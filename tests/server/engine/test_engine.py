@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -13,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import psutil
 import pytest
+from mlx_lm.models import llama
 from mlx_lm.utils import load_model
 from pydantic import ByteSize
 
+from server.engine.loading import vocabulary_size
 from server.engine.sampling import keep_likely
 from server.engine_client.client import EngineClient
 from server.engine_client.protocol import Finished, Generate, Prefilled, PromptScored, Sampling, TokenLogprob, Tokens
@@ -189,6 +193,39 @@ def test_a_token_outside_the_vocabulary_is_refused_and_the_next_request_served(
         assert await tokens(engine, generate(max_tokens=1))
 
     with_engine(model, test)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_vocabulary_is_that_of_the_weights_whatever_the_config_claims(tied: bool, bits: int | None) -> None:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "intermediate_size": 64, "num_attention_heads": 2}
+    claimed = llama.ModelArgs("llama", rms_norm_eps=1e-5, vocab_size=50_000, tie_word_embeddings=tied, **sizes)
+    model = llama.Model(claimed)
+    model.model.embed_tokens.weight = mx.zeros((448, 64))
+    if not tied:
+        model.lm_head.weight = mx.zeros((320, 64))
+    if bits is not None:
+        nn.quantize(model, group_size=64, bits=bits)
+    assert vocabulary_size(model) == (448 if tied else 320)
+
+
+def test_a_config_that_claims_more_tokens_than_there_are_gives_no_foreign_memory(tmp_path: Path) -> None:
+    """mlx-lm reads the text model's own table; what stands beside it is only a claim, and was believed."""
+    folder = write_tiny_model(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    outer = {"model_type": "mistral3", "vocab_size": 50_000_000, "text_config": config}
+    (folder / "config.json").write_text(json.dumps(outer))
+    weights = mx.load(str(folder / "model.safetensors"))
+    prefixed = {f"language_model.{name}": value for name, value in weights.items()}
+    mx.save_safetensors(str(folder / "model.safetensors"), prefixed, metadata={"format": "mlx"})
+
+    async def test(engine: EngineClient) -> None:
+        for fields in ({"prompt": [4_000_000]}, {"sampling": Sampling(seed=0, logit_bias={40_000_000: 5.0})}):
+            with pytest.raises(InvalidRequest, match="vocabulary has 448 tokens"):
+                await tokens(engine, generate(**fields))
+        assert await tokens(engine, generate(max_tokens=1))
+
+    with_engine(folder, test)
 
 
 def test_a_cancelled_request_frees_its_slot_for_the_next(model: Path) -> None:
