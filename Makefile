@@ -42,7 +42,7 @@ soak: $(VENV)/.dev
 
 # What hostile inputs cost everybody else, in about six minutes; ARGS=--full for all of it, --factor 3 on a busy machine.
 hostile: $(VENV)/.dev
-	@$(BIN)/python -m bench.hostile $(ARGS)
+	@$(BIN)/python -m bench.hostile $(ARGS); status=$$?; $(BIN)/python -m tools.docs_tables; exit $$status
 
 docs: $(VENV)/.docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

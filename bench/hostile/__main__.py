@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -76,7 +77,8 @@ def _row(stage: Stage, plan: Plan, row: Row, memory: dict[Kind, int]) -> Seen:
         following = stage.answer_s(_NEXT_S)
         watched = meters.look()
     worst = stage.memory.worst
-    killed = not stage.answers(_ALIVE_S)
+    # /health alone does not say that anybody else is served.
+    killed = following is None or not stage.answers(_ALIVE_S)
     if killed:
         stage.kill()
     else:
@@ -132,7 +134,8 @@ def run(folder: Path, extent: str, words: str, factor: float, seed: int) -> Run:
             said = [*kept(memory, stage.memory.now), *stage.end()]
             if said:
                 made.ends[plan.name] = ", ".join(said)
-    made.quiet = _figures(looks)
+    if looks:
+        made.quiet = _figures(looks)
     return made
 
 
@@ -144,8 +147,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the JSON files")
     args = parser.parse_args()
+    # So that the servers and meters end with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="configi-hostile-") as name:
         made = run(Path(name), "full" if args.full else "short", args.only, args.factor, args.seed)
+    if not made.rows and not made.ends:
+        parser.error(f"no row holds the words {args.only!r}")
     print(table(made))
     if not args.only:
         write(summary(made), args.output)

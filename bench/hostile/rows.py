@@ -31,7 +31,7 @@ class Row:
     name: str
     shots: Callable[[], Sequence[Shot]]
     at_once: int = 1
-    limit_s: float = 5.0
+    limit_s: float = 4.0
     trespass: Callable[[], str] = str
 
 
@@ -133,7 +133,7 @@ def _texts(folder: Path, innocent: Path) -> Plan:
         file = folders.edited(innocent, "tokenizer.json", edit, draw)
         hostile[name] = _local(folders.changed(innocent, folder / name, {"tokenizer.json": file}))
     rows = [
-        Row(f"texts of {text}, tokenizer {model}", partial(_text_shots, model, piece))
+        Row(f"texts of {text}, tokenizer {model}", partial(_text_shots, model, piece), limit_s=6)
         for text, piece in _TEXTS.items()
         for model in ("bench", *hostile)
     ]

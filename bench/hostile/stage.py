@@ -35,6 +35,8 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "cache": {"memory_limit": "16MB", "disk_limit": 0},
     "log": {"level": "error"},
 }
+# A server that takes more is ended, before the system has to choose whom to end.
+_MOST_BYTES = 5 * 10**9
 # So that hundreds of endless templates end in minutes.
 _TEXT_TIMEOUT_S = 1
 
@@ -135,14 +137,20 @@ class Stage:
 
     def kill(self) -> None:
         """With all that it started."""
-        if self._process is None or self._process.poll() is not None:
+        if self._process is None:
             return
+        self._kill_family()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._known.clear()
+
+    def _kill_family(self) -> None:
+        assert self._process is not None
         for process in self._family():
             with contextlib.suppress(psutil.Error):
                 process.kill()
         self._process.kill()
-        self._process.communicate()
-        self._known.clear()
 
     def end(self) -> list[str]:
         """What is wrong with how it ends at SIGTERM."""
@@ -155,7 +163,6 @@ class Stage:
         except subprocess.TimeoutExpired:
             self.kill()
             return [f"SIGTERM did not end it within {_STOP_S:.0f} s"]
-        self._process.communicate()
         _, alive = psutil.wait_procs(family, timeout=3)
         for process in alive:
             process.kill()
@@ -182,6 +189,8 @@ class Stage:
                 now[kind] = max(now[kind], rss) if kind == "text processes" else now[kind] + rss
         self.memory.now = now
         self.memory.worst = {kind: max(self.memory.worst[kind], now[kind]) for kind in KINDS}
+        if sum(now.values()) > _MOST_BYTES:
+            self._kill_family()
 
     def workers(self) -> int:
         """Processes that are neither engine nor text process."""
