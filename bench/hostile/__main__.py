@@ -116,6 +116,7 @@ def _staged(plan: Plan, folder: Path) -> Iterator[Stage]:
 def run(folder: Path, extent: str, words: str, factor: float, seed: int) -> Run:
     looks: list[Watched] = []
     made = Run(Quiet(0, 0, 0, 0), factor)
+    engine = 0
     for plan in plans(folder, FULL if extent == "full" else SHORT, seed):
         rows = [row for row in plan.rows if words in f"{plan.name} {row.name}"]
         if not rows:
@@ -125,6 +126,8 @@ def run(folder: Path, extent: str, words: str, factor: float, seed: int) -> Run:
             try:
                 look, memory = _quiet(stage, _SHORT_QUIET_S if looks else _QUIET_S)
                 looks.append(look)
+                # An engine grows with the length of its streams: the longest quiet seconds say how far.
+                memory["engine"] = engine = max(engine, memory["engine"])
                 for row in rows:
                     made.rows.append(_row(stage, plan, row, memory))
                     print(line(made.rows[-1]), file=sys.stderr, flush=True)

@@ -217,19 +217,17 @@ def _configs(folder: Path, innocent: Path, seed: int) -> Plan:
         for number, file in enumerate(files.values())
     }
     shots = [Shot(_CHAT, chat(model, "Hi"), leave_s=_LEAVE_S) for model in hostile]
-    return Plan("configs", innocent, [Row(f"{len(files)} of config.json", lambda: shots, limit_s=45)], hostile)
+    rows = [
+        Row(f"config.json: {number} to {number + len(part) - 1}", partial(list, part), limit_s=15)
+        for number, part in _parts(shots, 7)
+    ]
+    return Plan("configs", innocent, rows, hostile)
 
 
 def _claim(folder: Path) -> Plan:
     """The innocent clients use the very model whose config.json claims a vocabulary that its weights have not."""
     sound = write_tiny_model(folder / "unclaimed", context=CONTEXT)
-    edit = folders.CONFIGS["a vocabulary of 5 billion"]
-
-    def smaller(config: dict[str, object], draw: random.Random) -> None:
-        edit(config, draw)
-        config["vocab_size"] = 50_000_000
-
-    config = folders.edited(sound, "config.json", smaller, random.Random(0))
+    config = folders.edited(sound, "config.json", folders.claimed_vocabulary, random.Random(0))
     model = folders.changed(sound, folder / "claims", {"config.json": config})
 
     def shots() -> list[Shot]:
@@ -249,11 +247,8 @@ def _repositories(folder: Path, innocent: Path) -> Plan:
 
     def trespass() -> str:
         found = {path.name: path.read_bytes() for path in victim.iterdir()}
-        return (
-            ""
-            if found == sound
-            else f"changed {sorted(name for name in {*found, *sound} if found.get(name) != sound.get(name))}"
-        )
+        touched = sorted(name for name in {*found, *sound} if found.get(name) != sound.get(name))
+        return f"files of another folder were touched: {', '.join(touched)}" if touched else ""
 
     repos = {f"loopback/r{number}": case for number, case in enumerate(folders.DESCRIPTIONS)}
 
@@ -265,8 +260,16 @@ def _repositories(folder: Path, innocent: Path) -> Plan:
     hub.others = {repo: dict(hub.files) for repo in repos}
     hostile = {f"hub-{number}": {"acquire": "fetch", "fetch": repo} for number, repo in enumerate(repos)}
     shots = [Shot(_CHAT, chat(model, "Hi"), leave_s=10) for model in hostile]
-    row = Row(f"{len(repos)} descriptions of repositories", lambda: shots, at_once=2, limit_s=60, trespass=trespass)
-    return Plan("repositories", innocent, [row], hostile, hub)
+    rows = [
+        Row(f"repositories: {number} to {number + len(part) - 1}", partial(list, part), 2, 25, trespass)
+        for number, part in _parts(shots, 4)
+    ]
+    return Plan("repositories", innocent, rows, hostile, hub)
+
+
+def _parts(shots: Sequence[Shot], size: int) -> Iterator[tuple[int, Sequence[Shot]]]:
+    """Rows short enough for the streams to be like those of the quiet seconds; each with the number of its first."""
+    return ((start, shots[start : start + size]) for start in range(0, len(shots), size))
 
 
 def _local(folder: Path) -> dict[str, str]:

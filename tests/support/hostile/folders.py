@@ -184,6 +184,12 @@ def _with(**fields: Any) -> Edit:
     return lambda config, draw: config.update(fields)
 
 
+def claimed_vocabulary(config: dict[str, Any], draw: random.Random) -> None:
+    """A model that loads, since mlx-lm reads the inner sizes, and whose outer ones say something else."""
+    inner = dict(config)
+    config.update(model_type="mistral3", text_config=inner, vocab_size=50_000_000)
+
+
 CONFIGS: dict[str, Edit] = {
     "a vocabulary of 5 billion": _with(vocab_size=5 * 10**9),
     "a context of 10**400": _with(max_position_embeddings=10**400),
