@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 SETUP := sh tools/setup.sh $(VENV)
 ARGS ?=
 
-.PHONY: demo serve test test-slow test-node check bench soak docs docs-tables lock audit sbom clean
+.PHONY: demo serve test test-slow test-node check bench soak hostile docs docs-tables lock audit sbom clean
 
 demo: $(VENV)/.run
 	@$(BIN)/configi demo $(ARGS)
@@ -40,6 +40,10 @@ bench: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	@$(BIN)/python -m bench.soak $(ARGS); status=$$?; $(BIN)/python -m bench.report; $(BIN)/python -m tools.docs_tables; exit $$status
+
+# What hostile inputs cost everybody else, in about six minutes; ARGS=--full for all of it, --factor 3 on a busy machine.
+hostile: $(VENV)/.dev
+	@$(BIN)/python -m bench.hostile $(ARGS); status=$$?; $(BIN)/python -m tools.docs_tables; exit $$status
 
 docs: $(VENV)/.docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -1,4 +1,4 @@
-"""bench/results/ as the tables of docs/performance.md; tests/project/ holds them."""
+"""bench/results/ as tables of the docs; tests/project/ holds them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "bench-floor": ("throughput", "prompt_length"),
     "bench-overhead": ("overhead",),
     "bench-soak": ("soak",),
+    "bench-hostile": ("hostile",),
 }
 
 

@@ -35,9 +35,9 @@ def printable(text: str, *, limit: int = LONGEST, lines: bool = False) -> str:
     )
 
 
-def echo(text: str, *, err: bool = False) -> None:
+def echo(text: str, *, err: bool = False, limit: int = LONGEST) -> None:
     """One line, or several, on stdout or stderr."""
-    print(printable(text, lines=True), file=sys.stderr if err else sys.stdout)
+    print(printable(text, limit=limit, lines=True), file=sys.stderr if err else sys.stdout)
 
 
 def print_json(value: object) -> None:

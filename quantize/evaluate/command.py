@@ -36,8 +36,7 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
     """Measure how far a model is from its reference. Both are streamed layer by layer: neither must fit into memory."""
-    from rich.console import Console
-
+    from quantize.console import console
     from quantize.errors import output_error
     from quantize.evaluate import evaluate as steps
     from quantize.evaluate.evaluation import as_json
@@ -45,6 +44,7 @@ def evaluate(
     from quantize.evaluate.report import markdown
     from quantize.evaluate.tasks.mmlu import read_questions
     from quantize.evaluate.texts import COVERED
+    from quantize.printable import echo
     from quantize.source.checkpoint import HubOptions
 
     if plots and report is None:
@@ -62,7 +62,7 @@ def evaluate(
         reference_needles=reference_needles,
         hub=HubOptions(offline=offline),
     )
-    with Console(stderr=True).status("reading") as status:
+    with console(stderr=True).status("reading") as status:
         found = steps.evaluate(folder, reference, wishes, lambda what, n, of: status.update(f"{what}: {n} of {of}"))
     if report is not None:
         try:
@@ -72,7 +72,8 @@ def evaluate(
             (report / "report.md").write_text(markdown(found, names), encoding="utf-8")
         except OSError as error:
             raise output_error(error, "Writing the report") from error
-    typer.echo(as_json(found) if json else markdown(found), nl=False)
+    shown = as_json(found) if json else markdown(found)
+    echo(shown.rstrip("\n"), limit=len(shown))
 
 
 def add_commands(cli: typer.Typer) -> None:

@@ -24,7 +24,7 @@ class Speed(msgspec.Struct, frozen=True):
     peak_memory: int
 
 
-class Run(msgspec.Struct, frozen=True):
+class TimedRun(msgspec.Struct, frozen=True):
     """`ended`: by the model's own end of text. `loop`: what the tokens end in."""
 
     tokens: list[int]
@@ -59,7 +59,7 @@ class Generator:
         logits: mx.array = self.model(mx.array([list(tokens)]))[0, -1]
         return logits
 
-    def run(self, prompt: Sequence[int], max_tokens: int) -> Run:
+    def run(self, prompt: Sequence[int], max_tokens: int) -> TimedRun:
         from mlx_lm.generate import generate_step
 
         mx.reset_peak_memory()
@@ -77,4 +77,4 @@ class Generator:
         decode = (len(tokens) - 1) / (last - first) if len(tokens) > 1 else 0.0
         prefill = len(prompt) / (first - began) if first > began else 0.0
         speed = Speed(len(prompt), prefill, decode, first - began, int(mx.get_peak_memory()))
-        return Run(tokens, ended, None if ended else find_loop(tokens), speed)
+        return TimedRun(tokens, ended, None if ended else find_loop(tokens), speed)

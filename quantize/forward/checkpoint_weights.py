@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from quantize.source.checkpoint import Checkpoint
-from quantize.source.families import Piece, Placed, place
+from quantize.source.families import Placed, PlacedView, place
 from quantize.source.mlx_model import empty_model
 from quantize.source.views import read
 
@@ -43,7 +43,7 @@ class CheckpointModel:
 
     def _read(self, part: int | None) -> dict[str, mx.array]:
         pieces: dict[str, dict[int, mx.array]] = defaultdict(dict)
-        by_shard: dict[str, list[tuple[str, int, Piece]]] = defaultdict(list)
+        by_shard: dict[str, list[tuple[str, int, PlacedView]]] = defaultdict(list)
         for placed in self._of_part[part]:
             for number, piece in enumerate(placed.pieces):
                 by_shard[piece.source.shard].append((placed.name, number, piece))

@@ -30,7 +30,7 @@ _MXFP4_GROUP = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class PlacedView:
     """Rows of a tensor of the model, in order: a view of one source tensor."""
 
     source: SourceTensor
@@ -45,7 +45,7 @@ class Placed:
     role: TensorRole
     layer: int | None
     shape: tuple[int, ...]
-    pieces: Sequence[Piece]
+    pieces: Sequence[PlacedView]
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -71,7 +71,7 @@ def place(tensors: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> lis
         role = role_of(name, value.shape, kinds.get(name.rpartition(".")[0], ""))
         if role is None or not _owns(model, name):
             raise _unknown(sources[0].source, config)
-        pieces = [Piece(tensors[part.source], part.view_of_source) for part in sources]
+        pieces = [PlacedView(tensors[part.source], part.view_of_source) for part in sources]
         placed.append(Placed(name, role, layer_of(name), value.shape, pieces))
     return sorted(placed, key=lambda output: min(order[piece.source.name] for piece in output.pieces))
 

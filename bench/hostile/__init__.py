@@ -1,0 +1,1 @@
+"""What hostile inputs cost everybody else: `make hostile`; see docs/security.md."""

@@ -1,0 +1,169 @@
+"""The standing proof: `python -m bench.hostile [--full] [--only WORDS] [--factor 1] [--seed 0]`, or `make hostile`.
+
+Two streams and a prober of /health run, each in a process of its own, while hostile requests are sent row by row:
+bodies that parsers are slow on, texts and models that want more time or memory than anybody has, many clients at once.
+Exit code 1 when somebody else paid for one: /health or a token came too late, a stream ended, memory was kept.
+
+No pytest: what it holds are times on the machine it runs on, which is what tests must not depend on. What each row must
+answer is held by tests; docs/security.md says by which.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from bench.hostile.attack import Shot, chat, fire
+from bench.hostile.rows import FULL, SHORT, Plan, Row, plans
+from bench.hostile.stage import KINDS, Kind, Metered, Stage, Watched
+from bench.hostile.verdict import Quiet, Run, Seen, kept, line, summary, table
+from bench.result import RESULTS, write
+from bench.servers import ServerFailed
+from tests.support.loopback_hub import hub_environment, loopback_hub
+
+# The first quiet look gives the figures; a short one before each other plan may only raise them.
+_QUIET_S, _SHORT_QUIET_S = 10.0, 2.0
+# A stall that begins with the last answer is still to be seen.
+_AFTER_S = 0.3
+_NEXT_S, _ALIVE_S, _BACK_S = 4.0, 2.0, 10.0
+
+
+def _quiet(stage: Stage, seconds: float) -> tuple[Watched, dict[Kind, int]]:
+    stage.up()
+    _warm_up(stage.port)
+    with stage.looking(), Metered(stage.port) as meters:
+        time.sleep(seconds)
+        watched = meters.look()
+    return watched, stage.memory.worst
+
+
+def _warm_up(port: int) -> None:
+    """What an honest client may ask at most: what that leaves behind is no attack's."""
+    body = chat("bench", "Hi", unknown="a" * (7 * 2**20))
+    text = json.dumps({"content": "hello " * 10_000}).encode()
+    tokens = json.dumps({"tokens": [72] * 20_000}).encode()
+    shots = [Shot("/v1/chat/completions", body), Shot("/tokenize", text), Shot("/detokenize", tokens)]
+    fire(port, shots * 2, at_once=2, limit_s=10)
+
+
+def _figures(seen: list[Watched]) -> Quiet:
+    first = seen[0]
+    return Quiet(
+        health_s=max(w.health_s for w in seen),
+        token_s=max(max(w.token_s) for w in seen),
+        usual_health_s=first.health.usual(first.start, first.end),
+        usual_token_s=first.streams[0].usual(first.start, first.end),
+    )
+
+
+def _row(stage: Stage, plan: Plan, row: Row, memory: dict[Kind, int]) -> Seen:
+    stage.up()
+    shots = row.shots()
+    stage.look()
+    # What an earlier row has left is blamed on that one, and on the whole at the end.
+    before: dict[Kind, int] = {kind: max(memory[kind], stage.memory.now[kind]) for kind in KINDS}
+    with stage.looking(), Metered(stage.port) as meters:
+        outcomes = fire(stage.port, shots, row.at_once, row.limit_s)
+        time.sleep(_AFTER_S)
+        following = stage.answer_s(_NEXT_S)
+        watched = meters.look()
+    worst = stage.memory.worst
+    # /health alone does not say that anybody else is served.
+    killed = following is None or not stage.answers(_ALIVE_S)
+    if killed:
+        stage.kill()
+    else:
+        _wait_until_back(stage, before)
+    return Seen(
+        plan=plan.name, row=row.name, outcomes=dict(outcomes), health_s=watched.health_s, token_s=watched.token_s,
+        ended=watched.ended, next_s=following, before=before, worst=worst, after=stage.memory.now,
+        workers=0 if killed else stage.workers(), killed=killed, trespass=row.trespass(),
+    )  # fmt: skip
+
+
+def _wait_until_back(stage: Stage, before: dict[Kind, int]) -> None:
+    """Until nothing holds more than before, or it is clear that it keeps it."""
+    end = time.monotonic() + _BACK_S
+    stage.look()
+    while time.monotonic() < end and (stage.workers() or kept(before, stage.memory.now)):
+        time.sleep(0.2)
+        stage.look()
+
+
+@contextlib.contextmanager
+def _staged(plan: Plan, folder: Path) -> Iterator[Stage]:
+    with contextlib.ExitStack() as stack:
+        hub: dict[str, str] = {}
+        if plan.hub is not None:
+            stack.enter_context(loopback_hub(plan.hub))
+            hub = hub_environment(plan.hub, folder / "hub") | {"HF_HUB_OFFLINE": "0"}
+        stage = Stage(folder / f"stage {plan.name}", plan.innocent, plan.hostile, hub)
+        try:
+            yield stage
+        finally:
+            stage.kill()
+
+
+def run(folder: Path, extent: str, words: str, factor: float, seed: int) -> Run:
+    looks: list[Watched] = []
+    made = Run(Quiet(0, 0, 0, 0), factor)
+    engine = 0
+    for plan in plans(folder, FULL if extent == "full" else SHORT, seed):
+        rows = [row for row in plan.rows if words in f"{plan.name} {row.name}"]
+        if not rows:
+            continue
+        memory: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+        with _staged(plan, folder) as stage:
+            try:
+                look, memory = _quiet(stage, _SHORT_QUIET_S if looks else _QUIET_S)
+                looks.append(look)
+                # An engine grows with the length of its streams: the longest quiet seconds say how far.
+                memory["engine"] = engine = max(engine, memory["engine"])
+                for row in rows:
+                    made.rows.append(_row(stage, plan, row, memory))
+                    print(line(made.rows[-1]), file=sys.stderr, flush=True)
+            except ServerFailed as error:
+                made.ends[plan.name] = str(error)
+                continue
+            said = [*kept(memory, stage.memory.now), *stage.end()]
+            if said:
+                made.ends[plan.name] = ", ".join(said)
+    if looks:
+        made.quiet = _figures(looks)
+    return made
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.hostile")
+    parser.add_argument("--full", action="store_true", help="every field and size, 200 templates")
+    parser.add_argument("--only", default="", metavar="WORDS", help="the rows whose plan and name hold these words")
+    parser.add_argument("--factor", type=float, default=1.0, help="what the limits are multiplied by on a busy machine")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the JSON files")
+    args = parser.parse_args()
+    # So that the servers and meters end with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="configi-hostile-") as name:
+        made = run(Path(name), "full" if args.full else "short", args.only, args.factor, args.seed)
+    if not made.rows and not made.ends:
+        parser.error(f"no row holds the words {args.only!r}")
+    print(table(made))
+    if not args.only:
+        write(summary(made), args.output)
+        rows = args.output / "hostile" / "rows.json"
+        rows.parent.mkdir(exist_ok=True)
+        rows.write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n")
+    return 1 if made.broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
