@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
+from quantize.printable import echo
 from server.chat.processor import Processor
 from server.errors import ConfigiError, InvalidRequest
 from server.text.protocol import (
@@ -55,7 +56,7 @@ def serve(commands: BinaryIO, answers: BinaryIO) -> None:
             answer = _refused(error)
         except BaseException as error:
             # Panics of Rust are no Exception. The process is fit for the next command, or will be found out.
-            print(f"{type(error).__name__}: {error}"[:2000], file=sys.stderr, flush=True)
+            echo(f"{type(error).__name__}: {error}", err=True)
             answer = Refused(InvalidRequest.__name__, "The model's tokenizer or template fails on this text.")
         answers.write(frame(answer))
         answers.flush()

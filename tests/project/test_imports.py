@@ -30,7 +30,7 @@ ARROWS: dict[str, set[str]] = {
         "server.chat", "server.engine_client", "server.errors", "server.metrics", "server.models", "server.settings",
         "server.text",
     },
-    "server.text": {"server.chat", "server.errors", "server.settings"},
+    "server.text": {"server.chat", "server.errors", "server.settings", "quantize"},
     "server.metrics": {"server.chat", "server.errors", "server.models"},
     "server.http": {"server.errors", "server.settings"},
     "server.models": {
