@@ -79,7 +79,7 @@ def _conversation(
     tokenizer: ChatTokenizer, template: ChatTemplate, conversation: Conversation, context_length: int
 ) -> EncodedPrompt:
     mark = _unused_mark(conversation)
-    rendered = template.render(conversation, _defuser(tokenizer.special_texts, mark))
+    rendered = template.render(conversation, spelling_defuser(tokenizer.special_texts, mark))
     tokenizer.check_size(rendered.text, context_length)
     ids, boundaries = _encode_segments(tokenizer, rendered, mark)
     if not ids:
@@ -97,7 +97,7 @@ def _unused_mark(conversation: Conversation) -> str:
     return mark
 
 
-def _defuser(special_texts: Sequence[str], mark: str) -> Callable[[str], str]:
+def spelling_defuser(special_texts: Sequence[str], mark: str) -> Callable[[str], str]:
     """Puts `mark` behind the first character of every control token that is spelled in a text."""
     texts = [text for text in special_texts if len(text) > 1]
     if not texts:

@@ -10,7 +10,7 @@ import pytest
 
 from server.chat.conversation import Conversation, RawPrompt
 from server.chat.parts import Message, Part, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart
-from server.chat.prompt import EncodedPrompt, encode_prompt
+from server.chat.prompt import EncodedPrompt, encode_prompt, spelling_defuser
 from server.chat.template import ChatTemplate
 from server.chat.tokenizer import ChatTokenizer
 from server.errors import ContextLengthExceeded, InvalidRequest
@@ -210,3 +210,13 @@ def test_a_conversation_works_from_the_folder_alone(tmp_path: Path) -> None:
     tokenizer = ChatTokenizer.load(folder)
     encoded = encode_prompt(tokenizer, ChatTemplate.load(folder), _user("Hi"), tokenizer.context_length)
     assert encoded.ids == tokenizer.encode(f"{START}user\nHi{END}\n{START}assistant\n", False)
+
+
+def test_spellings_are_found_as_one_after_the_other_would_find_them() -> None:
+    rng = random.Random(0)
+    texts = ["".join(rng.choices("<|a>", k=rng.randrange(2, 6))) for _ in range(200)]
+    defuse = spelling_defuser(texts, "#")
+    for _ in range(500):
+        text = "".join(rng.choices("<|a>", k=30))
+        marked = [at for at in range(30) if any(text.startswith(spelled, at) for spelled in texts)]
+        assert defuse(text) == "".join(c + "#" * (at in marked) for at, c in enumerate(text))

@@ -14,7 +14,7 @@ import pytest
 from server.chat.conversation import GenerationOptions, GenerationRequest, RawPrompt
 from server.chat.deltas import Event, Finish, ModelPending, Started, TextDelta, Usage
 from server.engine_client.supervisor import Supervisor
-from server.errors import ModelLoading, QueueFull, ShuttingDown
+from server.errors import ContextLengthExceeded, ModelLoading, QueueFull, ShuttingDown
 from server.generation.step import Generation
 from server.metrics import Metrics
 from server.models.acquire import AcquireProgress, Acquirer
@@ -218,5 +218,25 @@ def test_a_request_that_waits_ends_with_the_grace_time(model: Path) -> None:
                 while True:
                     await next_event
                     next_event = asyncio.create_task(anext(events))
+
+    asyncio.run(run())
+
+
+def test_more_tokens_than_the_context_holds_are_not_decoded(model: Path) -> None:
+    async def run() -> None:
+        async with house(model) as h:
+            assert await h.generation.detokenize(None, [5] * 2048, "a")
+            with pytest.raises(ContextLengthExceeded, match="2048 tokens, these are 2049"):
+                await h.generation.detokenize(None, [5] * 2049, "a")
+
+    asyncio.run(run())
+
+
+def test_counting_tokens_takes_a_place_like_everything_else(model: Path) -> None:
+    async def run() -> None:
+        async with house(model, engine={"max_concurrent": 1, "queue_limit": 0}) as h:
+            counting = [h.generation.tokenize(None, RawPrompt("Hello"), False, "a") for _ in range(3)]
+            ended = await asyncio.gather(*counting, return_exceptions=True)
+            assert [type(result) for result in ended] == [list, QueueFull, QueueFull]
 
     asyncio.run(run())
