@@ -48,7 +48,10 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """`work` holds the slices of each source tensor that is used, in the order of the source."""
+    """`work` holds the slices of each source tensor that is used, in the order of the source.
+
+    `calibration` is the identity of the one whose result is stored in place of rounded weights.
+    """
 
     label: str
     repository: str | None
@@ -63,6 +66,7 @@ class Plan:
     dropped: Sequence[str]
     kept_modules: Sequence[str]
     files: Sequence[OutputFile]
+    calibration: Mapping[str, Any] | None = None
 
     @cached_property
     def parameters(self) -> int:
@@ -92,11 +96,19 @@ class Plan:
         """Equal for the same source and the same outcome; a build resumes only from its own staging folder."""
         layout = [[output.name, output.role, asdict(output.spec) if output.spec else None] for output in self.tensors]
         files = [[file.name, file.header.size] for file in self.files]
-        facts = [_FORMAT, self.revision or self.source_identity, self.policy.name, layout, files]
+        facts: list[Any] = [_FORMAT, self.revision or self.source_identity, self.policy.name, layout, files]
+        if self.calibration is not None:
+            facts.append(self.calibration)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def make_plan(checkpoint: Checkpoint, policy_name: str, *, shard_bytes: int = SHARD_BYTES) -> Plan:
+def make_plan(
+    checkpoint: Checkpoint,
+    policy_name: str,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    calibration: Mapping[str, Any] | None = None,
+) -> Plan:
     """Raises SourceError for a tensor that is missing or has no role, PolicyError for a policy that does not fit."""
     config = _explicit_about_ties(checkpoint)
     family = family_of(config)
@@ -126,6 +138,7 @@ def make_plan(checkpoint: Checkpoint, policy_name: str, *, shard_bytes: int = SH
         dropped=[tensor.name for tensor, placements in placed if not placements],
         kept_modules=kept,
         files=_files(outputs.values(), shard_bytes),
+        calibration=calibration,
     )
 
 
