@@ -10,10 +10,9 @@ import json as json_module
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer import Context
 from typer.core import TyperCommand
 
 from quantize.errors import QuantizeError
@@ -53,7 +52,7 @@ TokensOption = Annotated[int, typer.Option(min=32, help="Tokens to calibrate on.
 class _WithCalibrate(TyperCommand):
     """Typer has no option with a value that may be left out."""
 
-    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--calibrate" in args:
             after = args.index("--calibrate") + 1
             if after == len(args) or args[after].startswith("-"):
@@ -84,7 +83,7 @@ def plan(
     memory = plan_memory(limit)
     calibration = _calibration(calibrate, calibration_tokens)
     checkpoint = open_checkpoint(source, HubOptions(keep=not discard_source, offline=offline))
-    made = make_plan(checkpoint, policy, calibration=calibration and calibration.identity)
+    made = make_plan(checkpoint, policy, calibration=calibration.identity if calibration else None)
     if json:
         plan_report.print_json(made, memory, checkpoint.scratch_bytes)
     else:

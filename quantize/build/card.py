@@ -42,10 +42,10 @@ _KEPT = "Weights are those of the source."
 
 
 _CALIBRATED = """\
-Weights are calibrated on {tokens:,} tokens of {kinds} kinds of text, of which {held_back:,} were held back: on those the error of
-a matrix's output is {ratio:.2f} of what rounding gives, in the mean, and of none is it larger (`configi.json` has each).
-`config.json` has the bits of every module. Ollama cannot load the model: it supports neither these bits nor MLX's names of
-stacked experts."""
+Weights are calibrated on {tokens:,} tokens of {kinds} kinds of text. On {held_back:,} others that were held back, the
+error of a matrix's output is {ratio:.2f} of what rounding gives, in the mean, and of none is it larger
+(`configi.json` has each). `config.json` has the bits of every module. Ollama cannot load the model: it supports neither
+these bits nor MLX's names of stacked experts."""
 
 
 def write_card(plan: Plan, folder: Path, calibrated: Calibrated | None = None) -> None:
@@ -78,6 +78,6 @@ def _made(plan: Plan, calibrated: Calibrated | None) -> str:
     return _CALIBRATED.format(
         tokens=sum(calibrated.kinds.values()),
         kinds=len(calibrated.kinds),
-        held_back=calibrated.held_back,
+        held_back=sum(calibrated.held_back.values()),
         ratio=sum(ratios) / len(ratios),
     )

@@ -90,7 +90,7 @@ def tools() -> dict[str, str]:
 
 def _calibration(plan: Plan, calibrated: Calibrated) -> CalibrationText:
     identity = dict(plan.calibration or {})
-    return CalibrationText(str(identity.get("text")), dict(calibrated.kinds), calibrated.held_back, identity)
+    return CalibrationText(str(identity.get("text")), dict(calibrated.kinds), dict(calibrated.held_back), identity)
 
 
 def _tensor(output: OutputTensor, figures: Figures | None) -> Tensor:

@@ -1,7 +1,7 @@
-"""`--calibrate`: a source, layer by layer, from the text to what `Results` holds of every quantized matrix of its layers.
+"""`--calibrate`: a source, layer by layer, from text to what `Results` holds of every quantized matrix of its layers.
 
-What determines the result is in `Calibration.identity`, and with it in the fingerprint of the build's plan; what more the
-machine and the tokenizer add names the folder that the work is kept in. A pass that was ended goes on at its layer:
+What determines the result is in `Calibration.identity`, and with it in the fingerprint of the build's plan; what more
+the machine and the tokenizer add names the folder that the work is kept in. A pass that was ended goes on at its layer:
 that one starts again, with the same result.
 """
 
@@ -75,21 +75,20 @@ class Calibration:
         own.mkdir(exist_ok=True)
         results = Results(own)
         _Run(model, plan, chunks, results, self.settings, progress).layers()
-        counts = Counter[str]()
+        used, held = Counter[str](), Counter[str]()
         for chunk in chunks:
-            counts[chunk.kind] += len(chunk.tokens)
-        held = sum(len(chunk.tokens) for chunk in chunks if chunk.held_back)
+            (held if chunk.held_back else used)[chunk.kind] += len(chunk.tokens)
         figures = {path: one for layer in _layers(plan) for path, one in results.reports(layer).items()}
-        return Calibrated(results, dict(counts), held, figures)
+        return Calibrated(results, dict(used), dict(held), figures)
 
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """`kinds`: tokens by kind of text, of which `held_back` were for the guard only. `figures`: by path of the module."""
+    """`kinds`, `held_back`: tokens for the solver and for the guard, by kind. `figures`: by path of the module."""
 
     results: Results
     kinds: Mapping[str, int]
-    held_back: int
+    held_back: Mapping[str, int]
     figures: Mapping[str, Figures]
 
 
@@ -188,7 +187,7 @@ def _prefixes(root: Any) -> list[str]:
 
 
 def _name(plan: Plan, chunks: Sequence[Chunk], model: LazyModel) -> str:
-    """Of one calibration on one machine, versions and all: nothing is resumed across a change of what gives the bytes."""
+    """Of one calibration on one machine, versions and all: nothing is resumed where other bytes might come."""
     tools = [version(package) for package in ("configi-mlx", "mlx", "mlx-lm", "numpy")]
     given = [[chunk.kind, list(chunk.tokens), chunk.held_back] for chunk in chunks]
     facts = [plan.fingerprint, model.identity, tools, str(mx.default_device()), given]
@@ -204,7 +203,8 @@ def _tokenizer(config: Mapping[str, Any], auxiliary: Mapping[str, bytes]) -> Any
             (folder / file).write_bytes(content)
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
         try:
-            return load_tokenizer(folder)
+            # Whole documents are encoded, however long.
+            return load_tokenizer(folder, {"model_max_length": 10**9})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise SourceError(f"The tokenizer of the source cannot be loaded: {reason}") from error

@@ -1,19 +1,20 @@
 """Calibrating one layer: two copies of it, one in full precision and one that is quantized stage by stage.
 
-The full one runs once over every chunk and leaves, on disk, what its matrices are given. Then, for each stage, the other
-runs as far as the stage: with what both were given the stage's matrices are solved and put into it, rounded values and
-all. Both send every token to the experts that full precision chose.
+The full one runs once over every chunk and leaves, on disk, what its matrices are given. Then, for each stage, the
+other runs as far as the stage: with what both were given the stage's matrices are solved and put into it. Both send
+every token to the experts that full precision chose.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from quantize.calibrate.guard import HeldBack, hold_back, merge_held_back
 from quantize.calibrate.recipe import Settings, Solved, solve
@@ -54,7 +55,7 @@ class Streams:
 
 @dataclass(slots=True)
 class LayerPass:
-    """`matrices` and `routers` by path below the layer. `taps` holds what is given to matrices while the layer lasts."""
+    """`matrices` and `routers` by path below the layer. `taps` holds what matrices are given while the layer lasts."""
 
     number: int
     streams: Streams
@@ -113,7 +114,7 @@ class LayerPass:
             args, kwargs = self.streams.quantized.inputs(self.number, chunk)
             notes: dict[str, mx.array] = {}
             hooks = [*_notes(number, stage, notes, norms=False), (stage.paths[0], _end)]
-            with self._replayed(modules, chunk), hooked(_joined(modules, hooks)), _ended():
+            with self._replayed(modules, chunk), hooked(_joined(modules, hooks)), suppress(_Ended):
                 layer(*args, **kwargs)
             self.taps.put(_key("quantized", chunk), notes)
 
@@ -225,10 +226,10 @@ class _Given:
     inputs: mx.array
     full: mx.array
     stream: mx.array | None
-    experts: np.ndarray | None
+    experts: npt.NDArray[np.uint32] | None
 
     def of(self, expert: int | None) -> tuple[mx.array, mx.array, mx.array | None]:
-        if expert is None:
+        if expert is None or self.experts is None:
             return self.inputs, self.full, self.stream
         chosen = mx.array(np.nonzero(self.experts == expert)[0].astype(np.int32))
         return self.inputs[chosen], self.full[chosen], None
@@ -236,14 +237,6 @@ class _Given:
 
 class _Ended(Exception):
     """What comes after the stage is not needed."""
-
-
-@contextmanager
-def _ended() -> Iterator[None]:
-    try:
-        yield
-    except _Ended:
-        pass
 
 
 def _end(call: Any, *args: Any, **kwargs: Any) -> Any:
@@ -322,9 +315,10 @@ def _solver_bytes(rows: int, columns: int) -> int:
 
 
 def _together(parts: Sequence[Solved]) -> Solved:
-    names = ("weight", "scales", "biases")
-    arrays = [mx.concatenate([getattr(part, name) for part in parts]) for name in names]
-    return Solved(*arrays, tuple(report for part in parts for report in part.reports))
+    weight, scales, biases = (
+        mx.concatenate([getattr(part, name) for part in parts]) for name in ("weight", "scales", "biases")
+    )
+    return Solved(weight, scales, biases, tuple(report for part in parts for report in part.reports))
 
 
 def _values(solved: Solved, spec: QuantSpec, dtype: mx.Dtype) -> mx.array:

@@ -33,7 +33,8 @@ class Results:
 
     def put(self, layer: int, solved: Mapping[str, Solved]) -> None:
         """By path of the module. On the disk, and then there by one rename."""
-        arrays, reports = {}, {}
+        arrays: dict[str, mx.array] = {}
+        reports: dict[str, str] = {}
         for path, one in solved.items():
             arrays |= {f"{path}.{part}": getattr(one, part) for part in ("weight", "scales", "biases")}
             reports[path] = json.dumps(_report(one.reports))

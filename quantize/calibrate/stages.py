@@ -1,7 +1,7 @@
-"""The order of solving within a layer, read off one run of it: which matrices share an input, which write to the stream.
+"""The order of solving within a layer, read off one run of it: matrices with one input, and who writes to the stream.
 
-A stage is one input and the matrices that are given it (q, k and v; gate and up). Stages are solved in the order of their
-calls, each on what the stages before it, quantized, really pass on.
+A stage is one input and the matrices that are given it (q, k and v; gate and up). Stages are solved in the order of
+their calls, each on what the stages before it, quantized, really pass on.
 
 A matrix writes to the residual stream where what follows is the stream before plus what it returned. Between may stand
 norms (Gemma): to first order, an error of the stream is worth rms / gain of itself before each of them.

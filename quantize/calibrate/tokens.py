@@ -1,8 +1,8 @@
 """From calibration text to chunks of tokens, of every kind the same number as far as there is text.
 
-Conversations, and plain texts as the answer to a request, are rendered in the model's own template: raw text says little
-about a model that was made for conversations. Documents of a kind follow each other and are cut every LENGTH tokens, so
-most chunks begin within a text, as raw text does.
+Conversations, and plain texts as the answer to a request, are rendered in the model's own template: raw text says
+little about a model that was made for conversations. Documents of a kind follow each other and are cut every LENGTH
+tokens, so most chunks begin within a text, as raw text does.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Chunk:
 
 
 def cut(text: CalibrationText, tokenizer: Tokenizer, wanted: int) -> list[Chunk]:
-    """`wanted` tokens or somewhat more, or all there are; kinds take turns. Raises CalibrationTextError: none at all."""
+    """`wanted` tokens or somewhat more, or all there are; kinds take turns. Raises CalibrationTextError: none."""
     streams: dict[str, list[int]] = defaultdict(list)
     for document in text.documents:
         streams[document.kind] += _tokens(document, tokenizer)
@@ -75,10 +75,9 @@ def _tokens(document: Document, tokenizer: Tokenizer) -> list[int]:
                 return list(tokenizer.encode(rendered, add_special_tokens=False))
     ask = {"role": "user", "content": f"Write a text of the kind: {document.kind}."}
     rendered = _rendered(tokenizer, [ask, {"role": "assistant", "content": document.whole}], None)
-    # A template that renders no plain answer either is of no use here.
-    return list(
-        tokenizer.encode(document.whole) if rendered is None else tokenizer.encode(rendered, add_special_tokens=False)
-    )
+    if rendered is None:
+        return list(tokenizer.encode(document.whole))
+    return list(tokenizer.encode(rendered, add_special_tokens=False))
 
 
 def _rendered(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], tools: Any) -> str | None:
@@ -92,12 +91,8 @@ def _rendered(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], tools
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
     """For templates that know text alone: calls and results as JSON in the content."""
-    parts = [
-        message.get("content"),
-        *(call["function"] for call in message.get("tool_calls") or () if "function" in call),
-    ]
-    said = [
-        part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in parts if part is not None
-    ]
+    calls = [call.get("function") for call in message.get("tool_calls") or ()]
+    parts = [part for part in (message.get("content"), *calls) if part is not None]
+    said = [part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in parts]
     role = message["role"] if message["role"] != "tool" else "user"
     return {"role": role, "content": "\n".join(said)}

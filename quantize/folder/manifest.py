@@ -33,9 +33,9 @@ class Source(msgspec.Struct, frozen=True):
 class Calibrated(msgspec.Struct, frozen=True):
     """Of one matrix, or of all experts of a stack, on text held back from the solver.
 
-    chosen: candidate -> matrices that it was taken for. ratio: the error of the output over that of rounding, the mean of
-    the matrices; worst: the largest. tokens: those of the calibration, at the matrix with the fewest; starved: matrices
-    with fewer than five a dimension.
+    chosen: candidate -> matrices that it was taken for. ratio: the error of the output over that of rounding, the mean
+    of the matrices; worst: the largest. tokens: those of the calibration, at the matrix with the fewest; starved:
+    matrices with fewer than five a dimension.
     """
 
     chosen: dict[str, int]
@@ -46,11 +46,14 @@ class Calibrated(msgspec.Struct, frozen=True):
 
 
 class CalibrationText(msgspec.Struct, frozen=True):
-    """`kinds`: tokens by kind, of which `held_back` were only judged on. `identity`: what determines the result."""
+    """`kinds`: tokens that were solved with, by kind; `held_back`: those that were only judged on.
+
+    `identity` is what determines the result, given source and policy.
+    """
 
     sha256: str
     kinds: dict[str, int]
-    held_back: int
+    held_back: dict[str, int]
     identity: dict[str, Any]
 
 
