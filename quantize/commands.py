@@ -20,6 +20,8 @@ from quantize.evaluate import command as evaluation
 
 if TYPE_CHECKING:
     from quantize.calibrate.calibration import Calibration
+    from quantize.plan.plan import Plan
+    from quantize.plan.report import CalibrationNeeds
     from quantize.progress import Progress
     from quantize.source.checkpoint import HubOptions
 
@@ -84,10 +86,11 @@ def plan(
     calibration = _calibration(calibrate, calibration_tokens)
     checkpoint = open_checkpoint(source, HubOptions(keep=not discard_source, offline=offline))
     made = make_plan(checkpoint, policy, calibration=calibration.identity if calibration else None)
+    needs = _needs(made, calibration_tokens, limit) if calibration else None
     if json:
-        plan_report.print_json(made, memory, checkpoint.scratch_bytes)
+        plan_report.print_json(made, memory, checkpoint.scratch_bytes, needs)
     else:
-        plan_report.print_report(Console(), made, memory, checkpoint.scratch_bytes)
+        plan_report.print_report(Console(), made, memory, checkpoint.scratch_bytes, needs)
 
 
 def build(
@@ -179,6 +182,7 @@ def _build(wish: _Wish, progress: Progress) -> Path:
     from quantize.build.build import build as execute
     from quantize.build.output_folder import OutputFolder
     from quantize.calibrate.calibration import open_source
+    from quantize.calibrate.estimate import estimate
     from quantize.plan.memory import parse_bytes
     from quantize.plan.plan import make_plan
     from quantize.progress import BuildProgress
@@ -196,8 +200,17 @@ def _build(wish: _Wish, progress: Progress) -> Path:
         made = make_plan(checkpoint, wish.policy)
         return execute(checkpoint, made, wish.output, memory_limit=limit, progress=reported)
     made = make_plan(checkpoint, wish.policy, calibration=calibration.identity)
+    estimate(made, wish.tokens).check(limit)
     run = partial(calibration.run, open_source(wish.source, hub))
     return execute(checkpoint, made, wish.output, memory_limit=limit, progress=reported, calibrate=run)
+
+
+def _needs(made: Plan, tokens: int, limit: int) -> CalibrationNeeds:
+    from quantize.calibrate.estimate import estimate
+    from quantize.plan.report import CalibrationNeeds
+
+    found = estimate(made, tokens)
+    return CalibrationNeeds(tokens, found.memory_bytes, limit, found.disk_bytes, found.seconds)
 
 
 def _calibration(data: str | None, tokens: int) -> Calibration | None:

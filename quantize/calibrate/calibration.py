@@ -39,6 +39,8 @@ from quantize.source.checkpoint import HubOptions
 DEFAULT_TOKENS = 131_072
 # Raised with any change that gives other bytes for the same input.
 FORMAT = 1
+# What MLX may keep of freed arrays.
+_CACHE_BYTES = 100_000_000
 _DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
 
 
@@ -141,6 +143,7 @@ class _Run:
             Stream(QuantizedSoFar(self._model, self._plan), tokens, InFolder(folder / "quantized")),
         )
         taps = InFolder(folder / "taps")
+        mx.set_cache_limit(_CACHE_BYTES)
         for layer in range(total):
             if not self._results.has(layer):
                 told = self._told(layer, total)

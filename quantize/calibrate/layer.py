@@ -70,13 +70,9 @@ class LayerPass:
 
     def run(self) -> dict[str, Solved]:
         """Both streams are kept behind the layer. Raises SourceError: weights or inputs are not finite."""
-        full = self.streams.full.model.make(self.number).layers[self.number]
+        self._run_full()
+        # Only now, when the weights of the full one are gone.
         quantized = self.streams.quantized.model.make(self.number).layers[self.number]
-        modules = dict(full.named_modules())
-        found = {path: modules[path] for path in self.matrices}
-        args, kwargs = self.streams.full.inputs(self.number, 0)
-        self._stages = find_stages(full, found, args, kwargs)
-        self._run_full(full)
         solved: dict[str, Solved] = {}
         within = dict(quantized.named_modules())
         for path, matrix in self.matrices.items():
@@ -92,8 +88,11 @@ class LayerPass:
         self._run_quantized(quantized)
         return solved
 
-    def _run_full(self, layer: Any) -> None:
+    def _run_full(self) -> None:
+        layer = self.streams.full.model.make(self.number).layers[self.number]
         modules = dict(layer.named_modules())
+        args, kwargs = self.streams.full.inputs(self.number, 0)
+        self._stages = find_stages(layer, {path: modules[path] for path in self.matrices}, args, kwargs)
         routers = {path: modules[path] for path in self.routers}
         for chunk in range(len(self.chunks)):
             args, kwargs = self.streams.full.inputs(self.number, chunk)
@@ -297,7 +296,7 @@ def _chained(chain: Sequence[Hook]) -> Hook:
 
 def _expert_blocks(weights: Sequence[mx.array]) -> list[range]:
     """So many experts at a time that the solver keeps to BLOCK_BYTES, but at least one."""
-    each = max(_solver_bytes(*weight.shape[-2:]) for weight in weights)
+    each = max(solver_bytes(*weight.shape[-2:]) for weight in weights)
     size, total = max(1, BLOCK_BYTES // each), weights[0].shape[0]
     return [range(at, min(at + size, total)) for at in range(0, total, size)]
 
@@ -305,11 +304,11 @@ def _expert_blocks(weights: Sequence[mx.array]) -> list[range]:
 def _row_blocks(weight: mx.array) -> list[slice]:
     """Rows do not meet, so a large matrix is solved in parts."""
     rows, columns = weight.shape
-    size = max(64, (BLOCK_BYTES - _solver_bytes(0, columns)) // (_solver_bytes(1, columns) - _solver_bytes(0, columns)))
+    size = max(64, (BLOCK_BYTES - solver_bytes(0, columns)) // (solver_bytes(1, columns) - solver_bytes(0, columns)))
     return [slice(at, min(at + size, rows)) for at in range(0, rows, size)]
 
 
-def _solver_bytes(rows: int, columns: int) -> int:
+def solver_bytes(rows: int, columns: int) -> int:
     """What `solve` says that it needs."""
     return 4 * columns * (8 * columns + 20 * rows)
 
