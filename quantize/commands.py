@@ -99,6 +99,12 @@ def build(
     policy: PolicyOption = "config-i",
     calibrate: CalibrateOption = None,
     calibration_tokens: TokensOption = 131_072,
+    target_bpw: Annotated[
+        float | None, typer.Option(min=2, help="Bits per weight of the model, spent where they are worth most.")
+    ] = None,
+    max_bytes: Annotated[
+        str | None, typer.Option(help="Size of the model's tensors, such as 10GB, spent where it is worth most.")
+    ] = None,
     memory_limit: MemoryOption = None,
     discard_source: DiscardOption = False,
     offline: OfflineOption = False,
@@ -115,10 +121,12 @@ def build(
     from quantize.source.checkpoint import HubOptions
     from quantize.worker import JsonLines, exit_with_parent
 
+    if calibrate is None and (target_bpw is not None or max_bytes is not None):
+        raise typer.BadParameter("--target-bpw and --max-bytes measure losses on text: give --calibrate too.")
     if watch_stdin:
         exit_with_parent(sys.stdin.buffer)
     hub = HubOptions(keep=not discard_source, offline=offline, timeout_s=hub_timeout)
-    wish = _Wish(source, output, policy, memory_limit, hub, calibrate, calibration_tokens)
+    wish = _Wish(source, output, policy, memory_limit, hub, calibrate, calibration_tokens, target_bpw, max_bytes)
     if json_progress:
         lines = JsonLines(sys.stdout)
         try:
@@ -174,6 +182,19 @@ class _Wish:
     hub: HubOptions
     calibrate: str | None
     tokens: int
+    target_bpw: float | None
+    max_bytes: str | None
+
+    def budget(self, plan: Plan) -> int | None:
+        """Bytes of all tensors; the smaller of both wishes."""
+        from quantize.plan.memory import parse_bytes
+
+        wishes = []
+        if self.target_bpw is not None:
+            wishes.append(int(self.target_bpw * plan.parameters / 8))
+        if self.max_bytes is not None:
+            wishes.append(parse_bytes(self.max_bytes))
+        return min(wishes, default=None)
 
 
 def _build(wish: _Wish, progress: Progress) -> Path:
@@ -181,7 +202,7 @@ def _build(wish: _Wish, progress: Progress) -> Path:
 
     from quantize.build.build import build as execute
     from quantize.build.output_folder import OutputFolder
-    from quantize.calibrate.calibration import open_source
+    from quantize.calibrate.calibration import allocated, open_source
     from quantize.calibrate.estimate import estimate
     from quantize.plan.memory import parse_bytes
     from quantize.plan.plan import make_plan
@@ -199,9 +220,13 @@ def _build(wish: _Wish, progress: Progress) -> Path:
     if calibration is None:
         made = make_plan(checkpoint, wish.policy)
         return execute(checkpoint, made, wish.output, memory_limit=limit, progress=reported)
+    model = open_source(wish.source, hub)
     made = make_plan(checkpoint, wish.policy, calibration=calibration.identity)
+    if (budget := wish.budget(made)) is not None:
+        widths = allocated(calibration, budget, made, model, checkpoint.auxiliary_files(), reported)
+        made = make_plan(checkpoint, wish.policy, calibration=calibration.identity, widths=widths)
     estimate(made, wish.tokens).check(limit)
-    run = partial(calibration.run, open_source(wish.source, hub))
+    run = partial(calibration.run, model)
     return execute(checkpoint, made, wish.output, memory_limit=limit, progress=reported, calibrate=run)
 
 

@@ -22,12 +22,14 @@ import mlx.core as mx
 
 from quantize.calibrate.corpus import CalibrationText, calibration_text
 from quantize.calibrate.layer import BLOCK_BYTES, LayerPass, Matrix, Streams
+from quantize.calibrate.losses import CHUNKS, widths_within
 from quantize.calibrate.quantized_so_far import QuantizedSoFar
 from quantize.calibrate.recipe import Settings
 from quantize.calibrate.results import Results, sync
 from quantize.calibrate.tokens import LENGTH, Chunk, cut
 from quantize.errors import SourceError
 from quantize.folder.manifest import Calibrated as Figures
+from quantize.folder.quant_spec import QuantSpec
 from quantize.forward.models import LazyModel, open_model
 from quantize.forward.store import InFolder
 from quantize.forward.stream import Stream
@@ -97,6 +99,20 @@ class Calibrated:
 def read_calibration(data: Path | None, tokens: int = DEFAULT_TOKENS) -> Calibration:
     """`data`: the user's own text instead of the shipped one. Raises CalibrationTextError."""
     return Calibration(calibration_text(data), tokens)
+
+
+def allocated(
+    calibration: Calibration,
+    budget: int,
+    plan: Plan,
+    model: LazyModel,
+    auxiliary: Mapping[str, bytes],
+    progress: Progress,
+) -> dict[str, QuantSpec]:
+    """Widths within `budget` bytes of tensors, by loss on some of the calibration's text. Raises PolicyError."""
+    chunks = cut(calibration.text, _tokenizer(plan.config, auxiliary), CHUNKS * LENGTH)
+    used = [chunk for chunk in chunks if not chunk.held_back][:CHUNKS]
+    return widths_within(budget, plan, model, [mx.array([list(chunk.tokens)]) for chunk in used], progress)
 
 
 def open_source(source: str, hub: HubOptions) -> LazyModel:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from quantize.errors import PolicyError, SourceError
-from quantize.folder.quant_spec import fitting_spec
+from quantize.folder.quant_spec import QuantSpec, fitting_spec
 from quantize.folder.safetensors_format import Header, lay_out
 from quantize.plan import structure
 from quantize.plan.output_tensor import OutputTensor
@@ -108,8 +108,12 @@ def make_plan(
     *,
     shard_bytes: int = SHARD_BYTES,
     calibration: Mapping[str, Any] | None = None,
+    widths: Mapping[str, QuantSpec] | None = None,
 ) -> Plan:
-    """Raises SourceError for a tensor that is missing or has no role, PolicyError for a policy that does not fit."""
+    """`widths`: of single tensors, by name, in place of the policy's.
+
+    Raises SourceError for a tensor that is missing or has no role, PolicyError for a policy that does not fit.
+    """
     config = _explicit_about_ties(checkpoint)
     family = family_of(config)
     placed = [(tensor, place(tensor.name, family, config)) for tensor in checkpoint.tensors.values()]
@@ -121,6 +125,9 @@ def make_plan(
     policy = find_policy(policy_name, experts=experts)
     layers = _layers(config)
     outputs = {name: _output(name, group, policy, layers) for name, group in sources.items()}
+    if widths:
+        outputs = {name: replace(output, spec=widths.get(name, output.spec)) for name, output in outputs.items()}
+        policy = replace(policy, name=f"{policy.name}-allocated", description="widths by measured loss")
     kept = structure.check(config, outputs.values())
     return Plan(
         label=checkpoint.label,

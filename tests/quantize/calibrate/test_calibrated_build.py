@@ -173,7 +173,7 @@ def test_another_text_starts_anew_and_never_takes_the_place_of_this_one(
 
 
 def test_a_source_with_weights_that_are_not_finite_is_refused_by_name(data: Path, tmp_path: Path) -> None:
-    source = write(tmp_path / "source", *llama())
+    source = write(tmp_path / "source", *llama(), shards=1)
     [shard] = source.glob("*.safetensors")
     weights: Any = mx.load(str(shard))
     name = next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))
@@ -189,6 +189,23 @@ def test_the_identity_tells_every_calibration_from_every_other(data: Path, tmp_p
     assert one.identity == read_calibration(data, TOKENS).identity
     assert all(one.identity != other.identity for other in others)
     assert isinstance(one, Calibration)
+
+
+def test_a_budget_is_kept_and_gate_and_up_keep_one_width(source: Path, data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "quantize", "build", str(source), str(tmp_path / "out"), "--policy", "uniform-4"]
+    assert "measure losses on text" in run([*command, "--target-bpw", "4"], code=2).stderr
+    command += ["--calibrate", str(data), "--calibration-tokens", "64"]
+    assert "The smallest model" in run([*command, "--max-bytes", "1kB"], code=1).stderr
+    run([*command, "--target-bpw", "4.2"])
+    assert verify(tmp_path / "out") == []
+    told = manifest(tmp_path / "out")
+    assert 3.9 < told.bits_per_weight <= 4.2
+    assert told.policy.name == "uniform-4-allocated"
+    widths = {name: tensor.bits for name, tensor in told.tensors.items() if tensor.bits and ".layers." in name}
+    assert len(set(widths.values())) > 1
+    gates = [name for name in widths if "gate_proj" in name]
+    assert gates
+    assert all(widths[name] == widths[name.replace("gate_proj", "up_proj")] for name in gates)
 
 
 def test_memory_keeps_to_what_the_plan_says_and_a_limit_below_is_refused(tmp_path: Path) -> None:
