@@ -1,4 +1,4 @@
-"""The commands `plan`, `build` and `verify`, shared by `configi` and `python -m quantize`.
+"""The commands `plan`, `build` and `verify` (and `eval`), shared by `configi` and `python -m quantize`.
 
 Exit codes: 0 done, 1 failed (one sentence on stderr), 2 usage. Imports are inside the commands: help should not wait
 for MLX.
@@ -7,16 +7,20 @@ for MLX.
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from quantize.errors import QuantizeError
 from quantize.evaluate import command as evaluation
 
 if TYPE_CHECKING:
+    from quantize.calibrate.calibration import Calibration
+    from quantize.plan.plan import Plan
+    from quantize.plan.report import CalibrationNeeds
     from quantize.progress import Progress
     from quantize.source.checkpoint import HubOptions
 
@@ -24,16 +28,45 @@ SourceArgument = Annotated[
     str, typer.Argument(help="A folder, a .gguf file, or a Hub repository with an optional @revision.")
 ]
 PolicyOption = Annotated[str, typer.Option(help="Name of a policy, or a .toml file with one.")]
-MemoryOption = Annotated[str, typer.Option(help="Memory the build may use, such as 3GB.")]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(help="Memory the build may use, such as 3GB.", show_default="3GB, or 8GB to calibrate"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 DiscardOption = Annotated[bool, typer.Option("--discard-source", help="Do not keep what was downloaded from the Hub.")]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Do not contact the Hub; use what is on this machine.")]
 
 
+# Alone, as the last argument or before another option, it is the shipped text.
+_SHIPPED_TEXT = ""
+CalibrateOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Calibrate, on the text that ships with the project or on yours: a file, or a folder of files.",
+        metavar="[DATA]",
+        show_default=False,
+    ),
+]
+TokensOption = Annotated[int, typer.Option(min=32, help="Tokens to calibrate on.")]
+
+
+class _WithCalibrate(TyperCommand):
+    """Typer has no option with a value that may be left out."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--calibrate" in args:
+            after = args.index("--calibrate") + 1
+            if after == len(args) or args[after].startswith("-"):
+                args = [*args[:after], _SHIPPED_TEXT, *args[after:]]
+        return super().parse_args(ctx, args)
+
+
 def plan(
     source: SourceArgument,
     policy: PolicyOption = "config-i",
-    memory_limit: MemoryOption = "3GB",
+    calibrate: CalibrateOption = None,
+    calibration_tokens: TokensOption = 131_072,
+    memory_limit: MemoryOption = None,
     discard_source: DiscardOption = False,
     offline: OfflineOption = False,
     json: JsonOption = False,
@@ -47,20 +80,31 @@ def plan(
     from quantize.source.checkpoint import HubOptions
     from quantize.source.sources import open_checkpoint
 
-    memory = plan_memory(parse_bytes(memory_limit))
+    limit = parse_bytes(memory_limit or ("3GB" if calibrate is None else "8GB"))
+    memory = plan_memory(limit)
+    calibration = _calibration(calibrate, calibration_tokens)
     checkpoint = open_checkpoint(source, HubOptions(keep=not discard_source, offline=offline))
-    made = make_plan(checkpoint, policy)
+    made = make_plan(checkpoint, policy, calibration=calibration.identity if calibration else None)
+    needs = _needs(made, calibration_tokens, limit) if calibration else None
     if json:
-        print_json(plan_report.as_json(made, memory, checkpoint.scratch_bytes))
+        print_json(plan_report.as_json(made, memory, checkpoint.scratch_bytes, needs))
     else:
-        plan_report.print_report(console(), made, memory, checkpoint.scratch_bytes)
+        plan_report.print_report(console(), made, memory, checkpoint.scratch_bytes, needs)
 
 
 def build(
     source: SourceArgument,
     output: Annotated[Path, typer.Argument(help="The model folder to create.")],
     policy: PolicyOption = "config-i",
-    memory_limit: MemoryOption = "3GB",
+    calibrate: CalibrateOption = None,
+    calibration_tokens: TokensOption = 131_072,
+    target_bpw: Annotated[
+        float | None, typer.Option(min=2, help="Bits per weight of the model, spent where they are worth most.")
+    ] = None,
+    max_bytes: Annotated[
+        str | None, typer.Option(help="Size of the model's tensors, such as 10GB, spent where it is worth most.")
+    ] = None,
+    memory_limit: MemoryOption = None,
     discard_source: DiscardOption = False,
     offline: OfflineOption = False,
     hub_timeout: Annotated[float, typer.Option(help="Seconds without data from the Hub before a retry.")] = 30,
@@ -76,20 +120,23 @@ def build(
     from quantize.source.checkpoint import HubOptions
     from quantize.worker import JsonLines, exit_with_parent
 
+    if calibrate is None and (target_bpw is not None or max_bytes is not None):
+        raise typer.BadParameter("--target-bpw and --max-bytes measure losses on text: give --calibrate too.")
     if watch_stdin:
         exit_with_parent(sys.stdin.buffer)
     hub = HubOptions(keep=not discard_source, offline=offline, timeout_s=hub_timeout)
+    wish = _Wish(source, output, policy, memory_limit, hub, calibrate, calibration_tokens, target_bpw, max_bytes)
     if json_progress:
         lines = JsonLines(sys.stdout)
         try:
-            lines.folder(str(_build(source, output, policy, memory_limit, hub, lines)))
+            lines.folder(str(_build(wish, lines)))
         except QuantizeError as error:
             lines.error(error.message, retryable=error.retryable)
             raise
         return
     try:
         with on_terminal(console(stderr=True)) as progress:
-            _build(source, output, policy, memory_limit, hub, progress)
+            _build(wish, progress)
     except KeyboardInterrupt:
         echo("Interrupted. Finished work is kept; run the same command to resume.", err=True)
         raise typer.Exit(130) from None
@@ -117,22 +164,83 @@ def verify(
 
 
 def add_commands(cli: typer.Typer) -> None:
-    """Register the three commands on `cli`."""
-    for command in (plan, build, verify):
-        cli.command()(command)
+    """Register the commands on `cli`."""
+    for command in (plan, build):
+        cli.command(cls=_WithCalibrate)(command)
+    cli.command()(verify)
     evaluation.add_commands(cli)
 
 
-def _build(source: str, output: Path, policy: str, memory_limit: str, hub: HubOptions, progress: Progress) -> Path:
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What `build` was asked for; `calibrate` is as given on the command line."""
+
+    source: str
+    output: Path
+    policy: str
+    memory_limit: str | None
+    hub: HubOptions
+    calibrate: str | None
+    tokens: int
+    target_bpw: float | None
+    max_bytes: str | None
+
+    def budget(self, plan: Plan) -> int | None:
+        """Bytes of all tensors; the smaller of both wishes."""
+        from quantize.plan.memory import parse_bytes
+
+        wishes = []
+        if self.target_bpw is not None:
+            wishes.append(int(self.target_bpw * plan.parameters / 8))
+        if self.max_bytes is not None:
+            wishes.append(parse_bytes(self.max_bytes))
+        return min(wishes, default=None)
+
+
+def _build(wish: _Wish, progress: Progress) -> Path:
+    from functools import partial
+
     from quantize.build.build import build as execute
     from quantize.build.output_folder import OutputFolder
+    from quantize.calibrate.calibration import allocated, open_source
+    from quantize.calibrate.estimate import estimate
     from quantize.plan.memory import parse_bytes
     from quantize.plan.plan import make_plan
     from quantize.progress import BuildProgress
     from quantize.source.sources import open_checkpoint
 
-    limit = parse_bytes(memory_limit)
+    calibration = _calibration(wish.calibrate, wish.tokens)
+    limit = parse_bytes(wish.memory_limit or ("3GB" if calibration is None else "8GB"))
     reported = BuildProgress(progress)
-    scratch = OutputFolder(output).work / "source"
-    checkpoint = open_checkpoint(source, replace(hub, scratch=scratch, on_wait=reported.waiting_for))
-    return execute(checkpoint, make_plan(checkpoint, policy), output, memory_limit=limit, progress=reported)
+    scratch = OutputFolder(wish.output).work / "source"
+    # A calibration reads every layer more than once: what is downloaded for it stays until it is done.
+    keep = wish.hub.keep or calibration is not None
+    hub = replace(wish.hub, scratch=scratch, keep=keep, on_wait=reported.waiting_for)
+    checkpoint = open_checkpoint(wish.source, hub)
+    if calibration is None:
+        made = make_plan(checkpoint, wish.policy)
+        return execute(checkpoint, made, wish.output, memory_limit=limit, progress=reported)
+    model = open_source(wish.source, hub)
+    made = make_plan(checkpoint, wish.policy, calibration=calibration.identity)
+    if (budget := wish.budget(made)) is not None:
+        widths = allocated(calibration, budget, made, model, checkpoint.auxiliary_files(), reported)
+        made = make_plan(checkpoint, wish.policy, calibration=calibration.identity, widths=widths)
+    estimate(made, wish.tokens).check(limit)
+    run = partial(calibration.run, model)
+    return execute(checkpoint, made, wish.output, memory_limit=limit, progress=reported, calibrate=run)
+
+
+def _needs(made: Plan, tokens: int, limit: int) -> CalibrationNeeds:
+    from quantize.calibrate.estimate import estimate
+    from quantize.plan.report import CalibrationNeeds
+
+    found = estimate(made, tokens)
+    return CalibrationNeeds(tokens, found.memory_bytes, limit, found.disk_bytes, found.seconds)
+
+
+def _calibration(data: str | None, tokens: int) -> Calibration | None:
+    from quantize.calibrate.calibration import read_calibration
+
+    if data is None:
+        return None
+    return read_calibration(None if data == _SHIPPED_TEXT else Path(data).expanduser(), tokens)

@@ -11,7 +11,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from quantize.build.description import manifest_of, tools, write_configs
 from quantize.build.journal import Journal
 from quantize.build.output_files import OutputFiles, bytes_of
 from quantize.build.output_folder import OutputFolder, write_errors
+from quantize.calibrate.calibration import Calibrated
+from quantize.calibrate.results import Results
 from quantize.errors import OutputError, SourceError
 from quantize.folder.finite import all_finite
 from quantize.folder.hashing import sha256_of
@@ -38,6 +40,9 @@ DEFAULT_MEMORY_LIMIT = 3_000_000_000
 # Between two syncs: the work that a power cut may cost.
 _SYNC_INTERVAL_S = 15
 
+# Solves the plan's matrices for a source with these auxiliary files, keeping its work in the folder.
+Calibrate = Callable[[Plan, Mapping[str, bytes], Path, Progress], Calibrated]
+
 
 def build(
     checkpoint: Checkpoint,
@@ -46,6 +51,7 @@ def build(
     *,
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
     progress: Progress = silent,
+    calibrate: Calibrate | None = None,
 ) -> Path:
     """Build the model of `plan` in `folder`, or resume building it, or wait for the process that does.
 
@@ -61,7 +67,8 @@ def build(
     output.check_space(plan, checkpoint.scratch_bytes)
     with output.locked(progress), write_errors("Writing the model"):
         if not output.is_built(plan):
-            _build(checkpoint, plan, auxiliary_files, output, memory, progress)
+            calibrated = calibrate(plan, auxiliary_files, output.calibration, progress) if calibrate else None
+            _build(checkpoint, plan, auxiliary_files, output, memory, progress, calibrated)
         output.sweep()
     return output.folder
 
@@ -73,6 +80,7 @@ def _build(
     output: OutputFolder,
     memory: MemoryPlan,
     progress: Progress,
+    calibrated: Calibrated | None,
 ) -> None:
     output.begin(plan)
     journal = Journal(output.journal, json.dumps([plan.fingerprint, tools()]))
@@ -82,13 +90,13 @@ def _build(
             (output.model / name).write_bytes(content)
         with OutputFiles(output.model, plan.files) as files:
             output.sync_folders()
-            _TensorWriter(checkpoint, plan, files, journal, progress).run(memory)
+            _TensorWriter(checkpoint, plan, files, journal, progress, calibrated).run(memory)
     finally:
         journal.close()
     write_configs(plan, output.model)
-    write_card(plan, output.model)
+    write_card(plan, output.model, calibrated)
     hashes = _hashed(output.model, progress)
-    write_manifest(output.model, manifest_of(plan, hashes))
+    write_manifest(output.model, manifest_of(plan, hashes, calibrated))
     if problems := check(output.model):
         raise OutputError(f"The model that was built is damaged: {problems[0]}")
     output.publish()
@@ -98,8 +106,16 @@ class _TensorWriter:
     """Fills the output files. Pool threads read, quantize and write; the main one keeps journal and progress."""
 
     def __init__(
-        self, checkpoint: Checkpoint, plan: Plan, files: OutputFiles, journal: Journal, progress: Progress
+        self,
+        checkpoint: Checkpoint,
+        plan: Plan,
+        files: OutputFiles,
+        journal: Journal,
+        progress: Progress,
+        calibrated: Calibrated | None,
     ) -> None:
+        self._solved = calibrated.figures if calibrated else {}
+        self._results = calibrated.results if calibrated else None
         self._checkpoint = checkpoint
         self._plan = plan
         self._files = files
@@ -133,7 +149,7 @@ class _TensorWriter:
         missing = dict.fromkeys(items, 0)
         for item in items:
             for block in cut(*self._plan.work[item], self._block_bytes):
-                jobs[workers.submit(_build_block, block, reader, self._files)] = item
+                jobs[self._submit(workers, block, reader)] = item
                 missing[item] += 1
         try:
             for job in as_completed(jobs):
@@ -152,6 +168,11 @@ class _TensorWriter:
                 if not job.cancelled():
                     job.exception()
             raise
+
+    def _submit(self, workers: ThreadPoolExecutor, block: Block, reader: ShardReader) -> Future[int]:
+        if self._results is not None and block.output.path in self._solved:
+            return workers.submit(_copy_block, block, self._results, self._files)
+        return workers.submit(_build_block, block, reader, self._files)
 
     def _report(self, text: str) -> None:
         self._progress("building", self._done_bytes, self._plan.work_bytes, text)
@@ -210,6 +231,15 @@ def _build_block(block: Block, reader: ShardReader, files: OutputFiles) -> int:
         if output.spec is not None and not all_finite(bytes_of(rows), output.dtype):
             raise SourceError(f"{block.source.name} holds values that are not finite.")
         files.write(arrays, block.at)
+    return block.nbytes
+
+
+def _copy_block(block: Block, results: Results, files: OutputFiles) -> int:
+    """As `_build_block`, of what a calibration has solved."""
+    assert block.output.layer is not None
+    with mx.stream(_THREAD.stream):
+        count = block.stop - block.start
+        files.write(results.rows(block.output.layer, block.output.path, block.at, block.at + count), block.at)
     return block.nbytes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from quantize.calibrate.calibration import Calibrated
 from quantize.plan.plan import Plan
 from quantize.plan.report import rows_of
 
@@ -40,7 +41,14 @@ the model: it supports neither these bits nor MLX's names of stacked experts."""
 _KEPT = "Weights are those of the source."
 
 
-def write_card(plan: Plan, folder: Path) -> None:
+_CALIBRATED = """\
+Weights are calibrated on {tokens:,} tokens of {kinds} kinds of text. On {held_back:,} others that were held back, the
+error of a matrix's output is {ratio:.2f} of what rounding gives, in the mean, and of none is it larger
+(`configi.json` has each). `config.json` has the bits of every module. Ollama cannot load the model: it supports neither
+these bits nor MLX's names of stacked experts."""
+
+
+def write_card(plan: Plan, folder: Path, calibrated: Calibrated | None = None) -> None:
     rows = "".join(
         f"| {row.role} | {row.layers} | {row.width} | {row.parameters:,} | {row.nbytes:,} |\n" for row in rows_of(plan)
     )
@@ -56,6 +64,20 @@ def write_card(plan: Plan, folder: Path) -> None:
         gigabytes=plan.tensor_bytes / 1e9,
         gibibytes=plan.tensor_bytes / 2**30,
         rows=rows,
-        made=_QUANTIZED if any(output.spec for output in plan.tensors) else _KEPT,
+        made=_made(plan, calibrated),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _made(plan: Plan, calibrated: Calibrated | None) -> str:
+    if not any(output.spec for output in plan.tensors):
+        return _KEPT
+    if calibrated is None:
+        return _QUANTIZED
+    ratios = [figures.ratio for figures in calibrated.figures.values()]
+    return _CALIBRATED.format(
+        tokens=sum(calibrated.kinds.values()),
+        kinds=len(calibrated.kinds),
+        held_back=sum(calibrated.held_back.values()),
+        ratio=sum(ratios) / len(ratios),
+    )

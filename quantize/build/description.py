@@ -11,8 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from quantize.calibrate.calibration import Calibrated
 from quantize.folder.config import COPY, TABLE
-from quantize.folder.manifest import FORMAT, File, Manifest, PolicyName, Source, Tensor
+from quantize.folder.manifest import FORMAT, CalibrationText, File, Manifest, PolicyName, Source, Tensor
+from quantize.folder.manifest import Calibrated as Figures
 from quantize.folder.quant_spec import QuantSpec
 from quantize.folder.safetensors_format import INDEX
 from quantize.plan.output_tensor import OutputTensor
@@ -64,7 +66,8 @@ def _natural(path: str) -> list[str]:
     return [part.zfill(6) if part.isdecimal() else part for part in path.split(".")]
 
 
-def manifest_of(plan: Plan, files: Mapping[str, File]) -> Manifest:
+def manifest_of(plan: Plan, files: Mapping[str, File], calibrated: Calibrated | None = None) -> Manifest:
+    figures = calibrated.figures if calibrated else {}
     return Manifest(
         FORMAT,
         plan.fingerprint,
@@ -72,9 +75,10 @@ def manifest_of(plan: Plan, files: Mapping[str, File]) -> Manifest:
         PolicyName(plan.policy.name, plan.policy.description),
         plan.parameters,
         round(plan.bits_per_weight, 4),
-        {output.name: _tensor(output) for output in plan.tensors},
+        {output.name: _tensor(output, figures.get(output.path)) for output in plan.tensors},
         dict(files),
         tools(),
+        _calibration(plan, calibrated) if calibrated else None,
     )
 
 
@@ -84,7 +88,12 @@ def tools() -> dict[str, str]:
     return {package: version(package) for package in ("configi-mlx", "mlx", "mlx-lm")}
 
 
-def _tensor(output: OutputTensor) -> Tensor:
+def _calibration(plan: Plan, calibrated: Calibrated) -> CalibrationText:
+    identity = dict(plan.calibration or {})
+    return CalibrationText(str(identity.get("text")), dict(calibrated.kinds), dict(calibrated.held_back), identity)
+
+
+def _tensor(output: OutputTensor, figures: Figures | None) -> Tensor:
     if output.spec is None:
         return Tensor(output.role, dtype=output.dtype)
-    return Tensor(output.role, output.spec.bits, output.spec.group_size)
+    return Tensor(output.role, output.spec.bits, output.spec.group_size, calibrated=figures)

@@ -2,6 +2,7 @@
 
     .NAME.building/lock        held by the process that builds
     .NAME.building/journal     the finished work
+    .NAME.building/calibration what a calibration has solved
     .NAME.building/model/      becomes the output, by one rename
 
 So a partial output is never visible, and the next build finds whatever a killed one left.
@@ -33,6 +34,7 @@ class OutputFolder:
         self.work = self.folder.with_name(f".{self.folder.name}.building")
         self.model = self.work / "model"
         self.journal = self.work / "journal"
+        self.calibration = self.work / "calibration"
 
     def is_built(self, plan: Plan) -> bool:
         """Raises OutputError if the path is taken by something else; an empty folder does not count."""

@@ -1,13 +1,15 @@
 """The recipe, from a matrix and what is known of its inputs to what the file holds: every other module in its order.
 
 Target, grids on it by weighted least squares, GPTQ, then (refit, descent) and a last refit; the guard chooses between
-that, the same without the target's correction, the weighted grids alone, and rounding.
+that, the weighted grids alone, and rounding; where it does not choose the first, the same without the target's
+correction is solved and may win too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
 
 import mlx.core as mx
 
@@ -22,18 +24,24 @@ from quantize.calibrate.target import corrected
 from quantize.folder.quant_spec import QuantSpec
 
 # Raised with any change that gives other bytes for the same input.
-VERSION = 1
+VERSION = 2
 
-RECIPE, UNCORRECTED, WEIGHTED = "recipe", "uncorrected", "weighted"
+RECIPE: Final = "recipe"
+GPTQ: Final = "gptq"
+WEIGHTED: Final = "weighted"
+UNCORRECTED: Final = "uncorrected"
 # The order of preference where the guard sees no difference.
-_NAMES = (RECIPE, UNCORRECTED, WEIGHTED, ROUNDING)
+_NAMES = (RECIPE, UNCORRECTED, GPTQ, WEIGHTED, ROUNDING)
 
 
 @dataclass(frozen=True, slots=True)
 class SolverSettings:
-    """fed, starved: ends of the damping, see `damping`; rounds: of refit and descent; shrinkage: toward the pool, in
-    tokens a dimension; unjudged: with fewer tokens a dimension, what the guard cannot judge gets weighted grids only.
+    """method: how far the recipe goes; what is less than all of it is there to be compared with. fed, starved: ends of
+    the damping, see `damping`; rounds: of refit and descent; shrinkage: toward the pool, in tokens a dimension;
+    unjudged: with fewer tokens a dimension, what the guard cannot judge gets weighted grids only.
     """
+
+    method: Literal["recipe", "gptq", "weighted"] = RECIPE
 
     fed: float = 0.1
     starved: float = 1.0
@@ -41,7 +49,7 @@ class SolverSettings:
     shrinkage: float = 1.0
     unjudged: float = 5.0
 
-    def identity(self) -> dict[str, float]:
+    def identity(self) -> dict[str, Any]:
         """What a plan's fingerprint and a manifest must hold of the solver."""
         return {"version": VERSION, **asdict(self)}
 
@@ -90,12 +98,12 @@ def solve(
     if not len(stack) == len(statistics) == len(held_back):
         raise ValueError(f"{len(stack)} matrices, {len(statistics)} statistics, {len(held_back)} held back.")
     shares = [damping(one.tokens_per_dimension, settings.fed, settings.starved) for one in statistics]
-    found = candidates(stack, statistics, shares, spec, settings, pool)
-    reports = tuple(
-        _report(stack[place].astype(mx.float32), found, place, one, share, kinds, settings)
+    made = _Candidates(stack, statistics, shares, spec, settings, pool)
+    reports = [
+        _report(stack[place].astype(mx.float32), made, place, one, share, kinds, settings)
         for place, (one, share, kinds) in enumerate(zip(statistics, shares, held_back, strict=True))
-    )
-    chosen = [found[report.chosen] for report in reports]
+    ]
+    chosen = [made.found[report.chosen] for report in reports]
     codes, scales, biases = (
         mx.stack([getattr(one, part)[place] for place, one in enumerate(chosen)])
         for part in ("codes", "scales", "biases")
@@ -105,62 +113,79 @@ def solve(
         pack(codes, spec).reshape(*lead, -1),
         scales.astype(weight.dtype).reshape(*lead, -1),
         biases.astype(weight.dtype).reshape(*lead, -1),
-        reports,
+        tuple(reports),
     )
 
 
-def candidates(
-    weight: mx.array,
-    statistics: Sequence[Statistics],
-    shares: Sequence[float],
-    spec: QuantSpec,
-    settings: SolverSettings,
-    pool: Statistics | None = None,
-) -> dict[str, Quantized]:
-    """Every candidate of the guard by name. weight: (E, out, in); shares: the damping of each expert."""
-    if pool is not None:
-        statistics = [shrunk(one, pool, settings.shrinkage) for one in statistics]
-    hessian = mx.stack([one.hessian for one in statistics])
-    diagonal = mx.diagonal(hessian, axis1=-2, axis2=-1)
-    hessian = damped(hessian, mx.array(list(shares)))
-    root = inverse_root(hessian)
-    mx.eval(hessian, diagonal, root)
+class _Candidates:
+    """Of a stack (E, out, in), each solved when it is first needed. `shares`: the damping of each expert."""
 
-    true = weight.astype(mx.float32)
-    rounded = rounding(weight, spec)
-    weighted = weighted_least_squares(true, diagonal, rounded)
-    target = corrected(true, mx.stack([one.drift for one in statistics]), _streams(statistics), root)
-    on_target = weighted_least_squares(target, diagonal, rounded)
-    # Both targets share every Hessian and rows do not meet, so they are solved as the rows of one matrix.
-    both = _joined(on_target, weighted)
-    targets = mx.concatenate([target, true], axis=1)
-    both = gptq(targets, root, both)
-    for _ in range(settings.rounds):
-        both = descend_codes(targets, hessian, refit_grids(targets, hessian, both))
-    both = refit_grids(targets, hessian, both)
-    rows = weight.shape[1]
-    return {
-        RECIPE: _rows(both, 0, rows),
-        UNCORRECTED: _rows(both, rows, 2 * rows),
-        WEIGHTED: weighted,
-        ROUNDING: rounded,
-    }
+    def __init__(
+        self,
+        weight: mx.array,
+        statistics: Sequence[Statistics],
+        shares: Sequence[float],
+        spec: QuantSpec,
+        settings: SolverSettings,
+        pool: Statistics | None,
+    ) -> None:
+        if pool is not None:
+            statistics = [shrunk(one, pool, settings.shrinkage) for one in statistics]
+        hessian = mx.stack([one.hessian for one in statistics])
+        self._diagonal = mx.diagonal(hessian, axis1=-2, axis2=-1)
+        self._hessian = damped(hessian, mx.array(list(shares)))
+        self._root = inverse_root(self._hessian)
+        mx.eval(self._hessian, self._diagonal, self._root)
+        self._true = weight.astype(mx.float32)
+        self._settings = settings
+        rounded = rounding(weight, spec)
+        self.found = {ROUNDING: rounded, WEIGHTED: weighted_least_squares(self._true, self._diagonal, rounded)}
+        if settings.method == RECIPE:
+            drift = mx.stack([one.drift for one in statistics])
+            target = corrected(self._true, drift, _streams(statistics), self._root)
+            self.found[RECIPE] = self._solved(target, weighted_least_squares(target, self._diagonal, rounded))
+        elif settings.method == GPTQ:
+            self.found[GPTQ] = gptq(self._true, self._root, self.found[WEIGHTED])
+
+    def add_uncorrected(self) -> None:
+        if self._settings.method == RECIPE and UNCORRECTED not in self.found:
+            self.found[UNCORRECTED] = self._solved(self._true, self.found[WEIGHTED])
+
+    def _solved(self, target: mx.array, grids: Quantized) -> Quantized:
+        now = gptq(target, self._root, grids)
+        for _ in range(self._settings.rounds):
+            now = descend_codes(target, self._hessian, refit_grids(target, self._hessian, now))
+        return refit_grids(target, self._hessian, now)
 
 
 def _report(
     weight: mx.array,
-    found: Mapping[str, Quantized],
+    made: _Candidates,
     place: int,
     statistics: Statistics,
     share: float,
     kinds: Mapping[str, HeldBack],
     settings: SolverSettings,
 ) -> Report:
-    errors = judge(weight, {name: one.weight[place] for name, one in found.items()}, kinds)
+    def judged(names: Iterable[str]) -> dict[str, dict[str, float]]:
+        return judge(weight, {name: made.found[name].weight[place] for name in names}, kinds)
+
     density = statistics.tokens_per_dimension
-    unjudged = RECIPE if density >= settings.unjudged else WEIGHTED
-    chosen = choose(errors, _NAMES) if errors else unjudged
+    errors = judged(made.found)
+    if not errors:
+        unjudged = settings.method if density >= settings.unjudged else WEIGHTED
+        return Report(statistics.tokens, density, share, unjudged, errors)
+    chosen = _choice(errors)
+    if chosen != settings.method and settings.method == RECIPE:
+        made.add_uncorrected()
+        errors = judged(made.found)
+        chosen = _choice(errors)
     return Report(statistics.tokens, density, share, chosen, errors)
+
+
+def _choice(errors: Mapping[str, Mapping[str, float]]) -> str:
+    known = next(iter(errors.values()))
+    return choose(errors, [name for name in _NAMES if name in known])
 
 
 def _streams(statistics: Sequence[Statistics]) -> mx.array | None:
@@ -170,16 +195,3 @@ def _streams(statistics: Sequence[Statistics]) -> mx.array | None:
     if len(streams) < len(statistics):
         raise ValueError("Some of the statistics have a stream error and some have none.")
     return mx.stack(streams)
-
-
-def _joined(first: Quantized, second: Quantized) -> Quantized:
-    codes, scales, biases = (
-        mx.concatenate([getattr(first, part), getattr(second, part)], axis=1) for part in ("codes", "scales", "biases")
-    )
-    return Quantized(codes, scales, biases, first.spec, first.dtype)
-
-
-def _rows(both: Quantized, start: int, stop: int) -> Quantized:
-    return Quantized(
-        both.codes[:, start:stop], both.scales[:, start:stop], both.biases[:, start:stop], both.spec, both.dtype
-    )

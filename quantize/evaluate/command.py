@@ -15,7 +15,10 @@ def evaluate(
         list[Path] | None, typer.Option(help="Text to judge on instead of the project's own; may be given again.")
     ] = None,
     covered: Annotated[
-        str | None, typer.Option(help="Kinds of text that a calibration held, with commas between.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Kinds of text that the calibration held, with commas between.", show_default="what configi.json says"
+        ),
     ] = None,
     length: Annotated[int, typer.Option(min=32, help="Tokens of a passage.")] = 512,
     passages: Annotated[int | None, typer.Option(min=1, help="Passages at most.", show_default="all")] = None,
@@ -43,7 +46,6 @@ def evaluate(
     from quantize.evaluate.plots import draw
     from quantize.evaluate.report import markdown
     from quantize.evaluate.tasks.mmlu import read_questions
-    from quantize.evaluate.texts import COVERED
     from quantize.printable import echo
     from quantize.source.checkpoint import HubOptions
 
@@ -53,7 +55,7 @@ def evaluate(
         texts=text or (),
         length=length,
         most_passages=passages,
-        covered=covered.split(",") if covered else COVERED,
+        covered=covered.split(",") if covered else None,
         float32=float32,
         states=states,
         generate=generate,

@@ -12,6 +12,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from quantize.calibrate.corpus import calibration_text
+from quantize.calibrate.overlap import shared_runs
 from quantize.errors import SourceError
 from quantize.evaluate.divergence import TokenFigures, joined
 from quantize.evaluate.evaluation import Evaluation, Generated, Histogram, Protocol
@@ -20,7 +22,8 @@ from quantize.evaluate.measure import Told, measure, state_key
 from quantize.evaluate.summary import summarize
 from quantize.evaluate.tasks import mmlu, niah
 from quantize.evaluate.tasks.mmlu import Question, Score
-from quantize.evaluate.texts import COVERED, OWN, Passage, passages, read_texts
+from quantize.evaluate.texts import COVERED, OWN, Passage, Text, passages, read_texts
+from quantize.folder.manifest import CalibrationText, read_manifest
 from quantize.forward.models import open_model
 from quantize.forward.store import InFolder, InMemory
 from quantize.source.checkpoint import HubOptions
@@ -34,15 +37,16 @@ _PROMPTS = (
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What to measure. `length`: tokens of a passage. `states`: where the reference's hidden states are kept.
+    """What to measure. `covered`: None takes the model's word for it. `length`: tokens of a passage.
 
-    `generate`: tokens of each greedy reply, 0 for none. `needles`: tries a cell, 0 for none.
+    `states`: where the reference's hidden states are kept. `generate`: tokens of each greedy reply, 0 for none.
+    `needles`: tries a cell, 0 for none.
     """
 
     texts: Sequence[Path] = ()
     length: int = 512
     most_passages: int | None = None
-    covered: Sequence[str] = COVERED
+    covered: Sequence[str] | None = None
     float32: bool | None = None
     states: Path | None = None
     generate: int = 0
@@ -55,6 +59,8 @@ class Wishes:
 
 def evaluate(folder: Path, reference: str, wishes: Wishes, told: Told = lambda what, done, total: None) -> Evaluation:
     """Raises SourceError: what is given cannot be read, or the two models cannot be compared."""
+    calibration = _calibration(folder)
+    covered = wishes.covered or (COVERED if calibration is None else list(calibration.kinds))
     texts = [text for file in wishes.texts or (OWN,) for text in read_texts(file)]
     found = _chosen(passages(texts, _tokenizer(folder), wishes.length), wishes.most_passages)
     # MLX's CPU backend has no experts in bfloat16, and float32 is what it computes fastest.
@@ -68,10 +74,10 @@ def evaluate(folder: Path, reference: str, wishes: Wishes, told: Told = lambda w
     return Evaluation(
         model=folder.resolve().name,
         reference=source.label,
-        protocol=_protocol(found, wishes, float32),
-        groups={name: summarize(parts) for name, parts in _groups(by_kind, wishes.covered).items()},
+        protocol=_protocol(found, wishes.length, covered, float32, _overlap(texts, calibration)),
+        groups={name: summarize(parts) for name, parts in _groups(by_kind, covered).items()},
         kinds={kind: summarize(parts) for kind, parts in by_kind.items()},
-        histogram={name: _histogram(joined(parts)) for name, parts in _groups(by_kind, wishes.covered).items()},
+        histogram={name: _histogram(joined(parts)) for name, parts in _groups(by_kind, covered).items()},
         generated=_generated(generator, wishes.generate, told) if generator and wishes.generate else None,
         mmlu_letters=letters,
         mmlu_chat=chat,
@@ -114,14 +120,30 @@ def _histogram(tokens: TokenFigures) -> Histogram:
     return Histogram([float(edge) for edge in _EDGES], [float(count) for count in counts / max(1, len(tokens))])
 
 
-def _protocol(found: Sequence[Passage], wishes: Wishes, float32: bool) -> Protocol:
+def _calibration(folder: Path) -> CalibrationText | None:
+    manifest = read_manifest(folder)
+    return manifest.calibration if manifest else None
+
+
+def _overlap(texts: Sequence[Text], calibration: CalibrationText | None) -> int | None:
+    """Of a user's own calibration text there is only the hash."""
+    shipped = calibration_text()
+    if calibration is None or calibration.sha256 != shipped.sha256:
+        return None
+    return len(shared_runs([text.whole for text in texts], [document.whole for document in shipped.documents]))
+
+
+def _protocol(
+    found: Sequence[Passage], length: int, covered: Sequence[str], float32: bool, overlap: int | None
+) -> Protocol:
     ids = json.dumps([[passage.kind, list(passage.tokens), passage.given] for passage in found])
     return Protocol(
         computed="float32, dequantized" if float32 else "as stored",
         text=hashlib.sha256(ids.encode()).hexdigest(),
-        passage_tokens=wishes.length,
-        covered=[kind for kind in dict.fromkeys(passage.kind for passage in found) if kind in wishes.covered],
+        passage_tokens=length,
+        covered=[kind for kind in dict.fromkeys(passage.kind for passage in found) if kind in covered],
         made_with={package: version(package) for package in ("configi-mlx", "mlx", "mlx-lm")},
+        shared_with_calibration=overlap,
     )
 
 

@@ -15,8 +15,8 @@ from typing import Any
 from quantize.errors import SourceError
 
 OWN = Path(__file__).parent / "data" / "texts.jsonl"
-# Kinds of text that a calibration holds too, unless it says otherwise itself; all others are uncovered.
-COVERED = ("prose", "code", "chat", "tools", "reasoning", "scripts")
+# Kinds of the calibration text that ships, for a model that was not calibrated; all others are uncovered.
+COVERED = ("prose", "code", "chat", "tools", "reasoning", "scripts", "reference", "documentation")
 _ASK = "Write the text that I have in mind."
 _FEWEST = 4
 

@@ -6,6 +6,7 @@ Written last. It names neither time nor machine: the same build gives the same m
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -29,6 +30,33 @@ class Source(msgspec.Struct, frozen=True):
     identity: str
 
 
+class Calibrated(msgspec.Struct, frozen=True):
+    """Of one matrix, or of all experts of a stack, on text held back from the solver.
+
+    chosen: candidate -> matrices that it was taken for. ratio: the error of the output over that of rounding, the mean
+    of the matrices; worst: the largest. tokens: those of the calibration, at the matrix with the fewest; starved:
+    matrices with fewer than five a dimension.
+    """
+
+    chosen: dict[str, int]
+    ratio: float
+    worst: float
+    tokens: int
+    starved: int
+
+
+class CalibrationText(msgspec.Struct, frozen=True):
+    """`kinds`: tokens that were solved with, by kind; `held_back`: those that were only judged on.
+
+    `identity` is what determines the result, given source and policy.
+    """
+
+    sha256: str
+    kinds: dict[str, int]
+    held_back: dict[str, int]
+    identity: dict[str, Any]
+
+
 class Tensor(msgspec.Struct, frozen=True, omit_defaults=True):
     """`bits` and `group_size` if the tensor is quantized, else the dtype it is kept in."""
 
@@ -36,6 +64,7 @@ class Tensor(msgspec.Struct, frozen=True, omit_defaults=True):
     bits: int | None = None
     group_size: int | None = None
     dtype: str | None = None
+    calibrated: Calibrated | None = None
 
 
 class PolicyName(msgspec.Struct, frozen=True):
@@ -43,7 +72,7 @@ class PolicyName(msgspec.Struct, frozen=True):
     description: str
 
 
-class Manifest(msgspec.Struct, frozen=True):
+class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     """`plan` is equal for equal sources, policies and layouts; `made_with` has the versions of the tools."""
 
     format: int
@@ -55,6 +84,7 @@ class Manifest(msgspec.Struct, frozen=True):
     tensors: dict[str, Tensor]
     files: dict[str, File]
     made_with: dict[str, str]
+    calibration: CalibrationText | None = None
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -74,7 +74,7 @@ def replayed(modules: Mapping[str, Any], returned: Mapping[str, list[Any]]) -> I
 def _recorder(taken: Taken) -> Hook:
     def record(call: Any, x: mx.array, *args: Any, **kwargs: Any) -> Any:
         if args and isinstance(args[0], mx.array):
-            rows, experts = _by_expert(x, args[0])
+            rows, experts = by_expert(x, args[0])
             taken.rows.append(rows)
             taken.experts.append(experts)
         else:
@@ -84,7 +84,8 @@ def _recorder(taken: Taken) -> Hook:
     return record
 
 
-def _by_expert(x: mx.array, indices: mx.array) -> tuple[mx.array, mx.array]:
+def by_expert(x: mx.array, indices: mx.array) -> tuple[mx.array, mx.array]:
+    """What a matrix of stacked experts is called with, as rows (rows, columns) and the expert of each, (rows,)."""
     # x is (..., 1, columns) with the leading axes of `indices`, or with ones that it is broadcast over.
     rows = mx.broadcast_to(x.squeeze(-2), (*indices.shape, x.shape[-1]))
     return rows.reshape(-1, x.shape[-1]), indices.reshape(-1)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from quantize.errors import PolicyError, SourceError
-from quantize.folder.quant_spec import fitting_spec
+from quantize.folder.quant_spec import QuantSpec, fitting_spec
 from quantize.folder.safetensors_format import Header, lay_out
 from quantize.plan import structure
 from quantize.plan.output_tensor import OutputTensor
@@ -49,7 +49,10 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """`work` holds the slices of each source tensor that is used, in the order of the source."""
+    """`work` holds the slices of each source tensor that is used, in the order of the source.
+
+    `calibration` is the identity of the one whose result is stored in place of rounded weights.
+    """
 
     label: str
     repository: str | None
@@ -64,6 +67,7 @@ class Plan:
     dropped: Sequence[str]
     kept_modules: Sequence[str]
     files: Sequence[OutputFile]
+    calibration: Mapping[str, Any] | None = None
 
     @cached_property
     def parameters(self) -> int:
@@ -93,17 +97,32 @@ class Plan:
         """Equal for the same source and the same outcome; a build resumes only from its own staging folder."""
         layout = [[output.name, output.role, asdict(output.spec) if output.spec else None] for output in self.tensors]
         files = [[file.name, file.header.size] for file in self.files]
-        facts = [_FORMAT, self.revision or self.source_identity, self.policy.name, layout, files]
+        facts: list[Any] = [_FORMAT, self.revision or self.source_identity, self.policy.name, layout, files]
+        if self.calibration is not None:
+            facts.append(self.calibration)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def make_plan(checkpoint: Checkpoint, policy_name: str, *, shard_bytes: int = SHARD_BYTES) -> Plan:
-    """Raises SourceError for a tensor that is missing or has no role, PolicyError for a policy that does not fit."""
+def make_plan(
+    checkpoint: Checkpoint,
+    policy_name: str,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    calibration: Mapping[str, Any] | None = None,
+    widths: Mapping[str, QuantSpec] | None = None,
+) -> Plan:
+    """`widths`: of single tensors, by name, in place of the policy's.
+
+    Raises SourceError for a tensor that is missing or has no role, PolicyError for a policy that does not fit.
+    """
     config = _explicit_about_ties(checkpoint)
     layers = _layers(config)
     placed = place(checkpoint.tensors, config)
     policy = find_policy(policy_name, experts=any(tensor.role.startswith("expert") for tensor in placed))
     outputs = [_output(tensor, policy, layers) for tensor in placed]
+    if widths:
+        outputs = [replace(output, spec=widths.get(output.name, output.spec)) for output in outputs]
+        policy = replace(policy, name=f"{policy.name}-allocated", description="widths by measured loss")
     kept = structure.check(config, outputs)
     slices = _slices(placed, outputs)
     return Plan(
@@ -120,6 +139,7 @@ def make_plan(checkpoint: Checkpoint, policy_name: str, *, shard_bytes: int = SH
         dropped=[name for name in checkpoint.tensors if name not in slices],
         kept_modules=kept,
         files=_files(outputs, shard_bytes),
+        calibration=calibration,
     )
 
 

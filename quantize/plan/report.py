@@ -31,6 +31,17 @@ class Row:
     nbytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class CalibrationNeeds:
+    """The fields are keys of the JSON. Memory and disk at most; `seconds` by a moment's measurement of this machine."""
+
+    tokens: int
+    peak_memory_bytes: int
+    memory_limit_bytes: int
+    peak_disk_bytes: int
+    seconds: float
+
+
 def rows_of(plan: Plan) -> list[Row]:
     """The largest first."""
     groups: dict[tuple[str, str], list[OutputTensor]] = {}
@@ -59,7 +70,9 @@ def _ranges(layers: Iterable[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or "-"
 
 
-def as_json(plan: Plan, memory: MemoryPlan, scratch_bytes: int) -> dict[str, Any]:
+def as_json(
+    plan: Plan, memory: MemoryPlan, scratch_bytes: int, calibration: CalibrationNeeds | None = None
+) -> dict[str, Any]:
     """Everything in the report, under the keys that programs rely on."""
     available, free = model_memory(), shutil.disk_usage(Path.cwd()).free
     small = metal_limit(_SMALL_MAC)
@@ -82,12 +95,19 @@ def as_json(plan: Plan, memory: MemoryPlan, scratch_bytes: int) -> dict[str, Any
             "free_disk_bytes": free,
             "fits": plan.output_bytes + scratch_bytes <= free,
         },
+        "calibration": asdict(calibration) if calibration else None,
         "this_machine": {"memory_bytes": available, "fits": plan.output_bytes <= available},
         "mac_16gb": {"memory_bytes": small, "fits": plan.output_bytes <= small},
     }
 
 
-def print_report(console: DoorConsole, plan: Plan, memory: MemoryPlan, scratch_bytes: int) -> None:
+def print_report(
+    console: DoorConsole,
+    plan: Plan,
+    memory: MemoryPlan,
+    scratch_bytes: int,
+    calibration: CalibrationNeeds | None = None,
+) -> None:
     facts = as_json(plan, memory, scratch_bytes)
     revision = f" at {plan.revision}" if plan.revision else ""
     console.print(f"{plan.label}{revision}, {plan.policy.name}: {plan.policy.description}\n")
@@ -112,6 +132,13 @@ def print_report(console: DoorConsole, plan: Plan, memory: MemoryPlan, scratch_b
         "a Mac of 16 GB": f"Metal gives {_size(facts['mac_16gb']['memory_bytes'])} by default: "
         f"{_fits(facts['mac_16gb']['fits'])}",
     }
+    if calibration is not None:
+        fits = _fits(calibration.peak_memory_bytes <= calibration.memory_limit_bytes)
+        lines["calibration"] = (
+            f"{calibration.tokens:,} tokens, at most {_gb(calibration.peak_memory_bytes)} of memory (the limit is "
+            f"{_gb(calibration.memory_limit_bytes)}: {fits}) and {_gb(calibration.peak_disk_bytes)} more of disk; "
+            f"about {calibration.seconds / 60:.0f} minutes on this machine"
+        )
     console.print()
     for name, text in lines.items():
         console.print(f"{name:16} {text}", soft_wrap=True)

@@ -60,15 +60,15 @@ class Acquirer:
             if source is None or not source_is_here(source):
                 message = f"The model '{model.id}' is not on this machine, and storage.allow_download is false."
                 raise ModelUnavailable(message)
-            return await self._build(source, model.policy, progress)
+            return await self._build(source, model, progress)
         if model.acquire == "build" or model.fetch is None:
-            return await self._build(str(source), model.policy, progress)
+            return await self._build(str(source), model, progress)
         if source is None:
             return await self._fetch(model.fetch, progress)
-        return await self._fetch_or_build(model.fetch, source, model.policy, progress)
+        return await self._fetch_or_build(model.fetch, source, model, progress)
 
     async def _fetch_or_build(
-        self, fetch: str, source: str, policy: str, progress: Callable[[AcquireProgress], None]
+        self, fetch: str, source: str, model: ModelSettings, progress: Callable[[AcquireProgress], None]
     ) -> Path:
         arrived = 0
 
@@ -85,7 +85,7 @@ class Acquirer:
                 raise
             log.warning("%s cannot be fetched: %s; building from %s", fetch, fetch_failed.message, source)
             try:
-                return await self._build(source, policy, progress)
+                return await self._build(source, model, progress)
             except worker.WorkerFailed as error:
                 if error.message == fetch_failed.message:
                     raise
@@ -111,10 +111,10 @@ class Acquirer:
 
         return await worker.run([*self._python, "-m", *arguments], on_line)
 
-    async def _build(self, source: str, policy: str, progress: Callable[[AcquireProgress], None]) -> Path:
+    async def _build(self, source: str, model: ModelSettings, progress: Callable[[AcquireProgress], None]) -> Path:
         def on_line(line: worker.ReportLine) -> None:
             share = f", {line.done / line.total:.0%}" if line.total else ""
             progress(AcquireProgress("building", line.done, line.total, f"building from {source}{share}: {line.text}"))
 
         progress(AcquireProgress("building", 0, None, f"building from {source}"))
-        return await worker.run([*self._python, *build_arguments(source, policy, self._storage)], on_line)
+        return await worker.run([*self._python, *build_arguments(source, model, self._storage)], on_line)

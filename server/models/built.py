@@ -15,7 +15,7 @@ def built_folder(model: ModelSettings, cache_dir: Path) -> Path | None:
     """The finished model if there is one; it appears by one rename, so what is there is complete."""
     if model.build_from is None:
         return None
-    folder = _place(model.build_from, model.policy, cache_dir)
+    folder = _place(model.build_from, model, cache_dir)
     return folder if folder.is_dir() else None
 
 
@@ -27,19 +27,22 @@ def source_is_here(source: str) -> bool:
     return cached_folder(repo, revision or None) is not None
 
 
-def build_arguments(source: str, policy: str, storage: StorageSettings) -> list[str]:
+def build_arguments(source: str, model: ModelSettings, storage: StorageSettings) -> list[str]:
     """For `python`. The source is not kept, since it is several times the size of the model."""
-    folder = _place(source, policy, storage.cache_dir)
+    folder = _place(source, model, storage.cache_dir)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    arguments = ["-m", "quantize", "build", source, str(folder), "--policy", policy, "--discard-source"]
+    arguments = ["-m", "quantize", "build", source, str(folder), "--policy", model.policy, "--discard-source"]
     arguments += ["--hub-timeout", str(storage.hub_timeout_s), "--json-progress"]
+    if model.calibrate:
+        arguments += ["--calibrate"]
     return arguments if storage.allow_download else [*arguments, "--offline"]
 
 
-def _place(source: str, policy: str, cache_dir: Path) -> Path:
-    """A readable name, different for every source and policy."""
-    written = Path(policy).expanduser()
+def _place(source: str, model: ModelSettings, cache_dir: Path) -> Path:
+    """A readable name, different for every source and policy, and for a calibrated model."""
+    written = Path(model.policy).expanduser()
     content = written.read_bytes() if written.is_file() else b""
-    key = hashlib.sha256(b"\0".join([source.encode(), policy.encode(), content])).hexdigest()
-    name = re.sub(r"[^\w.@-]+", "-", f"{Path(source).name}-{written.stem}")
+    calibrated = [b"calibrated"] if model.calibrate else []
+    key = hashlib.sha256(b"\0".join([source.encode(), model.policy.encode(), content, *calibrated])).hexdigest()
+    name = re.sub(r"[^\w.@-]+", "-", f"{Path(source).name}-{written.stem}{'-calibrated' if calibrated else ''}")
     return cache_dir / "models" / checked_name(f"{name}-{key[:8]}")

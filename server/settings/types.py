@@ -233,6 +233,9 @@ class ModelSettings(Section):
         None, description="The unquantized repository, optionally @revision, or folder to build from."
     )
     policy: str = Field("config-i", description="The quantization policy of the build.")
+    calibrate: bool = Field(
+        False, description="Whether the build is calibrated: better at the same size, and far longer in the making."
+    )
     path: UserPath | None = Field(None, description='The MLX model folder, for acquire = "local".')
     context_length: int | None = Field(
         None, ge=16, description="Longest prompt plus answer in tokens; the model's own when absent."

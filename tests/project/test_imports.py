@@ -45,10 +45,15 @@ ARROWS: dict[str, set[str]] = {
     "server.errors": set(),
     "server": set(),
     # The builder, which knows no server.
-    "quantize": {"quantize.build", "quantize.evaluate", "quantize.plan", "quantize.source", "quantize.folder"},
-    "quantize.evaluate": {"quantize", "quantize.forward", "quantize.source"},
-    "quantize.build": {"quantize", "quantize.plan", "quantize.source", "quantize.folder"},
-    "quantize.calibrate": {"quantize", "quantize.folder"},
+    "quantize": {
+        "quantize.build", "quantize.calibrate", "quantize.evaluate", "quantize.plan", "quantize.source",
+        "quantize.folder",
+    },
+    "quantize.evaluate": {
+        "quantize", "quantize.calibrate", "quantize.forward", "quantize.source", "quantize.folder",
+    },
+    "quantize.build": {"quantize", "quantize.calibrate", "quantize.plan", "quantize.source", "quantize.folder"},
+    "quantize.calibrate": {"quantize", "quantize.forward", "quantize.plan", "quantize.source", "quantize.folder"},
     "quantize.forward": {"quantize", "quantize.source"},
     "quantize.plan": {"quantize", "quantize.source", "quantize.folder"},
     "quantize.source": {"quantize", "quantize.hub", "quantize.folder"},

@@ -1,7 +1,7 @@
-"""A build that is cut off: `python -m tests.support.killed_build SOURCE OUTPUT POLICY CALL HOW`.
+"""A build that is cut off: `python -m tests.support.killed_build SOURCE OUTPUT POLICY CALL HOW [TEXT]`.
 
 At the CALL-th progress report it does HOW: `kill` and `interrupt` send it SIGKILL and SIGINT, `fill` leaves the disk of
-OUTPUT without room.
+OUTPUT without room. With TEXT, a calibrated one.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from quantize.build.build import build
+from quantize.calibrate.calibration import open_source, read_calibration
 from quantize.errors import QuantizeError
 from quantize.plan.plan import make_plan
 from quantize.source.checkpoint import HubOptions
@@ -43,13 +45,15 @@ class Saboteur:
 
 
 def main() -> None:
-    source, output, policy, call, how = sys.argv[1:]
+    source, output, policy, call, how, *text = sys.argv[1:]
     checkpoint = open_checkpoint(source, HubOptions())
-    plan = make_plan(checkpoint, policy)
+    calibration = read_calibration(Path(text[0]), 512) if text else None
+    plan = make_plan(checkpoint, policy, calibration=calibration.identity if calibration else None)
+    run = partial(calibration.run, open_source(source, HubOptions())) if calibration else None
     saboteur = Saboteur(int(call), how, Path(output).parent)
     try:
         # Small blocks: many moments to be cut off at.
-        build(checkpoint, plan, Path(output), memory_limit=260_000_000, progress=saboteur)
+        build(checkpoint, plan, Path(output), memory_limit=260_000_000, progress=saboteur, calibrate=run)
     except QuantizeError as error:
         sys.exit(error.message)
     except KeyboardInterrupt:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import ast
 import json
 import lzma
-import sys
 import sysconfig
 import time
 from pathlib import Path
@@ -123,13 +122,13 @@ def _train(model: nn.Module, tokens: list[np.ndarray], draw: np.random.Generator
     decay = optimizers.cosine_decay(RATE, STEPS - 50, RATE / 30)
     rate = optimizers.join_schedules([optimizers.linear_schedule(0, RATE, 50), decay], [50])
     optimizer = optimizers.AdamW(rate, betas=(0.9, 0.98), weight_decay=0.05)
-    gemma4.gemma4_text.Experts.__call__ = _every_expert  # type: ignore[method-assign]
+    gemma4.gemma4_text.Experts.__call__ = _every_expert
 
     def step(rows: mx.array) -> mx.array:
         loss, gradients = nn.value_and_grad(model, lambda rows: _loss(model, rows))(rows)
         gradients, _ = optimizers.clip_grad_norm(gradients, 1.0)
         optimizer.update(model, gradients)
-        return loss
+        return loss  # type: ignore[no-any-return]
 
     for number in range(STEPS):
         kinds = [tokens[row % 2] for row in range(BATCH)]
@@ -142,7 +141,8 @@ def _train(model: nn.Module, tokens: list[np.ndarray], draw: np.random.Generator
 
 
 def _loss(model: nn.Module, rows: mx.array) -> mx.array:
-    return nn.losses.cross_entropy(model(rows[:, :-1]), rows[:, 1:], reduction="mean")
+    loss: mx.array = nn.losses.cross_entropy(model(rows[:, :-1]), rows[:, 1:], reduction="mean")
+    return loss
 
 
 def _every_expert(self: Any, x: mx.array, indices: mx.array, weights: mx.array) -> mx.array:
@@ -186,4 +186,4 @@ def _tokenizer(texts: list[str]) -> Tokenizer:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,9 +8,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from quantize.calibrate.overlap import shared_runs
 from quantize.evaluate.divergence import TokenFigures, compare, joined
 from quantize.evaluate.loops import find_loop
-from quantize.evaluate.overlap import shared
 from quantize.evaluate.summary import summarize
 
 
@@ -83,10 +83,10 @@ def test_a_phrase_that_comes_back_is_no_loop() -> None:
 def test_sixteen_words_in_a_row_are_an_overlap_and_fifteen_are_none() -> None:
     words = [f"word{number}" for number in range(16)]
     judged = "Before. " + ", ".join(words).upper() + " after"
-    assert shared([judged], [" ".join(["x", *words, "y"])]) == [" ".join(words)]
-    assert shared([judged], [" ".join(words[:15])]) == []
+    assert shared_runs([judged], [" ".join(["x", *words, "y"])]) == [" ".join(words)]
+    assert shared_runs([judged], [" ".join(words[:15])]) == []
 
 
 def test_a_script_without_spaces_overlaps_by_its_characters() -> None:
     text = "镇子东头有一家老茶馆门前种着两棵石榴树"
-    assert shared([text], ["今天" + text[:16]]) == [" ".join(text[:16])]
+    assert shared_runs([text], ["今天" + text[:16]]) == [" ".join(text[:16])]

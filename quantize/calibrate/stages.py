@@ -1,0 +1,146 @@
+"""The order of solving within a layer, read off one run of it: matrices with one input, and who writes to the stream.
+
+A stage is one input and the matrices that are given it (q, k and v; gate and up). Stages are solved in the order of
+their calls, each on what the stages before it, quantized, really pass on.
+
+A matrix writes to the residual stream where what follows is the stream before plus what it returned. Between may stand
+norms (Gemma): to first order, an error of the stream is worth rms / gain of itself before each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from quantize.forward.capture import arrays_of
+from quantize.forward.hooks import Hook, hooked
+from quantize.forward.taps import by_expert
+
+# The cosine: bfloat16 adds a little to a large stream with a large error.
+_ALIKE = 0.9
+_SMALLEST_GAIN = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """`before`: the norm whose input is the stream before. `norms`: those between the matrix and the stream, in order,
+    each with the gain of its columns."""
+
+    before: str
+    norms: Sequence[tuple[str, mx.array]]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """`paths` below the layer, the first that is called first. `experts`: of stacked experts."""
+
+    paths: tuple[str, ...]
+    experts: bool
+    writer: Writer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    path: str
+    given: mx.array
+    returned: mx.array
+    experts: mx.array | None
+    norm: bool
+
+
+def find_stages(layer: Any, modules: Mapping[str, Any], args: Any, kwargs: Any) -> list[Stage]:
+    """`modules`: the matrices to be solved, by path below `layer`; those that are not called are in no stage."""
+    events: list[_Event] = []
+    norms = {path: module for path, module in layer.named_modules() if _is_norm(module)}
+    with hooked((module, _watch(path, path in norms, events)) for path, module in {**modules, **norms}.items()):
+        returned = arrays_of(layer(*args, **kwargs))[0]
+    mx.eval(returned, [[event.given, event.returned] for event in events])
+    entering = arrays_of([args, kwargs])[0]
+    called = [event for event in events if not event.norm]
+    groups: list[list[_Event]] = []
+    for event in called:
+        group = next((g for g in groups if _same_input(g[0], event)), None)
+        if group is None:
+            groups.append([event])
+        elif event.path not in {other.path for other in group}:
+            group.append(event)
+    return [
+        Stage(
+            tuple(event.path for event in group),
+            group[0].experts is not None,
+            _writer(group[0], events, entering, returned) if len(group) == 1 else None,
+        )
+        for group in groups
+    ]
+
+
+def _is_norm(module: Any) -> bool:
+    weight = module.get("weight") if isinstance(module, nn.Module) else None
+    return isinstance(weight, mx.array) and weight.ndim == 1 and not module.children()
+
+
+def _watch(path: str, norm: bool, events: list[_Event]) -> Hook:
+    def watch(call: Any, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+        returned = call(x, *args, **kwargs)
+        if args and isinstance(args[0], mx.array) and not norm:
+            rows, experts = by_expert(x, args[0])
+            events.append(_Event(path, rows, returned, experts, norm))
+        elif isinstance(returned, mx.array):
+            events.append(_Event(path, x, returned, None, norm))
+        return returned
+
+    return watch
+
+
+def _same_input(first: _Event, other: _Event) -> bool:
+    if first.given.shape != other.given.shape or (first.experts is None) != (other.experts is None):
+        return False
+    return bool(mx.array_equal(first.given, other.given).item())
+
+
+def _writer(event: _Event, events: Sequence[_Event], entering: mx.array, leaving: mx.array) -> Writer | None:
+    at = events.index(event)
+    if event.experts is not None or event.returned.shape != entering.shape:
+        return None
+    wide = [(n, e) for n, e in enumerate(events) if e.norm and e.given.shape == entering.shape]
+    before = next((e for n, e in reversed(wide) if n < at), None)
+    if before is None:
+        return None
+    later = [e for n, e in wide if n > at]
+    after = [*(e.given for e in later), leaving]
+    if any(_adds(before.given, event.returned, value) for value in after):
+        return Writer(before.path, ())
+    if not later or not bool(mx.array_equal(later[0].given, event.returned).item()):
+        return None
+    for place, last in enumerate(later):
+        if any(_adds(before.given, last.returned, value) for value in after[place + 1 :]):
+            between = [later[0]] if place == 0 else [later[0], last]
+            return Writer(before.path, [(norm.path, _gain(norm)) for norm in between])
+    return None
+
+
+def _adds(before: mx.array, added: mx.array, after: mx.array) -> bool:
+    """Whether `after` less `before` is much like `added`; layers may multiply their output by a number."""
+    before, added, after = (value.astype(mx.float32).reshape(-1) for value in (before, added, after))
+    whole = before + added
+    scale = (whole * after).sum() / mx.maximum((whole * whole).sum(), 1e-20)
+    gap = after / mx.where(scale == 0, 1.0, scale) - before
+    cosine = (gap * added).sum() / mx.maximum(mx.linalg.norm(gap) * mx.linalg.norm(added), 1e-20)
+    return bool((cosine > _ALIKE).item())
+
+
+def token_rms(given: mx.array) -> mx.array:
+    """(..., 1) float32."""
+    return mx.sqrt((given.astype(mx.float32) ** 2).mean(-1, keepdims=True) + 1e-6)
+
+
+def _gain(norm: _Event) -> mx.array:
+    """(columns,), whatever the family keeps it as: fitted to what the norm did."""
+    unit = (norm.given.astype(mx.float32) / token_rms(norm.given)).reshape(-1, norm.given.shape[-1])
+    returned = norm.returned.astype(mx.float32).reshape(unit.shape)
+    gain = (returned * unit).sum(0) / mx.maximum((unit * unit).sum(0), 1e-12)
+    return mx.where(mx.abs(gain) < _SMALLEST_GAIN, _SMALLEST_GAIN, gain)

@@ -1,0 +1,98 @@
+"""From calibration text to chunks of tokens, of every kind the same number as far as there is text.
+
+Conversations, and plain texts as the answer to a request, are rendered in the model's own template: raw text says
+little about a model that was made for conversations. Documents of a kind follow each other and are cut every LENGTH
+tokens, so most chunks begin within a text, as raw text does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from quantize.calibrate.corpus import CalibrationText, CalibrationTextError, Document, is_held_back
+
+LENGTH = 512
+# A kind with less text than a chunk is one short chunk, if it has this many tokens.
+_FEWEST = 32
+# Chunks that few are taken of are spread over a kind's text: multiples of the golden ratio fill any interval evenly.
+_GOLDEN = 0.6180339887498949
+
+
+class Tokenizer(Protocol):
+    has_chat_template: bool
+
+    def encode(self, text: str, **options: Any) -> list[int]: ...
+    def apply_chat_template(self, messages: list[Any], **options: Any) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    kind: str
+    tokens: tuple[int, ...]
+    held_back: bool
+
+
+def cut(text: CalibrationText, tokenizer: Tokenizer, wanted: int) -> list[Chunk]:
+    """`wanted` tokens or somewhat more, or all there are; kinds take turns. Raises CalibrationTextError: none."""
+    streams: dict[str, list[int]] = defaultdict(list)
+    for document in text.documents:
+        streams[document.kind] += _tokens(document, tokenizer)
+    left = {kind: _spread(_pieces(tokens)) for kind, tokens in sorted(streams.items())}
+    made: list[Chunk] = []
+    taken = dict.fromkeys(left, 0)
+    while any(left.values()) and sum(len(chunk.tokens) for chunk in made) < wanted:
+        for kind, pieces in left.items():
+            if pieces:
+                made.append(Chunk(kind, tuple(pieces.pop(0)), is_held_back(kind, taken[kind])))
+                taken[kind] += 1
+    if all(chunk.held_back for chunk in made):
+        raise CalibrationTextError(f"The calibration text has fewer than {_FEWEST} tokens.")
+    return made
+
+
+def _pieces(tokens: Sequence[int]) -> list[Sequence[int]]:
+    if len(tokens) < LENGTH:
+        return [tokens] if len(tokens) >= _FEWEST else []
+    return [tokens[at : at + LENGTH] for at in range(0, len(tokens) - LENGTH + 1, LENGTH)]
+
+
+def _spread(pieces: list[Sequence[int]]) -> list[Sequence[int]]:
+    order = sorted(range(len(pieces)), key=lambda number: number * _GOLDEN % 1)
+    return [pieces[number] for number in order]
+
+
+def _tokens(document: Document, tokenizer: Tokenizer) -> list[int]:
+    if not tokenizer.has_chat_template:
+        return list(tokenizer.encode(document.whole))
+    if document.messages is not None:
+        for messages in (document.messages, [_plain(message) for message in document.messages]):
+            rendered = _rendered(tokenizer, messages, document.tools)
+            if rendered is not None:
+                return list(tokenizer.encode(rendered, add_special_tokens=False))
+    ask = {"role": "user", "content": f"Write a text of the kind: {document.kind}."}
+    rendered = _rendered(tokenizer, [ask, {"role": "assistant", "content": document.whole}], None)
+    if rendered is None:
+        return list(tokenizer.encode(document.whole))
+    return list(tokenizer.encode(rendered, add_special_tokens=False))
+
+
+def _rendered(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], tools: Any) -> str | None:
+    """None where the template refuses: it is a program of the model's makers, and may know no tools or no such role."""
+    options = {"tools": list(tools)} if tools else {}
+    try:
+        return str(tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False, **options))
+    except Exception:
+        return None
+
+
+def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    """For templates that know text alone: calls and results as JSON in the content."""
+    calls = [call.get("function") for call in message.get("tool_calls") or ()]
+    parts = [part for part in (message.get("content"), *calls) if part is not None]
+    said = [part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in parts]
+    role = message["role"] if message["role"] != "tool" else "user"
+    return {"role": role, "content": "\n".join(said)}

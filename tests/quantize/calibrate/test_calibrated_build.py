@@ -1,0 +1,237 @@
+"""`configi build --calibrate`: a folder like any other, better than rounding, the same bytes however it was made."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm import generate, load
+
+from quantize.build.build import build
+from quantize.calibrate.calibration import Calibration, open_source, read_calibration
+from quantize.errors import OutputError, SourceError
+from quantize.folder.manifest import Manifest, read_manifest
+from quantize.folder.verify import verify
+from quantize.plan.plan import make_plan
+from quantize.source.checkpoint import HubOptions
+from quantize.source.sources import open_checkpoint
+from tests.support.checkpoints import Gemma4Sizes, gemma4, llama, qwen3_moe, write
+from tests.support.running import ROOT
+
+TOKENS = 512
+SENTENCES = (
+    "The river that runs through the city is the Seine.", "Return the number of the first line that matches.",
+    "Tell them a short story about the sea, and say hello.", "for index in range(10): print(index)",
+)  # fmt: skip
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def text(file: Path, seed: int = 0) -> Path:
+    draw = random.Random(seed)
+    lines = [{"kind": kind, "text": " ".join(draw.choices(SENTENCES, k=12))} for kind in ("prose", "code")]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def calibrated(
+    source: Path, output: Path, data: Path, progress: Callable[..., None] = lambda *_: None, policy: str = "uniform-3"
+) -> Path:
+    made = read_calibration(data, TOKENS)
+    checkpoint = open_checkpoint(str(source), HubOptions())
+    plan = make_plan(checkpoint, policy, calibration=made.identity)
+    run = partial(made.run, open_source(str(source), HubOptions()))
+    return build(checkpoint, plan, output, memory_limit=260_000_000, progress=progress, calibrate=run)
+
+
+def manifest(folder: Path) -> Manifest:
+    found = read_manifest(folder)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("source"), *gemma4(Gemma4Sizes(hidden=64, layers=3, experts=4, mlp_width=64)))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return text(tmp_path_factory.mktemp("text") / "own.jsonl")
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A build that nothing happened to, and how often it reported while it calibrated."""
+    calls = itertools.count()
+
+    def count(phase: str, *_: Any) -> None:
+        if phase == "calibrating":
+            next(calls)
+
+    return calibrated(source, tmp_path_factory.mktemp("whole") / "out", data, count), next(calls)
+
+
+@pytest.mark.parametrize("layout", [gemma4, qwen3_moe, llama])
+def test_it_is_whole_and_stock_mlx_lm_generates_with_it(layout: Callable[..., Any], data: Path, tmp_path: Path) -> None:
+    folder = calibrated(write(tmp_path / "source", *layout()), tmp_path / "out", data)
+    assert verify(folder) == []
+    model, tokenizer = load(str(folder))
+    model.set_dtype(mx.float32)
+    assert generate(model, tokenizer, prompt="Hello", max_tokens=4)
+
+
+def test_the_manifest_tells_the_text_and_what_every_matrix_gained(whole: tuple[Path, int]) -> None:
+    told = manifest(whole[0])
+    assert told.calibration is not None
+    assert set(told.calibration.kinds) == {"prose", "code"}
+    assert set(told.calibration.held_back) == {"law"}
+    assert told.calibration.identity["tokens"] == TOKENS
+    for name, tensor in told.tensors.items():
+        layered = tensor.bits is not None and ".layers." in name
+        assert (tensor.calibrated is not None) == layered, name
+        if tensor.calibrated is not None:
+            assert tensor.calibrated.worst <= 1
+            assert sum(tensor.calibrated.chosen.values()) == (4 if "experts" in name else 1)
+    card = (whole[0] / "README.md").read_text()
+    assert "calibrated on" in card
+    assert "without calibration" not in card
+
+
+def test_only_what_was_calibrated_differs_from_a_build_that_was_not(
+    whole: tuple[Path, int], source: Path, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(str(source), HubOptions())
+    plain = build(checkpoint, make_plan(checkpoint, "uniform-3"), tmp_path / "out")
+    tensors: list[Any] = [mx.load(str(folder / "model.safetensors")) for folder in (plain, whole[0])]
+    figures = manifest(whole[0]).tensors
+    assert tensors[0].keys() == tensors[1].keys()
+    for name, first in tensors[0].items():
+        second = tensors[1][name]
+        assert (first.shape, first.dtype) == (second.shape, second.dtype)
+        described = figures.get(name) or figures[f"{name.rpartition('.')[0]}.weight"]
+        if described.calibrated is None:
+            assert mx.array_equal(first, second).item(), name
+        elif name.endswith(".weight"):
+            assert not mx.array_equal(first, second).item(), name
+
+
+def test_the_same_again_is_the_same_bytes(whole: tuple[Path, int], source: Path, data: Path, tmp_path: Path) -> None:
+    assert hashes(calibrated(source, tmp_path / "out", data)) == hashes(whole[0])
+
+
+@pytest.mark.parametrize("moment", [0.1, 0.35, 0.6, 0.85])
+def test_killed_while_it_calibrates_it_goes_on_to_the_same_bytes(
+    moment: float, whole: tuple[Path, int], source: Path, data: Path, tmp_path: Path
+) -> None:
+    output, total = tmp_path / "out", whole[1]
+    arguments = [str(source), str(output), "uniform-3", str(max(1, int(total * moment))), "kill", str(data)]
+    killed = subprocess.run(
+        [sys.executable, "-m", "tests.support.killed_build", *arguments], cwd=ROOT, capture_output=True, check=False
+    )
+    assert killed.returncode == -9, killed.stderr
+    assert not output.exists()
+    layers: list[str] = []
+
+    def note(phase: str, done: int, total: int | None, text: str) -> None:
+        if phase == "calibrating":
+            layers.append(text)
+
+    calibrated(source, output, data, note)
+    assert hashes(output) == hashes(whole[0])
+    if moment > 0.5:
+        assert layers[0] != "layer 1 of 3"
+
+
+def test_another_text_starts_anew_and_never_takes_the_place_of_this_one(
+    whole: tuple[Path, int], source: Path, data: Path, tmp_path: Path
+) -> None:
+    other = text(tmp_path / "other.jsonl", seed=1)
+    with pytest.raises(OutputError, match="not the result of this build"):
+        calibrated(source, whole[0], other)
+    output = tmp_path / "out"
+    arguments = [str(source), str(output), "uniform-3", str(int(whole[1] * 0.6)), "kill", str(other)]
+    subprocess.run(
+        [sys.executable, "-m", "tests.support.killed_build", *arguments], cwd=ROOT, capture_output=True, check=False
+    )
+    layers: list[str] = []
+    calibrated(source, output, data, lambda phase, done, total, text: layers.append(text))
+    assert layers[0] == "layer 1 of 3"
+    assert hashes(output) == hashes(whole[0])
+
+
+def test_a_source_with_weights_that_are_not_finite_is_refused_by_name(data: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "source", *llama(), shards=1)
+    [shard] = source.glob("*.safetensors")
+    weights: Any = mx.load(str(shard))
+    name = next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))
+    weights[name][3, 5] = float("nan")
+    mx.save_safetensors(str(shard), weights, metadata={"format": "pt"})
+    with pytest.raises(SourceError, match="not finite, in mlp"):
+        calibrated(source, tmp_path / "out", data)
+
+
+def test_the_identity_tells_every_calibration_from_every_other(data: Path, tmp_path: Path) -> None:
+    one = read_calibration(data, TOKENS)
+    others = [read_calibration(data, TOKENS + 1), read_calibration(text(tmp_path / "o.jsonl", 2), TOKENS)]
+    assert one.identity == read_calibration(data, TOKENS).identity
+    assert all(one.identity != other.identity for other in others)
+    assert isinstance(one, Calibration)
+
+
+def test_a_budget_is_kept_and_gate_and_up_keep_one_width(source: Path, data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "quantize", "build", str(source), str(tmp_path / "out"), "--policy", "uniform-4"]
+    assert "measure losses on text" in run([*command, "--target-bpw", "4"], code=2).stderr
+    command += ["--calibrate", str(data), "--calibration-tokens", "64"]
+    assert "The smallest model" in run([*command, "--max-bytes", "1kB"], code=1).stderr
+    run([*command, "--target-bpw", "4.2"])
+    assert verify(tmp_path / "out") == []
+    told = manifest(tmp_path / "out")
+    assert 3.9 < told.bits_per_weight <= 4.2
+    assert told.policy.name == "uniform-4-allocated"
+    widths = {name: tensor.bits for name, tensor in told.tensors.items() if tensor.bits and ".layers." in name}
+    assert len(set(widths.values())) > 1
+    gates = [name for name in widths if "gate_proj" in name]
+    assert gates
+    assert all(widths[name] == widths[name.replace("gate_proj", "up_proj")] for name in gates)
+
+
+def test_memory_keeps_to_what_the_plan_says_and_a_limit_below_is_refused(tmp_path: Path) -> None:
+    config, shapes = llama(layers=3, hidden=128, width=256)
+    source = write(tmp_path / "source", config, shapes)
+    command = [sys.executable, "-m", "quantize", "plan", str(source), "--calibrate", "--calibration-tokens", "1024"]
+    planned = json.loads(run([*command, "--json"]).stdout)["calibration"]
+    assert planned["peak_disk_bytes"] > 0
+    assert planned["seconds"] > 0
+    least = planned["peak_memory_bytes"]
+    # Of all weights in float32, and of the activations of all layers, nothing like it would be left.
+    assert least < 1_000_000_000
+    output = tmp_path / "out"
+    build = [sys.executable, "-m", "quantize", "build", str(source), str(output), "--policy", "uniform-4"]
+    build += ["--calibration-tokens", "1024", "--calibrate", str(text(tmp_path / "own.jsonl"))]
+    refused = run([*build, "--memory-limit", str(least - 1)], code=1)
+    assert "needs a memory limit of at least" in refused.stderr
+    assert not output.exists()
+    script = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)"
+    script += "; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    done = run([sys.executable, "-c", script, *build, "--memory-limit", str(least)])
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert int(done.stdout) * unit <= least
+
+
+def run(command: list[str], code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    return done
