@@ -240,7 +240,13 @@ def _needs(made: Plan, tokens: int, limit: int) -> CalibrationNeeds:
 
 def _calibration(data: str | None, tokens: int) -> Calibration | None:
     from quantize.calibrate.calibration import read_calibration
+    from quantize.calibrate.overlap import shared_runs
+    from quantize.evaluate.texts import OWN, read_texts
 
     if data is None:
         return None
-    return read_calibration(None if data == _SHIPPED_TEXT else Path(data).expanduser(), tokens)
+    made = read_calibration(None if data == _SHIPPED_TEXT else Path(data).expanduser(), tokens)
+    judged = [text.whole for text in read_texts(OWN)]
+    if shared := shared_runs(judged, [document.whole for document in made.text.documents]):
+        raise QuantizeError(f"The calibration text holds text that `eval` judges on: {shared[0]!r}.")
+    return made

@@ -24,7 +24,7 @@ _LINES_INTERVAL_S = 10
 
 
 class Progress(Protocol):
-    """Called from any thread. `phase` is waiting, fetching, building or checking; `done` and `total` are bytes."""
+    """Called from any thread. `phase`: waiting, fetching, calibrating, building or checking; `done`, `total`: bytes."""
 
     def __call__(self, phase: str, done: int, total: int | None, text: str) -> None: ...
 

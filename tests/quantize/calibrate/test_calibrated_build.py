@@ -20,6 +20,7 @@ from mlx_lm import generate, load
 from quantize.build.build import build
 from quantize.calibrate.calibration import Calibration, open_source, read_calibration
 from quantize.errors import OutputError, SourceError
+from quantize.evaluate.texts import OWN
 from quantize.folder.manifest import Manifest, read_manifest
 from quantize.folder.verify import verify
 from quantize.plan.plan import make_plan
@@ -189,6 +190,24 @@ def test_the_identity_tells_every_calibration_from_every_other(data: Path, tmp_p
     assert one.identity == read_calibration(data, TOKENS).identity
     assert all(one.identity != other.identity for other in others)
     assert isinstance(one, Calibration)
+
+
+def test_text_that_eval_judges_on_is_refused(source: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text(OWN.read_text())
+    command = [sys.executable, "-m", "quantize", "build", str(source), str(tmp_path / "out"), "--calibrate", str(own)]
+    assert "holds text that `eval` judges on" in run(command, code=1).stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_eval_takes_the_covered_kinds_from_the_manifest(whole: tuple[Path, int], source: Path, tmp_path: Path) -> None:
+    judged = tmp_path / "judged.jsonl"
+    lines = [{"kind": kind, "text": " ".join(SENTENCES)} for kind in ("prose", "chat")]
+    judged.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = [sys.executable, "-m", "quantize", "eval", str(whole[0]), "--reference", str(source)]
+    told = json.loads(run([*command, "--text", str(judged), "--generate", "0", "--json"]).stdout)
+    assert told["protocol"]["covered"] == ["prose"]
+    assert set(told["groups"]) == {"covered", "uncovered", "all"}
 
 
 def test_a_budget_is_kept_and_gate_and_up_keep_one_width(source: Path, data: Path, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from tests.support.trained import write_trained_model
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 def test_each_step_of_the_recipe_is_worth_its_while_on_covered_and_on_uncovered_text(tmp_path: Path) -> None:
     found = run(write_trained_model(tmp_path / "source"), TRAINED, "uniform-2", 8192, tmp_path)
     for group in ("covered", "uncovered"):
