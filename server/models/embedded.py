@@ -22,6 +22,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from quantize.errors import SourceError
 from quantize.folder.hashing import sha256_of
 from quantize.names import checked_name
 from quantize.printable import echo
@@ -68,8 +69,12 @@ class PreparationFailed(Exception):
 
 def embedded_folder(name: str, cache_dir: Path) -> Path | None:
     """The model folder if it exists; it appears by one rename, so it is complete."""
-    folder = cache_dir / "models" / checked_name(name) if name in EMBEDDED else None
-    return folder if folder is not None and folder.is_dir() else None
+    try:
+        folder = cache_dir / "models" / checked_name(name)
+    except SourceError:
+        # The worker says which names there are.
+        return None
+    return folder if folder.is_dir() else None
 
 
 def prepare(name: str, model: EmbeddedModel, cache_dir: Path, report: JsonLines) -> Path:

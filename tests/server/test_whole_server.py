@@ -107,7 +107,8 @@ def test_47_and_48_a_prompt_fills_the_context_to_its_last_token_and_no_further(s
 
 @pytest.mark.parametrize("piece", ["a", "a b", "<|im_end|>", "\n"])
 def test_49_eight_megabytes_of_text_are_refused_before_they_are_read(server: Running, piece: str) -> None:
-    text = piece * (8 * 10**6 // len(json.dumps(piece)[1:-1]))
+    # Just below the limit of a body.
+    text = piece * (7_990_000 // len(json.dumps(piece)[1:-1]))
     for path, body in (
         ("/v1/chat/completions", {"messages": [user(text)]}),
         ("/v1/completions", {"prompt": text}),

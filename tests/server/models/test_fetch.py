@@ -246,7 +246,7 @@ def test_a_hostile_list_of_files_is_refused(bench: Bench, name: str) -> None:
 
 def test_a_repository_without_weights_or_config_is_refused(bench: Bench) -> None:
     bench.hub.files = {name: data for name, data in model_files().items() if name != "model.safetensors"}
-    assert bench.fetch().message == "loopback/tiny holds no MLX model (config.json and safetensors files)."
+    assert bench.fetch().message == "loopback/tiny has no MLX model (config.json and safetensors files)."
 
 
 def test_a_cache_that_cannot_be_written_is_said_with_the_setting(bench: Bench) -> None:

@@ -52,7 +52,7 @@ def test_a_stream_that_comes_while_the_model_loads_is_told_so_until_it_starts(tm
 
 
 def test_a_whole_answer_waits_for_the_model_and_gives_up_in_time(tmp_path: Path, model: Path) -> None:
-    with serving_script(tmp_path, model, ["--load-seconds", "1"], lifecycle={"load_wait_s": 0.2}) as server:
+    with serving_script(tmp_path, model, ["--load-seconds", "4"], lifecycle={"load_wait_s": 2}) as server:
         status, answer = server.chat()
         assert (status, answer["error"]["code"]) == (503, "model_loading")
         until(lambda: state(server) == "ready")
