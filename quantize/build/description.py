@@ -13,7 +13,7 @@ from typing import Any
 
 from quantize.calibrate.calibration import Calibrated
 from quantize.folder.config import COPY, TABLE
-from quantize.folder.manifest import FORMAT, CalibrationText, File, Manifest, PolicyName, Source, Tensor
+from quantize.folder.manifest import FORMAT, File, Manifest, PolicyName, Source, Tensor, TextSummary
 from quantize.folder.manifest import Calibrated as Figures
 from quantize.folder.quant_spec import QuantSpec
 from quantize.folder.safetensors_format import INDEX
@@ -88,9 +88,9 @@ def tools() -> dict[str, str]:
     return {package: version(package) for package in ("configi-mlx", "mlx", "mlx-lm")}
 
 
-def _calibration(plan: Plan, calibrated: Calibrated) -> CalibrationText:
+def _calibration(plan: Plan, calibrated: Calibrated) -> TextSummary:
     identity = dict(plan.calibration or {})
-    return CalibrationText(str(identity.get("text")), dict(calibrated.kinds), dict(calibrated.held_back), identity)
+    return TextSummary(str(identity.get("text")), dict(calibrated.kinds), dict(calibrated.held_back), identity)
 
 
 def _tensor(output: OutputTensor, figures: Figures | None) -> Tensor:

@@ -26,9 +26,9 @@ from quantize.calibrate.losses import CHUNKS, widths_within
 from quantize.calibrate.quantized_so_far import QuantizedSoFar
 from quantize.calibrate.recipe import SolverSettings
 from quantize.calibrate.results import Results, sync
-from quantize.calibrate.tokens import LENGTH, Chunk, cut
+from quantize.calibrate.tokens import LENGTH, TextChunk, cut
 from quantize.errors import SourceError
-from quantize.folder.manifest import Calibrated as Figures
+from quantize.folder.manifest import TensorCalibration as Figures
 from quantize.folder.quant_spec import QuantSpec
 from quantize.forward.models import LazyModel, open_model
 from quantize.forward.store import InFolder
@@ -68,7 +68,7 @@ class Calibration:
 
     def run(
         self, model: LazyModel, plan: Plan, auxiliary: Mapping[str, bytes], folder: Path, progress: Progress
-    ) -> Calibrated:
+    ) -> TensorCalibration:
         """`folder` keeps the work. Raises QuantizeError."""
         folder.mkdir(parents=True, exist_ok=True)
         chunks = cut(self.text, _tokenizer(plan.config, auxiliary), self.tokens)
@@ -83,11 +83,11 @@ class Calibration:
         for chunk in chunks:
             (held if chunk.held_back else used)[chunk.kind] += len(chunk.tokens)
         figures = {path: one for layer in _layers(plan) for path, one in results.reports(layer).items()}
-        return Calibrated(results, dict(used), dict(held), figures)
+        return TensorCalibration(results, dict(used), dict(held), figures)
 
 
 @dataclass(frozen=True, slots=True)
-class Calibrated:
+class TensorCalibration:
     """`kinds`, `held_back`: tokens for the solver and for the guard, by kind. `figures`: by path of the module."""
 
     results: Results
@@ -134,7 +134,7 @@ class _Run:
         self,
         model: LazyModel,
         plan: Plan,
-        chunks: Sequence[Chunk],
+        chunks: Sequence[TextChunk],
         results: Results,
         settings: SolverSettings,
         progress: Progress,
@@ -205,7 +205,7 @@ def _prefixes(root: Any) -> list[str]:
     return [paths[id(layer)] for layer in root.layers]
 
 
-def _name(plan: Plan, chunks: Sequence[Chunk], model: LazyModel) -> str:
+def _name(plan: Plan, chunks: Sequence[TextChunk], model: LazyModel) -> str:
     """Of one calibration on one machine, versions and all: nothing is resumed where other bytes might come."""
     tools = [version(package) for package in ("configi-mlx", "mlx", "mlx-lm", "numpy")]
     given = [[chunk.kind, list(chunk.tokens), chunk.held_back] for chunk in chunks]

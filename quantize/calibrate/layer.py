@@ -20,7 +20,7 @@ from quantize.calibrate.guard import HeldBack, hold_back, merge_held_back
 from quantize.calibrate.recipe import Solved, SolverSettings, solve
 from quantize.calibrate.stages import Stage, find_stages, token_rms
 from quantize.calibrate.statistics import Statistics, measure, merge
-from quantize.calibrate.tokens import Chunk
+from quantize.calibrate.tokens import TextChunk
 from quantize.errors import SourceError
 from quantize.folder.finite import all_finite
 from quantize.folder.quant_spec import QuantSpec
@@ -33,7 +33,7 @@ from quantize.forward.taps import by_expert, recorded, replayed
 BLOCK_BYTES = 2_000_000_000
 # Held-back text, by whether other text of its kind was calibrated on.
 COVERED, UNCOVERED = "covered", "uncovered"
-Told = Callable[[float], None]
+LayerProgress = Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +59,12 @@ class LayerPass:
 
     number: int
     streams: Streams
-    chunks: Sequence[Chunk]
+    chunks: Sequence[TextChunk]
     matrices: Mapping[str, Matrix]
     routers: Sequence[str]
     taps: Store
     settings: SolverSettings
-    told: Told = lambda share: None
+    told: LayerProgress = lambda share: None
     _choices: list[dict[str, list[Any]]] = field(default_factory=list)
     _stages: list[Stage] = field(default_factory=list)
 

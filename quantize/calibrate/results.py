@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from quantize.calibrate.recipe import Report, Solved
-from quantize.folder.manifest import Calibrated
+from quantize.folder.manifest import TensorCalibration
 from quantize.folder.safetensors_format import read_header
 
 _STARVED = 5.0
@@ -44,9 +44,9 @@ class Results:
         part.replace(self._file(layer))
         sync(self.folder)
 
-    def reports(self, layer: int) -> dict[str, Calibrated]:
+    def reports(self, layer: int) -> dict[str, TensorCalibration]:
         loaded: Any = mx.load(str(self._file(layer)), return_metadata=True)
-        return {path: Calibrated(**json.loads(text)) for path, text in loaded[1].items() if text.startswith("{")}
+        return {path: TensorCalibration(**json.loads(text)) for path, text in loaded[1].items() if text.startswith("{")}
 
     def rows(self, layer: int, path: str, start: int, stop: int) -> dict[str, mx.array]:
         """Rows of the stored arrays of one module, leading axes folded: name -> (stop - start, bytes) uint8."""

@@ -30,24 +30,24 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class TextChunk:
     kind: str
     tokens: tuple[int, ...]
     held_back: bool
 
 
-def cut(text: CalibrationText, tokenizer: Tokenizer, wanted: int) -> list[Chunk]:
+def cut(text: CalibrationText, tokenizer: Tokenizer, wanted: int) -> list[TextChunk]:
     """`wanted` tokens or somewhat more, or all there are; kinds take turns. Raises CalibrationTextError: none."""
     streams: dict[str, list[int]] = defaultdict(list)
     for document in text.documents:
         streams[document.kind] += _tokens(document, tokenizer)
     left = {kind: _spread(_pieces(tokens)) for kind, tokens in sorted(streams.items())}
-    made: list[Chunk] = []
+    made: list[TextChunk] = []
     taken = dict.fromkeys(left, 0)
     while any(left.values()) and sum(len(chunk.tokens) for chunk in made) < wanted:
         for kind, pieces in left.items():
             if pieces:
-                made.append(Chunk(kind, tuple(pieces.pop(0)), is_held_back(kind, taken[kind])))
+                made.append(TextChunk(kind, tuple(pieces.pop(0)), is_held_back(kind, taken[kind])))
                 taken[kind] += 1
     if all(chunk.held_back for chunk in made):
         raise CalibrationTextError(f"The calibration text has fewer than {_FEWEST} tokens.")

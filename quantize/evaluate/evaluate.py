@@ -18,12 +18,12 @@ from quantize.errors import SourceError
 from quantize.evaluate.divergence import TokenFigures, joined
 from quantize.evaluate.evaluation import Evaluation, Generated, Histogram, Protocol
 from quantize.evaluate.generation import Generator
-from quantize.evaluate.measure import Told, measure, state_key
+from quantize.evaluate.measure import EvaluationProgress, measure, state_key
 from quantize.evaluate.summary import summarize
 from quantize.evaluate.tasks import mmlu, niah
 from quantize.evaluate.tasks.mmlu import Question, Score
 from quantize.evaluate.texts import COVERED, OWN, Passage, Text, passages, read_texts
-from quantize.folder.manifest import CalibrationText, read_manifest
+from quantize.folder.manifest import TextSummary, read_manifest
 from quantize.forward.models import open_model
 from quantize.forward.store import InFolder, InMemory
 from quantize.source.checkpoint import HubOptions
@@ -57,7 +57,9 @@ class Wishes:
     hub: HubOptions = field(default_factory=HubOptions)
 
 
-def evaluate(folder: Path, reference: str, wishes: Wishes, told: Told = lambda what, done, total: None) -> Evaluation:
+def evaluate(
+    folder: Path, reference: str, wishes: Wishes, told: EvaluationProgress = lambda what, done, total: None
+) -> Evaluation:
     """Raises SourceError: what is given cannot be read, or the two models cannot be compared."""
     calibration = _calibration(folder)
     covered = wishes.covered or (COVERED if calibration is None else list(calibration.kinds))
@@ -120,12 +122,12 @@ def _histogram(tokens: TokenFigures) -> Histogram:
     return Histogram([float(edge) for edge in _EDGES], [float(count) for count in counts / max(1, len(tokens))])
 
 
-def _calibration(folder: Path) -> CalibrationText | None:
+def _calibration(folder: Path) -> TextSummary | None:
     manifest = read_manifest(folder)
     return manifest.calibration if manifest else None
 
 
-def _overlap(texts: Sequence[Text], calibration: CalibrationText | None) -> int | None:
+def _overlap(texts: Sequence[Text], calibration: TextSummary | None) -> int | None:
     """Of a user's own calibration text there is only the hash."""
     shipped = calibration_text()
     if calibration is None or calibration.sha256 != shipped.sha256:
@@ -147,7 +149,7 @@ def _protocol(
     )
 
 
-def _generated(generator: Generator, most: int, told: Told) -> list[Generated]:
+def _generated(generator: Generator, most: int, told: EvaluationProgress) -> list[Generated]:
     found = []
     for number, prompt in enumerate(_PROMPTS, start=1):
         run = generator.run(generator.encode([{"role": "user", "content": prompt}]), most)

@@ -26,7 +26,7 @@ from quantize.forward.stream import Stream
 # Of logits at once: 256 positions of a vocabulary of 262,144 are 268 MB in float32.
 _POSITIONS = 256
 # What is being done, how much of how much of it is.
-Told = Callable[[str, int, int], None]
+EvaluationProgress = Callable[[str, int, int], None]
 
 
 def state_key(reference: LazyModel, passages: Sequence[Passage]) -> str:
@@ -42,7 +42,7 @@ def measure(
     passages: Sequence[Passage],
     *,
     states: Store,
-    told: Told = lambda what, done, total: None,
+    told: EvaluationProgress = lambda what, done, total: None,
 ) -> dict[str, list[TokenFigures]]:
     """Kind -> one entry a passage, of the positions that the answer's tokens follow.
 
@@ -84,7 +84,7 @@ def _vocabulary(model: LazyModel) -> int:
     return int(model.make(None)(mx.array([[0]])).shape[-1])
 
 
-def _tell(told: Told, what: str, chunks: int, total: int, layer: int, chunk: int) -> None:
+def _tell(told: EvaluationProgress, what: str, chunks: int, total: int, layer: int, chunk: int) -> None:
     told(what, layer * chunks + chunk + 1, total)
 
 

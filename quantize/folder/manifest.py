@@ -30,7 +30,7 @@ class Source(msgspec.Struct, frozen=True):
     identity: str
 
 
-class Calibrated(msgspec.Struct, frozen=True):
+class TensorCalibration(msgspec.Struct, frozen=True):
     """Of one matrix, or of all experts of a stack, on text held back from the solver.
 
     chosen: candidate -> matrices that it was taken for. ratio: the error of the output over that of rounding, the mean
@@ -45,7 +45,7 @@ class Calibrated(msgspec.Struct, frozen=True):
     starved: int
 
 
-class CalibrationText(msgspec.Struct, frozen=True):
+class TextSummary(msgspec.Struct, frozen=True):
     """`kinds`: tokens that were solved with, by kind; `held_back`: those that were only judged on.
 
     `identity` is what determines the result, given source and policy.
@@ -64,7 +64,7 @@ class Tensor(msgspec.Struct, frozen=True, omit_defaults=True):
     bits: int | None = None
     group_size: int | None = None
     dtype: str | None = None
-    calibrated: Calibrated | None = None
+    calibrated: TensorCalibration | None = None
 
 
 class PolicyName(msgspec.Struct, frozen=True):
@@ -84,7 +84,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     tensors: dict[str, Tensor]
     files: dict[str, File]
     made_with: dict[str, str]
-    calibration: CalibrationText | None = None
+    calibration: TextSummary | None = None
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
