@@ -24,7 +24,7 @@ from quantize.build.description import manifest_of, tools, write_configs
 from quantize.build.journal import Journal
 from quantize.build.output_files import OutputFiles, bytes_of
 from quantize.build.output_folder import OutputFolder, write_errors
-from quantize.calibrate.calibration import Calibrated
+from quantize.calibrate.calibration import CalibratedWeights
 from quantize.calibrate.results import Results
 from quantize.errors import OutputError, SourceError
 from quantize.folder.finite import all_finite
@@ -41,7 +41,7 @@ DEFAULT_MEMORY_LIMIT = 3_000_000_000
 _SYNC_INTERVAL_S = 15
 
 # Solves the plan's matrices for a source with these auxiliary files, keeping its work in the folder.
-Calibrate = Callable[[Plan, Mapping[str, bytes], Path, Progress], Calibrated]
+Calibrate = Callable[[Plan, Mapping[str, bytes], Path, Progress], CalibratedWeights]
 
 
 def build(
@@ -80,7 +80,7 @@ def _build(
     output: OutputFolder,
     memory: MemoryPlan,
     progress: Progress,
-    calibrated: Calibrated | None,
+    calibrated: CalibratedWeights | None,
 ) -> None:
     output.begin(plan)
     journal = Journal(output.journal, json.dumps([plan.fingerprint, tools()]))
@@ -112,7 +112,7 @@ class _TensorWriter:
         files: OutputFiles,
         journal: Journal,
         progress: Progress,
-        calibrated: Calibrated | None,
+        calibrated: CalibratedWeights | None,
     ) -> None:
         self._solved = calibrated.figures if calibrated else {}
         self._results = calibrated.results if calibrated else None

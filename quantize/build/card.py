@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quantize.calibrate.calibration import Calibrated
+from quantize.calibrate.calibration import CalibratedWeights
 from quantize.plan.plan import Plan
 from quantize.plan.report import rows_of
 
@@ -48,7 +48,7 @@ error of a matrix's output is {ratio:.2f} of what rounding gives, in the mean, a
 these bits nor MLX's names of stacked experts."""
 
 
-def write_card(plan: Plan, folder: Path, calibrated: Calibrated | None = None) -> None:
+def write_card(plan: Plan, folder: Path, calibrated: CalibratedWeights | None = None) -> None:
     rows = "".join(
         f"| {row.role} | {row.layers} | {row.width} | {row.parameters:,} | {row.nbytes:,} |\n" for row in rows_of(plan)
     )
@@ -69,7 +69,7 @@ def write_card(plan: Plan, folder: Path, calibrated: Calibrated | None = None) -
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _made(plan: Plan, calibrated: Calibrated | None) -> str:
+def _made(plan: Plan, calibrated: CalibratedWeights | None) -> str:
     if not any(output.spec for output in plan.tensors):
         return _KEPT
     if calibrated is None:

@@ -11,10 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from quantize.calibrate.calibration import Calibrated
+from quantize.calibrate.calibration import CalibratedWeights
 from quantize.folder.config import COPY, TABLE
 from quantize.folder.manifest import FORMAT, File, Manifest, PolicyName, Source, Tensor, TextSummary
-from quantize.folder.manifest import Calibrated as Figures
+from quantize.folder.manifest import TensorCalibration as Figures
 from quantize.folder.quant_spec import QuantSpec
 from quantize.folder.safetensors_format import INDEX
 from quantize.plan.output_tensor import OutputTensor
@@ -66,7 +66,7 @@ def _natural(path: str) -> list[str]:
     return [part.zfill(6) if part.isdecimal() else part for part in path.split(".")]
 
 
-def manifest_of(plan: Plan, files: Mapping[str, File], calibrated: Calibrated | None = None) -> Manifest:
+def manifest_of(plan: Plan, files: Mapping[str, File], calibrated: CalibratedWeights | None = None) -> Manifest:
     figures = calibrated.figures if calibrated else {}
     return Manifest(
         FORMAT,
@@ -88,7 +88,7 @@ def tools() -> dict[str, str]:
     return {package: version(package) for package in ("configi-mlx", "mlx", "mlx-lm")}
 
 
-def _calibration(plan: Plan, calibrated: Calibrated) -> TextSummary:
+def _calibration(plan: Plan, calibrated: CalibratedWeights) -> TextSummary:
     identity = dict(plan.calibration or {})
     return TextSummary(str(identity.get("text")), dict(calibrated.kinds), dict(calibrated.held_back), identity)
 

@@ -68,7 +68,7 @@ class Calibration:
 
     def run(
         self, model: LazyModel, plan: Plan, auxiliary: Mapping[str, bytes], folder: Path, progress: Progress
-    ) -> TensorCalibration:
+    ) -> CalibratedWeights:
         """`folder` keeps the work. Raises QuantizeError."""
         folder.mkdir(parents=True, exist_ok=True)
         chunks = cut(self.text, _tokenizer(plan.config, auxiliary), self.tokens)
@@ -83,11 +83,11 @@ class Calibration:
         for chunk in chunks:
             (held if chunk.held_back else used)[chunk.kind] += len(chunk.tokens)
         figures = {path: one for layer in _layers(plan) for path, one in results.reports(layer).items()}
-        return TensorCalibration(results, dict(used), dict(held), figures)
+        return CalibratedWeights(results, dict(used), dict(held), figures)
 
 
 @dataclass(frozen=True, slots=True)
-class TensorCalibration:
+class CalibratedWeights:
     """`kinds`, `held_back`: tokens for the solver and for the guard, by kind. `figures`: by path of the module."""
 
     results: Results
