@@ -180,7 +180,7 @@ class Lane:
                 f"Rendering and tokenizing this took longer than {self._timeout_s:g} s and was ended."
             ) from None
         except (asyncio.IncompleteReadError, ConnectionError):
-            too_large = watching.done() and not watching.cancelled()
+            too_large = watching.done() and not watching.cancelled() and watching.result()
             await self._end()
             reason = "took too much memory and was ended" if too_large else "ended the process that did it"
             raise InvalidRequest(f"Rendering and tokenizing this {reason}.") from None
@@ -190,15 +190,16 @@ class Lane:
             raise REFUSALS[answer.kind](answer.message, param=answer.param)
         return answer
 
-    async def _watch_memory(self, process: asyncio.subprocess.Process) -> None:
-        """Returns after it has killed the process; RLIMIT_AS does not hold everywhere."""
+    async def _watch_memory(self, process: asyncio.subprocess.Process) -> bool:
+        """Whether it had to kill the process, which RLIMIT_AS does not hold back everywhere."""
         with contextlib.suppress(psutil.Error):
             seen = psutil.Process(process.pid)
             while True:
                 await asyncio.sleep(_LOOK_S)
                 if seen.memory_info().rss > self._memory_limit:
                     process.kill()
-                    return
+                    return True
+        return False
 
     async def _end(self) -> None:
         process, self._process = self._process, None
