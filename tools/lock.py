@@ -105,7 +105,7 @@ class Index:
     """The files of a distribution with their sha256, as the user's index lists them.
 
     pip's public commands give the hash of the one file that they choose; what reads the whole list, with the user's
-    index, certificates and credentials, is internal. Checked with pip 23.2 to 26.
+    index, certificates and credentials, is internal. Checked with pip 23.2.1.
     """
 
     def __init__(self) -> None:

@@ -48,7 +48,7 @@ def _quiet(stage: Stage, seconds: float) -> tuple[Watched, dict[Kind, int]]:
 
 def _warm_up(port: int) -> None:
     """What an honest client may ask at most: what that leaves behind is no attack's."""
-    body = chat("bench", "Hi", unknown="a" * (7 * 2**20))
+    body = chat("bench", "Hi", unknown="a" * (7 * 10**6))
     text = json.dumps({"content": "hello " * 10_000}).encode()
     tokens = json.dumps({"tokens": [72] * 20_000}).encode()
     shots = [Shot("/v1/chat/completions", body), Shot("/tokenize", text), Shot("/detokenize", tokens)]

@@ -14,7 +14,7 @@ from tests.support.hostile import bodies, folders, templates
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.tiny_model import VOCAB_SIZE, write_tiny_model
 
-MAX_BODY = 8 * 2**20
+MAX_BODY = 8 * 10**6
 # Below what is parsed beside the event loop, where small bodies are fast.
 _SMALL = 64_000
 # So long that texts of megabytes are not refused for their length alone.
@@ -277,4 +277,4 @@ def _local(folder: Path) -> dict[str, str]:
 
 
 def _size(size: int) -> str:
-    return f"{size / 2**20:.0f} MB"
+    return f"{size / 10**6:.0f} MB"

@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import msgspec
@@ -23,6 +24,8 @@ T = TypeVar("T")
 
 # Above this, parsing takes long enough to be felt by the streams that share the event loop.
 _WORKER_BYTES = 64 * 1024
+# One at a time: a thread takes the interpreter as often as the event loop does, and eight would take most turns.
+_PARSER = ThreadPoolExecutor(1, thread_name_prefix="body")
 _INT64_DIGITS = re.compile(rb"\d{19}")
 _POSITION = re.compile(r"\(byte (\d+)\)")
 
@@ -31,7 +34,7 @@ async def parsed_body(request: Request, parse: Callable[[bytes], T]) -> T:
     """`parse(body)`, in a worker thread when the body is big."""
     raw = await request.body()
     if len(raw) > _WORKER_BYTES:
-        return await asyncio.to_thread(parse, raw)
+        return await asyncio.get_running_loop().run_in_executor(_PARSER, parse, raw)
     return parse(raw)
 
 

@@ -129,11 +129,14 @@ def test_only_what_was_calibrated_differs_from_a_build_that_was_not(
             assert not mx.array_equal(first, second).item(), name
 
 
+@pytest.mark.slow
 def test_the_same_again_is_the_same_bytes(whole: tuple[Path, int], source: Path, data: Path, tmp_path: Path) -> None:
     assert hashes(calibrated(source, tmp_path / "out", data)) == hashes(whole[0])
 
 
-@pytest.mark.parametrize("moment", [0.1, 0.35, 0.6, 0.85])
+@pytest.mark.parametrize(
+    "moment", [0.35, *(pytest.param(moment, marks=pytest.mark.slow) for moment in (0.1, 0.6, 0.85))]
+)
 def test_killed_while_it_calibrates_it_goes_on_to_the_same_bytes(
     moment: float, whole: tuple[Path, int], source: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -156,6 +159,7 @@ def test_killed_while_it_calibrates_it_goes_on_to_the_same_bytes(
         assert layers[0] != "layer 1 of 3"
 
 
+@pytest.mark.slow
 def test_another_text_starts_anew_and_never_takes_the_place_of_this_one(
     whole: tuple[Path, int], source: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -210,6 +214,7 @@ def test_eval_takes_the_covered_kinds_from_the_manifest(whole: tuple[Path, int],
     assert set(told["groups"]) == {"covered", "uncovered", "all"}
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_and_gate_and_up_keep_one_width(source: Path, data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "quantize", "build", str(source), str(tmp_path / "out"), "--policy", "uniform-4"]
     assert "measure losses on text" in run([*command, "--target-bpw", "4"], code=2).stderr
@@ -227,6 +232,7 @@ def test_a_budget_is_kept_and_gate_and_up_keep_one_width(source: Path, data: Pat
     assert all(widths[name] == widths[name.replace("gate_proj", "up_proj")] for name in gates)
 
 
+@pytest.mark.slow
 def test_memory_keeps_to_what_the_plan_says_and_a_limit_below_is_refused(tmp_path: Path) -> None:
     config, shapes = llama(layers=3, hidden=128, width=256)
     source = write(tmp_path / "source", config, shapes)

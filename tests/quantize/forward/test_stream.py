@@ -37,7 +37,12 @@ def streamed(stream: Stream, chunk: int) -> mx.array:
     return finish(stream.model.make(None), stream.chunks[chunk], stream.hidden(chunk))
 
 
-@pytest.mark.parametrize("family", ["gemma4", *FAMILIES])
+# The rest by `make test-slow`.
+ALWAYS = {"llama", "qwen3_moe", "gemma3_text", "gpt_oss", "qwen3_next"}
+STREAMED = [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+
+
+@pytest.mark.parametrize("family", ["gemma4", *STREAMED])
 def test_every_family_gives_the_bits_of_its_whole_model(family: str, tmp_path: Path) -> None:
     folder = write_family(tmp_path, family)
     stream = Stream(FolderModel(folder), CHUNKS, InMemory())

@@ -42,6 +42,11 @@ def weights_of(folder: Path, *, strict: bool = True) -> Mapping[str, mx.array]:
     return dict(tree_flatten(dequantize_model(load_model(folder, strict=strict)[0]).parameters()))
 
 
+# One of each way that tensors take is built every time, the rest by `make test-slow`.
+ALWAYS = {"llama", "gemma3", "gemma4", "qwen3_moe", "gpt_oss", "qwen3_next", "deepseek_v3"}
+BUILT = [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in HUB_FAMILIES]
+
+
 @pytest.mark.parametrize("family", HUB_FAMILIES)
 def test_what_is_kept_is_what_mlx_lm_loads_of_the_source(family: str, tmp_path: Path) -> None:
     same_as_mlx_lm(write_hub_family(tmp_path / "source", family), tmp_path)
@@ -56,7 +61,7 @@ def same_as_mlx_lm(source: Path, tmp_path: Path) -> None:
         assert mx.array_equal(ours[name], array), name
 
 
-@pytest.mark.parametrize("family", HUB_FAMILIES)
+@pytest.mark.parametrize("family", BUILT)
 def test_config_i_is_what_mlx_lm_quantizes_and_generates(family: str, tmp_path: Path) -> None:
     source = write_hub_family(tmp_path / "source", family)
     plan = plan_of(source, "config-i")
