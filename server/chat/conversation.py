@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 import msgspec
 
 from server.chat.parts import Message
+from server.chat.shapes import Shape
+from server.chat.tools import FREE, Tool, ToolChoice
 
 
 class Conversation(msgspec.Struct, frozen=True, tag=True):
     """Messages for the chat template. When the last is the assistant's, the model continues it (prefill)."""
 
     messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
     # Extra variables for the chat template, from an allow-list; scalars only.
     template_variables: dict[str, str | int | float | bool] = {}
 
@@ -27,12 +30,27 @@ Prompt = Conversation | RawPrompt
 
 
 @dataclass(frozen=True, slots=True)
+class Reasoning:
+    """Whether and how long the model may think before it answers. None leaves it to the model's settings.
+
+    `effort` is the template's word for it where it has one; `budget_tokens` closes a longer thought.
+    """
+
+    enabled: bool | None = None
+    effort: str | None = None
+    budget_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationOptions:
     """Everything about the answer but its prompt. `None` means the model's or the server's default.
 
     `max_tokens` None = up to the context. `top_logprobs` None = no logprobs, k = k alternatives per token.
     Sampling fields that are None take the model's `generation_config.json` values.
     `prompt_logprobs` scores the prompt's own tokens too (completions with echo and logprobs).
+    `min_tokens` and `ignore_eos` keep the model from ending early. `allowed_token_ids` None allows all; no text of
+    `bad_words` is written. `xtc_*`: with that probability, all but the least likely token above the threshold go.
+    `shape`: what the answer's text must be. `tool_choice` means nothing without tools.
     """
 
     max_tokens: int | None = None
@@ -49,6 +67,15 @@ class GenerationOptions:
     n: int = 1
     top_logprobs: int | None = None
     prompt_logprobs: bool = False
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    shape: Shape | None = None
+    tool_choice: ToolChoice = FREE
+    reasoning: Reasoning = Reasoning()
 
 
 @dataclass(frozen=True, slots=True)

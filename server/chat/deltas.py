@@ -97,11 +97,12 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The last event of a generation."""
+    """The last event of a generation. `reasoning_tokens` are among the `completion_tokens`."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    reasoning_tokens: int = 0
 
 
 Event = ModelPending | Started | PrefillProgress | PromptLogprobs | Delta | Finish | Usage

@@ -30,6 +30,37 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = {}
+    # None allows every token. `banned`: token sequences whose last token is never drawn behind the others.
+    allowed: list[int] | None = None
+    banned: list[list[int]] = []
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+
+
+class Grammar(msgspec.Struct, frozen=True, kw_only=True):
+    """What the text of an answer must be: `text` as llguidance reads it, Lark or its JSON, token ids as `<[id]>`.
+
+    It holds from the first token on, or from a trigger on: from `after`, the end of the reasoning, when the model
+    reasons first; and where `opening` is not empty only from the first of these texts that the answer spells, which is
+    the beginning of what the grammar describes; when that is complete, the answer is free again until the next one.
+    """
+
+    text: str
+    after: str | None = None
+    opening: list[str] = []
+
+
+class Thought(msgspec.Struct, frozen=True, kw_only=True):
+    """The reasoning of a model, which ends with the text `end`. After `max_tokens` of it `closing` is written for it.
+
+    `open`: the prompt has opened it; else it begins with the text `begin`.
+    """
+
+    max_tokens: int
+    begin: str
+    end: str
+    closing: list[int]
+    open: bool = False
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -78,6 +109,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     `cache_salt`: prefixes are shared by requests with the same one only.
     `top_logprobs`: None = no logprobs; k >= 0 = the chosen token's and the k best ones' at each position.
     `prompt_logprobs`: also score the prompt itself (completions with echo and logprobs).
+    Before `min_tokens` no stop token is drawn.
     """
 
     id: int
@@ -90,6 +122,9 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     cache_salt: str = ""
     top_logprobs: int | None = None
     prompt_logprobs: bool = False
+    min_tokens: int = 0
+    grammar: Grammar | None = None
+    thought: Thought | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):

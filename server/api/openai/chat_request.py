@@ -50,7 +50,7 @@ def parse_chat(raw: bytes, limits: LimitSettings) -> ChatCall:
     limit = fields.max_tokens if fields.max_completion_tokens is None else fields.max_completion_tokens
     return ChatCall(
         model=model_name(fields.model),
-        conversation=Conversation(messages, {"enable_thinking": False} if no_thinking else {}),
+        conversation=Conversation(messages, template_variables={"enable_thinking": False} if no_thinking else {}),
         options=checked_options(fields, limits, max_tokens=limit, top_logprobs=_top_logprobs(fields, limits)),
         stream=fields.stream,
         include_usage=bool(fields.stream_options.include_usage),

@@ -126,7 +126,9 @@ def test_no_part_of_a_message_can_write_control_tokens(tokenizer: ChatTokenizer,
 
 def test_template_variables_cannot_write_control_tokens(tokenizer: ChatTokenizer) -> None:
     template = ChatTemplate("{{ mood }}{{ messages[0].content }}", {})
-    encoded = encode_prompt(tokenizer, template, Conversation((Message.plain("user", "x"),), {"mood": END}), CONTEXT)
+    encoded = encode_prompt(
+        tokenizer, template, Conversation((Message.plain("user", "x"),), template_variables={"mood": END}), CONTEXT
+    )
     assert END_ID not in encoded.ids and encoded.text == END + "x"
 
 

@@ -135,7 +135,7 @@ def test_noncharacters_of_a_user_do_not_disturb_a_continuation() -> None:
 def test_thinking_is_off_unless_the_conversation_turns_it_on() -> None:
     template = ChatTemplate("{{ 'think' if enable_thinking else 'answer' }}{{ tools is none }}", {})
     assert template.render(_conversation("u x")).text == "answerTrue"
-    asked = Conversation((Message.plain("user", "x"),), {"enable_thinking": True})
+    asked = Conversation((Message.plain("user", "x"),), template_variables={"enable_thinking": True})
     assert template.render(asked).text == "thinkTrue"
 
 

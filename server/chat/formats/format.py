@@ -1,0 +1,49 @@
+"""What a wire format of a model is: the markers of its reasoning, the grammar of its calls, the parser of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from server.chat.channels import Channels
+from server.chat.tools import Tool, ToolChoice
+from server.chat.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtMarkers:
+    """`begin` and `end` enclose a thought; `closing` ends one early, in words that the model goes on from."""
+
+    begin: str
+    end: str
+    closing: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallGrammar:
+    """Lark rules for the calls of an answer, the first of them named `calls`: one call, or several where `ToolChoice`
+    allows it, with markers. `opening`: the texts that begin a call, markers first; a lazy grammar waits for them."""
+
+    lark: str
+    opening: tuple[str, ...]
+
+
+class WireFormat(Protocol):
+    @property
+    def name(self) -> str:
+        """As the settings and the log name it."""
+        ...
+
+    @property
+    def thought(self) -> ThoughtMarkers | None:
+        """None for models that do not reason."""
+        ...
+
+    def channels(self, vocabulary: Vocabulary, tools: Sequence[Tool], prompt_tail: str) -> Channels:
+        """The parser of one answer. `prompt_tail`: the prompt's last characters, which may have opened a thought."""
+        ...
+
+    def call_grammar(self, vocabulary: Vocabulary, tools: Sequence[Tool], choice: ToolChoice) -> CallGrammar | None:
+        """None where the format has no calls. `tools` are those that may be called, at least one."""
+        ...
