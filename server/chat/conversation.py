@@ -11,24 +11,6 @@ from server.chat.shapes import Shape
 from server.chat.tools import FREE, Tool, ToolChoice
 
 
-class Conversation(msgspec.Struct, frozen=True, tag=True):
-    """Messages for the chat template. When the last is the assistant's, the model continues it (prefill)."""
-
-    messages: tuple[Message, ...]
-    tools: tuple[Tool, ...] = ()
-    # Extra variables for the chat template, from an allow-list; scalars only.
-    template_variables: dict[str, str | int | float | bool] = {}
-
-
-class RawPrompt(msgspec.Struct, frozen=True, tag=True):
-    """A prompt without a template: text, or token ids."""
-
-    content: str | tuple[int, ...]
-
-
-Prompt = Conversation | RawPrompt
-
-
 @dataclass(frozen=True, slots=True)
 class Reasoning:
     """Whether and how long the model may think before it answers. None leaves it to the model's settings.
@@ -39,6 +21,26 @@ class Reasoning:
     enabled: bool | None = None
     effort: str | None = None
     budget_tokens: int | None = None
+
+
+class Conversation(msgspec.Struct, frozen=True, tag=True):
+    """Messages for the chat template. When the last is the assistant's, the model continues it (prefill)."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    # Extra variables for the chat template, from an allow-list; scalars only.
+    template_variables: dict[str, str | int | float | bool] = {}
+    # What the template is to be told of it, in whatever words it has for that.
+    reasoning: Reasoning = Reasoning()
+
+
+class RawPrompt(msgspec.Struct, frozen=True, tag=True):
+    """A prompt without a template: text, or token ids."""
+
+    content: str | tuple[int, ...]
+
+
+Prompt = Conversation | RawPrompt
 
 
 @dataclass(frozen=True, slots=True)

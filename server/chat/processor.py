@@ -9,6 +9,7 @@ from server.chat.conversation import Prompt
 from server.chat.prompt import EncodedPrompt, encode_prompt
 from server.chat.template import ChatTemplate
 from server.chat.tokenizer import ChatTokenizer
+from server.chat.vocabulary import VocabularyTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,9 @@ class Processor:
         tokenizer, template = ChatTokenizer.load(folder), ChatTemplate.load(folder)
         longest = tokenizer.context_length
         return Processor(tokenizer, template, min(context_length or longest, longest))
+
+    def table(self) -> VocabularyTable:
+        return self.tokenizer.table(self.context_length, self.template.wire_format)
 
     def encode_prompt(self, prompt: Prompt) -> EncodedPrompt:
         return encode_prompt(self.tokenizer, self.template, prompt, self.context_length)

@@ -45,7 +45,7 @@ def serve(commands: BinaryIO, answers: BinaryIO) -> None:
             if isinstance(command, Open):
                 _bound_memory(command.memory_limit)
                 processor = Processor.load(Path(command.folder), command.context_length)
-                answer = Opened(processor.tokenizer.table(processor.context_length))
+                answer = Opened(processor.table())
             elif processor is None:
                 raise RuntimeError("the first command must be Open")
             else:
