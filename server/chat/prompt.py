@@ -9,27 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
 from server.chat.conversation import Conversation, Prompt, RawPrompt
-from server.chat.template import ChatTemplate, End, Rendered
+from server.chat.encoded import EncodedPrompt, End
+from server.chat.template import ChatTemplate, Rendered
 from server.chat.template_values import strings_in, template_values
 from server.chat.tokenizer import ChatTokenizer
 from server.errors import ContextLengthExceeded, InvalidRequest
 
 # Unicode's noncharacters, the last of which the template module keeps for itself.
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDEF)]
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedPrompt:
-    """`boundaries`: where in `ids` the system message and the latest messages end, ascending; one that is not certain
-    is absent."""
-
-    ids: list[int]
-    boundaries: list[End]
-    text: str
 
 
 def encode_prompt(

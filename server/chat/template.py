@@ -6,14 +6,15 @@ import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError
 from msgspec.structs import replace
 
 from server.chat.conversation import Conversation
+from server.chat.encoded import End
 from server.chat.model_files import read_object, special_texts
-from server.chat.parts import Message, Role, TextPart
+from server.chat.parts import Message, TextPart
 from server.chat.sandbox import TemplateEnvironment
 from server.chat.template_values import template_values
 from server.chat.turns import Messages, arrangements
@@ -26,13 +27,6 @@ _ENDS = 8
 _CUT = "\ufdef"
 # Templates test `tools is not none`, so these must be defined; and some models think unless told otherwise.
 _ALWAYS: dict[str, Any] = {"tools": None, "documents": None, "enable_thinking": False}
-
-
-class End(NamedTuple):
-    """A character offset at which a message of `role` ends."""
-
-    offset: int
-    role: Role
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,8 +145,8 @@ def test_no_two_modules_import_each_other() -> None:
         pytest.fail(f"import cycle: {' <- '.join(error.args[1])}")
 
 
-def test_the_application_starts_without_mlx_transformers_or_the_hub() -> None:
-    heavy = ("mlx", "mlx_lm", "transformers", "torch", "huggingface_hub")
+def test_the_application_starts_without_mlx_tokenizers_templates_or_the_hub() -> None:
+    heavy = ("mlx", "mlx_lm", "transformers", "torch", "tokenizers", "jinja2", "huggingface_hub", "numpy")
     script = f"import sys, server.app; print(*[name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
