@@ -1,4 +1,4 @@
-"""What the engine process imports, and that mlx-lm's models do without the rest. See `server/engine/__main__.py`."""
+"""What processes without a tokenizer import of mlx-lm, and that its models need nothing else."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from pathlib import Path
 
 import mlx_lm
 
-_UNUSED = {"huggingface_hub", "transformers", "tokenizers"}
-
-_START = f"""
+LEFT_OUT = {"huggingface_hub", "transformers", "tokenizers"}
+START = f"""
 import sys
-from server.engine.__main__ import without_unused_packages
-with without_unused_packages():
-    import server.engine.process
-print(*sorted(set(sys.modules) & {_UNUSED}))
+from quantize.mlx_lm_alone import import_mlx_lm_alone
+import_mlx_lm_alone()
+import server.engine.process
+print(*sorted(set(sys.modules) & {LEFT_OUT}))
 import huggingface_hub
 print(huggingface_hub.hf_hub_download.__name__)
 """
 
 
-def _imported(file: Path) -> Iterator[str]:
+def imported(file: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -31,13 +30,13 @@ def _imported(file: Path) -> Iterator[str]:
             yield node.module
 
 
-def test_the_engine_starts_without_tokenizers_and_the_hub_and_both_can_still_be_imported() -> None:
-    done = subprocess.run([sys.executable, "-c", _START], capture_output=True, text=True, check=True)
+def test_the_engine_starts_without_tokenizers_and_the_hub_which_can_be_imported_later() -> None:
+    done = subprocess.run([sys.executable, "-c", START], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["", "hf_hub_download"]
 
 
 def test_no_model_of_mlx_lm_needs_what_is_left_out() -> None:
     files = sorted((Path(mlx_lm.__file__).parent / "models").rglob("*.py"))
-    users = [file.name for file in files if {name.split(".")[0] for name in _imported(file)} & _UNUSED]
+    users = [file.name for file in files if {name.split(".")[0] for name in imported(file)} & LEFT_OUT]
     assert len(files) > 100, "the test no longer sees mlx-lm's models"
     assert users == []
