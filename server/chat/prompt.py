@@ -1,4 +1,4 @@
-"""Prompt to token ids: template, control tokens, checkpoints, context limit. Blocking; HTTP process, in a thread.
+"""Prompt to token ids: template, control tokens, checkpoints, context limit. Text process.
 
 Special-token policy: in a conversation only the template may write control tokens. Where a message spells one
 (`<|im_end|>`), it is encoded as plain characters: no message can end its turn or forge another's.
