@@ -7,6 +7,7 @@ tests/project/test_docs.py fails when a page and the code differ.
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 import tempfile
@@ -36,8 +37,9 @@ DOCS = ROOT / "docs"
 _MARKED = re.compile(r"(<!-- table:(?P<name>[^ ]+) -->\n).*?(<!-- /table:(?P=name) -->)", re.DOTALL)
 
 
+@functools.cache
 def tables() -> Mapping[str, str]:
-    """Every generated table by its name."""
+    """Every generated table by its name. Seconds of work: every family is planned."""
     made = {
         "settings": _settings(),
         "errors": _errors(),

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.chat.conversation import Prompt
-from server.chat.prompt import EncodedPrompt, encode_prompt
+from server.chat.encoded import EncodedPrompt
+from server.chat.prompt import encode_prompt
 from server.chat.template import ChatTemplate
 from server.chat.tokenizer import ChatTokenizer
 

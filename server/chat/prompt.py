@@ -1,4 +1,4 @@
-"""Prompt to token ids: template, control tokens, checkpoints, context limit. Blocking; HTTP process, in a thread.
+"""Prompt to token ids: template, control tokens, checkpoints, context limit. Text process.
 
 Special-token policy: in a conversation only the template may write control tokens. Where a message spells one
 (`<|im_end|>`), it is encoded as plain characters: no message can end its turn or forge another's.
@@ -9,27 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
 from server.chat.conversation import Conversation, Prompt, RawPrompt
-from server.chat.template import ChatTemplate, End, Rendered
+from server.chat.encoded import EncodedPrompt, End
+from server.chat.template import ChatTemplate, Rendered
 from server.chat.template_values import strings_in, template_values
 from server.chat.tokenizer import ChatTokenizer
 from server.errors import ContextLengthExceeded, InvalidRequest
 
 # Unicode's noncharacters, the last of which the template module keeps for itself.
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDEF)]
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedPrompt:
-    """`boundaries`: where in `ids` the system message and the latest messages end, ascending; one that is not certain
-    is absent."""
-
-    ids: list[int]
-    boundaries: list[End]
-    text: str
 
 
 def encode_prompt(

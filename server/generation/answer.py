@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, Callable
 
 from server.chat.conversation import GenerationRequest
 from server.chat.deltas import Event, Finish, PrefillProgress, PromptLogprobs, ScoredToken, Usage
+from server.chat.encoded import EncodedPrompt
 from server.chat.output import ChoiceOutput, token_text
-from server.chat.prompt import EncodedPrompt
 from server.chat.vocabulary import Vocabulary
 from server.engine_client.client import EngineStream
 from server.engine_client.protocol import Finished, Prefilled, PromptScored, Tokens

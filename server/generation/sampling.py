@@ -6,8 +6,8 @@ import secrets
 from typing import TypeVar
 
 from server.chat.conversation import Client, GenerationOptions
+from server.chat.encoded import EncodedPrompt
 from server.chat.parts import Role
-from server.chat.prompt import EncodedPrompt
 from server.chat.vocabulary import Vocabulary
 from server.engine_client.protocol import Boundary, Generate, Kind, Sampling
 from server.errors import InvalidRequest

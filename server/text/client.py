@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from server.chat.conversation import Prompt
-from server.chat.prompt import EncodedPrompt
+from server.chat.encoded import EncodedPrompt
 from server.chat.vocabulary import Vocabulary
 from server.errors import ModelUnavailable
 from server.settings.types import LimitSettings

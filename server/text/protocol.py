@@ -12,7 +12,7 @@ from typing import BinaryIO
 import msgspec
 
 from server.chat.conversation import Prompt
-from server.chat.prompt import EncodedPrompt
+from server.chat.encoded import EncodedPrompt
 from server.chat.vocabulary import VocabularyTable
 from server.errors import ConfigiError, ContextLengthExceeded, InvalidRequest, ModelUnavailable
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from server.chat.conversation import Conversation, RawPrompt
+from server.chat.encoded import EncodedPrompt
 from server.chat.parts import Message, Part, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart
-from server.chat.prompt import EncodedPrompt, encode_prompt, spelling_defuser
+from server.chat.prompt import encode_prompt, spelling_defuser
 from server.chat.template import ChatTemplate
 from server.chat.tokenizer import ChatTokenizer
 from server.errors import ContextLengthExceeded, InvalidRequest
