@@ -81,7 +81,7 @@ _DISTURBED = 0.1
 
 def better(first: Seen, second: Seen, quiet: Quiet, factor: float) -> Seen:
     """Of two tries of one row, the one that kept more promises; that they kept both is what a row is to show."""
-    return min((first, second), key=lambda seen: len(seen.broken(quiet, factor)))
+    return min((first, second), key=lambda seen: (len(seen.broken(quiet, factor)), seen.health_s))
 
 
 @dataclass(slots=True)

@@ -26,8 +26,10 @@ log = logging.getLogger("configi.text")
 
 # -P: a folder named `server` where the user stands must not take our place.
 TEXT_COMMAND = (sys.executable, "-P", "-m", "server.text.process")
-# How often the memory of a command that is under way is looked at.
+# How often memory and time of a command that is under way are looked at.
 _LOOK_S = 0.1
+# Times the limit of its time, when the process got no processor, or does nothing.
+_WAITED = 4
 # What it may hold more than when it had opened the model's files: buffers, and caches of the tokenizer. One that holds
 # more after its last command is not asked again.
 _GROWN, _GROWN_BYTES = 1.1, 8 * 2**20
@@ -141,38 +143,46 @@ class Lane:
         return answer
 
     async def _exchange(self, command: bytes) -> TextAnswer:
-        watching = asyncio.create_task(self._watch_memory())
+        watching = asyncio.create_task(self._watch())
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(_WAITED * self._timeout_s):
                 answer: TextAnswer = decode_answer(await self._child.ask(deque([command])))
         except TimeoutError:
             await self._child.end()
-            raise InvalidRequest(
-                f"Rendering and tokenizing this took longer than {self._timeout_s:g} s and was ended."
-            ) from None
+            raise self._too_slow() from None
         except ChildEnded:
-            too_large = watching.done() and not watching.cancelled() and watching.result()
+            killed = watching.result() if watching.done() and not watching.cancelled() else None
             await self._child.end()
-            reason = "took too much memory and was ended" if too_large else "ended the process that did it"
-            raise InvalidRequest(f"Rendering and tokenizing this {reason}.") from None
+            message = "Rendering and tokenizing this ended the process that did it."
+            raise killed or InvalidRequest(message) from None
         finally:
             watching.cancel()
         if isinstance(answer, Refused):
             raise REFUSALS[answer.kind](answer.message, param=answer.param)
         return answer
 
-    # ---- its memory
+    async def _watch(self) -> InvalidRequest | None:
+        """Why it had to kill the process. Time is that of the processor: on a busy machine it waits for others.
 
-    async def _watch_memory(self) -> bool:
-        """Whether it had to kill the process, which RLIMIT_AS does not hold back everywhere."""
+        RLIMIT_AS does not hold memory back everywhere.
+        """
         with contextlib.suppress(psutil.Error):
             seen = psutil.Process(self._child.pid)
+            before = _processor_s(seen)
             while True:
                 await asyncio.sleep(_LOOK_S)
                 if seen.memory_info().rss > self._memory_limit:
                     seen.kill()
-                    return True
-        return False
+                    return InvalidRequest("Rendering and tokenizing this took too much memory and was ended.")
+                if _processor_s(seen) - before > self._timeout_s:
+                    seen.kill()
+                    return self._too_slow()
+        return None
+
+    def _too_slow(self) -> InvalidRequest:
+        return InvalidRequest(f"Rendering and tokenizing this took longer than {self._timeout_s:g} s and was ended.")
+
+    # ---- its memory
 
     def _resident_bytes(self) -> int:
         """0 when it does not run."""
@@ -202,3 +212,8 @@ class Lane:
         if self._renewal is not None:
             self._renewal.cancel()
             self._renewal = None
+
+
+def _processor_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
