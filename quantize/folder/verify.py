@@ -17,7 +17,6 @@ from typing import Any
 
 from quantize.errors import QuantizeError, VerifyError
 from quantize.folder.config import is_affine, read_specs
-from quantize.folder.finite import all_finite
 from quantize.folder.hashing import sha256_of
 from quantize.folder.manifest import MANIFEST, File, Manifest, read_manifest
 from quantize.folder.safetensors_format import INDEX, Entry, Header, indexed_shards, parse_index, read_header
@@ -162,6 +161,9 @@ def _not_finite(folder: Path, headers: Mapping[str, Header]) -> Iterator[str]:
 
 
 def _is_finite(file: Path, header: Header, entry: Entry) -> bool:
+    # numpy takes longer to import than everything else takes to check a model.
+    from quantize.folder.finite import all_finite
+
     with file.open("rb") as opened:
         opened.seek(header.data + entry.begin)
         return all_finite(opened.read(entry.nbytes), entry.dtype)

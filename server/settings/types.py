@@ -201,7 +201,9 @@ class LimitSettings(Section):
     max_top_logprobs: int = Field(20, ge=0, description="Alternatives per token, as at OpenAI.")
     max_n: int = Field(8, ge=1, description="Choices per request; each takes a slot.")
     text_timeout_s: float = Field(
-        15, gt=0, description="Longest time to render and tokenize one request; then it is a 400 and its process ends."
+        15,
+        gt=0,
+        description="Longest processor time to render and tokenize one request; then it is a 400 and its process ends.",
     )
     text_memory_limit: ByteSize = Field(
         ByteSize(4 * 10**9),

@@ -9,6 +9,7 @@ from pathlib import Path
 from server.chat.conversation import Prompt
 from server.chat.encoded import EncodedPrompt
 from server.chat.vocabulary import Vocabulary
+from server.child.process import PATIENT, SOON
 from server.errors import ModelUnavailable
 from server.settings.types import LimitSettings
 from server.text.lane import TEXT_COMMAND, Lane
@@ -21,7 +22,7 @@ from server.text.protocol import (
     TextAnswer,
     TextCommand,
     Tokenized,
-    frame,
+    encode,
 )
 
 # A command that is larger goes its own way, so that nobody's question waits behind it.
@@ -54,14 +55,17 @@ class TextProcess:
                 timeout_s=limits.text_timeout_s,
                 memory_limit=int(limits.text_memory_limit),
                 command=command,
+                niceness=niceness,
+                keeps=keeps,
             )
-            for _ in range(2)
+            for niceness, keeps in ((SOON, True), (PATIENT, False))
         )
         try:
             opened = await small.open()
         except BaseException:
             await small.close()
             raise
+        assert opened.vocabulary is not None
         return TextProcess(small, large, Vocabulary(opened.vocabulary))
 
     @staticmethod
@@ -100,7 +104,7 @@ class TextProcess:
 
     async def _ask(self, command: TextCommand, client: str) -> TextAnswer:
         try:
-            return await self._asked(frame(command), client)
+            return await self._asked(encode(command), client)
         except ModelUnavailable:
             self.on_unavailable()
             raise
