@@ -30,5 +30,5 @@ class Processor:
         longest = tokenizer.context_length
         return Processor(tokenizer, template, min(context_length or longest, longest))
 
-    def encode_prompt(self, prompt: Prompt) -> EncodedPrompt:
-        return encode_prompt(self.tokenizer, self.template, prompt, self.context_length)
+    def encode_prompt(self, prompt: Prompt, *, with_offsets: bool) -> EncodedPrompt:
+        return encode_prompt(self.tokenizer, self.template, prompt, self.context_length, with_offsets=with_offsets)

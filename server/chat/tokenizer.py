@@ -15,12 +15,16 @@ from pathlib import Path
 from tokenizers import Encoding, Tokenizer
 
 from server.chat.model_files import ModelFacts, read_facts
+from server.chat.offsets import offsets_in, offsets_of
 from server.chat.spelling import Spelling, spelling_of
 from server.chat.vocabulary import VocabularyTable
 from server.errors import ContextLengthExceeded, InvalidRequest, ModelUnavailable
 
 # The largest vocabularies have 262,144 entries; ids are places in a table.
 _MOST_TOKENS = 2**22
+# What a text that goes on from another is encoded behind, to be taken away again: some tokenizers put a space before
+# whatever they are given. One is enough, unless a vocabulary has a token that begins with it and goes on.
+_LEADS = ("\n", ".", "|", "\u4e00")
 
 
 class ChatTokenizer:
@@ -38,8 +42,13 @@ class ChatTokenizer:
         self.eos_ids = facts.stop_ids | ({own_end} if own_end is not None else set())
         self.bos_id: int | None = backend.token_to_id(facts.special.get("bos_token", ""))
         self._hidden = {token for token, entry in added.items() if entry.special}
-        control = self._hidden | (self.eos_ids & self._added)
-        self.special_texts = tuple(sorted(added[token].content for token in control))
+        # Those that take the space beside them along would change a message as well.
+        greedy = {token for token, entry in added.items() if entry.lstrip or entry.rstrip}
+        control = self._hidden | (self.eos_ids & self._added) | greedy
+        self._control = {token: added[token].content for token in control}
+        self.special_texts = tuple(sorted(self._control.values()))
+        self._normalizes_control = any(added[token].normalized for token in control) and backend.normalizer is not None
+        self._leads = self._needed_leads()
         self._defaults = facts.sampling
         self.context_length = facts.context_length
         self.vocab_size = facts.vocab_size or backend.get_vocab_size()
@@ -67,20 +76,50 @@ class ChatTokenizer:
         ids: list[int] = self._encoding(text, add_special).ids
         return ids
 
-    def encode_with_borders(self, text: str, borders: Iterable[int]) -> tuple[list[int], dict[int, int]]:
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
+        """`encode` with BOS, and the character of `text` at which each token begins."""
+        encoding = self._encoding(text, add_special=True)
+        pairs = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+        pieces = [b"" if added else self._bytes_of(token) for token, added in pairs]
+        return encoding.ids, offsets_in(text, pieces, encoding.offsets)
+
+    def offsets(self, ids: Sequence[int]) -> list[int]:
+        """The character of `decode(ids)` at which each token begins."""
+        pieces = [self._bytes_of(token) for token in ids]
+        if self._spelling.strips_space and pieces:
+            pieces[0] = pieces[0].removeprefix(b" ")
+        return offsets_of(pieces)
+
+    def encode_with_borders(
+        self, text: str, borders: Iterable[int], *, goes_on: bool = False
+    ) -> tuple[list[int], dict[int, int]]:
         """Tokens of `text`, and the token offset of each of the character offsets `borders` where encoding
-        the text before and after separately gives the same tokens. That is sure only beside an added token."""
-        encoding = self._encoding(text, add_special=False)
+        the text before and after separately gives the same tokens. That is sure only beside an added token.
+        `goes_on`: there is text before it, so no space is put there."""
+        lead, encoding = self._behind_lead(text) if goes_on else ("", self._encoding(text, add_special=False))
+        skipped = 0 if not lead else len(self._encoding(lead, add_special=False).ids)
         ids: list[int] = encoding.ids
         found = {}
         for border in borders:
-            index = encoding.char_to_token(border)
+            index = encoding.char_to_token(len(lead) + border)
             span = None if index is None else encoding.token_to_chars(index)
-            if index is None or span is None or span[0] != border:
+            if index is None or span is None or span[0] != len(lead) + border:
                 continue
-            if ids[index] in self._added or (index > 0 and ids[index - 1] in self._added):
-                found[border] = index
-        return ids, found
+            if ids[index] in self._added or (index > skipped and ids[index - 1] in self._added):
+                found[border] = index - skipped
+        return ids[skipped:], found
+
+    def misread(self, text: str) -> list[int]:
+        """Where in `text` control tokens begin that it does not spell: a normalizer has made their spelling of other
+        characters, such as wide ones."""
+        if not self._normalizes_control:
+            return []
+        encoding = self._encoding(text, add_special=False)
+        return [
+            start
+            for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            if token in self._control and end - start > 1 and self._control[token] not in text[start:end]
+        ]
 
     def check_size(self, text: str, context_length: int) -> None:
         """Refuse, before any work, a text that cannot fit whatever its tokens are."""
@@ -122,6 +161,19 @@ class ChatTokenizer:
             context_length=context_length,
             defaults=self._defaults,
         )
+
+    def _needed_leads(self) -> tuple[str, ...]:
+        ids = self._backend.encode_batch(["a"], add_special_tokens=False)[0].ids
+        return () if b"".join(map(self._bytes_of, ids)) == b"a" else _LEADS
+
+    def _behind_lead(self, text: str) -> tuple[str, Encoding]:
+        """The lead that stands before `text` in the encoding, as tokens of its own; "" where none is needed."""
+        for lead in self._leads:
+            alone = self._encoding(lead, add_special=False).ids
+            encoding = self._encoding(lead + text, add_special=False)
+            if encoding.ids[: len(alone)] == alone:
+                return lead, encoding
+        return "", self._encoding(text, add_special=False)
 
     def _encoding(self, text: str, add_special: bool) -> Encoding:
         self.check_size(text, self.context_length)

@@ -73,8 +73,8 @@ class TextProcess:
     def context_length(self) -> int:
         return self.vocabulary.context_length
 
-    async def encode_prompt(self, prompt: Prompt, client: str) -> EncodedPrompt:
-        answer = await self._ask(EncodePrompt(prompt), client)
+    async def encode_prompt(self, prompt: Prompt, client: str, *, with_offsets: bool = False) -> EncodedPrompt:
+        answer = await self._ask(EncodePrompt(prompt, with_offsets), client)
         assert isinstance(answer, Encoded)
         return answer.prompt
 

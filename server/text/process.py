@@ -65,7 +65,7 @@ def serve(commands: BinaryIO, answers: BinaryIO) -> None:
 def _answer(processor: Processor, command: TextCommand) -> TextAnswer:
     match command:
         case EncodePrompt():
-            return Encoded(processor.encode_prompt(command.prompt))
+            return Encoded(processor.encode_prompt(command.prompt, with_offsets=command.with_offsets))
         case EncodeText():
             return Tokenized(processor.tokenizer.encode(command.text, command.add_special))
         case Decode():

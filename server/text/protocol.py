@@ -31,7 +31,10 @@ class Open(msgspec.Struct, frozen=True, tag=True):
 
 
 class EncodePrompt(msgspec.Struct, frozen=True, tag=True):
+    """`with_offsets`: tell where in its text each token of a raw prompt begins."""
+
     prompt: Prompt
+    with_offsets: bool = False
 
 
 class EncodeText(msgspec.Struct, frozen=True, tag=True):
