@@ -1,8 +1,4 @@
-"""Text to tokens and back for one model, without transformers. Owned by the HTTP process, shared by its threads.
-
-Everything here is safe to call from several threads. `load`, and encoding a long text, belong in a thread; encoding
-goes through `encode_batch` because `Tokenizer.encode` (tokenizers 0.23) keeps the GIL for as long as it runs.
-"""
+"""Text to tokens and back for one model. Text process."""
 
 from __future__ import annotations
 
@@ -12,11 +8,13 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
 
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding
 
+from server.chat.conversion import Conversions
 from server.chat.model_files import ModelFacts, read_facts
 from server.chat.offsets import offsets_in, offsets_of
 from server.chat.spelling import Spelling, spelling_of
+from server.chat.tokenizer_files import TokenizerFiles, read_tokenizer
 from server.chat.vocabulary import VocabularyTable
 from server.errors import ContextLengthExceeded, InvalidRequest, ModelUnavailable
 
@@ -28,9 +26,11 @@ _LEADS = ("\n", ".", "|", "\u4e00")
 
 
 class ChatTokenizer:
-    """`eos_ids` end an answer. `special_texts` spell the control tokens."""
+    """`eos_ids` end an answer. `special_texts` spell the control tokens; `special` are those with names, such as
+    bos_token."""
 
-    def __init__(self, backend: Tokenizer, facts: ModelFacts, spelling: Spelling) -> None:
+    def __init__(self, files: TokenizerFiles, facts: ModelFacts, spelling: Spelling) -> None:
+        backend = files.backend
         # Some tokenizer.json files carry the truncation and padding of their training.
         backend.no_truncation()
         backend.no_padding()
@@ -38,9 +38,10 @@ class ChatTokenizer:
         self._spelling = spelling
         added = backend.get_added_tokens_decoder()
         self._added = frozenset(added)
-        own_end = backend.token_to_id(facts.special.get("eos_token", ""))
+        self.special = files.special
+        own_end = backend.token_to_id(self.special.get("eos_token", ""))
         self.eos_ids = facts.stop_ids | ({own_end} if own_end is not None else set())
-        self.bos_id: int | None = backend.token_to_id(facts.special.get("bos_token", ""))
+        self.bos_id: int | None = backend.token_to_id(self.special.get("bos_token", ""))
         self._hidden = {token for token, entry in added.items() if entry.special}
         # Those that take the space beside them along would change a message as well.
         greedy = {token for token, entry in added.items() if entry.lstrip or entry.rstrip}
@@ -52,23 +53,21 @@ class ChatTokenizer:
         self._defaults = facts.sampling
         self.context_length = facts.context_length
         self.vocab_size = facts.vocab_size or backend.get_vocab_size()
-        self._longest_token = max((len(piece.encode()) for piece in backend.get_vocab()), default=1)
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self._largest_id = max(vocabulary.values(), default=-1)
+        self._longest_token = max((len(piece.encode()) for piece in vocabulary), default=1)
 
     @staticmethod
-    def load(folder: Path) -> ChatTokenizer:
-        """Read the folder's files; up to a second for a vocabulary of 262,144.
+    def load(folder: Path, conversions: Conversions | None = None) -> ChatTokenizer:
+        """Read the folder's files; up to a second for a vocabulary of 262,144, and some more the first time where
+        transformers has to put it together, which `conversions` keeps.
 
         Raises:
             ModelUnavailable: when a file is missing or broken.
         """
         facts = read_facts(folder)
-        if not (folder / "tokenizer.json").is_file():
-            raise ModelUnavailable("The model's folder has no tokenizer.json.")
-        try:
-            backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise ModelUnavailable("The model's tokenizer.json is broken.") from error
-        return ChatTokenizer(backend, facts, spelling_of(backend))
+        files = read_tokenizer(folder, conversions or Conversions())
+        return ChatTokenizer(files, facts, spelling_of(files.backend))
 
     def encode(self, text: str, add_special: bool) -> list[int]:
         """Tokens of `text`; control tokens spelled in it become control tokens. `add_special` adds BOS where the model
@@ -144,10 +143,11 @@ class ChatTokenizer:
 
     def table(self, context_length: int) -> VocabularyTable:
         """What the HTTP process needs of the vocabulary; a tenth of a second for 262,144 entries."""
-        size = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        if size > _MOST_TOKENS:
-            raise ModelUnavailable(f"The model's tokenizer has the token id {size - 1}, which no vocabulary has.")
-        pieces = [self._bytes_of(token) for token in range(size)]
+        if self._largest_id >= _MOST_TOKENS:
+            raise ModelUnavailable(
+                f"The model's tokenizer has the token id {self._largest_id}, which no vocabulary has."
+            )
+        pieces = [self._bytes_of(token) for token in range(self._largest_id + 1)]
         starts = array("I", accumulate((len(piece) for piece in pieces), initial=0))
         if sys.byteorder == "big":
             starts.byteswap()

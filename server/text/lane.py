@@ -33,6 +33,8 @@ log = logging.getLogger("configi.text")
 
 # -P: a folder named `server` where the user stands must not take our place.
 TEXT_COMMAND = (sys.executable, "-P", "-m", "server.text.process")
+# What a model's own files cost is no client's doing: a large sentencepiece vocabulary takes a minute, once.
+_OPEN_S = 120
 # How often the memory of a command that is under way is looked at.
 _LOOK_S = 0.1
 
@@ -85,9 +87,10 @@ class Lane:
         *,
         timeout_s: float,
         memory_limit: int,
+        conversions: Path | None = None,
         command: Sequence[str] = TEXT_COMMAND,
     ) -> None:
-        self._open = Open(str(folder), context_length, memory_limit)
+        self._open = Open(str(folder), context_length, None if conversions is None else str(conversions), memory_limit)
         self._timeout_s = timeout_s
         self._memory_limit = memory_limit
         self._command = command
@@ -138,7 +141,7 @@ class Lane:
                 raise ModelUnavailable("The model is being unloaded.")
             if self._process is None:
                 await self._started()
-            return await self._exchange(command)
+            return await self._exchange(command, self._timeout_s)
 
     async def rest(self) -> None:
         """Give the memory back until the next command."""
@@ -159,17 +162,17 @@ class Lane:
         )
         self._stderr = asyncio.create_task(_log_lines(self._process))
         try:
-            return await self._exchange(frame(self._open))
+            return await self._exchange(frame(self._open), max(self._timeout_s, _OPEN_S))
         except BaseException:
             await self._end()
             raise
 
-    async def _exchange(self, command: bytes) -> TextAnswer:
+    async def _exchange(self, command: bytes, timeout_s: float) -> TextAnswer:
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
         watching = asyncio.create_task(self._watch_memory(process))
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(timeout_s):
                 process.stdin.write(command)
                 await process.stdin.drain()
                 length = int.from_bytes(await process.stdout.readexactly(LENGTH_BYTES), "big")
@@ -177,7 +180,7 @@ class Lane:
         except TimeoutError:
             await self._end()
             raise InvalidRequest(
-                f"Rendering and tokenizing this took longer than {self._timeout_s:g} s and was ended."
+                f"Rendering and tokenizing this took longer than {timeout_s:g} s and was ended."
             ) from None
         except (asyncio.IncompleteReadError, ConnectionError):
             too_large = watching.done() and not watching.cancelled() and watching.result()

@@ -8,12 +8,14 @@ closes stdin.
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import sys
 from pathlib import Path
 from typing import BinaryIO
 
 from quantize.printable import echo
+from server.chat.conversion import Conversions
 from server.chat.processor import Processor
 from server.errors import ConfigiError, InvalidRequest
 from server.text.protocol import (
@@ -44,7 +46,8 @@ def serve(commands: BinaryIO, answers: BinaryIO) -> None:
         try:
             if isinstance(command, Open):
                 _bound_memory(command.memory_limit)
-                processor = Processor.load(Path(command.folder), command.context_length)
+                kept = Conversions(Path(command.conversions) if command.conversions else None)
+                processor = Processor.load(Path(command.folder), command.context_length, kept)
                 answer = Opened(processor.tokenizer.table(processor.context_length))
             elif processor is None:
                 raise RuntimeError("the first command must be Open")
@@ -88,6 +91,8 @@ def _bound_memory(limit: int) -> None:
 
 
 def main() -> None:
+    # For the libraries that may be imported later: nothing here needs the network, or says what is no fault.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     serve(sys.stdin.buffer, sys.stdout.buffer)
 
 

@@ -22,10 +22,12 @@ LONGEST_FRAME = 2**28
 
 
 class Open(msgspec.Struct, frozen=True, tag=True):
-    """Read tokenizer and template of `folder`. Once, first. `context_length` is the configured one."""
+    """Read tokenizer and template of `folder`. Once, first. `context_length` is the configured one; `conversions` the
+    folder of tokenizers that were put together."""
 
     folder: str
     context_length: int | None
+    conversions: str | None
     # Bytes of address space that the process may take, where the system can hold it to that.
     memory_limit: int
 

@@ -37,7 +37,7 @@ ARROWS: dict[str, set[str]] = {
         "server.engine_client", "server.errors", "server.settings", "server.text", "quantize", "quantize.folder",
         "quantize.hub",
     },
-    "server.chat": {"server.engine_client", "server.errors"},
+    "server.chat": {"server.engine_client", "server.errors", "quantize"},
     "server.engine_client": {"server.errors", "server.settings"},
     "server.engine": {"server.engine_client", "quantize"},
     "server.logs": {"server.settings", "quantize"},
@@ -132,9 +132,9 @@ def test_only_the_engine_process_and_the_builder_import_mlx() -> None:
     assert sorted(name for name in users if not inside(name, "server.engine", "quantize")) == []
 
 
-@pytest.mark.parametrize("library", ["transformers", "torch"])
-def test_nothing_imports(library: str) -> None:
-    assert [name for name in PRODUCT if any(inside(target, library) for target in IMPORTS[name])] == []
+@pytest.mark.parametrize(("library", "users"), [("transformers", ["server.chat.conversion"]), ("torch", [])])
+def test_only_what_needs_it_imports(library: str, users: list[str]) -> None:
+    assert [name for name in PRODUCT if any(inside(target, library) for target in IMPORTS[name])] == users
 
 
 def test_no_two_modules_import_each_other() -> None:
@@ -145,8 +145,9 @@ def test_no_two_modules_import_each_other() -> None:
         pytest.fail(f"import cycle: {' <- '.join(error.args[1])}")
 
 
-def test_the_application_starts_without_mlx_transformers_or_the_hub() -> None:
+@pytest.mark.parametrize("module", ["server.app", "server.text.process"])
+def test_it_starts_without_mlx_transformers_or_the_hub(module: str) -> None:
     heavy = ("mlx", "mlx_lm", "transformers", "torch", "huggingface_hub")
-    script = f"import sys, server.app; print(*[name for name in {heavy!r} if name in sys.modules])"
+    script = f"import sys, {module}; print(*[name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")

@@ -66,7 +66,7 @@ def test_a_text_that_begins_after_control_tokens_alone_has_no_space_of_the_spell
 def test_a_control_token_in_a_message_stays_the_text_that_it_was(
     tokenizer: ChatTokenizer, folder: Path, content: str
 ) -> None:
-    template = ChatTemplate.load(folder)
+    template = ChatTemplate.load(folder, tokenizer.special)
     control = {tokenizer.encode(text, False)[-1] for text in CONTROL}
 
     def encoded(text: str) -> list[int]:
@@ -84,14 +84,14 @@ def test_no_normalizer_makes_a_control_token_of_other_characters(
 ) -> None:
     conversation = Conversation((Message.plain("user", content),))
     control = {tokenizer.encode(text, False)[-1] for text in CONTROL}
-    ids = encode_prompt(tokenizer, ChatTemplate.load(folder), conversation, 4096).ids
+    ids = encode_prompt(tokenizer, ChatTemplate.load(folder, tokenizer.special), conversation, 4096).ids
     assert sum(token in control for token in ids) == 1
 
 
 def test_no_message_made_of_pieces_of_control_tokens_writes_one_or_loses_a_character(
     tokenizer: ChatTokenizer, folder: Path
 ) -> None:
-    template = ChatTemplate.load(folder)
+    template = ChatTemplate.load(folder, tokenizer.special)
     rng = random.Random(5)
     control = {tokenizer.encode(text, False)[-1] for text in CONTROL}
     for _ in range(100):
