@@ -55,7 +55,7 @@ def create_app(
         Verifier(settings.storage),
         Memory(settings.lifecycle),
         lambda: Supervisor(settings, engine_command),
-        TextProcess.opener(settings.limits),
+        TextProcess.opener(settings),
     )
     metrics = Metrics()
     generation = Generation(settings, catalog, residency, metrics)

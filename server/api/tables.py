@@ -108,7 +108,8 @@ COMPLETIONS = Fields(
     works={
         "prompt": "A string, a list of strings, token ids, or a list of lists of token ids.",
         **_SAMPLING,
-        "max_tokens": "Longest answer in tokens, 16 by default as at OpenAI; -1 is up to the context.",
+        "max_tokens": "Longest answer in tokens, 16 by default as at OpenAI; -1 is up to the context, 0 reads the "
+        "prompt alone (and scores it, with echo and logprobs).",
         "logprobs": "0 to 5: the log-probability of every token, with that many alternatives.",
         "echo": "true puts the prompt before the answer, with its log-probabilities when logprobs is given.",
         "best_of": "Up to n; more is refused, because answers are not ranked.",

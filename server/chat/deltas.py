@@ -10,13 +10,15 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
-    """One token as logprobs show it: `text` is lossy where the token is part of a character, `raw` is not."""
+    """One token as logprobs show it: `text` is lossy where the token is part of a character, `raw` is not. `offset`:
+    at which character of the prompt or of the answer the token begins."""
 
     id: int
     text: str
     raw: bytes
     logprob: float
     top: tuple[tuple[int, str, bytes, float], ...] = ()
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)

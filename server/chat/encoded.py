@@ -18,8 +18,9 @@ class End(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
     """`boundaries`: where in `ids` the system message and the latest messages end, ascending; one that is not certain
-    is absent."""
+    is absent. `offsets`: the character of `text` at which each token of a raw prompt begins, where it was asked for."""
 
     ids: list[int]
     boundaries: list[End]
     text: str
+    offsets: list[int] | None = None

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from server.chat.channels import Channels, Piece, ReasoningPiece, TextOnly, TextPiece, ToolCallPiece
 from server.chat.deltas import Delta, ReasoningDelta, ScoredToken, TextDelta, ToolCallDelta
+from server.chat.offsets import left_by_others
 from server.chat.stops import StopFinder
 from server.chat.vocabulary import Vocabulary
 from server.engine_client.protocol import TokenLogprob
@@ -28,7 +29,7 @@ def token_text(vocabulary: Vocabulary, entry: TokenLogprob) -> ScoredToken:
 class ChoiceOutput:
     """One choice of one request. After a stop string, and after `finish`, it is done.
 
-    `channels` parse the markers of the model; None is a model without any.
+    `channels` parse the markers of the model; None is a model without any. `prompt` is what the answer goes on from.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class ChoiceOutput:
         choice: int,
         want_logprobs: bool,
         channels: Channels | None = None,
+        prompt: Sequence[int] = (),
     ) -> None:
         self._vocabulary = vocabulary
-        self._stream = vocabulary.stream()
+        self._stream = vocabulary.stream(prompt)
         self._channels = channels or TextOnly()
         self._stops = StopFinder(stop)
         self._choice = choice
@@ -58,7 +60,10 @@ class ChoiceOutput:
         for index, token in enumerate(tokens):
             text = self._stream.push(token)
             if self._scored is not None:
-                self._scored.add(token_text(self._vocabulary, logprobs[index]), len(text))
+                scored = token_text(self._vocabulary, logprobs[index])
+                # A first space that is the spelling's alone is not in the answer.
+                shown = text if scored.text == f" {text}" else scored.text
+                self._scored.add(replace(scored, text=shown), len(text), left_by_others(scored.raw, text))
             self._take(self._channels.push(token, text), deltas)
             if self._stops.stopped:
                 break
@@ -125,9 +130,9 @@ class _ScoredTokens:
         self._unsorted: deque[tuple[int, ScoredToken]] = deque()
         self._in_text: deque[tuple[int, ScoredToken]] = deque()
 
-    def add(self, token: ScoredToken, length: int) -> None:
-        """The next token, which completed `length` characters."""
-        self._unsorted.append((self._made, token))
+    def add(self, token: ScoredToken, length: int, others: int) -> None:
+        """The next token, which completed `length` characters; it begins behind the first `others` of them."""
+        self._unsorted.append((self._made, replace(token, offset=self._made + others)))
         self._made += length
 
     def consumed(self, count: int) -> tuple[ScoredToken, ...]:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from server.chat.conversation import Conversation
 from server.chat.encoded import End
 from server.chat.message_ends import excerpt, message_ends, with_marks
-from server.chat.model_files import read_object, special_texts
+from server.chat.model_files import read_object
 from server.chat.parts import Message, TextPart
 from server.chat.sandbox import TemplateEnvironment
 from server.chat.template_values import template_values
@@ -49,10 +49,9 @@ class ChatTemplate:
             ) from error
 
     @staticmethod
-    def load(folder: Path) -> ChatTemplate:
+    def load(folder: Path, special: dict[str, str]) -> ChatTemplate:
         """The folder's template, which may name the tokenizer's special tokens, such as bos_token."""
-        config = read_object(folder, "tokenizer_config.json")
-        return ChatTemplate(_source(folder, config), special_texts(config))
+        return ChatTemplate(_source(folder, read_object(folder, "tokenizer_config.json")), special)
 
     def render(self, conversation: Conversation, change: Callable[[str], str] = str) -> Rendered:
         """Render up to where the model is to write, every string of the conversation as `change` makes it.

@@ -7,6 +7,7 @@ at this table has none.
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 
 import msgspec
 
@@ -16,7 +17,7 @@ from server.chat.model_files import SamplingDefaults
 class VocabularyTable(msgspec.Struct, frozen=True, kw_only=True):
     """As it crosses from the text process. Token i is `text[starts[i]:starts[i + 1]]`, `starts` little-endian uint32.
 
-    `hidden` tokens add nothing to an answer. `strips_space`: an answer's first space belongs to the spelling only.
+    `hidden` tokens add nothing to an answer. `strips_space`: a text's first space belongs to the spelling only.
     """
 
     text: bytes
@@ -60,8 +61,11 @@ class Vocabulary:
             return b""
         return self._text[self._starts[token] : self._starts[token + 1]]
 
-    def stream(self) -> TokenStream:
-        return TokenStream(self, strips_space=self._strips_space)
+    def stream(self, prompt: Sequence[int] = ()) -> TokenStream:
+        """For what comes after `prompt`: decoding both together less decoding the prompt. A first space is the
+        spelling's only where nothing has been shown before it."""
+        begins = self._strips_space and not any(map(self.shown_bytes, prompt))
+        return TokenStream(self, strips_space=begins)
 
 
 class TokenStream:

@@ -11,7 +11,7 @@ from server.chat.encoded import EncodedPrompt
 from server.chat.vocabulary import Vocabulary
 from server.child.process import PATIENT, SOON
 from server.errors import ModelUnavailable
-from server.settings.types import LimitSettings
+from server.settings.types import LimitSettings, Settings
 from server.text.lane import TEXT_COMMAND, Lane
 from server.text.protocol import (
     Decode,
@@ -45,13 +45,21 @@ class TextProcess:
 
     @staticmethod
     async def open(
-        folder: Path, context_length: int | None, limits: LimitSettings, command: Sequence[str] = TEXT_COMMAND
+        folder: Path,
+        context_length: int | None,
+        limits: LimitSettings,
+        conversions: Path | None = None,
+        command: Sequence[str] = TEXT_COMMAND,
     ) -> TextProcess:
-        """Raises ModelUnavailable when the folder's tokenizer or template is missing or broken."""
+        """`conversions` is the folder of tokenizers that were put together.
+
+        Raises ModelUnavailable when the folder's tokenizer or template is missing or broken.
+        """
         small, large = (
             Lane(
                 folder,
                 context_length,
+                conversions=conversions,
                 timeout_s=limits.text_timeout_s,
                 memory_limit=int(limits.text_memory_limit),
                 command=command,
@@ -69,16 +77,17 @@ class TextProcess:
         return TextProcess(small, large, Vocabulary(opened.vocabulary))
 
     @staticmethod
-    def opener(limits: LimitSettings) -> Callable[[Path, int | None], Awaitable[TextProcess]]:
-        """`open` for whoever has folders and no limits."""
-        return lambda folder, context_length: TextProcess.open(folder, context_length, limits)
+    def opener(settings: Settings) -> Callable[[Path, int | None], Awaitable[TextProcess]]:
+        """`open` for whoever has folders and no settings."""
+        conversions = settings.storage.cache_dir / "tokenizers"
+        return lambda folder, context_length: TextProcess.open(folder, context_length, settings.limits, conversions)
 
     @property
     def context_length(self) -> int:
         return self.vocabulary.context_length
 
-    async def encode_prompt(self, prompt: Prompt, client: str) -> EncodedPrompt:
-        answer = await self._ask(EncodePrompt(prompt), client)
+    async def encode_prompt(self, prompt: Prompt, client: str, *, with_offsets: bool = False) -> EncodedPrompt:
+        answer = await self._ask(EncodePrompt(prompt, with_offsets), client)
         assert isinstance(answer, Encoded)
         return answer.prompt
 

@@ -26,6 +26,8 @@ log = logging.getLogger("configi.text")
 
 # -P: a folder named `server` where the user stands must not take our place.
 TEXT_COMMAND = (sys.executable, "-P", "-m", "server.text.process")
+# What a model's own files cost is no client's doing: a large sentencepiece vocabulary takes a minute, once.
+_OPEN_S = 120
 # How often memory and time of a command that is under way are looked at.
 _LOOK_S = 0.1
 # Times the limit of its time, when the process got no processor, or does nothing.
@@ -49,12 +51,14 @@ class Lane:
         *,
         timeout_s: float,
         memory_limit: int,
+        conversions: Path | None = None,
         command: Sequence[str] = TEXT_COMMAND,
         niceness: int = SOON,
         keeps: bool = True,
     ) -> None:
         self._folder = folder
         self._context_length = context_length
+        self._conversions = conversions
         self._timeout_s = timeout_s
         self._memory_limit = memory_limit
         self._keeps = keeps
@@ -110,7 +114,7 @@ class Lane:
             try:
                 if self._child.pid is None:
                     await self._started()
-                return await self._exchange(command)
+                return await self._exchange(command, self._timeout_s)
             finally:
                 if self._has_grown():
                     self._renewal = asyncio.get_running_loop().call_later(_SETTLED_S, self._renew)
@@ -133,23 +137,24 @@ class Lane:
 
     async def _started(self, *, vocabulary: bool = False) -> TextAnswer:
         await self._child.start()
-        question = Open(str(self._folder), self._context_length, self._memory_limit, vocabulary)
+        conversions = None if self._conversions is None else str(self._conversions)
+        question = Open(str(self._folder), self._context_length, conversions, self._memory_limit, vocabulary)
         try:
-            answer = await self._exchange(encode(question))
+            answer = await self._exchange(encode(question), max(self._timeout_s, _OPEN_S))
         except BaseException:
             await self._child.end()
             raise
         self._opened_bytes = self._resident_bytes()
         return answer
 
-    async def _exchange(self, command: bytes) -> TextAnswer:
-        watching = asyncio.create_task(self._watch())
+    async def _exchange(self, command: bytes, limit_s: float) -> TextAnswer:
+        watching = asyncio.create_task(self._watch(limit_s))
         try:
-            async with asyncio.timeout(_WAITED * self._timeout_s):
+            async with asyncio.timeout(_WAITED * limit_s):
                 answer: TextAnswer = decode_answer(await self._child.ask(deque([command])))
         except TimeoutError:
             await self._child.end()
-            raise self._too_slow() from None
+            raise _too_slow(limit_s) from None
         except ChildEnded:
             killed = watching.result() if watching.done() and not watching.cancelled() else None
             await self._child.end()
@@ -161,7 +166,7 @@ class Lane:
             raise REFUSALS[answer.kind](answer.message, param=answer.param)
         return answer
 
-    async def _watch(self) -> InvalidRequest | None:
+    async def _watch(self, limit_s: float) -> InvalidRequest | None:
         """Why it had to kill the process. Time is that of the processor: on a busy machine it waits for others.
 
         RLIMIT_AS does not hold memory back everywhere.
@@ -174,13 +179,10 @@ class Lane:
                 if seen.memory_info().rss > self._memory_limit:
                     seen.kill()
                     return InvalidRequest("Rendering and tokenizing this took too much memory and was ended.")
-                if _processor_s(seen) - before > self._timeout_s:
+                if _processor_s(seen) - before > limit_s:
                     seen.kill()
-                    return self._too_slow()
+                    return _too_slow(limit_s)
         return None
-
-    def _too_slow(self) -> InvalidRequest:
-        return InvalidRequest(f"Rendering and tokenizing this took longer than {self._timeout_s:g} s and was ended.")
 
     # ---- its memory
 
@@ -217,3 +219,7 @@ class Lane:
 def _processor_s(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
+
+
+def _too_slow(limit_s: float) -> InvalidRequest:
+    return InvalidRequest(f"Rendering and tokenizing this took longer than {limit_s:g} s and was ended.")

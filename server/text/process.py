@@ -8,6 +8,7 @@ closes stdin.
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import BinaryIO
 
 from quantize.printable import echo
 from server.allocator import give_back, keep_little
+from server.chat.conversion import Conversions
 from server.chat.processor import Processor
 from server.child.frames import read_frame, write_frame
 from server.errors import ConfigiError, InvalidRequest
@@ -50,7 +52,8 @@ def serve(commands: BinaryIO, answers: BinaryIO) -> None:
         try:
             if isinstance(command, Open):
                 _bound_memory(command.memory_limit)
-                processor = Processor.load(Path(command.folder), command.context_length)
+                kept = Conversions(Path(command.conversions) if command.conversions else None)
+                processor = Processor.load(Path(command.folder), command.context_length, kept)
                 table = processor.tokenizer.table(processor.context_length) if command.vocabulary else None
                 answer = Opened(table)
             elif processor is None:
@@ -74,7 +77,7 @@ def serve(commands: BinaryIO, answers: BinaryIO) -> None:
 def _answer(processor: Processor, command: TextCommand) -> TextAnswer:
     match command:
         case EncodePrompt():
-            return Encoded(processor.encode_prompt(command.prompt))
+            return Encoded(processor.encode_prompt(command.prompt, with_offsets=command.with_offsets))
         case EncodeText():
             return Tokenized(processor.tokenizer.encode(command.text, command.add_special))
         case Decode():
@@ -98,6 +101,8 @@ def _bound_memory(limit: int) -> None:
 
 def main() -> None:
     keep_little()
+    # For the libraries that may be imported later: nothing here needs the network, or says what is no fault.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     serve(sys.stdin.buffer, sys.stdout.buffer)
 
 

@@ -16,10 +16,12 @@ from server.errors import ConfigiError, ContextLengthExceeded, InvalidRequest, M
 
 
 class Open(msgspec.Struct, frozen=True, tag=True):
-    """Read tokenizer and template of `folder`. Once, first. `context_length` is the configured one."""
+    """Read tokenizer and template of `folder`. Once, first. `context_length` is the configured one; `conversions` the
+    folder of tokenizers that were put together."""
 
     folder: str
     context_length: int | None
+    conversions: str | None
     # Bytes of address space that the process may take, where the system can hold it to that.
     memory_limit: int
     # Whether the answer is to have it: it is as large as the tokenizer, and needed once.
@@ -27,7 +29,10 @@ class Open(msgspec.Struct, frozen=True, tag=True):
 
 
 class EncodePrompt(msgspec.Struct, frozen=True, tag=True):
+    """`with_offsets`: tell where in its text each token of a raw prompt begins."""
+
     prompt: Prompt
+    with_offsets: bool = False
 
 
 class EncodeText(msgspec.Struct, frozen=True, tag=True):

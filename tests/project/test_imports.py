@@ -39,7 +39,7 @@ ARROWS: dict[str, set[str]] = {
         "server.child", "server.engine_client", "server.errors", "server.settings", "server.text", "quantize",
         "quantize.folder", "quantize.hub",
     },
-    "server.chat": {"server.engine_client", "server.errors"},
+    "server.chat": {"server.engine_client", "server.errors", "quantize"},
     "server.engine_client": {"server.errors", "server.settings"},
     "server.engine": {"server.engine_client", "quantize"},
     "server.logs": {"server.settings", "quantize"},
@@ -136,9 +136,9 @@ def test_only_the_engine_process_and_the_builder_import_mlx() -> None:
     assert sorted(name for name in users if not inside(name, "server.engine", "quantize")) == []
 
 
-@pytest.mark.parametrize("library", ["transformers", "torch"])
-def test_nothing_imports(library: str) -> None:
-    assert [name for name in PRODUCT if any(inside(target, library) for target in imported_by(name))] == []
+@pytest.mark.parametrize(("library", "users"), [("transformers", ["server.chat.conversion"]), ("torch", [])])
+def test_only_what_needs_it_imports(library: str, users: list[str]) -> None:
+    assert [name for name in PRODUCT if any(inside(target, library) for target in imported_by(name))] == users
 
 
 def test_no_two_modules_import_each_other() -> None:
@@ -149,8 +149,13 @@ def test_no_two_modules_import_each_other() -> None:
         pytest.fail(f"import cycle: {' <- '.join(error.args[1])}")
 
 
-def test_the_application_starts_without_mlx_tokenizers_templates_or_the_hub() -> None:
-    heavy = ("mlx", "mlx_lm", "transformers", "torch", "tokenizers", "jinja2", "huggingface_hub", "numpy")
-    script = f"import sys, server.app; print(*[name for name in {heavy!r} if name in sys.modules])"
+_HEAVY = ("mlx", "mlx_lm", "transformers", "torch", "huggingface_hub", "numpy")
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"), [("server.app", (*_HEAVY, "tokenizers", "jinja2")), ("server.text.process", _HEAVY)]
+)
+def test_it_starts_without_what_is_heavy_there(module: str, heavy: tuple[str, ...]) -> None:
+    script = f"import sys, {module}; print(*[name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")

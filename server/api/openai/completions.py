@@ -31,7 +31,7 @@ from server.api.openai.answer import (
 )
 from server.api.openai.completions_request import CompletionCall, parse_completion
 from server.api.openai.dialect import OPENAI
-from server.api.openai.legacy_logprobs import LegacyLogprobs, legacy_logprobs
+from server.api.openai.legacy_logprobs import LegacyLogprobs, joined, legacy_logprobs
 from server.api.service import Service
 from server.chat.conversation import GenerationRequest
 from server.chat.deltas import (
@@ -121,12 +121,13 @@ def _completion(answers: Sequence[Answer], call: CompletionCall) -> TextCompleti
 
 
 def _choice(index: int, choice: Choice, prompt_text: str, call: CompletionCall) -> TextChoice:
+    before = prompt_text if call.echo else ""
     logprobs = None
     if call.options.top_logprobs is not None:
-        # prompt_tokens are there only with echo.
-        logprobs, _ = legacy_logprobs([*choice.prompt_tokens, *choice.tokens], 0)
-    text = prompt_text + choice.text if call.echo else choice.text
-    return TextChoice(index, text, logprobs, choice.reason)
+        logprobs = legacy_logprobs(choice.tokens, len(before))
+        if choice.prompt_tokens:
+            logprobs = joined(legacy_logprobs(choice.prompt_tokens), logprobs)
+    return TextChoice(index, before + choice.text, logprobs, choice.reason)
 
 
 class CompletionStream:
@@ -138,7 +139,6 @@ class CompletionStream:
         self._call = call
         self._model = ""
         self._prompt_texts = [""] * len(call.prompts)
-        self._offsets = [0] * (len(call.prompts) * call.options.n)
         self._usages: list[Usage] = []
         self._no_usage: UnsetType | None = None if call.include_usage else UNSET
 
@@ -147,7 +147,8 @@ class CompletionStream:
         first = prompt * self._call.options.n
         match inner:
             case TextDelta(choice, text, tokens):
-                return self._text(first + choice, text, tokens) if text or tokens else b""
+                start = len(self._prompt_texts[prompt]) if self._call.echo else 0
+                return self._text(first + choice, text, tokens, start) if text or tokens else b""
             case Finish():
                 return self._chunk(TextChoice(first + inner.choice, "", None, inner.reason))
             case PromptLogprobs():
@@ -176,11 +177,8 @@ class CompletionStream:
         first = prompt * self._call.options.n
         return b"".join(self._chunk(TextChoice(first + k, event.prompt_text)) for k in range(self._call.options.n))
 
-    def _text(self, index: int, text: str, tokens: Sequence[ScoredToken]) -> bytes:
-        logprobs = None
-        if tokens:
-            logprobs, self._offsets[index] = legacy_logprobs(tokens, self._offsets[index])
-        return self._chunk(TextChoice(index, text, logprobs))
+    def _text(self, index: int, text: str, tokens: Sequence[ScoredToken], start: int = 0) -> bytes:
+        return self._chunk(TextChoice(index, text, legacy_logprobs(tokens, start) if tokens else None))
 
     def _chunk(self, choice: TextChoice | None, usage: WireUsage | None = None) -> bytes:
         return frame(

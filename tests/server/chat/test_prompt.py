@@ -211,7 +211,9 @@ def test_a_lone_surrogate_in_a_message_is_the_requests_fault(tokenizer: ChatToke
 def test_a_conversation_works_from_the_folder_alone(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path / "model", context=64)
     tokenizer = ChatTokenizer.load(folder)
-    encoded = encode_prompt(tokenizer, ChatTemplate.load(folder), _user("Hi"), tokenizer.context_length)
+    encoded = encode_prompt(
+        tokenizer, ChatTemplate.load(folder, tokenizer.special), _user("Hi"), tokenizer.context_length
+    )
     assert encoded.ids == tokenizer.encode(f"{START}user\nHi{END}\n{START}assistant\n", False)
 
 

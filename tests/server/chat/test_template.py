@@ -318,14 +318,13 @@ def test_a_folded_system_message_marks_no_end_of_its_own() -> None:
 
 def test_a_model_without_a_template_points_to_completions(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="/v1/completions"):
-        ChatTemplate.load(tmp_path).render(_conversation("u Hi"))
+        ChatTemplate.load(tmp_path, {}).render(_conversation("u Hi"))
 
 
 def test_the_jinja_file_wins_over_the_tokenizers_config(tmp_path: Path) -> None:
     def load(value: object) -> str:
-        config = {"chat_template": value, "bos_token": {"content": "<s>"}, "eos_token": None}
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-        return ChatTemplate.load(tmp_path).render(_conversation("u Hi")).text
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
+        return ChatTemplate.load(tmp_path, {"bos_token": "<s>"}).render(_conversation("u Hi")).text
 
     assert load("text {{ bos_token }}") == "text <s>"
     assert load([{"name": "rag", "template": "no"}, {"name": "default", "template": "listed"}]) == "listed"
