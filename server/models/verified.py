@@ -42,11 +42,14 @@ class Verifier:
 def _is_verified(folder: Path, stamp: Path) -> bool:
     """Raises ModelUnavailable at the first thing that is wrong."""
     from quantize.folder.manifest import MANIFEST
-    from quantize.folder.verify import check, is_unchanged
+    from quantize.folder.verify import examine, is_unchanged
 
     if not folder.is_dir():
         raise ModelUnavailable("The model's files are gone.")
-    for problem in check(folder):
+    found = examine(folder, thorough=False)
+    for warning in found.warnings:
+        log.warning("%s: %s", folder, warning)
+    for problem in found.problems:
         log.error("%s: %s", folder, problem)
         raise ModelUnavailable(damaged(problem))
     return not (folder / MANIFEST).is_file() or is_unchanged(folder, stamp)
