@@ -153,13 +153,17 @@ def verify(
     json: JsonOption = False,
 ) -> None:
     """Check a model folder against its manifest and against itself."""
-    from quantize.folder.verify import verify as check
+    from quantize.folder.verify import examine
     from quantize.printable import echo, print_json
 
-    problems = check(folder)
+    found = examine(folder, thorough=True)
+    problems = found.problems
     if json:
-        print_json({"folder": str(folder), "ok": not problems, "problems": problems})
+        report = {"folder": str(folder), "ok": not problems, "problems": problems, "warnings": found.warnings}
+        print_json(report)
     else:
+        for warning in found.warnings:
+            echo(f"Warning: {warning}", err=True)
         for problem in problems:
             echo(problem, err=True)
         if not problems:
