@@ -6,6 +6,7 @@ A value of an otherwise refused field that asks for nothing is listed with its r
 from __future__ import annotations
 
 from server.api.fields import Fields, Refusal
+from server.api.openai.responses.table import RESPONSES
 
 _SAMPLING = {
     "model": "The model's id or an alias; absent, empty or blank means the default model.",
@@ -154,6 +155,7 @@ DETOKENIZE = Fields(
 ENDPOINTS = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETIONS,
+    "/v1/responses": RESPONSES,
     "/tokenize": TOKENIZE,
     "/detokenize": DETOKENIZE,
 }
