@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
+from server.api.opaque import enclosed
 from server.api.openai.answer import Answer
 from server.api.openai.responses.answer import response_usage
-from server.api.openai.responses.opaque import enclosed
 from server.api.openai.responses.request import ResponseCall
 from server.chat.conversation import Conversation, GenerationRequest
 from server.chat.parts import Message

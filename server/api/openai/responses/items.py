@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from server.api.openai.responses.opaque import opened
+from server.api.opaque import opened
 from server.api.wire import shown
 from server.chat.parts import Message, Part, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart
 from server.errors import InvalidRequest, UnsupportedField

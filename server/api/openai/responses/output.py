@@ -11,8 +11,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from server.api.opaque import enclosed
 from server.api.openai.answer import wire_logprob
-from server.api.openai.responses.opaque import enclosed
 from server.api.openai.responses.tools import Declared
 from server.chat.deltas import Delta, ReasoningDelta, ScoredToken, TextDelta, ToolCallDelta
 

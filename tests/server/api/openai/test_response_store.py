@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.api.openai.responses.opaque import enclosed, opened
+from server.api.opaque import enclosed, opened
 from server.api.openai.responses.store import ResponseStore
 from server.errors import InvalidRequest, NotFound
 
