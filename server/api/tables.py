@@ -5,7 +5,9 @@ A value of an otherwise refused field that asks for nothing is listed with its r
 
 from __future__ import annotations
 
+from server.api.anthropic.table import MESSAGES
 from server.api.fields import Fields, Refusal
+from server.api.openai.responses.table import RESPONSES
 
 _SAMPLING = {
     "model": "The model's id or an alias; absent, empty or blank means the default model.",
@@ -155,6 +157,8 @@ DETOKENIZE = Fields(
 ENDPOINTS = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETIONS,
+    "/v1/responses": RESPONSES,
+    "/v1/messages": MESSAGES,
     "/tokenize": TOKENIZE,
     "/detokenize": DETOKENIZE,
 }

@@ -90,11 +90,15 @@ Delta = TextDelta | ReasoningDelta | ToolCallDelta
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The last event of one choice. `completion_tokens` counts tokens the model made, stop token not counted."""
+    """The last event of one choice. `completion_tokens` counts tokens the model made, stop token not counted.
+
+    `stop_string`: the one that ended it, if one did.
+    """
 
     choice: int
     reason: FinishReason
     completion_tokens: int
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

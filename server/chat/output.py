@@ -50,6 +50,11 @@ class ChoiceOutput:
         # Nothing is held back and nothing left out: the text of the tokens is the answer.
         self._plain = channels is None and not stop and not want_logprobs
 
+    @property
+    def stop_string(self) -> str | None:
+        """The one that ended it."""
+        return self._stops.met
+
     def push(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> tuple[list[Delta], bool]:
         """The deltas that `tokens` give, and whether a stop string was met: then the choice has ended, and whatever is
         behind it is dropped."""

@@ -45,7 +45,7 @@ async def answer(
                     yield delta
                 if stopped:
                     stream.stop(choice)
-                    yield Finish(choice, "stop", completion_tokens[choice])
+                    yield Finish(choice, "stop", completion_tokens[choice], outputs[choice].stop_string)
             case Finished():
                 for delta in outputs[choice].finish():
                     yield delta

@@ -200,6 +200,10 @@ class LimitSettings(Section):
     max_logit_bias: int = Field(300, ge=1, description="Entries in logit_bias.")
     max_top_logprobs: int = Field(20, ge=0, description="Alternatives per token, as at OpenAI.")
     max_n: int = Field(8, ge=1, description="Choices per request; each takes a slot.")
+    stored_responses: ByteSize = Field(
+        ByteSize(64 * 10**6), ge=0, description="Memory for responses that clients may ask for again; 0 keeps none."
+    )
+    stored_response_age_s: float = Field(86400, gt=0, description="How long such a response is kept.")
     text_timeout_s: float = Field(
         15,
         gt=0,
