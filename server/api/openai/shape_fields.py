@@ -156,7 +156,8 @@ def _tag(value: Any, where: str) -> StructuralTag | None:
     if not isinstance(value, dict):
         raise InvalidRequest(f"{where} must be an object, not {shown(value)}.", param=where)
     if "format" in value:
-        raise UnsupportedField(f"{where}.format is not supported: give structures and triggers.", param=f"{where}.format")
+        message = f"{where}.format is not supported: give structures and triggers."
+        raise UnsupportedField(message, param=f"{where}.format")
     structures, triggers = value.get("structures"), value.get("triggers", [])
     if not isinstance(structures, list) or not structures:
         raise InvalidRequest(f"{where}.structures must be a list that is not empty.", param=f"{where}.structures")
