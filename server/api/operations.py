@@ -63,6 +63,8 @@ class DetokenizeFields(Wire):
 class TokenizeCall:
     model: str | None
     prompt: Prompt
+    # What the prompt is called in the request.
+    field: str
     add_special: bool
     headers: dict[str, str]
 
@@ -103,12 +105,20 @@ def router(service: Service) -> APIRouter:
 
 
 async def _tokenize(service: Service, call: TokenizeCall, client: str) -> Response:
-    tokens = await service.tokenize(call.model, call.prompt, call.add_special, client)
+    try:
+        tokens = await service.tokenize(call.model, call.prompt, call.add_special, client)
+    except InvalidRequest as error:
+        error.param = call.field
+        raise
     return _json({"tokens": tokens, "count": len(tokens)}, headers=call.headers)
 
 
 async def _detokenize(service: Service, screened: Screened, fields: DetokenizeFields, client: str) -> Response:
-    text = await service.detokenize(model_name(fields.model), fields.tokens, client)
+    try:
+        text = await service.detokenize(model_name(fields.model), fields.tokens, client)
+    except InvalidRequest as error:
+        error.param = "tokens"
+        raise
     return _json({"content": text}, headers=screened.headers())
 
 
@@ -140,7 +150,7 @@ def _parse_tokenize(raw: bytes, limits: LimitSettings) -> TokenizeCall:
         prompt = RawPrompt(fields.prompt if fields.prompt is not None else fields.content or "")
     # llama-server's `content` adds none by default, vLLM's `prompt` does; a template brings its own.
     add_special = fields.add_special if fields.add_special is not None else fields.prompt is not None
-    return TokenizeCall(model_name(fields.model), prompt, add_special, screened.headers(*ignored))
+    return TokenizeCall(model_name(fields.model), prompt, given[0], add_special, screened.headers(*ignored))
 
 
 def _conversation(fields: TokenizeFields, raw: list[Any], limits: LimitSettings) -> tuple[Prompt, tuple[str, ...]]:

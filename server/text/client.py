@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from server.chat.conversation import Prompt
+from server.chat.conversation import Conversation, Prompt
 from server.chat.prompt import EncodedPrompt
 from server.chat.vocabulary import Vocabulary
-from server.errors import ModelUnavailable
+from server.errors import InvalidRequest, ModelUnavailable
 from server.settings.types import LimitSettings
 from server.text.lane import TEXT_COMMAND, Lane
 from server.text.protocol import (
@@ -74,7 +74,11 @@ class TextProcess:
         return self.vocabulary.context_length
 
     async def encode_prompt(self, prompt: Prompt, client: str) -> EncodedPrompt:
-        answer = await self._ask(EncodePrompt(prompt), client)
+        try:
+            answer = await self._ask(EncodePrompt(prompt), client)
+        except InvalidRequest as error:
+            error.param = error.param or ("messages" if isinstance(prompt, Conversation) else "prompt")
+            raise
         assert isinstance(answer, Encoded)
         return answer.prompt
 
