@@ -151,7 +151,10 @@ def _modules() -> str:
 
 
 def _fields(fields: Fields) -> str:
-    parts = ["**Works**\n", _table(("Field", "What it does"), _described(fields.works))]
+    works = {**fields.works, **{name: f"As {first}." for name, first in fields.aliases.items()}}
+    for name, inner in fields.inside.items():
+        works[name] = f"Holds fields, each as outside of it: {', '.join(sorted(inner))}."
+    parts = ["**Works**\n", _table(("Field", "What it does"), _described(works))]
     if fields.accepted:
         parts += ["**Accepted, without effect on the answer**\n", _table(("Field", "Why"), _described(fields.accepted))]
     if fields.refused:

@@ -6,18 +6,29 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from server.chat.parts import Message
+from server.chat.parts import Message, ToolCallPart
 from server.chat.shapes import Shape
 from server.chat.tools import FREE, Tool, ToolChoice
 
 
 class Conversation(msgspec.Struct, frozen=True, tag=True):
-    """Messages for the chat template. When the last is the assistant's, the model continues it (prefill)."""
+    """Messages for the chat template.
+
+    `template_variables`: extra ones, from an allow-list; scalars only. `open`: the model is to write; otherwise the
+    conversation is rendered as it stands.
+    """
 
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
-    # Extra variables for the chat template, from an allow-list; scalars only.
     template_variables: dict[str, str | int | float | bool] = {}
+    open: bool = True
+
+    @property
+    def continues(self) -> bool:
+        """Whether the model is to go on with the last message (prefill) rather than answer it. One that ends in tool
+        calls is over: what comes next are their results."""
+        last = self.messages[-1]
+        return self.open and last.role == "assistant" and not any(isinstance(p, ToolCallPart) for p in last.parts)
 
 
 class RawPrompt(msgspec.Struct, frozen=True, tag=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +37,7 @@ class Started:
     prompt_tokens: int
     # Logprobs of the prompt come later, as `PromptLogprobs`.
     prompt_text: str = ""
+    prompt_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

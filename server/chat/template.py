@@ -65,22 +65,26 @@ class ChatTemplate:
             name: change(value) if isinstance(value, str) else value
             for name, value in conversation.template_variables.items()
         }
-        rendering = _Rendering(self._template, _ALWAYS | self._variables | asked, change)
+        rendering = _Rendering(self._template, _ALWAYS | self._variables | asked, change, conversation)
         messages, text = _first_complete(rendering, conversation.messages)
         return Rendered(text, _message_ends(rendering, messages, text))
 
 
 class _Rendering:
-    def __init__(self, template: Template, variables: dict[str, Any], change: Callable[[str], str]) -> None:
+    def __init__(
+        self, template: Template, variables: dict[str, Any], change: Callable[[str], str], conversation: Conversation
+    ) -> None:
         self._template = template
         self._variables = variables
+        self._open = conversation.open
+        self._continues = conversation.continues
         # A message is rendered many times, and a long one is long to change.
         self._values = functools.cache(lambda message: template_values(message, change))
 
     def prompt(self, messages: Messages) -> str:
-        if messages and messages[-1].role == "assistant":
+        if self._continues:
             return self._continuation(messages)
-        return self.text(messages, add_generation_prompt=True)
+        return self.text(messages, add_generation_prompt=self._open)
 
     def _continuation(self, messages: Messages) -> str:
         """Up to the end of the last content. A mark finds it where searching would find the template's own words, and

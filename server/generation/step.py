@@ -62,7 +62,7 @@ class Generation:
                     yield pending
                 engine = lease.granted.result()
                 with closing(engine.generate(commands)) as stream, place.queue(stream) as queue_timeout:
-                    yield Started(entry.id, len(prompt.ids), prompt.text)
+                    yield Started(entry.id, len(prompt.ids), prompt.text, prompt.ids)
                     on_slot = queue_timeout.cancel
                     async with aclosing(answer(stream, request, text.vocabulary, prompt, on_slot)) as events:
                         async for event in events:

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from server.chat.conversation import Prompt
+from server.chat.conversation import Conversation, Prompt
 from server.chat.encoded import EncodedPrompt
 from server.chat.vocabulary import Vocabulary
 from server.child.process import PATIENT, SOON
-from server.errors import ModelUnavailable
+from server.errors import InvalidRequest, ModelUnavailable
 from server.settings.types import LimitSettings, Settings
 from server.text.lane import TEXT_COMMAND, Lane
 from server.text.protocol import (
@@ -87,7 +87,11 @@ class TextProcess:
         return self.vocabulary.context_length
 
     async def encode_prompt(self, prompt: Prompt, client: str, *, with_offsets: bool = False) -> EncodedPrompt:
-        answer = await self._ask(EncodePrompt(prompt, with_offsets), client)
+        try:
+            answer = await self._ask(EncodePrompt(prompt, with_offsets), client)
+        except InvalidRequest as error:
+            error.param = error.param or ("messages" if isinstance(prompt, Conversation) else "prompt")
+            raise
         assert isinstance(answer, Encoded)
         return answer.prompt
 
