@@ -19,8 +19,6 @@ from server.settings.types import CacheSettings, EngineSettings, Settings, Stora
 from tests.support.engines import running_engine
 
 GREEDY = Sampling(seed=0, temperature=0)
-
-
 ANSWER = 8
 
 
