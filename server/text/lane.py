@@ -14,9 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
-
-from server.child.asked import AskedChild, ChildEnded
+from server.child.asked import AskedChild, Bounds, ChildEnded, TookTooLong, TookTooMuch
 from server.child.process import SOON
 from server.child.turns import Turns
 from server.errors import InvalidRequest, ModelUnavailable
@@ -26,10 +24,6 @@ log = logging.getLogger("configi.text")
 
 # -P: a folder named `server` where the user stands must not take our place.
 TEXT_COMMAND = (sys.executable, "-P", "-m", "server.text.process")
-# How often memory and time of a command that is under way are looked at.
-_LOOK_S = 0.1
-# Times the limit of its time, when the process got no processor, or does nothing.
-_WAITED = 4
 # What it may hold more than when it had opened the model's files: buffers, and caches of the tokenizer. One that holds
 # more after its last command is not asked again.
 _GROWN, _GROWN_BYTES = 1.1, 8 * 2**20
@@ -55,10 +49,9 @@ class Lane:
     ) -> None:
         self._folder = folder
         self._context_length = context_length
-        self._timeout_s = timeout_s
-        self._memory_limit = memory_limit
+        self._bounds = Bounds(timeout_s, memory_limit)
         self._keeps = keeps
-        self._child = AskedChild(command, niceness, "text process", log)
+        self._child = AskedChild(command, niceness, self._bounds, "text process", log)
         self._turns = Turns()
         # Resident bytes when it had read the model's files and done nothing yet.
         self._opened_bytes = 0
@@ -108,7 +101,7 @@ class Lane:
                 raise ModelUnavailable("The model is being unloaded.")
             self._stop_renewal()
             try:
-                if self._child.pid is None:
+                if not self._child.running:
                     await self._started()
                 return await self._exchange(command)
             finally:
@@ -133,66 +126,33 @@ class Lane:
 
     async def _started(self, *, vocabulary: bool = False) -> TextAnswer:
         await self._child.start()
-        question = Open(str(self._folder), self._context_length, self._memory_limit, vocabulary)
+        question = Open(str(self._folder), self._context_length, self._bounds.memory, vocabulary)
         try:
             answer = await self._exchange(encode(question))
         except BaseException:
             await self._child.end()
             raise
-        self._opened_bytes = self._resident_bytes()
+        self._opened_bytes = self._child.resident_bytes
         return answer
 
     async def _exchange(self, command: bytes) -> TextAnswer:
-        watching = asyncio.create_task(self._watch())
         try:
-            async with asyncio.timeout(_WAITED * self._timeout_s):
-                answer: TextAnswer = decode_answer(await self._child.ask(deque([command])))
-        except TimeoutError:
-            await self._child.end()
-            raise self._too_slow() from None
+            answer: TextAnswer = decode_answer(await self._child.ask(deque([command])))
+        except TookTooLong:
+            seconds = f"{self._bounds.seconds:g} s"
+            raise InvalidRequest(f"Rendering and tokenizing this took longer than {seconds} and was ended.") from None
+        except TookTooMuch:
+            raise InvalidRequest("Rendering and tokenizing this took too much memory and was ended.") from None
         except ChildEnded:
-            killed = watching.result() if watching.done() and not watching.cancelled() else None
-            await self._child.end()
-            message = "Rendering and tokenizing this ended the process that did it."
-            raise killed or InvalidRequest(message) from None
-        finally:
-            watching.cancel()
+            raise InvalidRequest("Rendering and tokenizing this ended the process that did it.") from None
         if isinstance(answer, Refused):
             raise REFUSALS[answer.kind](answer.message, param=answer.param)
         return answer
 
-    async def _watch(self) -> InvalidRequest | None:
-        """Why it had to kill the process. Time is that of the processor: on a busy machine it waits for others.
-
-        RLIMIT_AS does not hold memory back everywhere.
-        """
-        with contextlib.suppress(psutil.Error):
-            seen = psutil.Process(self._child.pid)
-            before = _processor_s(seen)
-            while True:
-                await asyncio.sleep(_LOOK_S)
-                if seen.memory_info().rss > self._memory_limit:
-                    seen.kill()
-                    return InvalidRequest("Rendering and tokenizing this took too much memory and was ended.")
-                if _processor_s(seen) - before > self._timeout_s:
-                    seen.kill()
-                    return self._too_slow()
-        return None
-
-    def _too_slow(self) -> InvalidRequest:
-        return InvalidRequest(f"Rendering and tokenizing this took longer than {self._timeout_s:g} s and was ended.")
-
     # ---- its memory
 
-    def _resident_bytes(self) -> int:
-        """0 when it does not run."""
-        if (pid := self._child.pid) is not None:
-            with contextlib.suppress(psutil.Error):
-                return int(psutil.Process(pid).memory_info().rss)
-        return 0
-
     def _has_grown(self) -> bool:
-        return self._resident_bytes() > _GROWN * self._opened_bytes + _GROWN_BYTES
+        return self._child.resident_bytes > _GROWN * self._opened_bytes + _GROWN_BYTES
 
     def _renew(self) -> None:
         self._renewal = None
@@ -212,8 +172,3 @@ class Lane:
         if self._renewal is not None:
             self._renewal.cancel()
             self._renewal = None
-
-
-def _processor_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
