@@ -34,7 +34,7 @@ log = logging.getLogger("configi.text")
 # -P: a folder named `server` where the user stands must not take our place.
 TEXT_COMMAND = (sys.executable, "-P", "-m", "server.text.process")
 # What a model's own files cost is no client's doing: a large sentencepiece vocabulary takes a minute, once.
-_OPEN_S = 120
+_OPEN_S = 60
 # How often the memory of a command that is under way is looked at.
 _LOOK_S = 0.1
 
