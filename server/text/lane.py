@@ -26,7 +26,7 @@ log = logging.getLogger("configi.text")
 # -P: a folder named `server` where the user stands must not take our place.
 TEXT_COMMAND = (sys.executable, "-P", "-m", "server.text.process")
 # What a model's own files cost is no client's doing: a large sentencepiece vocabulary takes a minute, once.
-_OPEN_S = 120
+_OPEN_S = 60
 # What it may hold more than when it had opened the model's files: buffers, and caches of the tokenizer. One that holds
 # more after its last command is not asked again.
 _GROWN, _GROWN_BYTES = 1.1, 8 * 2**20
