@@ -22,7 +22,7 @@ LONGEST_FRAME = 2**28
 
 
 class Open(msgspec.Struct, frozen=True, tag=True):
-    """Read tokenizer and template of `folder`. Once, first. `context_length` is the configured one."""
+    """Read tokenizer and template of `folder`. Once, first. `context_length` None: what the folder itself says."""
 
     folder: str
     context_length: int | None
