@@ -67,15 +67,17 @@ def place(tensors: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> lis
         SourceError: naming the tensor that is missing, is unknown, or is changed in a way that cannot be followed.
     """
     model = empty_model(config)
-    kinds = {path: type(module).__name__ for path, module in model.named_modules()}
+    modules = dict(model.named_modules())
     order = {name: number for number, name in enumerate(tensors)}
     placed = []
     for name, value in _sanitized(model, tensors, config).items():
         sources = getattr(value, "parts", [value])
         if _is_dropped(name, sources[0].source, model, config):
             continue
-        role = role_of(name, value.shape, kinds.get(name.rpartition(".")[0], ""))
-        if role is None or not _owns(model, name):
+        module = modules.get(name.rpartition(".")[0])
+        quantizable = hasattr(module, "to_quantized")
+        role = role_of(name, value.shape, type(module).__name__, quantizable=quantizable)
+        if not _owns(model, name):
             raise _unknown(sources[0].source, config)
         pieces = [PlacedView(tensors[part.source], part.view_of_source) for part in sources]
         _check_dtypes(pieces, _parameter(model, name))
