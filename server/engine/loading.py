@@ -9,9 +9,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.utils import load_model
 
 from quantize.foreign_json import read_json
+from quantize.forward.loading import load_folder
 
 
 class LoadError(Exception):
@@ -25,18 +25,15 @@ def load(folder: Path) -> tuple[nn.Module, int, int]:
         LoadError: for whatever is wrong with the folder. Nothing in it is ever executed: code files are ignored
             and `model_file` is refused.
     """
-    config = _config(folder)
+    _config(folder)
     try:
-        # trust_remote_code is given explicitly: a default may change.
-        model, _ = load_model(folder, trust_remote_code=False)
+        model = load_folder(folder)
     except MemoryError:
         raise
     except Exception as error:
         # mlx-lm and MLX raise ValueError, KeyError, TypeError, RuntimeError, ... depending on the damage.
         raise LoadError(_sentence(error, folder)) from error
     weights = dict(tree_flatten(model.parameters()))
-    if config.get("quantization") and not any(name.endswith(".scales") for name in weights):
-        raise LoadError("config.json says that the model is quantized but its weights are not.")
     return model, vocabulary_size(model), sum(w.nbytes for w in weights.values() if isinstance(w, mx.array))
 
 
@@ -81,8 +78,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _sentence(error: Exception, folder: Path) -> str:
-    """MLX's reason in one line without the path of the folder."""
-    reason = _first_line(error).replace(str(folder), "the folder")
+    """MLX's reason in one line without the path of the folder; it lists tensors below one another."""
+    reason = " ".join(str(error).split())[:300].replace(str(folder), "the folder")
     if isinstance(error, KeyError | AttributeError | TypeError):
         reason = f"its config.json is missing or misnaming something ({type(error).__name__}: {reason})"
     return f"The model's files could not be loaded: {reason}"
