@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
@@ -28,6 +29,7 @@ from server.engine.disk_tier import DiskTier
 from server.engine.engine import Engine
 from server.engine.prefill import Prefill, read_together
 from server.engine.prefix_cache import PrefixCache
+from server.engine.prefix_tree import PrefixTree
 from server.engine_client.client import EngineClient
 from server.engine_client.protocol import Boundary, Generate, Kind, Load, Prefilled, Sampling, Tokens
 from server.engine_client.supervisor import Supervisor
@@ -431,3 +433,11 @@ def test_the_log_says_where_a_prompt_leaves_the_most_similar_earlier_one(sliding
         assert re.search(
             r"prompt shares first \d+ of \d+ tokens with an earlier one, reuses \d+", server.log.read_text()
         )
+
+
+def test_a_salt_under_which_nothing_is_kept_leaves_nothing_behind(tmp_path: Path) -> None:
+    cache = PrefixCache(10**9, DiskTier(tmp_path, "model", 0), trimmable=True)
+    for number in range(100):
+        assert cache.find([1, 2, 3], f"salt-{number}").length == 0
+        assert not cache.has([1, 2], f"salt-{number}")
+    assert sum(isinstance(alive, PrefixTree) for alive in gc.get_objects()) == 0
