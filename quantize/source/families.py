@@ -23,6 +23,11 @@ _UNUSED = re.compile(
     r"(?:model\.)?(?:vision_tower|multi_modal_projector|audio_tower|embed_audio|embed_vision|vision_embedder)\..*"
     r"|.*self_attn\.rotary_emb\.inv_freq"
     r"|.*\.(?:input|output)_(?:max|min)"
+    # Static scales of activations and of the KV cache, which only a kernel that computes in fp8 needs.
+    r"|.*[._](?:input|output|activation|act)(?:_global)?_scale(?:_inv|_ub)?|.*\.(?:[qkv]|kv)_scale"
+    r"|.*\.(?:input|output)_zero_point|.*\.weight_format"
+    # Heads beside the language model's, of fine-tunes that judge or classify.
+    r"|(?:model\.)?(?:score|classifier|qa_outputs|(?!lm_)[a-z0-9]+_head|[a-z]+_lm_head)s?\..*"
 )
 # transformers' newer names, which mlx-lm 0.32 does not know.
 _RENAMED = {"gemma3": ("model.language_model.", "language_model.model.")}
@@ -97,8 +102,9 @@ def _standin(tensor: SourceTensor) -> Any:
     import mlx.core as mx
 
     from quantize.source.standins import Standin
+    from quantize.source.unpack import Mxfp4Blocks
 
-    if tensor.is_mxfp4:
+    if isinstance(tensor.packing, Mxfp4Blocks):
         # mlx-lm packs eight codes into an integer, the groups of a row one after the other: here one stands for each.
         *rows, columns = tensor.shape
         return Standin.of(tensor.name, (*rows, columns // _MXFP4_GROUP, _MXFP4_GROUP), mx.uint32)

@@ -6,7 +6,9 @@ servers have are in `other_servers.py`.
 
 from __future__ import annotations
 
+from server.api.anthropic.table import MESSAGES
 from server.api.fields import Fields, Refusal
+from server.api.openai.responses.table import RESPONSES
 from server.api.other_servers import (
     ACCEPTED,
     INSIDE,
@@ -132,7 +134,8 @@ CHAT = Fields(
 _TEXT = {
     "prompt": "A string, a list of strings, token ids, or a list of lists of token ids.",
     **_SAMPLING,
-    "max_tokens": "Longest answer in tokens, 16 by default as at OpenAI; -1 is up to the context.",
+    "max_tokens": "Longest answer in tokens, 16 by default as at OpenAI; -1 is up to the context, 0 reads the "
+    "prompt alone (and scores it, with echo and logprobs).",
     **_SHAPE,
     "logprobs": "0 to 5: the log-probability of every token, with that many alternatives.",
     "echo": "true puts the prompt before the answer, with its log-probabilities when logprobs is given.",
@@ -193,6 +196,8 @@ DETOKENIZE = Fields(
 ENDPOINTS = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETIONS,
+    "/v1/responses": RESPONSES,
+    "/v1/messages": MESSAGES,
     "/tokenize": TOKENIZE,
     "/detokenize": DETOKENIZE,
 }

@@ -56,7 +56,8 @@ class Reasoning:
 class GenerationOptions:
     """Everything about the answer but its prompt. `None` means the model's or the server's default.
 
-    `max_tokens` None = up to the context. `top_logprobs` None = no logprobs, k = k alternatives per token.
+    `max_tokens` None = up to the context, 0 = read the prompt only. `top_logprobs` None = no logprobs, k = k
+    alternatives per token.
     Sampling fields that are None take the model's `generation_config.json` values.
     `prompt_logprobs` scores the prompt's own tokens too (completions with echo and logprobs).
     `min_tokens` and `ignore_eos` keep the model from ending early. `allowed_token_ids` None allows all; no text of

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.chat.conversation import Prompt
-from server.chat.prompt import EncodedPrompt, encode_prompt
+from server.chat.conversion import Conversions
+from server.chat.encoded import EncodedPrompt
+from server.chat.prompt import encode_prompt
 from server.chat.template import ChatTemplate
 from server.chat.tokenizer import ChatTokenizer
 
@@ -20,15 +22,16 @@ class Processor:
     context_length: int
 
     @staticmethod
-    def load(folder: Path, context_length: int | None) -> Processor:
+    def load(folder: Path, context_length: int | None, conversions: Conversions) -> Processor:
         """`context_length` is the configured one; the model's own bounds it.
 
         Raises:
             ModelUnavailable: when a file is missing or broken.
         """
-        tokenizer, template = ChatTokenizer.load(folder), ChatTemplate.load(folder)
+        tokenizer = ChatTokenizer.load(folder, conversions)
+        template = ChatTemplate.load(folder, tokenizer.special)
         longest = tokenizer.context_length
         return Processor(tokenizer, template, min(context_length or longest, longest))
 
-    def encode_prompt(self, prompt: Prompt) -> EncodedPrompt:
-        return encode_prompt(self.tokenizer, self.template, prompt, self.context_length)
+    def encode_prompt(self, prompt: Prompt, *, with_offsets: bool) -> EncodedPrompt:
+        return encode_prompt(self.tokenizer, self.template, prompt, self.context_length, with_offsets=with_offsets)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class AnyJson:
+
+class AnyJson(msgspec.Struct, frozen=True, tag=True):
     """A JSON object, of whatever content."""
 
 
-@dataclass(frozen=True, slots=True)
-class JsonSchema:
+class JsonSchema(msgspec.Struct, frozen=True, tag=True):
     """JSON that satisfies `schema`. `strict`: a keyword that cannot be enforced is an error, else it is skipped and
     named in the log. `param`: where in the request it stands."""
 
@@ -21,22 +20,19 @@ class JsonSchema:
     param: str = "response_format"
 
 
-@dataclass(frozen=True, slots=True)
-class Regex:
+class Regex(msgspec.Struct, frozen=True, tag=True):
     pattern: str
     param: str = "structured_outputs.regex"
 
 
-@dataclass(frozen=True, slots=True)
-class OneOf:
+class OneOf(msgspec.Struct, frozen=True, tag=True):
     """One of `texts`, word for word."""
 
     texts: tuple[str, ...]
     param: str = "structured_outputs.choice"
 
 
-@dataclass(frozen=True, slots=True)
-class GrammarText:
+class GrammarText(msgspec.Struct, frozen=True, tag=True):
     """A grammar in the client's own words: GBNF as llama.cpp writes it, or Lark as llguidance reads it."""
 
     text: str
@@ -44,12 +40,11 @@ class GrammarText:
     param: str = "grammar"
 
 
-@dataclass(frozen=True, slots=True)
-class StructuralTag:
+class StructuralTag(msgspec.Struct, frozen=True, tag=True):
     """vLLM's structural_tag: free text in which each `begin` opens JSON of its schema, up to its `end`."""
 
     tags: tuple[tuple[str, dict[str, Any], str], ...]
-    triggers: tuple[str, ...] = field(default=())
+    triggers: tuple[str, ...] = ()
     param: str = "structured_outputs.structural_tag"
 
 

@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError
 from msgspec.structs import replace
 
 from server.chat.conversation import Conversation
-from server.chat.model_files import read_object, special_texts
-from server.chat.parts import Message, Role, TextPart
+from server.chat.encoded import End
+from server.chat.message_ends import excerpt, message_ends, with_marks
+from server.chat.model_files import read_object
+from server.chat.parts import Message, TextPart
 from server.chat.sandbox import TemplateEnvironment
 from server.chat.template_values import template_values
 from server.chat.turns import Messages, arrangements
 from server.errors import InvalidRequest, ModelUnavailable
 
 _MAX_CHARS = 2**25
-# Ends of older messages were checkpointed when they were new.
-_ENDS = 8
 # Unicode guarantees that this is never a character; see `_continuation`.
 _CUT = "\ufdef"
 # Templates test `tools is not none`, so these must be defined; and some models think unless told otherwise.
 _ALWAYS: dict[str, Any] = {"tools": None, "documents": None, "enable_thinking": False}
-
-
-class End(NamedTuple):
-    """A character offset at which a message of `role` ends."""
-
-    offset: int
-    role: Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +49,9 @@ class ChatTemplate:
             ) from error
 
     @staticmethod
-    def load(folder: Path) -> ChatTemplate:
+    def load(folder: Path, special: dict[str, str]) -> ChatTemplate:
         """The folder's template, which may name the tokenizer's special tokens, such as bos_token."""
-        config = read_object(folder, "tokenizer_config.json")
-        return ChatTemplate(_source(folder, config), special_texts(config))
+        return ChatTemplate(_source(folder, read_object(folder, "tokenizer_config.json")), special)
 
     def render(self, conversation: Conversation, change: Callable[[str], str] = str) -> Rendered:
         """Render up to where the model is to write, every string of the conversation as `change` makes it.
@@ -163,51 +155,12 @@ def _is_complete(rendering: _Rendering, messages: Messages, text: str) -> bool:
 
 
 def _message_ends(rendering: _Rendering, messages: Messages, text: str) -> tuple[End, ...]:
-    """The ends of the system message and of the latest messages. The latest are found in an excerpt, because each costs
-    a rendering of everything before it; counted from the end of the prompt, they are at the same place in the excerpt
-    and in the whole."""
-    system = (1,) if messages and messages[0].role == "system" else ()
-    excerpt = _excerpt(messages)
-    if len(excerpt) < len(messages):
-        try:
-            short = rendering.prompt(excerpt)
-        except InvalidRequest:
-            short = ""
-        ends = _ends(rendering, excerpt, short, _latest(excerpt))
-        # Else the template writes the latest messages differently when fewer are before them.
-        if ends and text.endswith(short[ends[0].offset :]):
-            moved = [End(end.offset + len(text) - len(short), end.role) for end in ends]
-            return (*_ends(rendering, messages, text, system), *moved)
-    return _ends(rendering, messages, text, sorted({*system, *_latest(messages)}))
-
-
-def _latest(messages: Messages) -> range:
-    """For each of the latest messages, how many messages there are up to and including it."""
-    return range(max(1, len(messages) - _ENDS + 1), len(messages) + 1)
-
-
-def _excerpt(messages: Messages) -> Messages:
-    """The messages before the assistant first speaks, then those from one of its later turns on. The latest messages
-    are among them, and the roles still alternate as the template demands."""
-    spoken = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    late = [index for index in spoken if index <= len(messages) - _ENDS]
-    return messages[: spoken[0]] + messages[late[-1] :] if late else messages
-
-
-def _ends(rendering: _Rendering, messages: Messages, text: str, counts: Iterable[int]) -> tuple[End, ...]:
-    """Where the first `count` messages end, for each of `counts`, ascending. Found by rendering them alone; left out
-    where that is not a prefix of the whole, as with templates that treat the last message differently."""
-    ends = []
-    for count in counts:
-        last = messages[count - 1]
-        try:
-            prefix = rendering.text(messages[:count], add_generation_prompt=False)
-        except InvalidRequest:
-            continue
-        # Without its last content it would be the end of something else, such as BOS alone.
-        if rendering.content(last) in prefix and text.startswith(prefix) and 0 < len(prefix) < len(text):
-            ends.append(End(len(prefix), last.role))
-    return tuple(sorted(set(ends)))
+    few = excerpt(messages)
+    try:
+        marked = rendering.text(with_marks(few), add_generation_prompt=False)
+    except InvalidRequest:
+        return ()
+    return message_ends(few, text, marked, is_excerpt=len(few) < len(messages))
 
 
 def _source(folder: Path, config: dict[str, Any]) -> str | None:

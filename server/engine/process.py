@@ -1,4 +1,4 @@
-"""The engine process: `python -m server.engine.process ADDRESS`, one resident model, one loop.
+"""The engine process: `python -m server.engine ADDRESS`, one resident model, one loop.
 
 The loop is three verbs: receive commands, step the engine, send events. The process ends on `Stop`, and when
 its parent is gone, so that no orphan keeps gigabytes of unified memory. Whatever can kill a process (a Metal abort, the
@@ -113,7 +113,3 @@ def main() -> None:
     serve(socket)
     # The default linger delivers the last events before the context closes.
     context.destroy(linger=2000)
-
-
-if __name__ == "__main__":
-    main()

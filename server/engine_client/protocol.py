@@ -40,27 +40,29 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 class Grammar(msgspec.Struct, frozen=True, kw_only=True):
     """What the text of an answer must be: `text` as llguidance reads it, Lark or its JSON, token ids as `<[id]>`.
 
-    It holds from the first token on, or from a trigger on: from `after`, the end of the reasoning, when the model
-    reasons first; and where `opening` is not empty only from the first of these texts that the answer spells, which is
-    the beginning of what the grammar describes; when that is complete, the answer is free again until the next one.
+    It holds from the first token on, behind the model's reasoning where there is a `Thought`. Where `opening` is not
+    empty it is lazy: it holds only from the first of these texts that the answer spells, which is the beginning of what
+    the grammar describes; when that is complete, the answer is free again until the next one, or ends if it may come
+    `once` only.
     """
 
     text: str
-    after: str | None = None
     opening: list[str] = []
+    once: bool = False
 
 
 class Thought(msgspec.Struct, frozen=True, kw_only=True):
-    """The reasoning of a model, which ends with the text `end`. After `max_tokens` of it `closing` is written for it.
+    """The reasoning of a model: from the text `begin`, or from the first token if the prompt has it `open`, to the text
+    `end`. A grammar waits for it.
 
-    `open`: the prompt has opened it; else it begins with the text `begin`.
+    After `max_tokens` of it `closing` is written for it, `end` included.
     """
 
-    max_tokens: int
     begin: str
     end: str
-    closing: list[int]
     open: bool = False
+    max_tokens: int | None = None
+    closing: list[int] = []
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -127,6 +129,19 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     thought: Thought | None = None
 
 
+class TokenTable(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The spelling of the model's tokens. Sent once, before the first request with a grammar or a thought.
+
+    Token i is `text[starts[i]:starts[i + 1]]`, `starts` little-endian uint32. `markers`: those that ordinary text never
+    becomes. `ends`: those that end an answer.
+    """
+
+    text: bytes
+    starts: bytes
+    markers: list[int]
+    ends: list[int]
+
+
 class Cancel(msgspec.Struct, frozen=True, tag=True):
     """Forget request `id`; no event for it follows. Unknown ids are fine: it may just have finished."""
 
@@ -137,7 +152,7 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """Exit now, status 0."""
 
 
-EngineCommand = Load | Generate | Cancel | Stop
+EngineCommand = Load | TokenTable | Generate | Cancel | Stop
 
 # ---- events: engine process -> HTTP process
 

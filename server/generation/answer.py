@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 
 from server.chat.conversation import GenerationRequest
 from server.chat.deltas import Event, Finish, PrefillProgress, PromptLogprobs, ScoredToken, Usage
+from server.chat.encoded import EncodedPrompt
 from server.chat.output import ChoiceOutput, token_text
-from server.chat.prompt import EncodedPrompt
 from server.chat.vocabulary import Vocabulary
 from server.engine_client.client import EngineStream
 from server.engine_client.protocol import Finished, Prefilled, PromptScored, Tokens
@@ -27,12 +28,16 @@ async def answer(
     """The events of every choice as they come, then the usage of all together. `on_slot`: the request has a slot."""
     options = request.options
     outputs = [
-        ChoiceOutput(vocabulary, options.stop, choice, options.top_logprobs is not None) for choice in range(options.n)
+        ChoiceOutput(vocabulary, options.stop, choice, options.top_logprobs is not None, prompt=prompt.ids)
+        for choice in range(options.n)
     ]
     completion_tokens = [0] * options.n
     cached = 0
     async for choice, event in stream:
         match event:
+            case Tokens() | Finished() if options.max_tokens == 0:
+                if isinstance(event, Finished):
+                    yield Finish(choice, "length", 0)
             case Tokens():
                 completion_tokens[choice] += len(event.tokens)
                 deltas, stopped = outputs[choice].push(event.tokens, event.logprobs)
@@ -40,7 +45,7 @@ async def answer(
                     yield delta
                 if stopped:
                     stream.stop(choice)
-                    yield Finish(choice, "stop", completion_tokens[choice])
+                    yield Finish(choice, "stop", completion_tokens[choice], outputs[choice].stop_string)
             case Finished():
                 for delta in outputs[choice].finish():
                     yield delta
@@ -61,7 +66,16 @@ def _prompt_tokens(prompt: EncodedPrompt, scored: PromptScored, vocabulary: Voca
     """The prompt as scored tokens; the first has no logprob, which is NaN here."""
     text, raw = vocabulary.token(prompt.ids[0])
     first = ScoredToken(prompt.ids[0], text, raw, math.nan)
-    return (first, *(token_text(vocabulary, logprob) for logprob in scored.logprobs))
+    tokens = (first, *(token_text(vocabulary, logprob) for logprob in scored.logprobs))
+    offsets = prompt.offsets or [0] * len(tokens)
+    return tuple(_placed(token, prompt.text, at) for token, at in zip(tokens, offsets, strict=True))
+
+
+def _placed(token: ScoredToken, text: str, at: int) -> ScoredToken:
+    """`token` where it begins in the prompt, without the space that only its spelling has there."""
+    shorter = token.text.removeprefix(" ")
+    only_spelled = not text.startswith(token.text, at) and text.startswith(shorter, at)
+    return replace(token, text=shorter if only_spelled else token.text, offset=at)
 
 
 def _log_prefix(request_id: str, event: Prefilled) -> None:

@@ -52,7 +52,9 @@ class Generation:
             while pending := await wait.news(opening):
                 yield pending
             text = opening.result()
-            prompt = await text.encode_prompt(request.prompt, request.client.group)
+            prompt = await text.encode_prompt(
+                request.prompt, request.client.group, with_offsets=options.prompt_logprobs
+            )
             self._log_text(request, "prompt", prompt.text)
             commands = generate_commands(options, request.client, text.vocabulary, prompt)
             with self._residency.lease(entry) as lease:

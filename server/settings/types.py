@@ -205,8 +205,14 @@ class LimitSettings(Section):
         "refuse", description='"omit" puts a note in the place of images, which no model here sees, instead of a 400.'
     )
     max_n: int = Field(8, ge=1, description="Choices per request; each takes a slot.")
+    stored_responses: ByteSize = Field(
+        ByteSize(64 * 10**6), ge=0, description="Memory for responses that clients may ask for again; 0 keeps none."
+    )
+    stored_response_age_s: float = Field(86400, gt=0, description="How long such a response is kept.")
     text_timeout_s: float = Field(
-        15, gt=0, description="Longest time to render and tokenize one request; then it is a 400 and its process ends."
+        15,
+        gt=0,
+        description="Longest processor time to render and tokenize one request; then it is a 400 and its process ends.",
     )
     text_memory_limit: ByteSize = Field(
         ByteSize(4 * 10**9),

@@ -47,9 +47,9 @@ MODEL = "org/tiny-model"
 REPLY = ("Paris", " is", " the", " capital", " é", "☃", ".")
 
 
-def token(index: int, text: str, k: int | None, logprob: float = -0.5) -> ScoredToken:
+def token(index: int, text: str, k: int | None, logprob: float = -0.5, offset: int = 0) -> ScoredToken:
     top = tuple((index + j, text if j == 0 else f"alt{j}", b"?", logprob - j) for j in range(k or 0))
-    return ScoredToken(index, text, text.encode(), logprob, top)
+    return ScoredToken(index, text, text.encode(), logprob, top, offset)
 
 
 @dataclass
@@ -120,13 +120,14 @@ class ScriptedService:
         k = options.top_logprobs
         if options.prompt_logprobs:
             halves = (script[:2], script[2:])
-            tokens = tuple(token(i, half, k, math.nan if i == 0 else -1.5) for i, half in enumerate(halves))
+            tokens = tuple(token(i, half, k, math.nan if i == 0 else -1.5, 2 * i) for i, half in enumerate(halves))
             for choice in range(options.n):
                 yield PromptLogprobs(choice, tokens)
         pieces = REPLY[: options.max_tokens]
         for index, piece in enumerate(pieces):
             for choice in range(options.n):
-                yield TextDelta(choice, piece, () if k is None else (token(index, piece, k),))
+                at = len("".join(pieces[:index]))
+                yield TextDelta(choice, piece, () if k is None else (token(index, piece, k, offset=at),))
         reason = "stop" if len(pieces) == len(REPLY) else "length"
         for choice in range(options.n):
             yield Finish(choice, reason, len(pieces))

@@ -31,7 +31,7 @@ from server.api.openai.answer import (
 )
 from server.api.openai.completions_request import CompletionCall, parse_completion
 from server.api.openai.dialect import OPENAI
-from server.api.openai.legacy_logprobs import LegacyLogprobs, legacy_logprobs
+from server.api.openai.legacy_logprobs import LegacyLogprobs, joined, legacy_logprobs
 from server.api.service import Service
 from server.chat.conversation import GenerationRequest
 from server.chat.deltas import (
@@ -124,13 +124,14 @@ def _completion(answers: Sequence[Answer], call: CompletionCall) -> TextCompleti
 
 
 def _choice(index: int, choice: Choice, started: Started, call: CompletionCall) -> TextChoice:
+    before = started.prompt_text if call.echo else ""
     logprobs = None
     if call.logprobs:
-        # prompt_tokens are there only with echo.
-        logprobs, _ = legacy_logprobs([*choice.prompt_tokens, *choice.tokens], 0)
-    text = started.prompt_text + choice.text if call.echo else choice.text
+        logprobs = legacy_logprobs(choice.tokens, len(before))
+        if choice.prompt_tokens:
+            logprobs = joined(legacy_logprobs(choice.prompt_tokens), logprobs)
     ids, prompt_ids = (choice.ids, started.prompt_ids) if call.token_ids else (UNSET, UNSET)
-    return TextChoice(index, text, logprobs, choice.reason, ids, prompt_ids)
+    return TextChoice(index, before + choice.text, logprobs, choice.reason, ids, prompt_ids)
 
 
 class CompletionStream:
@@ -142,7 +143,6 @@ class CompletionStream:
         self._call = call
         self._model = ""
         self._prompt_texts = [""] * len(call.prompts)
-        self._offsets = [0] * (len(call.prompts) * call.options.n)
         self._usages: list[Usage] = []
         self._no_usage: UnsetType | None = None if call.include_usage else UNSET
 
@@ -151,11 +151,13 @@ class CompletionStream:
         first = prompt * self._call.options.n
         match inner:
             case TextDelta(choice, text, tokens):
-                return self._text(first + choice, text, tokens) if text or tokens else b""
+                start = len(self._prompt_texts[prompt]) if self._call.echo else 0
+                return self._text(first + choice, text, tokens, start) if text or tokens else b""
             case Finish():
                 return self._chunk(TextChoice(first + inner.choice, "", None, inner.reason))
             case PromptLogprobs():
-                return self._text(first + inner.choice, self._prompt_texts[prompt], inner.tokens)
+                logprobs = legacy_logprobs(inner.tokens)
+                return self._chunk(TextChoice(first + inner.choice, self._prompt_texts[prompt], logprobs))
             case Started():
                 return self._started(prompt, inner)
             case ModelPending():
@@ -183,10 +185,8 @@ class CompletionStream:
         choices = (TextChoice(first + k, echo, prompt_token_ids=ids) for k in range(self._call.options.n))
         return b"".join(self._chunk(choice) for choice in choices)
 
-    def _text(self, index: int, text: str, tokens: Sequence[ScoredToken]) -> bytes:
-        logprobs = None
-        if tokens and self._call.logprobs:
-            logprobs, self._offsets[index] = legacy_logprobs(tokens, self._offsets[index])
+    def _text(self, index: int, text: str, tokens: Sequence[ScoredToken], start: int) -> bytes:
+        logprobs = legacy_logprobs(tokens, start) if tokens and self._call.logprobs else None
         ids = [token.id for token in tokens] if self._call.token_ids else UNSET
         return self._chunk(TextChoice(index, text, logprobs, token_ids=ids))
 

@@ -40,6 +40,10 @@ class WireFormat(Protocol):
         """None for models that do not reason."""
         ...
 
+    def answer_opening(self, vocabulary: Vocabulary) -> str:
+        """Lark terms of the markers in front of the answer's own text, behind a thought and without one; mostly ""."""
+        ...
+
     def channels(
         self, vocabulary: Vocabulary, tools: Sequence[Tool], prompt_tail: str, *, held: bool = False
     ) -> Channels:

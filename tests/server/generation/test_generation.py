@@ -47,7 +47,7 @@ class House:
             Verifier(settings.storage),
             Memory(settings.lifecycle),
             lambda: Supervisor(settings, command),
-            TextProcess.opener(settings.limits),
+            TextProcess.opener(settings),
         )
         self.generation = Generation(settings, catalog, self.residency, Metrics())
 

@@ -135,6 +135,28 @@ def test_a_large_text_does_not_hold_up_a_small_one(tmp_path: Path) -> None:
     run(main)
 
 
+def test_a_model_without_a_tokenizer_json_is_converted_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        folder, kept = model(tmp_path / "model"), tmp_path / "tokenizers"
+        bpe = json.loads((folder / "tokenizer.json").read_text())["model"]
+        (folder / "vocab.json").write_text(json.dumps(bpe["vocab"]))
+        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, bpe["merges"])]))
+        (folder / "tokenizer.json").unlink()
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "GPT2Tokenizer"}))
+        ids = []
+        for _ in range(2):
+            text = await TextProcess.open(folder, None, PATIENT, kept)
+            try:
+                ids.append((await text.encode_prompt(GOOD, "a")).ids)
+                [place] = kept.iterdir()
+            finally:
+                await text.close()
+        assert ids[0] == ids[1] and (place / "tokenizer.json").is_file()
+
+    run(main)
+
+
 def test_clients_are_served_in_turn(tmp_path: Path) -> None:
     async def main() -> None:
         async with opened(model(tmp_path)) as text:

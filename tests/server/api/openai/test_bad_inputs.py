@@ -225,7 +225,7 @@ COMPLETION_CASES = {
     "57 logprobs true": (_completion(logprobs=True), "logprobs"),
     "38 suffix": (_completion(suffix="x"), "suffix"),
     "36 echo 1": (_completion(echo=1), "echo"),
-    "50 max_tokens 0": (_completion(max_tokens=0), "max_tokens"),
+    "50 max_tokens -2": (_completion(max_tokens=-2), "max_tokens"),
     "45 a later prompt is bad": (_completion(prompt=["a", "fail early"]), "messages"),
     "45 a later prompt of a stream is bad": (_completion(prompt=["a", "fail early"], stream=True), "messages"),
 }

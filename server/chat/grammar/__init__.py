@@ -1,0 +1,1 @@
+"""What an answer must look like, written as a grammar that llguidance reads."""
