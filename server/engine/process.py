@@ -16,6 +16,7 @@ from pathlib import Path
 import mlx_lm
 import zmq
 
+from quantize.worker import exit_with_parent
 from server.engine import device
 from server.engine.admission import Admission
 from server.engine.cost_model import measure
@@ -23,7 +24,6 @@ from server.engine.disk_tier import DiskTier
 from server.engine.engine import Engine
 from server.engine.fingerprint import fingerprint
 from server.engine.loading import LoadError, load
-from server.engine_client.parent import exit_with_parent
 from server.engine_client.protocol import (
     Cancel,
     EngineEvent,

@@ -17,13 +17,13 @@ from server.allocator import give_back, keep_little
 from server.child.frames import read_frame, write_frame
 from server.errors import ConfigiError
 
-Answer = tuple[object, ConfigiError | None, str]
+_Answer = tuple[object, ConfigiError | None, str]
 
 
 def serve(questions: BinaryIO, answers: BinaryIO) -> None:
-    """Answer until `questions` ends."""
+    """_Answer until `questions` ends."""
     while (how := read_frame(questions)) is not None and (raw := read_frame(questions)) is not None:
-        answer: Answer
+        answer: _Answer
         try:
             answer = pickle.loads(how)(raw), None, ""
         except ConfigiError as error:

@@ -10,6 +10,7 @@ from pydantic import Field
 from server.api.anthropic.blocks import conversation
 from server.api.anthropic.table import MESSAGES
 from server.api.fields import screen
+from server.api.openai.reasoning_fields import template_variables
 from server.api.openai.sampling import SamplingFields, checked_options, model_name
 from server.api.wire import Wire, shown, validated
 from server.chat.conversation import Conversation, GenerationOptions, Reasoning
@@ -60,8 +61,9 @@ class MessagesCall:
 def parse_messages(raw: bytes, limits: LimitSettings) -> MessagesCall:
     screened = screen(json_object(raw, limits), MESSAGES)
     fields = validated(MessageFields, screened.values)
-    said = conversation(fields.system, fields.messages)
+    said = conversation(fields.system, fields.messages, omit_images=limits.images == "omit")
     tools, dropped = _tools(fields.tools)
+    reasoning = _reasoning(fields)
     warm_up = fields.max_tokens == 0
     options = checked_options(
         fields.model_copy(update={"stop": fields.stop_sequences}),
@@ -71,12 +73,12 @@ def parse_messages(raw: bytes, limits: LimitSettings) -> MessagesCall:
     )
     return MessagesCall(
         model=model_name(fields.model),
-        conversation=Conversation(said.messages, tools),
+        conversation=Conversation(said.messages, tools, template_variables(reasoning.enabled, reasoning.effort)),
         options=replace(
             options,
             shape=_shape(fields.output_config.format),
             tool_choice=_tool_choice(fields.tool_choice, tools),
-            reasoning=_reasoning(fields),
+            reasoning=reasoning,
         ),
         stream=fields.stream,
         progress=fields.return_progress,

@@ -84,12 +84,12 @@ def asked_reasoning(fields: ThoughtFields) -> AskedReasoning:
     chosen = switches.get("enable_thinking", switches.get("thinking", enabled))
     effort = switches.get("reasoning_effort", effort)
     budget = switches.get("thinking_budget", budget)
-    variables = _variables(chosen, effort) | switches
+    variables = template_variables(chosen, effort) | switches
     limit = None if budget is None or budget < 0 or chosen is False else budget
     return AskedReasoning(Reasoning(chosen, effort, limit), variables, visible is not False, tuple(ignored))
 
 
-def _variables(enabled: bool | None, effort: str | None) -> dict[str, Scalar]:
+def template_variables(enabled: bool | None, effort: str | None) -> dict[str, Scalar]:
     """By all the names that templates have for it: a template looks at its own."""
     variables: dict[str, Scalar] = {}
     if enabled is not None:

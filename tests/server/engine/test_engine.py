@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from server.engine_client.protocol import Finished, Generate, Prefilled, PromptS
 from server.engine_client.supervisor import Supervisor
 from server.errors import EngineFailed, InvalidRequest, ModelUnavailable
 from server.settings.types import CacheSettings, EngineSettings, Settings
+from tests.support.engines import running_engine
 from tests.support.tiny_model import write_tiny_model
 
 GREEDY = Sampling(seed=0, temperature=0)
@@ -57,18 +58,9 @@ async def tokens(engine: EngineClient, *requests: Generate) -> list[list[int]]:
     return made
 
 
-@contextlib.asynccontextmanager
-async def engine_for(model: Path, **settings: Any) -> AsyncIterator[EngineClient]:
-    supervisor = Supervisor(engine_settings(**settings))
-    try:
-        yield await supervisor.start(model)
-    finally:
-        await supervisor.stop()
-
-
 def with_engine(model: Path, test: Callable[[EngineClient], Coroutine[Any, Any, None]], **settings: Any) -> None:
     async def run() -> None:
-        async with engine_for(model, **settings) as engine:
+        async with running_engine(model, engine_settings(**settings)) as engine:
             await test(engine)
 
     asyncio.run(run())

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from server.api.fields import screen
+from server.api.openai.reasoning_fields import template_variables
 from server.api.openai.responses.items import InputMessages, input_messages
 from server.api.openai.responses.store import ResponseStore
 from server.api.openai.responses.table import RESPONSES
@@ -28,7 +29,7 @@ ENCRYPTED = "reasoning.encrypted_content"
 _NO_EFFORT = "none"
 
 
-class ReasoningFields(Wire):
+class ResponseReasoning(Wire):
     effort: str | None = None
     enabled: bool | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
@@ -51,7 +52,7 @@ class ResponseFields(SamplingFields):
     top_logprobs: int | None = Field(None, ge=0)
     include: list[Any] = Field([])
     text: TextFields = TextFields()
-    reasoning: ReasoningFields = ReasoningFields()
+    reasoning: ResponseReasoning = ResponseReasoning()
     store: bool = True
     previous_response_id: str | None = None
     truncation: Literal["auto", "disabled"] = "disabled"
@@ -83,14 +84,16 @@ def parse_response(raw: bytes, limits: LimitSettings, store: ResponseStore, owne
     if len(items) > limits.max_messages:
         message = f"input has {len(items)} items; at most {limits.max_messages} are possible."
         raise InvalidRequest(message, param="input")
-    said = input_messages(items, lambda id: store.item(owner, id))
+    said = input_messages(items, lambda id: store.item(owner, id), omit_images=limits.images == "omit")
     tools = tool_set(fields.tools)
+    options = _options(fields, limits, tools)
+    variables = template_variables(options.reasoning.enabled, options.reasoning.effort)
     return ResponseCall(
         fields=fields,
         model=model_name(fields.model),
         items=items,
-        conversation=Conversation(_messages(fields, said), tools.tools),
-        options=_options(fields, limits, tools),
+        conversation=Conversation(_messages(fields, said), tools.tools, variables),
+        options=options,
         tools=tools,
         encrypted=ENCRYPTED in fields.include,
         headers=screened.headers(*said.dropped, *tools.dropped),
@@ -129,7 +132,7 @@ def _options(fields: ResponseFields, limits: LimitSettings, tools: ToolSet) -> G
     )
 
 
-def _reasoning(asked: ReasoningFields) -> Reasoning:
+def _reasoning(asked: ResponseReasoning) -> Reasoning:
     enabled = asked.enabled
     if asked.effort is not None and enabled is None:
         enabled = asked.effort != _NO_EFFORT

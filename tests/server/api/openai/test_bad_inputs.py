@@ -260,6 +260,7 @@ ROUTES = {
     "20 unknown with a slash": ("GET", "/v1/models/org/nope", 404),
     "21 ANSI and CRLF": ("GET", "/v1/models/%1b%5b31m%0d%0aset-cookie:x", 404),
     "trailing slash": ("POST", "/v1/chat/completions/", 404),
+    "sub-resource of responses": ("POST", "/v1/responses/x/nope", 404),
 }
 
 
