@@ -23,7 +23,7 @@ from server.api.openai.chat_messages import conversation_messages
 from server.api.openai.chat_request import check_continuation
 from server.api.openai.content import ContentRules
 from server.api.openai.dialect import OPENAI, envelope
-from server.api.openai.reasoning_fields import ReasoningFields, asked_reasoning
+from server.api.openai.reasoning_fields import ThoughtFields, asked_reasoning
 from server.api.openai.sampling import TokenIds, model_name
 from server.api.openai.tool_fields import ToolFields, asked_tools
 from server.api.service import Service
@@ -157,7 +157,7 @@ def _conversation(fields: TokenizeFields, raw: list[Any], limits: LimitSettings)
     """As a chat would render it, or as it stands where no answer is to begin and no last message to be continued."""
     messages, dropped = conversation_messages(raw, ContentRules(limits.images == "omit"))
     tools = asked_tools(ToolFields(tools=fields.tools), limits)
-    asked = asked_reasoning(ReasoningFields(chat_template_kwargs=fields.chat_template_kwargs))
+    asked = asked_reasoning(ThoughtFields(chat_template_kwargs=fields.chat_template_kwargs))
     conversation = Conversation(messages, tools.tools, asked.variables)
     continued, answered = fields.continue_final_message, fields.add_generation_prompt
     if (continued if conversation.continues else answered) is False and True not in (continued, answered):

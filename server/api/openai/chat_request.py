@@ -10,7 +10,7 @@ from pydantic import Field
 from server.api.fields import screen
 from server.api.openai.chat_messages import conversation_messages
 from server.api.openai.content import ContentRules
-from server.api.openai.reasoning_fields import ReasoningFields, asked_reasoning
+from server.api.openai.reasoning_fields import ThoughtFields, asked_reasoning
 from server.api.openai.sampling import SamplingFields, TokenLimit, checked_options, model_name
 from server.api.openai.tool_fields import ToolFields, asked_tools
 from server.api.tables import CHAT
@@ -21,7 +21,7 @@ from server.http.body import json_object
 from server.settings.types import LimitSettings
 
 
-class ChatFields(SamplingFields, ReasoningFields, ToolFields):
+class ChatFields(SamplingFields, ThoughtFields, ToolFields):
     messages: list[Any] = Field(min_length=1)
     max_completion_tokens: TokenLimit | None = None
     logprobs: bool = False

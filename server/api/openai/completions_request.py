@@ -24,7 +24,7 @@ _MAX_TOKEN_ID = 2**31
 class CompletionFields(SamplingFields):
     prompt: Any
     # 0 reads the prompt, and with echo scores it, without an answer.
-    max_tokens: int | None = Field(None, ge=-1)
+    max_tokens: Whole | None = Field(None, ge=-1)
     echo: bool = False
     logprobs: Whole | None = Field(None, ge=0, le=5)
     best_of: Whole | None = Field(None, ge=1)

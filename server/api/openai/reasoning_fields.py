@@ -39,7 +39,7 @@ T = TypeVar("T")
 Scalar = str | int | float | bool
 
 
-class ReasoningFields(Wire):
+class ThoughtFields(Wire):
     reasoning_effort: str | None = None
     reasoning: Any = None
     thinking: Any = None
@@ -71,7 +71,7 @@ class _Said:
     shown: bool | None = None
 
 
-def asked_reasoning(fields: ReasoningFields) -> AskedReasoning:
+def asked_reasoning(fields: ThoughtFields) -> AskedReasoning:
     ignored: list[str] = []
     said = list(_said(fields, ignored))
     switches = _switches(fields.chat_template_kwargs)
@@ -99,7 +99,7 @@ def template_variables(enabled: bool | None, effort: str | None) -> dict[str, Sc
     return variables
 
 
-def _said(fields: ReasoningFields, ignored: list[str]) -> Iterator[_Said]:
+def _said(fields: ThoughtFields, ignored: list[str]) -> Iterator[_Said]:
     if fields.reasoning_effort is not None:
         yield _effort(fields.reasoning_effort, "reasoning_effort")
     if fields.enable_thinking is not None:

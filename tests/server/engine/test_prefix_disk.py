@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from server.engine.disk_tier import DiskTier
 from server.engine.prefix_cache import PrefixCache
+from server.engine.prefix_tree import PrefixTree
 from tests.support.sliding_model import write_sliding_model
 from tests.support.talks import Model, ask, engine_for, new_talk
 
@@ -103,3 +105,11 @@ def test_the_disk_is_read_only_when_that_is_faster_than_prefill(
     disk = DiskTier(tmp_path, "model", 10**9)
     found = PrefixCache(10**9, disk, trimmable=False, prefill_rate=lambda: prefill_rate).find([*tokens, 1, 2])
     assert (found.length, found.shared) == (restored, 60)
+
+
+def test_a_salt_under_which_nothing_is_kept_leaves_nothing_behind(tmp_path: Path) -> None:
+    cache = PrefixCache(10**9, DiskTier(tmp_path, "model", 0), trimmable=True)
+    for number in range(100):
+        assert cache.find([1, 2, 3], f"salt-{number}").length == 0
+        assert not cache.has([1, 2], f"salt-{number}")
+    assert sum(isinstance(alive, PrefixTree) for alive in gc.get_objects()) == 0

@@ -307,6 +307,8 @@ def test_a_completion_is_16_tokens_long_unless_it_says_otherwise(server: Running
     assert server.service.requests[-1].options.max_tokens == 16
     server.complete(max_tokens=-1, best_of=2, n=2)
     assert server.service.requests[-1].options.max_tokens is None
+    server.complete(n_predict=3.0)
+    assert server.service.requests[-1].options.max_tokens == 3
 
 
 def test_a_big_body_is_parsed_beside_the_loop_with_the_same_result(server: Running) -> None:
