@@ -28,7 +28,8 @@ def token_text(vocabulary: Vocabulary, entry: TokenLogprob) -> ScoredToken:
 class ChoiceOutput:
     """One choice of one request. After a stop string, and after `finish`, it is done.
 
-    `channels` parse the markers of the model; None is a model without any.
+    `channels` parse the markers of the model; None is a model without any. Not `parallel`: the first call ends it.
+    `called`: a call was passed on whole. `reasoning_tokens`: how many tokens the thoughts took, with their markers.
     """
 
     def __init__(
@@ -38,19 +39,23 @@ class ChoiceOutput:
         choice: int,
         want_logprobs: bool,
         channels: Channels | None = None,
+        parallel: bool = True,
     ) -> None:
         self._vocabulary = vocabulary
         self._stream = vocabulary.stream()
         self._channels = channels or TextOnly()
         self._stops = StopFinder(stop)
         self._choice = choice
+        self._parallel = parallel
         self._scored = _ScoredTokens() if want_logprobs else None
+        self.called = False
+        self.reasoning_tokens = 0
         # Nothing is held back and nothing left out: the text of the tokens is the answer.
         self._plain = channels is None and not stop and not want_logprobs
 
     def push(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> tuple[list[Delta], bool]:
-        """The deltas that `tokens` give, and whether a stop string was met: then the choice has ended, and whatever is
-        behind it is dropped."""
+        """The deltas that `tokens` give, and whether the choice has ended with them, by a stop string or its only call:
+        whatever is behind that is dropped."""
         if self._plain:
             text = "".join(map(self._stream.push, tokens))
             return [TextDelta(self._choice, text)] if text else [], False
@@ -59,36 +64,46 @@ class ChoiceOutput:
             text = self._stream.push(token)
             if self._scored is not None:
                 self._scored.add(token_text(self._vocabulary, logprobs[index]), len(text))
+            thinking = self._channels.reasoning
             self._take(self._channels.push(token, text), deltas)
-            if self._stops.stopped:
+            self.reasoning_tokens += thinking or self._channels.reasoning
+            if self._ended:
                 break
-        return deltas, self._stops.stopped
+        return deltas, self._ended
 
-    def finish(self) -> list[Delta]:
-        """The rest when generation has ended: held-back text, and U+FFFD for an incomplete character."""
+    def finish(self, cut: bool = False) -> list[Delta]:
+        """The rest when generation has ended: held-back text, and U+FFFD for an incomplete character. `cut`: it ended
+        for want of tokens."""
         deltas: list[Delta] = []
-        if self._stops.stopped:
+        if self._ended:
             return deltas
-        self._take(self._channels.finish(self._stream.flush()), deltas)
-        if not self._stops.stopped:
+        self._take(self._channels.finish(self._stream.flush(), cut), deltas)
+        if not self._ended:
             self._text(self._stops.flush(), deltas)
             if self._scored is not None and (rest := self._scored.rest()):
                 _append(deltas, TextDelta(self._choice, "", rest))
         return deltas
 
+    @property
+    def _ended(self) -> bool:
+        return self._stops.stopped or (self.called and not self._parallel)
+
     def _take(self, pieces: Iterable[Piece], deltas: list[Delta]) -> None:
         for piece in pieces:
+            if self._ended:
+                return
             if isinstance(piece, TextPiece):
                 if self._scored is not None:
                     self._scored.belong_to_text(piece.consumed, len(piece.text))
                 self._text(self._stops.push(piece.text), deltas)
-                if self._stops.stopped:
-                    return
             else:
                 # A stop string does not reach from one side of a thought or a call to the other.
                 self._text(self._stops.flush(), deltas)
                 tokens = self._scored.consumed(piece.consumed) if self._scored is not None else ()
-                _append(deltas, self._delta(piece, tokens))
+                delta = self._delta(piece, tokens)
+                self.called |= isinstance(piece, ToolCallPiece) and piece.ended
+                if not isinstance(delta, ToolCallDelta) or delta.id or delta.arguments or tokens:
+                    _append(deltas, delta)
 
     def _text(self, text: str, deltas: list[Delta]) -> None:
         tokens = self._scored.sent(len(text)) if self._scored is not None else ()

@@ -34,6 +34,7 @@ class ChatTokenizer:
         self._spelling = spelling
         added = backend.get_added_tokens_decoder()
         self._added = frozenset(added)
+        self._markers = {entry.content: token for token, entry in added.items()}
         own_end = backend.token_to_id(facts.special.get("eos_token", ""))
         self.eos_ids = facts.stop_ids | ({own_end} if own_end is not None else set())
         self.bos_id: int | None = backend.token_to_id(facts.special.get("bos_token", ""))
@@ -116,6 +117,7 @@ class ChatTokenizer:
             text=b"".join(pieces),
             starts=starts.tobytes(),
             hidden=frozenset(self._hidden),
+            added=self._markers,
             strips_space=self._spelling.strips_space,
             eos_ids=frozenset(self.eos_ids),
             vocab_size=self.vocab_size,

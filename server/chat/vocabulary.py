@@ -16,12 +16,16 @@ from server.chat.model_files import SamplingDefaults
 class VocabularyTable(msgspec.Struct, frozen=True, kw_only=True):
     """As it crosses from the text process. Token i is `text[starts[i]:starts[i + 1]]`, `starts` little-endian uint32.
 
-    `hidden` tokens add nothing to an answer. `strips_space`: an answer's first space belongs to the spelling only.
+    `hidden` tokens add nothing to an answer. `added` are the tokens beside the text's own, special ones among them, by
+    their text. `wire_format` names how the model writes thoughts and calls. `strips_space`: an answer's first space
+    belongs to the spelling only.
     """
 
     text: bytes
     starts: bytes
     hidden: frozenset[int]
+    added: dict[str, int] = {}
+    wire_format: str = "plain"
     strips_space: bool
     eos_ids: frozenset[int]
     vocab_size: int
@@ -37,11 +41,21 @@ class Vocabulary:
         self._starts = memoryview(table.starts).cast("I")
         self._size = len(self._starts) - 1
         self._hidden = table.hidden
+        self._added = table.added
+        self.wire_format = table.wire_format
         self._strips_space = table.strips_space
         self.eos_ids = table.eos_ids
         self.vocab_size = table.vocab_size
         self.context_length = table.context_length
         self.defaults = table.defaults
+
+    def marker(self, text: str) -> int | None:
+        """The special or added token that is spelled `text`; None where that is ordinary text to the model."""
+        return self._added.get(text)
+
+    def is_hidden(self, token: int) -> bool:
+        """Whether it adds nothing to an answer."""
+        return token in self._hidden
 
     def token_bytes(self, token: int) -> bytes:
         """Nothing for an id beyond the tokenizer's: logits are often padded."""

@@ -44,8 +44,15 @@ class WireFormat(Protocol):
         """Lark terms of the markers in front of the answer's own text, behind a thought and without one; mostly ""."""
         ...
 
-    def channels(self, vocabulary: Vocabulary, tools: Sequence[Tool], prompt_tail: str) -> Channels:
-        """The parser of one answer. `prompt_tail`: the prompt's last characters, which may have opened a thought."""
+    def channels(
+        self, vocabulary: Vocabulary, tools: Sequence[Tool], prompt_tail: str, *, held: bool = False
+    ) -> Channels:
+        """The parser of one answer. `tools` are those that may be called. `prompt_tail`: the prompt's last characters,
+        which may have opened a thought.
+
+        `held`: a grammar holds the calls, so that what has begun ends well, and their arguments are passed on as they
+        come. Without one a call is passed on when it is whole, since one that breaks is text.
+        """
         ...
 
     def call_grammar(self, vocabulary: Vocabulary, tools: Sequence[Tool], choice: ToolChoice) -> CallGrammar | None:

@@ -189,6 +189,10 @@ class MarkedThoughts:
         self._held = ""
         self._left_out = 0
 
+    @property
+    def reasoning(self) -> bool:
+        return self._channel == "thought"
+
     def push(self, token: int, text: str) -> Iterable[Piece]:
         held = self._held
         self._held = ""
@@ -204,7 +208,7 @@ class MarkedThoughts:
         elif text:
             yield self._piece(held + text)
 
-    def finish(self, text: str) -> Iterable[Piece]:
+    def finish(self, text: str, cut: bool = False) -> Iterable[Piece]:
         if rest := self._held + text:
             yield self._piece(rest)
 
