@@ -1,0 +1,80 @@
+"""GLM 4.5 and later: the name, then keys and values between tags of their own, in `<tool_call>`."""
+
+from __future__ import annotations
+
+from server.chat.formats.family import THINK, MarkedFormat
+from server.chat.formats.hermes import BEGIN, END
+from server.chat.formats.inlet import Broken, Cut, Steps, Stops
+from server.chat.formats.loose_json import JsonStyle, LooseJson
+from server.chat.formats.outlet import json_text
+from server.chat.formats.reader import CallReader, Calls
+from server.chat.formats.schema import Schema, arguments_schema
+from server.chat.formats.symbols import Symbols
+from server.chat.formats.xml_calls import copy_value
+
+KEY, KEY_END, VALUE, VALUE_END = "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"
+
+
+class Glm(MarkedFormat):
+    name = "glm"
+    thought = THINK
+    tokens = (BEGIN, END, KEY, KEY_END, VALUE, VALUE_END)
+    # What of a broken call is no marker of calls but of its parts comes back as it was.
+    spelled = {tag: tag for tag in (KEY, KEY_END, VALUE, VALUE_END)}  # noqa: RUF012 - constant
+
+    def reader(self, calls: Calls, symbols: Symbols) -> CallReader:
+        return KeysAndValues(calls, symbols)
+
+
+class KeysAndValues:
+    bare = ""
+
+    def __init__(self, calls: Calls, symbols: Symbols) -> None:
+        self._calls = calls
+        self._end = symbols.of(END)
+        self._key, self._key_end, self._value, self._value_end = map(symbols.of, (KEY, KEY_END, VALUE, VALUE_END))
+        self.openings = (symbols.of(BEGIN),)
+
+    def calls(self, opening: str) -> Steps[None]:
+        source, out = self._calls.source, self._calls.out
+        yield from source.skip()
+        name = yield from self._until(self._key, self._end, "\n", "{")
+        tool = self._calls.tool(name)
+        yield from source.skip()
+        out.begin(tool.name)
+        schema = arguments_schema(tool)
+        if (yield from source.accept("{")):
+            yield from LooseJson(source, JsonStyle((self._end,)), out.arguments).members(schema, "{")
+        else:
+            yield from self._pairs(schema)
+        out.end()
+        yield from source.skip()
+        yield from source.accept(self._end)
+
+    def _pairs(self, schema: Schema) -> Steps[None]:
+        source, out = self._calls.source, self._calls.out
+        out.arguments("{")
+        lead = ""
+        while True:
+            yield from source.skip()
+            if (yield from source.starts(self._end)) or (not (yield from source.peek()) and not source.cut):
+                break
+            if not (yield from source.accept(self._key)):
+                raise Cut if source.ended and source.cut else Broken
+            key = (yield from self._until(self._key_end)).strip()
+            source.take(len(self._key_end))
+            yield from source.skip()
+            if not (yield from source.accept(self._value)):
+                raise Cut if source.ended and source.cut else Broken
+            ends = (self._value_end, *(end for end in (self._end,) if len(end) == 1))
+            yield from copy_value(self._calls, schema.of(key), f'{lead}"{json_text(key)}": ', ends)
+            yield from source.accept(self._value_end)
+            lead = ", "
+        out.arguments("}")
+
+    def _until(self, *stops: str) -> Steps[str]:
+        found: list[str] = []
+        _, stop = yield from self._calls.source.until(Stops(*stops), found.append)
+        if not stop and self._calls.source.cut:
+            raise Cut
+        return "".join(found)
