@@ -15,8 +15,10 @@ from server.chat.formats.loose_json import JsonStyle, LooseJson
 from server.chat.formats.marked import Steered
 from server.chat.formats.outlet import Outlet
 from server.chat.formats.reader import Calls
+from server.chat.formats.rules import grammar, json_arguments
 from server.chat.formats.schema import arguments_schema
 from server.chat.formats.symbols import Symbols
+from server.chat.grammar import lark
 from server.chat.tools import Tool, ToolChoice
 from server.chat.vocabulary import Vocabulary
 
@@ -40,8 +42,29 @@ class Harmony:
         messages.reasoning = prompt_tail.endswith(self.thought.begin)
         return messages
 
+    def answer_opening(self, vocabulary: Vocabulary) -> str:
+        start, channel, message = (lark.marker(vocabulary, token) for token in (START, CHANNEL, MESSAGE))
+        return f'({start} "assistant")? {channel} "final" {message}'
+
     def call_grammar(self, vocabulary: Vocabulary, tools: Sequence[Tool], choice: ToolChoice) -> CallGrammar | None:
-        return None
+        """One call: the token behind it ends the answer."""
+        start, channel, message, constrain = (
+            lark.marker(vocabulary, token) for token in (START, CHANNEL, MESSAGE, CONSTRAIN)
+        )
+        names = [f"function_{index}" for index in range(len(tools))]
+        rules = [
+            ("calls", " | ".join(names)),
+            ("head", f'({start} "assistant")? {channel} "commentary to=functions."'),
+            ("head_of_template", f'{start} "assistant to=functions."'),
+        ]
+        for name, tool in zip(names, tools, strict=True):
+            called = lark.literal(tool.name)
+            usual = f'head {called} (" "? {constrain} "json" | " json")? {message}'
+            other = f'head_of_template {called} {channel} "commentary json" {message}'
+            rules.append((name, f"({usual} | {other}) {name}_arguments"))
+            rules.append((f"{name}_arguments", json_arguments(tool)))
+        openings = (f"{CHANNEL}commentary to=functions.", f"{START}assistant to=functions.")
+        return CallGrammar(grammar(rules), openings)
 
 
 class HarmonyMessages(Steered):
