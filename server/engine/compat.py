@@ -54,6 +54,12 @@ def decoding_batch(
     )
 
 
+def drawn_tokens(batch: GenerationBatch) -> mx.array | None:
+    """What the sequences drew last and the next step reads, shape (sequences,), under way if not computed."""
+    drawn: mx.array | None = batch._next_tokens
+    return drawn
+
+
 def prefill_together(model: Any, caches: Sequence[Layers], tokens: Sequence[list[int]]) -> list[Layers]:
     """Read each sequence's next `tokens` in one forward pass, padded to the longest; returns the caches after it."""
     batch = PromptProcessingBatch(

@@ -31,6 +31,7 @@ from server.engine_client.protocol import (
     Generate,
     Load,
     Loaded,
+    TokenTable,
     decode_command,
     encode,
 )
@@ -87,7 +88,7 @@ def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
         while socket.poll(wait):
             idle, wait = False, batching_window
             command = decode_command(socket.recv())
-            if not isinstance(command, Generate | Cancel):
+            if not isinstance(command, TokenTable | Generate | Cancel):
                 return
             events += engine.handle(command)
         if idle:
