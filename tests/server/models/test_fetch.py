@@ -244,6 +244,18 @@ def test_a_hostile_list_of_files_is_refused(bench: Bench, name: str) -> None:
     assert not any("/resolve/" in line for line in bench.hub.requests)
 
 
+def test_more_files_than_a_model_can_have_are_refused(bench: Bench) -> None:
+    bench.hub.files |= {f"{number}.json": b"" for number in range(5000)}
+    assert bench.fetch().message == "loopback/tiny lists more than 5,000 files of a model; refused."
+    assert not any("/resolve/" in line for line in bench.hub.requests)
+
+
+@pytest.mark.parametrize("size", [-1, 2**70])
+def test_a_size_that_no_file_can_have_is_refused(bench: Bench, size: int) -> None:
+    bench.hub.claimed["model.safetensors"] = size
+    assert bench.fetch().message == "loopback/tiny lists a file of a size that no file can have; refused."
+
+
 def test_a_repository_without_weights_or_config_is_refused(bench: Bench) -> None:
     bench.hub.files = {name: data for name, data in model_files().items() if name != "model.safetensors"}
     assert bench.fetch().message == "loopback/tiny has no MLX model (config.json and safetensors files)."
