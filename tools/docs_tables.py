@@ -31,7 +31,9 @@ from server.settings.table import setting_rows
 from server.settings.types import Settings
 from tests.support.checkpoints import write
 from tests.support.hub_families import HUB_FAMILIES, hub_checkpoint
+from tests.support.packages import TEMPLATE_NAMES, TEMPLATE_PACKAGES, TOKENIZERS
 from tests.support.published import EXAMPLES
+from tools.lock import lock_of, read_pins
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -48,6 +50,8 @@ def tables() -> Mapping[str, str]:
         "modules": _modules(),
         "policies": _policies(),
         "families": _families(),
+        "tokenizers": _tokenizers(),
+        "templates": _templates(),
     }
     made |= bench_tables(results())
     return made | {f"fields{path}": _fields(fields) for path, fields in ENDPOINTS.items()}
@@ -113,6 +117,24 @@ def _families() -> str:
             plan = make_plan(open_checkpoint(str(source), HubOptions()), "config-i")
         rows.append((_code(family), EXAMPLES[family], _moves(plan)))
     return _table(("`model_type`", "Such as", "What happens to its tensors, beside new names"), rows)
+
+
+def _tokenizers() -> str:
+    rows = [(name, tokenizer.read_from, str(tokenizer.package)) for name, tokenizer in TOKENIZERS.items()]
+    return f"Tokenizers, against {_oracle()}:\n\n" + _table(("Tokenizer", "Read from", "Shipped in"), rows)
+
+
+def _templates() -> str:
+    rows = [
+        (f"{package}: {len(TEMPLATE_NAMES[origin])}", ", ".join(TEMPLATE_NAMES[origin]))
+        for origin, (package, _) in TEMPLATE_PACKAGES.items()
+    ]
+    return f"Templates, against {_oracle()}:\n\n" + _table(("Shipped in", "Templates"), rows)
+
+
+def _oracle() -> str:
+    """As it is locked, which is what the tests run with."""
+    return f"transformers {read_pins(lock_of(''))['transformers']}"
 
 
 def _moves(plan: Plan) -> str:
