@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from mlx_lm.utils import MODEL_REMAPPING
+
 from bench.result import results
 from bench.tables import tables as bench_tables
 from quantize.plan.plan import Plan, make_plan
@@ -27,6 +29,8 @@ from server.errors import ConfigiError
 from server.http.dialect import error_headers
 from server.settings.table import setting_rows
 from server.settings.types import Settings
+from tests.support import architecture_table
+from tests.support.architectures import CHUNK_DEPENDENT, NEEDS_METAL, UNTRIED
 from tests.support.checkpoints import write
 from tests.support.hub_families import HUB_FAMILIES, hub_checkpoint
 from tests.support.published import EXAMPLES
@@ -45,6 +49,7 @@ def tables() -> Mapping[str, str]:
         "modules": _modules(),
         "policies": _policies(),
         "families": _families(),
+        "architectures": _architectures(),
     }
     made |= bench_tables(results())
     return made | {f"fields{path}": _fields(fields) for path, fields in ENDPOINTS.items()}
@@ -110,6 +115,30 @@ def _families() -> str:
             plan = make_plan(open_checkpoint(str(source), HubOptions()), "config-i")
         rows.append((_code(family), EXAMPLES[family], _moves(plan)))
     return _table(("`model_type`", "Such as", "What happens to its tensors, beside new names"), rows)
+
+
+def _architectures() -> str:
+    """What was observed of every architecture (`python -m tools.architectures`)."""
+    rows: list[tuple[str, ...]] = []
+    for name, seen in architecture_table.read()[1].items():
+        note = f"fails in mlx-lm too: {seen.refused}" if seen.refused else ""
+        if name in NEEDS_METAL:
+            note = "needs Metal: not tried here"
+        if name in CHUNK_DEPENDENT:
+            note = "mlx-lm's own answer depends on how many tokens of the prompt are read at once"
+        if seen.refused:
+            rows.append((_code(name), "no", "", "", "", "", note))
+        else:
+            does = [_yes(seen.batched), _yes(seen.read_together), seen.prefix, _yes(seen.disk)]
+            rows.append((_code(name), "yes", *does, note))
+    rows += [(_code(name), "", "", "", "", "", f"not tried: {reason}") for name, reason in UNTRIED.items()]
+    head = ("`model_type`", "Served", "Batched", "Prompts read together", "Prefix continued", "On disk", "")
+    others = ", ".join(f"{_code(other)} ({_code(name)})" for other, name in sorted(MODEL_REMAPPING.items()))
+    return f"{_table(head, sorted(rows))}\nThese are served as another: {others}.\n"
+
+
+def _yes(fact: bool) -> str:
+    return "yes" if fact else "no"
 
 
 def _moves(plan: Plan) -> str:

@@ -9,15 +9,17 @@ from server.engine import compat
 from server.engine.compat import Layers
 from server.engine.sampling import make_processors, make_sampler
 from server.engine.scoring import token_logprob
+from server.engine.side_by_side import SideBySide
 from server.engine_client.protocol import EngineEvent, Finished, Generate, TokenLogprob, Tokens
 
 
 class Batch:
-    """Ids are those of `Generate`."""
+    """Ids are those of `Generate`. Not `merged`, each sequence has a forward pass of its own."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, merged: bool = True) -> None:
         self._model = model
-        self._batch = compat.empty_batch(model)
+        self._merged = merged
+        self._batch: Any = compat.empty_batch(model) if merged else SideBySide()
         self._requests: dict[int, Generate] = {}
 
     def __len__(self) -> int:
@@ -39,21 +41,26 @@ class Batch:
         """Decode these too. Their caches hold all of their prompts but the last token; their first step is one pass."""
         if not newcomers:
             return
+        if self._merged:
+            self._batch.extend(self._decoding(newcomers))
+        else:
+            self._batch.extend(SideBySide([self._decoding([newcomer]) for newcomer in newcomers]))
+        self._requests |= {request.id: request for request, _ in newcomers}
+
+    def _decoding(self, newcomers: Sequence[tuple[Generate, Layers]]) -> Any:
         requests = [request for request, _ in newcomers]
-        self._batch.extend(
-            compat.decoding_batch(
-                self._model,
-                ids=[request.id for request in requests],
-                last_tokens=[request.prompt[-1] for request in requests],
-                caches=[layers for _, layers in newcomers],
-                tokens=[request.prompt[:-1] for request in requests],
-                samplers=[make_sampler(request.sampling) for request in requests],
-                processors=[tuple(make_processors(request.sampling, len(request.prompt))) for request in requests],
-                stop_tokens=[request.stop_tokens for request in requests],
-                max_tokens=[request.max_tokens for request in requests],
-            )
+        return compat.decoding_batch(
+            self._model,
+            ids=[request.id for request in requests],
+            last_tokens=[request.prompt[-1] for request in requests],
+            caches=[layers for _, layers in newcomers],
+            tokens=[request.prompt[:-1] for request in requests],
+            samplers=[make_sampler(request.sampling) for request in requests],
+            processors=[tuple(make_processors(request.sampling, len(request.prompt))) for request in requests],
+            stop_tokens=[request.stop_tokens for request in requests],
+            max_tokens=[request.max_tokens for request in requests],
+            merged=self._merged,
         )
-        self._requests |= {request.id: request for request in requests}
 
     def step(self) -> tuple[list[EngineEvent], list[tuple[Generate, list[int], Layers]]]:
         """One token for every sequence. Each that finished, with the tokens that its caches hold, and the caches."""

@@ -21,6 +21,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     owned_by: str = "configi"
     state: str
     context_length: int | None
+    batched: bool | None
 
 
 class ModelList(msgspec.Struct, frozen=True):
@@ -49,7 +50,13 @@ def router(service: Service) -> APIRouter:
 
 
 def _model(status: ModelStatus, created: int) -> Model:
-    return Model(id=status.id, created=created, state=status.state, context_length=status.context_length)
+    return Model(
+        id=status.id,
+        created=created,
+        state=status.state,
+        context_length=status.context_length,
+        batched=status.batched,
+    )
 
 
 def _json(payload: Model | ModelList) -> Response:
