@@ -53,23 +53,27 @@ def rehearse(model: nn.Module, vocab_size: int) -> Together:
     modules = {type(module).__module__.rpartition(".")[2] for module in model.modules()}
     decode = not modules & _WRONG_IN_A_BATCH
     together = Together(prefill=decode and not modules & _WRONG_WITH_PADDING, decode=decode)
-    if together.decode:
-        try:
-            _answer(model, vocab_size, together)
-        except Exception as error:
-            if compat.is_out_of_memory(error):
-                raise
-            log.info("decoding in a batch failed: %s", first_line(error))
-            together = Together(prefill=False, decode=False)
-    if not together.decode:
-        try:
-            _answer(model, vocab_size, together)
-        except Exception as error:
-            if compat.is_out_of_memory(error):
-                raise
-            raise LoadError(f"The model cannot answer: {first_line(error)}") from error
+    error = _failure(model, vocab_size, together)
+    if error is not None and together.decode:
+        log.info("decoding in a batch failed: %s", first_line(error))
+        together = Together(prefill=False, decode=False)
+        error = _failure(model, vocab_size, together)
+    if error is not None:
+        raise LoadError(f"The model cannot answer: {first_line(error)}") from error
     _check_logits(model, vocab_size)
     return together
+
+
+def _failure(model: nn.Module, vocab_size: int, together: Together) -> Exception | None:
+    """What is wrong with the model, if it cannot answer so; being out of memory is not the model's fault and raised."""
+    try:
+        _answer(model, vocab_size, together)
+    # MLX and the architectures raise whatever they come upon.
+    except Exception as error:
+        if compat.is_out_of_memory(error):
+            raise
+        return error
+    return None
 
 
 def _answer(model: nn.Module, vocab_size: int, together: Together) -> None:
