@@ -162,6 +162,7 @@ class Resident:
                 if self._supervisor.gave_up:
                     raise
                 self.set("loading", f"starting again: {error.message}")
+        self.status = replace(self.status, batched=self.engine.batched)
         self.set("ready", "in memory")
         self._await_requests()
 
