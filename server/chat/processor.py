@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.chat.conversation import Prompt
-from server.chat.prompt import EncodedPrompt, encode_prompt
+from server.chat.conversion import Conversions
+from server.chat.encoded import EncodedPrompt
+from server.chat.prompt import encode_prompt
 from server.chat.template import ChatTemplate
 from server.chat.tokenizer import ChatTokenizer
 from server.chat.vocabulary import VocabularyTable
@@ -21,18 +23,20 @@ class Processor:
     context_length: int
 
     @staticmethod
-    def load(folder: Path, context_length: int | None) -> Processor:
-        """`context_length` is the configured one; the model's own bounds it.
+    def load(folder: Path, context_length: int | None, conversions: Conversions) -> Processor:
+        """`context_length` None: what the folder says by itself.
 
         Raises:
             ModelUnavailable: when a file is missing or broken.
         """
-        tokenizer, template = ChatTokenizer.load(folder), ChatTemplate.load(folder)
-        longest = tokenizer.context_length
-        return Processor(tokenizer, template, min(context_length or longest, longest))
+        tokenizer = ChatTokenizer.load(folder, conversions)
+        template = ChatTemplate.load(folder, tokenizer.special)
+        # Bounds the texts that are tokenized alone, too.
+        tokenizer.context_length = context_length or tokenizer.context_length
+        return Processor(tokenizer, template, tokenizer.context_length)
 
     def table(self) -> VocabularyTable:
         return self.tokenizer.table(self.context_length, self.template.wire_format)
 
-    def encode_prompt(self, prompt: Prompt) -> EncodedPrompt:
-        return encode_prompt(self.tokenizer, self.template, prompt, self.context_length)
+    def encode_prompt(self, prompt: Prompt, *, with_offsets: bool) -> EncodedPrompt:
+        return encode_prompt(self.tokenizer, self.template, prompt, self.context_length, with_offsets=with_offsets)

@@ -7,17 +7,19 @@ at this table has none.
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 
 import msgspec
 
 from server.chat.model_files import SamplingDefaults
+from server.engine_client.protocol import TokenTable
 
 
 class VocabularyTable(msgspec.Struct, frozen=True, kw_only=True):
     """As it crosses from the text process. Token i is `text[starts[i]:starts[i + 1]]`, `starts` little-endian uint32.
 
     `hidden` tokens add nothing to an answer. `added` are the tokens beside the text's own, special ones among them, by
-    their text. `wire_format` names how the model writes thoughts and calls. `strips_space`: an answer's first space
+    their text. `wire_format` names how the model writes thoughts and calls. `strips_space`: a text's first space
     belongs to the spelling only.
     """
 
@@ -43,6 +45,7 @@ class Vocabulary:
         self._hidden = table.hidden
         self._added = table.added
         self.wire_format = table.wire_format
+        self._table = table
         self._strips_space = table.strips_space
         self.eos_ids = table.eos_ids
         self.vocab_size = table.vocab_size
@@ -56,6 +59,17 @@ class Vocabulary:
     def is_hidden(self, token: int) -> bool:
         """Whether it adds nothing to an answer."""
         return token in self._hidden
+
+    def token_table(self) -> TokenTable:
+        """For the engine. Runs of spaces that a tokenizer adds are ordinary text, whatever it calls them."""
+        table = self._table
+        added = {token for text, token in self._added.items() if not text.isspace()}
+        return TokenTable(
+            text=table.text,
+            starts=table.starts,
+            markers=sorted(added | table.hidden | table.eos_ids),
+            ends=sorted(table.eos_ids),
+        )
 
     def token_bytes(self, token: int) -> bytes:
         """Nothing for an id beyond the tokenizer's: logits are often padded."""
@@ -74,8 +88,11 @@ class Vocabulary:
             return b""
         return self._text[self._starts[token] : self._starts[token + 1]]
 
-    def stream(self) -> TokenStream:
-        return TokenStream(self, strips_space=self._strips_space)
+    def stream(self, prompt: Sequence[int] = ()) -> TokenStream:
+        """For what comes after `prompt`: decoding both together less decoding the prompt. A first space is the
+        spelling's only where nothing has been shown before it."""
+        begins = self._strips_space and not any(map(self.shown_bytes, prompt))
+        return TokenStream(self, strips_space=begins)
 
 
 class TokenStream:

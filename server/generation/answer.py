@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from typing import Literal
 
 from server.chat.channels import Channels
 from server.chat.conversation import GenerationRequest
 from server.chat.deltas import Event, Finish, FinishReason, PrefillProgress, PromptLogprobs, ScoredToken, Usage
+from server.chat.encoded import EncodedPrompt
 from server.chat.output import ChoiceOutput, token_text
-from server.chat.prompt import EncodedPrompt
 from server.chat.vocabulary import Vocabulary
 from server.engine_client.client import EngineStream
 from server.engine_client.protocol import Finished, Prefilled, PromptScored, Tokens
@@ -32,12 +33,16 @@ async def answer(
     options = request.options
     scored, parallel = options.top_logprobs is not None, options.tool_choice.parallel
     outputs = [
-        ChoiceOutput(vocabulary, options.stop, choice, scored, new_channels(), parallel) for choice in range(options.n)
+        ChoiceOutput(vocabulary, options.stop, choice, scored, new_channels(), prompt=prompt.ids, parallel=parallel)
+        for choice in range(options.n)
     ]
     completion_tokens = [0] * options.n
     cached = 0
     async for choice, event in stream:
         match event:
+            case Tokens() | Finished() if options.max_tokens == 0:
+                if isinstance(event, Finished):
+                    yield Finish(choice, "length", 0)
             case Tokens():
                 completion_tokens[choice] += len(event.tokens)
                 deltas, stopped = outputs[choice].push(event.tokens, event.logprobs)
@@ -45,7 +50,8 @@ async def answer(
                     yield delta
                 if stopped:
                     stream.stop(choice)
-                    yield Finish(choice, _reason("stop", outputs[choice]), completion_tokens[choice])
+                    reason = _reason("stop", outputs[choice])
+                    yield Finish(choice, reason, completion_tokens[choice], outputs[choice].stop_string)
             case Finished():
                 for delta in outputs[choice].finish(cut=event.reason == "length"):
                     yield delta
@@ -72,7 +78,16 @@ def _prompt_tokens(prompt: EncodedPrompt, scored: PromptScored, vocabulary: Voca
     """The prompt as scored tokens; the first has no logprob, which is NaN here."""
     text, raw = vocabulary.token(prompt.ids[0])
     first = ScoredToken(prompt.ids[0], text, raw, math.nan)
-    return (first, *(token_text(vocabulary, logprob) for logprob in scored.logprobs))
+    tokens = (first, *(token_text(vocabulary, logprob) for logprob in scored.logprobs))
+    offsets = prompt.offsets or [0] * len(tokens)
+    return tuple(_placed(token, prompt.text, at) for token, at in zip(tokens, offsets, strict=True))
+
+
+def _placed(token: ScoredToken, text: str, at: int) -> ScoredToken:
+    """`token` where it begins in the prompt, without the space that only its spelling has there."""
+    shorter = token.text.removeprefix(" ")
+    only_spelled = not text.startswith(token.text, at) and text.startswith(shorter, at)
+    return replace(token, text=shorter if only_spelled else token.text, offset=at)
 
 
 def _log_prefix(request_id: str, event: Prefilled) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from server.chat.channels import Channels, TextOnly
 from server.chat.conversation import GenerationRequest, RawPrompt
+from server.chat.encoded import EncodedPrompt
 from server.chat.formats.choose import FORMATS
 from server.chat.formats.format import WireFormat
-from server.chat.prompt import EncodedPrompt
 from server.chat.tools import Tool
 from server.chat.vocabulary import Vocabulary
 from server.settings.types import ModelSettings

@@ -6,8 +6,8 @@ import secrets
 from typing import TypeVar
 
 from server.chat.conversation import Client, GenerationOptions
+from server.chat.encoded import EncodedPrompt
 from server.chat.parts import Role
-from server.chat.prompt import EncodedPrompt
 from server.chat.vocabulary import Vocabulary
 from server.engine_client.protocol import Boundary, Generate, Kind, Sampling
 from server.errors import InvalidRequest
@@ -42,7 +42,8 @@ def generate_commands(
             boundaries=[Boundary(end.offset, _KINDS[end.role]) for end in prompt.boundaries],
             client=client.group,
             cache_salt=client.cache_salt,
-            max_tokens=room if options.max_tokens is None else min(options.max_tokens, room),
+            # The engine has no request without an answer: one of none makes a token that nobody is shown.
+            max_tokens=room if options.max_tokens is None else max(1, min(options.max_tokens, room)),
             stop_tokens=sorted(vocabulary.eos_ids),
             top_logprobs=options.top_logprobs,
             prompt_logprobs=options.prompt_logprobs,

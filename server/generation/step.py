@@ -15,7 +15,7 @@ from msgspec import structs
 
 from server.chat.conversation import GenerationRequest, Prompt, RawPrompt
 from server.chat.deltas import Event, ReasoningDelta, Started, TextDelta, ToolCallDelta
-from server.errors import ContextLengthExceeded
+from server.errors import ContextLengthExceeded, ModelLoading
 from server.generation.answer import answer
 from server.generation.channels import channels_of
 from server.generation.places import Places
@@ -52,10 +52,17 @@ class Generation:
             limit_s = None if request.wait_for_model else self.settings.lifecycle.load_wait_s
             wait = ModelWait(self._residency, entry, place, limit_s)
             opening = self._residency.open(entry)
-            while pending := await wait.news(opening):
-                yield pending
+            try:
+                while pending := await wait.news(opening):
+                    yield pending
+            except ModelLoading:
+                # Its next try is to find the model further on, as it does when its weights were waited for.
+                self._residency.preload(entry)
+                raise
             text = opening.result()
-            prompt = await text.encode_prompt(_with_reasoning(request), request.client.group)
+            prompt = await text.encode_prompt(
+                _with_reasoning(request), request.client.group, with_offsets=options.prompt_logprobs
+            )
             self._log_text(request, "prompt", prompt.text)
             commands = generate_commands(options, request.client, text.vocabulary, prompt)
             with self._residency.lease(entry) as lease:
@@ -63,7 +70,7 @@ class Generation:
                     yield pending
                 engine = lease.granted.result()
                 with closing(engine.generate(commands)) as stream, place.queue(stream) as queue_timeout:
-                    yield Started(entry.id, len(prompt.ids), prompt.text)
+                    yield Started(entry.id, len(prompt.ids), prompt.text, prompt.ids)
                     on_slot = queue_timeout.cancel
                     channels = channels_of(
                         request, entry, text.vocabulary, prompt, held=commands[0].grammar is not None

@@ -204,9 +204,20 @@ class LimitSettings(Section):
     max_stop_chars: int = Field(256, ge=1, description="Length of one stop string.")
     max_logit_bias: int = Field(300, ge=1, description="Entries in logit_bias.")
     max_top_logprobs: int = Field(20, ge=0, description="Alternatives per token, as at OpenAI.")
+    max_bad_words: int = Field(64, ge=0, description="Strings in bad_words.")
+    max_tools: int = Field(512, ge=1, description="Tools per request; OpenAI allows 128, agents send more.")
+    images: Literal["refuse", "omit"] = Field(
+        "refuse", description='"omit" puts a note in the place of images, which no model here sees, instead of a 400.'
+    )
     max_n: int = Field(8, ge=1, description="Choices per request; each takes a slot.")
+    stored_responses: ByteSize = Field(
+        ByteSize(64 * 10**6), ge=0, description="Memory for responses that clients may ask for again; 0 keeps none."
+    )
+    stored_response_age_s: float = Field(86400, gt=0, description="How long such a response is kept.")
     text_timeout_s: float = Field(
-        15, gt=0, description="Longest time to render and tokenize one request; then it is a 400 and its process ends."
+        15,
+        gt=0,
+        description="Longest processor time to render and tokenize one request; then it is a 400 and its process ends.",
     )
     text_memory_limit: ByteSize = Field(
         ByteSize(4 * 10**9),
@@ -246,7 +257,10 @@ class ModelSettings(Section):
         "auto", description="How the model writes thoughts and tool calls; auto asks its chat template."
     )
     context_length: int | None = Field(
-        None, ge=16, description="Longest prompt plus answer in tokens; the model's own when absent."
+        None,
+        ge=16,
+        description="Longest prompt plus answer in tokens; what the model was made for when absent. More than that is "
+        "served with a warning in the log.",
     )
 
     @model_validator(mode="after")

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from server.chat.conversation import Prompt
-from server.chat.prompt import EncodedPrompt
+from server.chat.conversation import Conversation, Prompt
+from server.chat.encoded import EncodedPrompt
 from server.chat.vocabulary import Vocabulary
-from server.errors import ModelUnavailable
-from server.settings.types import LimitSettings
+from server.child.process import PATIENT, SOON
+from server.errors import InvalidRequest, ModelUnavailable
+from server.settings.types import LimitSettings, Settings
 from server.text.lane import TEXT_COMMAND, Lane
 from server.text.protocol import (
     Decode,
@@ -21,7 +22,7 @@ from server.text.protocol import (
     TextAnswer,
     TextCommand,
     Tokenized,
-    frame,
+    encode,
 )
 
 # A command that is larger goes its own way, so that nobody's question waits behind it.
@@ -44,37 +45,53 @@ class TextProcess:
 
     @staticmethod
     async def open(
-        folder: Path, context_length: int | None, limits: LimitSettings, command: Sequence[str] = TEXT_COMMAND
+        folder: Path,
+        context_length: int | None,
+        limits: LimitSettings,
+        conversions: Path | None = None,
+        command: Sequence[str] = TEXT_COMMAND,
     ) -> TextProcess:
-        """Raises ModelUnavailable when the folder's tokenizer or template is missing or broken."""
+        """`conversions` is the folder of tokenizers that were put together.
+
+        Raises ModelUnavailable when the folder's tokenizer or template is missing or broken.
+        """
         small, large = (
             Lane(
                 folder,
                 context_length,
+                conversions=conversions,
                 timeout_s=limits.text_timeout_s,
                 memory_limit=int(limits.text_memory_limit),
                 command=command,
+                niceness=niceness,
+                keeps=keeps,
             )
-            for _ in range(2)
+            for niceness, keeps in ((SOON, True), (PATIENT, False))
         )
         try:
             opened = await small.open()
         except BaseException:
             await small.close()
             raise
+        assert opened.vocabulary is not None
         return TextProcess(small, large, Vocabulary(opened.vocabulary))
 
     @staticmethod
-    def opener(limits: LimitSettings) -> Callable[[Path, int | None], Awaitable[TextProcess]]:
-        """`open` for whoever has folders and no limits."""
-        return lambda folder, context_length: TextProcess.open(folder, context_length, limits)
+    def opener(settings: Settings) -> Callable[[Path, int | None], Awaitable[TextProcess]]:
+        """`open` for whoever has folders and no settings."""
+        conversions = settings.storage.cache_dir / "tokenizers"
+        return lambda folder, context_length: TextProcess.open(folder, context_length, settings.limits, conversions)
 
     @property
     def context_length(self) -> int:
         return self.vocabulary.context_length
 
-    async def encode_prompt(self, prompt: Prompt, client: str) -> EncodedPrompt:
-        answer = await self._ask(EncodePrompt(prompt), client)
+    async def encode_prompt(self, prompt: Prompt, client: str, *, with_offsets: bool = False) -> EncodedPrompt:
+        try:
+            answer = await self._ask(EncodePrompt(prompt, with_offsets), client)
+        except InvalidRequest as error:
+            error.param = error.param or ("messages" if isinstance(prompt, Conversation) else "prompt")
+            raise
         assert isinstance(answer, Encoded)
         return answer.prompt
 
@@ -100,7 +117,7 @@ class TextProcess:
 
     async def _ask(self, command: TextCommand, client: str) -> TextAnswer:
         try:
-            return await self._asked(frame(command), client)
+            return await self._asked(encode(command), client)
         except ModelUnavailable:
             self.on_unavailable()
             raise

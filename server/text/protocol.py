@@ -1,37 +1,38 @@
 """The border between the HTTP process and a text process: one frame a command, one frame an answer, in order.
 
-Frozen msgspec structs, MessagePack, each behind its length in four bytes, over the child's stdin and stdout. A pipe and
+Frozen msgspec structs as MessagePack, in the frames of `child/frames.py` over the child's stdin and stdout. A pipe and
 not a socket: it needs no name on disk, and it ends with either process. A text process does one thing at a time, so an
 answer belongs to the command before it and nothing needs a number.
 """
 
 from __future__ import annotations
 
-from typing import BinaryIO
-
 import msgspec
 
 from server.chat.conversation import Prompt
-from server.chat.prompt import EncodedPrompt
+from server.chat.encoded import EncodedPrompt
 from server.chat.vocabulary import VocabularyTable
 from server.errors import ConfigiError, ContextLengthExceeded, InvalidRequest, ModelUnavailable
 
-LENGTH_BYTES = 4
-# An answer is at most a vocabulary's table or the ids of a whole context; anything larger is no answer of ours.
-LONGEST_FRAME = 2**28
-
 
 class Open(msgspec.Struct, frozen=True, tag=True):
-    """Read tokenizer and template of `folder`. Once, first. `context_length` is the configured one."""
+    """Read tokenizer and template of `folder`. Once, first. `context_length` None: what the folder itself says;
+    `conversions`: the folder of tokenizers that were put together."""
 
     folder: str
     context_length: int | None
+    conversions: str | None
     # Bytes of address space that the process may take, where the system can hold it to that.
     memory_limit: int
+    # Whether the answer is to have it: it is as large as the tokenizer, and needed once.
+    vocabulary: bool
 
 
 class EncodePrompt(msgspec.Struct, frozen=True, tag=True):
+    """`with_offsets`: tell where in its text each token of a raw prompt begins."""
+
     prompt: Prompt
+    with_offsets: bool = False
 
 
 class EncodeText(msgspec.Struct, frozen=True, tag=True):
@@ -47,7 +48,7 @@ TextCommand = Open | EncodePrompt | EncodeText | Decode
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True):
-    vocabulary: VocabularyTable
+    vocabulary: VocabularyTable | None
 
 
 class Encoded(msgspec.Struct, frozen=True, tag=True):
@@ -76,21 +77,6 @@ REFUSALS: dict[str, type[ConfigiError]] = {
     cls.__name__: cls for cls in (InvalidRequest, ContextLengthExceeded, ModelUnavailable)
 }
 
-_encode = msgspec.msgpack.Encoder().encode
+encode = msgspec.msgpack.Encoder().encode
 decode_command = msgspec.msgpack.Decoder(TextCommand).decode
 decode_answer = msgspec.msgpack.Decoder(TextAnswer).decode
-
-
-def frame(message: TextCommand | TextAnswer) -> bytes:
-    body = _encode(message)
-    return len(body).to_bytes(LENGTH_BYTES, "big") + body
-
-
-def read_frame(stream: BinaryIO) -> bytes | None:
-    """None when the other side is gone."""
-    length = stream.read(LENGTH_BYTES)
-    if len(length) < LENGTH_BYTES:
-        return None
-    size = int.from_bytes(length, "big")
-    body = stream.read(size)
-    return body if len(body) == size else None
