@@ -77,13 +77,11 @@ def _nothing_is_lost(transcript: Transcript, text: str, answer: Answer) -> None:
     for marker in sorted(transcript.markers, key=len, reverse=True):
         text = text.replace(marker, " ")
     text = re.sub(r"</?(?:think|tool_call|minimax:tool_call)>|\[/?THINK\]", " ", text)
-    words = _WORD.findall(text)
-    if transcript.wire_format == "harmony":
-        # The words of a header are no text.
-        header = {"assistant", "analysis", "commentary", "final", "to", "functions", "json"}
-        words = [word for word in words if word not in header]
+    # The words of a header are no text.
+    header = {"gemma4": "thought", "harmony": "assistant|analysis|commentary|final|to=|functions|json|code"}
+    words = _WORD.findall(re.sub(header.get(transcript.wire_format, "(?!)"), " ", text))
     kept = answer.reasoning + " " + answer.text
-    missing = [word for word in words if word not in kept and word not in ("thought", "parameter", "name")]
+    missing = [word for word in words if word not in kept]
     assert missing == [], (text, answer)
 
 
