@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from server.chat.conversation import Prompt
+from server.chat.formats.choose import FORMATS
+from server.chat.formats.format import WireFormat
 from server.chat.prompt import EncodedPrompt, encode_prompt
 from server.chat.template import ChatTemplate
 from server.chat.tokenizer import ChatTokenizer
+from server.chat.vocabulary import Vocabulary
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Processor:
     """Tokenizer, chat template, and the context length to serve."""
 
@@ -29,6 +33,15 @@ class Processor:
         tokenizer, template = ChatTokenizer.load(folder), ChatTemplate.load(folder)
         longest = tokenizer.context_length
         return Processor(tokenizer, template, min(context_length or longest, longest))
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """As the HTTP process has it."""
+        return Vocabulary(self.tokenizer.table(self.context_length))
+
+    @property
+    def wire_format(self) -> WireFormat:
+        return FORMATS[self.vocabulary.wire_format]
 
     def encode_prompt(self, prompt: Prompt) -> EncodedPrompt:
         return encode_prompt(self.tokenizer, self.template, prompt, self.context_length)

@@ -200,6 +200,12 @@ class LimitSettings(Section):
     max_logit_bias: int = Field(300, ge=1, description="Entries in logit_bias.")
     max_top_logprobs: int = Field(20, ge=0, description="Alternatives per token, as at OpenAI.")
     max_n: int = Field(8, ge=1, description="Choices per request; each takes a slot.")
+    max_grammar_bytes: ByteSize = Field(
+        ByteSize(2**20), ge=1024, description="A grammar: all tools and the shape of the answer, schemas included."
+    )
+    grammar_timeout_s: float = Field(
+        5, gt=0, description="Longest time to make a grammar of a request's tools and the shape of its answer."
+    )
     text_timeout_s: float = Field(
         15, gt=0, description="Longest time to render and tokenize one request; then it is a 400 and its process ends."
     )

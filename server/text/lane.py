@@ -76,7 +76,7 @@ class Turns:
 
 
 class Lane:
-    """`opened` is what the process said of the model when it started first."""
+    """`work` says in an error what took too long or too much."""
 
     def __init__(
         self,
@@ -85,11 +85,13 @@ class Lane:
         *,
         timeout_s: float,
         memory_limit: int,
+        work: str = "Rendering and tokenizing this",
         command: Sequence[str] = TEXT_COMMAND,
     ) -> None:
         self._open = Open(str(folder), context_length, memory_limit)
         self._timeout_s = timeout_s
         self._memory_limit = memory_limit
+        self._work = work
         self._command = command
         self._turns = Turns()
         self._process: asyncio.subprocess.Process | None = None
@@ -176,14 +178,12 @@ class Lane:
                 answer: TextAnswer = decode_answer(await process.stdout.readexactly(length))
         except TimeoutError:
             await self._end()
-            raise InvalidRequest(
-                f"Rendering and tokenizing this took longer than {self._timeout_s:g} s and was ended."
-            ) from None
+            raise InvalidRequest(f"{self._work} took longer than {self._timeout_s:g} s and was ended.") from None
         except (asyncio.IncompleteReadError, ConnectionError):
             too_large = watching.done() and not watching.cancelled() and watching.result()
             await self._end()
             reason = "took too much memory and was ended" if too_large else "ended the process that did it"
-            raise InvalidRequest(f"Rendering and tokenizing this {reason}.") from None
+            raise InvalidRequest(f"{self._work} {reason}.") from None
         finally:
             watching.cancel()
         if isinstance(answer, Refused):
