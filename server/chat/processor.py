@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from server.chat.conversation import Prompt
 from server.chat.conversion import Conversions
 from server.chat.encoded import EncodedPrompt
+from server.chat.formats.choose import FORMATS
+from server.chat.formats.format import WireFormat
 from server.chat.prompt import encode_prompt
 from server.chat.template import ChatTemplate
 from server.chat.tokenizer import ChatTokenizer
-from server.chat.vocabulary import VocabularyTable
+from server.chat.vocabulary import Vocabulary, VocabularyTable
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Processor:
     """Tokenizer, chat template, and the context length to serve."""
 
@@ -37,6 +40,15 @@ class Processor:
 
     def table(self) -> VocabularyTable:
         return self.tokenizer.table(self.context_length, self.template.wire_format)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """As the HTTP process has it."""
+        return Vocabulary(self.table())
+
+    @property
+    def wire_format(self) -> WireFormat:
+        return FORMATS[self.template.wire_format]
 
     def encode_prompt(self, prompt: Prompt, *, with_offsets: bool) -> EncodedPrompt:
         return encode_prompt(self.tokenizer, self.template, prompt, self.context_length, with_offsets=with_offsets)

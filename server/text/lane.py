@@ -36,7 +36,8 @@ _SETTLED_S = 2.0
 class Lane:
     """The process is started by `open` or the first `ask`, and started again when it was ended for what it did.
 
-    `keeps`: when it has grown, another one takes its place as soon as nobody waits; otherwise the next command's.
+    `work` says in an error what took too long or too much. `keeps`: when it has grown, another one takes its place as
+    soon as nobody waits; otherwise the next command's.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Lane:
         timeout_s: float,
         memory_limit: int,
         conversions: Path | None = None,
+        work: str,
         command: Sequence[str] = TEXT_COMMAND,
         niceness: int = SOON,
         keeps: bool = True,
@@ -54,6 +56,7 @@ class Lane:
         self._folder = folder
         self._context_length = context_length
         self._conversions = conversions
+        self._work = work
         self._bounds = Bounds(timeout_s, memory_limit)
         self._keeps = keeps
         self._child = AskedChild(command, niceness, "text process", log)
@@ -147,12 +150,11 @@ class Lane:
         try:
             answer: TextAnswer = decode_answer(await self._child.ask(deque([command]), bounds=bounds))
         except TookTooLong:
-            seconds = f"{bounds.seconds:g} s"
-            raise InvalidRequest(f"Rendering and tokenizing this took longer than {seconds} and was ended.") from None
+            raise InvalidRequest(f"{self._work} took longer than {bounds.seconds:g} s and was ended.") from None
         except TookTooMuch:
-            raise InvalidRequest("Rendering and tokenizing this took too much memory and was ended.") from None
+            raise InvalidRequest(f"{self._work} took too much memory and was ended.") from None
         except ChildEnded:
-            raise InvalidRequest("Rendering and tokenizing this ended the process that did it.") from None
+            raise InvalidRequest(f"{self._work} ended the process that did it.") from None
         if isinstance(answer, Refused):
             raise REFUSALS[answer.kind](answer.message, param=answer.param)
         return answer
