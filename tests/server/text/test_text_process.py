@@ -265,7 +265,7 @@ def test_a_process_that_has_grown_makes_room_for_another_without_being_asked(tmp
     async def main() -> None:
         before = children()
         command = (sys.executable, "-c", KEEPING)
-        text = await TextProcess.open(model(tmp_path), None, PATIENT, command)
+        text = await TextProcess.open(model(tmp_path), None, PATIENT, command=command)
         try:
             [first] = children() - before
             assert await text.encode("Hello", False, "a")
@@ -289,7 +289,7 @@ process.main()
 
 def test_the_vocabulary_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
-        text = await TextProcess.open(model(tmp_path), None, PATIENT, (sys.executable, "-c", TELLING))
+        text = await TextProcess.open(model(tmp_path), None, PATIENT, command=(sys.executable, "-c", TELLING))
         await text.rest()
         assert await text.encode("Hello", False, "a")
         with pytest.raises(ContextLengthExceeded):
