@@ -27,8 +27,8 @@ class Conversation(msgspec.Struct, frozen=True, tag=True):
     """Messages for the chat template.
 
     `template_variables`: extra ones, from an allow-list; scalars only. `reasoning`: what the template is to be told of
-    it, in whatever words it has for that. `open`: the model is to write; otherwise the
-    conversation is rendered as it stands.
+    it, in whatever words it has for that. `open`: the model is to write; otherwise the conversation is rendered as it
+    stands.
     """
 
     messages: tuple[Message, ...]

@@ -148,7 +148,7 @@ class Steering:
         closing = self._closing
         self._closing = bool(self._forced)
         if self._end.push(token) is not None or (closing and not self._forced):
-            self._forced.clear()
+            # What is left of the closing opens the answer.
             self._closing = False
             self._begin = []
             self._answer()

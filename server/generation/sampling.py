@@ -7,9 +7,11 @@ from typing import TypeVar
 
 from server.chat.conversation import Client, GenerationOptions
 from server.chat.encoded import EncodedPrompt
+from server.chat.formats.format import ThoughtMarkers
+from server.chat.grammar.constraint import FREE, Constraint
 from server.chat.parts import Role
 from server.chat.vocabulary import Vocabulary
-from server.engine_client.protocol import Boundary, Generate, Kind, Sampling
+from server.engine_client.protocol import Boundary, Generate, Kind, Sampling, Thought
 from server.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -21,18 +23,24 @@ _KINDS: dict[Role, Kind] = {"system": "system", "user": "user", "tool": "user", 
 
 
 def generate_commands(
-    options: GenerationOptions, client: Client, vocabulary: Vocabulary, prompt: EncodedPrompt
+    options: GenerationOptions,
+    client: Client,
+    vocabulary: Vocabulary,
+    prompt: EncodedPrompt,
+    constraint: Constraint = FREE,
+    thought: Thought | None = None,
 ) -> list[Generate]:
     """One `Generate` for each choice.
 
     Raises:
-        InvalidRequest: `logit_bias` names a token that the model does not have.
+        InvalidRequest: `logit_bias` or `allowed_token_ids` name a token that the model does not have.
     """
     defaults = vocabulary.defaults
-    for token in options.logit_bias:
-        if token >= vocabulary.vocab_size:
-            message = f"logit_bias: the vocabulary has {vocabulary.vocab_size} tokens, {token} is not one of them."
-            raise InvalidRequest(message, param="logit_bias")
+    for param, tokens in (("logit_bias", options.logit_bias), ("allowed_token_ids", options.allowed_token_ids or ())):
+        for token in tokens:
+            if not 0 <= token < vocabulary.vocab_size:
+                message = f"{param}: the vocabulary has {vocabulary.vocab_size} tokens, {token} is not one of them."
+                raise InvalidRequest(message, param=param)
     room = vocabulary.context_length - len(prompt.ids)
     seed = secrets.randbits(64) if options.seed is None else options.seed
     return [
@@ -44,7 +52,11 @@ def generate_commands(
             cache_salt=client.cache_salt,
             # The engine has no request without an answer: one of none makes a token that nobody is shown.
             max_tokens=room if options.max_tokens is None else max(1, min(options.max_tokens, room)),
-            stop_tokens=sorted(vocabulary.eos_ids),
+            # Never more than there is room for, or the answer could not end.
+            min_tokens=min(options.min_tokens, room),
+            stop_tokens=[] if options.ignore_eos else sorted(vocabulary.eos_ids),
+            grammar=constraint.grammar,
+            thought=thought,
             top_logprobs=options.top_logprobs,
             prompt_logprobs=options.prompt_logprobs,
             sampling=Sampling(
@@ -58,10 +70,30 @@ def generate_commands(
                 presence_penalty=options.presence_penalty,
                 frequency_penalty=options.frequency_penalty,
                 logit_bias=options.logit_bias,
+                allowed=None if options.allowed_token_ids is None else list(options.allowed_token_ids),
+                banned=constraint.banned,
+                xtc_probability=options.xtc_probability,
+                xtc_threshold=options.xtc_threshold,
             ),
         )
         for choice in range(options.n)
     ]
+
+
+def thought_of(
+    markers: ThoughtMarkers | None, budget: int | None, prompt: EncodedPrompt, constraint: Constraint
+) -> Thought | None:
+    """What the engine must know of the model's reasoning: something if it is bounded, or if a grammar waits for it."""
+    grammar = constraint.grammar
+    if markers is None or (budget is None and (grammar is None or grammar.opening)):
+        return None
+    return Thought(
+        begin=markers.begin,
+        end=markers.end,
+        open=prompt.text.rstrip().endswith(markers.begin.rstrip()),
+        max_tokens=budget,
+        closing=constraint.closing,
+    )
 
 
 def _given(value: T | None, default: T) -> T:

@@ -6,6 +6,7 @@ whatever step, cancels everything behind it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, closing
@@ -13,13 +14,16 @@ from dataclasses import replace
 
 from msgspec import structs
 
-from server.chat.conversation import GenerationRequest, Prompt, RawPrompt
+from server.chat.conversation import Conversation, GenerationRequest, Prompt, RawPrompt
 from server.chat.deltas import Event, ReasoningDelta, Started, TextDelta, ToolCallDelta
+from server.chat.formats.choose import FORMATS
+from server.chat.formats.format import ThoughtMarkers
+from server.chat.grammar.constraint import FREE, Constraint
 from server.errors import ContextLengthExceeded, ModelLoading
 from server.generation.answer import answer
 from server.generation.channels import channels_of
 from server.generation.places import Places
-from server.generation.sampling import generate_commands
+from server.generation.sampling import generate_commands, thought_of
 from server.generation.waiting import ModelWait
 from server.metrics import Metrics
 from server.models.catalog import Catalog
@@ -27,6 +31,7 @@ from server.models.residency import Residency
 from server.models.status import ModelStatus
 from server.settings.types import ModelSettings, Settings
 from server.text.client import TextProcess
+from server.text.protocol import Constrain
 
 log = logging.getLogger("configi.generation")
 
@@ -60,21 +65,30 @@ class Generation:
                 self._residency.preload(entry)
                 raise
             text = opening.result()
-            prompt = await text.encode_prompt(
-                _with_reasoning(request), request.client.group, with_offsets=options.prompt_logprobs
-            )
+            constraining = asyncio.ensure_future(self._constraint(request, text))
+            # The prompt's error comes first, and then nobody asks for this one.
+            constraining.add_done_callback(lambda task: task.cancelled() or task.exception())
+            try:
+                prompt = await text.encode_prompt(
+                    _with_reasoning(request), request.client.group, with_offsets=options.prompt_logprobs
+                )
+                constraint = await constraining
+            finally:
+                constraining.cancel()
             self._log_text(request, "prompt", prompt.text)
-            commands = generate_commands(options, request.client, text.vocabulary, prompt)
+            thought = thought_of(_thought_markers(text), options.reasoning.budget_tokens, prompt, constraint)
+            commands = generate_commands(options, request.client, text.vocabulary, prompt, constraint, thought)
             with self._residency.lease(entry) as lease:
                 while pending := await wait.news(lease.granted):
                     yield pending
                 engine = lease.granted.result()
-                with closing(engine.generate(commands)) as stream, place.queue(stream) as queue_timeout:
+                with (
+                    closing(engine.generate(commands, text.vocabulary.token_table)) as stream,
+                    place.queue(stream) as queue_timeout,
+                ):
                     yield Started(entry.id, len(prompt.ids), prompt.text, prompt.ids)
                     on_slot = queue_timeout.cancel
-                    channels = channels_of(
-                        request, entry, text.vocabulary, prompt, held=commands[0].grammar is not None
-                    )
+                    channels = channels_of(request, text.vocabulary, prompt, held=commands[0].grammar is not None)
                     async with aclosing(answer(stream, request, text.vocabulary, prompt, channels, on_slot)) as events:
                         async for event in events:
                             measured.event(event)
@@ -115,6 +129,21 @@ class Generation:
                 self._log_text(request, f"reasoning {event.choice}", event.text)
             case ToolCallDelta():
                 self._log_text(request, f"call {event.choice}.{event.index}", (event.name or "") + event.arguments)
+
+    async def _constraint(self, request: GenerationRequest, text: TextProcess) -> Constraint:
+        """What the request asks of its answer. What of that cannot be enforced is said in the log."""
+        options = request.options
+        tools = request.prompt.tools if isinstance(request.prompt, Conversation) else ()
+        markers = _thought_markers(text)
+        closing = markers.closing if markers and options.reasoning.budget_tokens is not None else ""
+        if not (tools or options.shape or options.bad_words or closing):
+            return FREE
+        most = int(self.settings.limits.max_grammar_bytes)
+        command = Constrain(tools, options.tool_choice, options.shape, options.bad_words, closing, most)
+        constraint = await text.constrain(command, request.client.group)
+        for note in constraint.notes:
+            log.info(note, extra={"request_id": request.id})
+        return constraint
 
     def _log_text(self, request: GenerationRequest, what: str, text: str) -> None:
         if self.settings.log.prompts:
@@ -161,3 +190,7 @@ def _with_reasoning(request: GenerationRequest) -> Prompt:
     """The template is told what was asked for."""
     prompt = request.prompt
     return prompt if isinstance(prompt, RawPrompt) else structs.replace(prompt, reasoning=request.options.reasoning)
+
+
+def _thought_markers(text: TextProcess) -> ThoughtMarkers | None:
+    return FORMATS[text.vocabulary.wire_format].thought

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from server.chat.conversation import Conversation, Prompt
 from server.chat.encoded import EncodedPrompt
+from server.chat.grammar.constraint import Constraint
 from server.chat.vocabulary import Vocabulary
 from server.child.process import PATIENT, SOON
 from server.errors import InvalidRequest, ModelUnavailable
 from server.settings.types import LimitSettings, Settings
 from server.text.lane import TEXT_COMMAND, Lane
 from server.text.protocol import (
+    Constrain,
+    Constrained,
     Decode,
     Decoded,
     Encoded,
@@ -27,18 +32,50 @@ from server.text.protocol import (
 
 # A command that is larger goes its own way, so that nobody's question waits behind it.
 _LARGE_BYTES = 65_536
-# The process for large texts holds a tokenizer of its own and is ended when it has had nothing to do for so long.
+# The processes for large texts and for grammars hold a tokenizer each; they end when they have had nothing to do for so
+# long.
 _IDLE_S = 60
+_RENDERING = "Rendering and tokenizing this"
+# Of constraints that are remembered.
+_MOST_CONSTRAINTS = 64
+_MOST_GRAMMAR_CHARS = 8_000_000
+
+
+class _OnDemand:
+    """A lane that is not always needed: its process ends when it has had nothing to do for a while."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._idle: asyncio.TimerHandle | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self.rest = lane.rest
+
+    async def ask(self, raw: bytes, client: str) -> TextAnswer:
+        if self._idle is not None:
+            self._idle.cancel()
+        try:
+            return await self._lane.ask(raw, client)
+        finally:
+            self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._rest)
+
+    def _rest(self) -> None:
+        self._ending = asyncio.ensure_future(self._lane.rest())
+
+    async def close(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+        await self._lane.close()
 
 
 class TextProcess:
-    """`vocabulary` is here, for streams: a table of bytes per token. Everything else is asked of a `Lane`."""
+    """`vocabulary` is here, for streams: a table of bytes per token. Everything else is asked of a `Lane`, of which
+    there is one for what takes long and one for grammars, so that nobody's question waits behind them."""
 
-    def __init__(self, small: Lane, large: Lane, vocabulary: Vocabulary) -> None:
+    def __init__(self, small: Lane, large: Lane, grammars: Lane, vocabulary: Vocabulary) -> None:
         self._small = small
-        self._large = large
-        self._idle: asyncio.TimerHandle | None = None
-        self._ending: asyncio.Task[None] | None = None
+        self._large = _OnDemand(large)
+        self._grammars = _OnDemand(grammars)
+        self._constraints: OrderedDict[bytes, Constraint] = OrderedDict()
         self.vocabulary = vocabulary
         # Called when the model's files turn out to be gone or broken since they were opened.
         self.on_unavailable: Callable[[], None] = lambda: None
@@ -50,37 +87,47 @@ class TextProcess:
         limits: LimitSettings,
         conversions: Path | None = None,
         command: Sequence[str] = TEXT_COMMAND,
+        wire_format: str = "auto",
     ) -> TextProcess:
-        """`conversions` is the folder of tokenizers that were put together.
+        """`conversions` is the folder of tokenizers that were put together; `wire_format` "auto" asks the template.
 
         Raises ModelUnavailable when the folder's tokenizer or template is missing or broken.
         """
-        small, large = (
-            Lane(
+
+        def lane(timeout_s: float, work: str, niceness: int, *, keeps: bool = False) -> Lane:
+            return Lane(
                 folder,
                 context_length,
                 conversions=conversions,
-                timeout_s=limits.text_timeout_s,
+                timeout_s=timeout_s,
                 memory_limit=int(limits.text_memory_limit),
+                work=work,
                 command=command,
+                wire_format=wire_format,
                 niceness=niceness,
                 keeps=keeps,
             )
-            for niceness, keeps in ((SOON, True), (PATIENT, False))
-        )
+
+        small = lane(limits.text_timeout_s, _RENDERING, SOON, keeps=True)
+        large = lane(limits.text_timeout_s, _RENDERING, PATIENT)
+        grammars = lane(limits.grammar_timeout_s, "Making a grammar of the tools and the shape of the answer", SOON)
         try:
             opened = await small.open()
         except BaseException:
             await small.close()
             raise
         assert opened.vocabulary is not None
-        return TextProcess(small, large, Vocabulary(opened.vocabulary))
+        return TextProcess(small, large, grammars, Vocabulary(opened.vocabulary))
 
     @staticmethod
-    def opener(settings: Settings) -> Callable[[Path, int | None], Awaitable[TextProcess]]:
+    def opener(settings: Settings) -> Callable[[Path, int | None, str], Awaitable[TextProcess]]:
         """`open` for whoever has folders and no settings."""
         conversions = settings.storage.cache_dir / "tokenizers"
-        return lambda folder, context_length: TextProcess.open(folder, context_length, settings.limits, conversions)
+
+        def open_folder(folder: Path, context_length: int | None, wire_format: str) -> Awaitable[TextProcess]:
+            return TextProcess.open(folder, context_length, settings.limits, conversions, wire_format=wire_format)
+
+        return open_folder
 
     @property
     def context_length(self) -> int:
@@ -88,7 +135,7 @@ class TextProcess:
 
     async def encode_prompt(self, prompt: Prompt, client: str, *, with_offsets: bool = False) -> EncodedPrompt:
         try:
-            answer = await self._ask(EncodePrompt(prompt, with_offsets), client)
+            answer = await self._asked(EncodePrompt(prompt, with_offsets), client)
         except InvalidRequest as error:
             error.param = error.param or ("messages" if isinstance(prompt, Conversation) else "prompt")
             raise
@@ -96,41 +143,51 @@ class TextProcess:
         return answer.prompt
 
     async def encode(self, text: str, add_special: bool, client: str) -> list[int]:
-        answer = await self._ask(EncodeText(text, add_special), client)
+        answer = await self._asked(EncodeText(text, add_special), client)
         assert isinstance(answer, Tokenized)
         return answer.tokens
 
+    async def constrain(self, command: Constrain, client: str) -> Constraint:
+        """Agents send the same tools with every request: what was asked before is answered at once.
+
+        Raises:
+            InvalidRequest: no grammar can be made of it.
+        """
+        raw = encode(command)
+        key = hashlib.sha256(raw).digest()
+        if key in self._constraints:
+            self._constraints.move_to_end(key)
+            return self._constraints[key]
+        answer = await self._ask(self._grammars, raw, client)
+        assert isinstance(answer, Constrained)
+        self._constraints[key] = answer.constraint
+        while len(self._constraints) > 1 and (
+            len(self._constraints) > _MOST_CONSTRAINTS
+            or sum(len(kept.grammar.text) for kept in self._constraints.values() if kept.grammar) > _MOST_GRAMMAR_CHARS
+        ):
+            self._constraints.popitem(last=False)
+        return answer.constraint
+
     async def decode(self, tokens: list[int], client: str) -> str:
-        answer = await self._ask(Decode(tokens), client)
+        answer = await self._asked(Decode(tokens), client)
         assert isinstance(answer, Decoded)
         return answer.text
 
     async def rest(self) -> None:
         """Give its memory back until the next request."""
-        await asyncio.gather(self._small.rest(), self._large.rest())
+        await asyncio.gather(self._small.rest(), self._large.rest(), self._grammars.rest())
 
     async def close(self) -> None:
         """End its processes; what is under way fails."""
-        if self._idle is not None:
-            self._idle.cancel()
-        await asyncio.gather(self._small.close(), self._large.close())
+        await asyncio.gather(self._small.close(), self._large.close(), self._grammars.close())
 
-    async def _ask(self, command: TextCommand, client: str) -> TextAnswer:
+    async def _asked(self, command: TextCommand, client: str) -> TextAnswer:
+        raw = encode(command)
+        return await self._ask(self._small if len(raw) <= _LARGE_BYTES else self._large, raw, client)
+
+    async def _ask(self, lane: Lane | _OnDemand, raw: bytes, client: str) -> TextAnswer:
         try:
-            return await self._asked(encode(command), client)
+            return await lane.ask(raw, client)
         except ModelUnavailable:
             self.on_unavailable()
             raise
-
-    async def _asked(self, raw: bytes, client: str) -> TextAnswer:
-        if len(raw) <= _LARGE_BYTES:
-            return await self._small.ask(raw, client)
-        if self._idle is not None:
-            self._idle.cancel()
-        try:
-            return await self._large.ask(raw, client)
-        finally:
-            self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._rest)
-
-    def _rest(self) -> None:
-        self._ending = asyncio.ensure_future(self._large.rest())

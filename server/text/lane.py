@@ -36,7 +36,8 @@ _SETTLED_S = 2.0
 class Lane:
     """The process is started by `open` or the first `ask`, and started again when it was ended for what it did.
 
-    `keeps`: when it has grown, another one takes its place as soon as nobody waits; otherwise the next command's.
+    `work` says in an error what took too long or too much. `keeps`: when it has grown, another one takes its place as
+    soon as nobody waits; otherwise the next command's.
     """
 
     def __init__(
@@ -47,13 +48,17 @@ class Lane:
         timeout_s: float,
         memory_limit: int,
         conversions: Path | None = None,
+        work: str,
         command: Sequence[str] = TEXT_COMMAND,
         niceness: int = SOON,
         keeps: bool = True,
+        wire_format: str = "auto",
     ) -> None:
         self._folder = folder
         self._context_length = context_length
         self._conversions = conversions
+        self._wire_format = wire_format
+        self._work = work
         self._bounds = Bounds(timeout_s, memory_limit)
         self._keeps = keeps
         self._child = AskedChild(command, niceness, "text process", log)
@@ -132,7 +137,8 @@ class Lane:
     async def _started(self, *, vocabulary: bool = False) -> TextAnswer:
         await self._child.start()
         conversions = None if self._conversions is None else str(self._conversions)
-        question = Open(str(self._folder), self._context_length, conversions, self._bounds.memory, vocabulary)
+        memory, wire_format = self._bounds.memory, self._wire_format
+        question = Open(str(self._folder), self._context_length, conversions, memory, vocabulary, wire_format)
         try:
             answer = await self._exchange(
                 encode(question), replace(self._bounds, seconds=max(self._bounds.seconds, _OPEN_S))
@@ -147,12 +153,11 @@ class Lane:
         try:
             answer: TextAnswer = decode_answer(await self._child.ask(deque([command]), bounds=bounds))
         except TookTooLong:
-            seconds = f"{bounds.seconds:g} s"
-            raise InvalidRequest(f"Rendering and tokenizing this took longer than {seconds} and was ended.") from None
+            raise InvalidRequest(f"{self._work} took longer than {bounds.seconds:g} s and was ended.") from None
         except TookTooMuch:
-            raise InvalidRequest("Rendering and tokenizing this took too much memory and was ended.") from None
+            raise InvalidRequest(f"{self._work} took too much memory and was ended.") from None
         except ChildEnded:
-            raise InvalidRequest("Rendering and tokenizing this ended the process that did it.") from None
+            raise InvalidRequest(f"{self._work} ended the process that did it.") from None
         if isinstance(answer, Refused):
             raise REFUSALS[answer.kind](answer.message, param=answer.param)
         return answer

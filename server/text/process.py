@@ -18,11 +18,14 @@ from typing import BinaryIO
 from quantize.printable import echo
 from server.allocator import give_back, keep_little
 from server.chat.conversion import Conversions
+from server.chat.grammar.constraint import Constraint
 from server.chat.processor import Processor
 from server.child.frames import read_frame, write_frame
 from server.errors import ConfigiError, InvalidRequest
 from server.text.protocol import (
     REFUSALS,
+    Constrain,
+    Constrained,
     Decode,
     Decoded,
     Encoded,
@@ -53,9 +56,8 @@ def serve(commands: BinaryIO, answers: BinaryIO) -> None:
             if isinstance(command, Open):
                 _bound_memory(command.memory_limit)
                 kept = Conversions(Path(command.conversions) if command.conversions else None)
-                processor = Processor.load(Path(command.folder), command.context_length, kept)
-                table = processor.table() if command.vocabulary else None
-                answer = Opened(table)
+                processor = Processor.load(Path(command.folder), command.context_length, kept, command.wire_format)
+                answer = Opened(processor.table() if command.vocabulary else None)
             elif processor is None:
                 raise RuntimeError("the first command must be Open")
             else:
@@ -80,10 +82,25 @@ def _answer(processor: Processor, command: TextCommand) -> TextAnswer:
             return Encoded(processor.encode_prompt(command.prompt, with_offsets=command.with_offsets))
         case EncodeText():
             return Tokenized(processor.tokenizer.encode(command.text, command.add_special))
+        case Constrain():
+            return Constrained(_constraint(processor, command))
         case Decode():
             return Decoded(processor.tokenizer.decode(command.tokens))
         case Open():
             raise RuntimeError("Open comes once")
+
+
+def _constraint(processor: Processor, command: Constrain) -> Constraint:
+    # Only here: a server without grammars does not load llguidance into this process.
+    from server.chat.grammar.compose import Composer
+
+    composer = Composer(processor.wire_format, processor.vocabulary, command.most_bytes)
+    grammar, banned, notes = composer.compose(command.tools, command.choice, command.shape)
+    encode = processor.tokenizer.encode
+    # Within a text a word begins with a space, and at its start it does not.
+    spelled = [encode(text, False) for word in command.bad_words for text in (word, f" {word}") if word]
+    closing = encode(command.closing, False) if command.closing else []
+    return Constraint(grammar, banned + list(map(list, dict.fromkeys(map(tuple, spelled)))), closing, notes)
 
 
 def _refused(error: ConfigiError) -> Refused:

@@ -11,6 +11,9 @@ import msgspec
 
 from server.chat.conversation import Prompt
 from server.chat.encoded import EncodedPrompt
+from server.chat.grammar.constraint import Constraint
+from server.chat.shapes import Shape
+from server.chat.tools import FREE, Tool, ToolChoice
 from server.chat.vocabulary import VocabularyTable
 from server.errors import ConfigiError, ContextLengthExceeded, InvalidRequest, ModelUnavailable
 
@@ -26,6 +29,8 @@ class Open(msgspec.Struct, frozen=True, tag=True):
     memory_limit: int
     # Whether the answer is to have it: it is as large as the tokenizer, and needed once.
     vocabulary: bool
+    # Of `chat/formats`, or "auto": the one that the template is written for.
+    wire_format: str = "auto"
 
 
 class EncodePrompt(msgspec.Struct, frozen=True, tag=True):
@@ -40,11 +45,22 @@ class EncodeText(msgspec.Struct, frozen=True, tag=True):
     add_special: bool
 
 
+class Constrain(msgspec.Struct, frozen=True, tag=True):
+    """What a request asks of its answer. `closing`: words that end a thought, `most_bytes`: of a grammar."""
+
+    tools: tuple[Tool, ...] = ()
+    choice: ToolChoice = FREE
+    shape: Shape | None = None
+    bad_words: tuple[str, ...] = ()
+    closing: str = ""
+    most_bytes: int = 2**20
+
+
 class Decode(msgspec.Struct, frozen=True, tag=True):
     tokens: list[int]
 
 
-TextCommand = Open | EncodePrompt | EncodeText | Decode
+TextCommand = Open | EncodePrompt | EncodeText | Constrain | Decode
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True):
@@ -59,6 +75,10 @@ class Tokenized(msgspec.Struct, frozen=True, tag=True):
     tokens: list[int]
 
 
+class Constrained(msgspec.Struct, frozen=True, tag=True):
+    constraint: Constraint
+
+
 class Decoded(msgspec.Struct, frozen=True, tag=True):
     text: str
 
@@ -71,7 +91,7 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     param: str | None = None
 
 
-TextAnswer = Opened | Encoded | Tokenized | Decoded | Refused
+TextAnswer = Opened | Encoded | Tokenized | Constrained | Decoded | Refused
 
 REFUSALS: dict[str, type[ConfigiError]] = {
     cls.__name__: cls for cls in (InvalidRequest, ContextLengthExceeded, ModelUnavailable)

@@ -84,19 +84,8 @@ def asked_reasoning(fields: ThoughtFields) -> AskedReasoning:
     chosen = switches.get("enable_thinking", switches.get("thinking", enabled))
     effort = switches.get("reasoning_effort", effort)
     budget = switches.get("thinking_budget", budget)
-    variables = template_variables(chosen, effort) | switches
     limit = None if budget is None or budget < 0 or chosen is False else budget
-    return AskedReasoning(Reasoning(chosen, effort, limit), variables, visible is not False, tuple(ignored))
-
-
-def template_variables(enabled: bool | None, effort: str | None) -> dict[str, Scalar]:
-    """By all the names that templates have for it: a template looks at its own."""
-    variables: dict[str, Scalar] = {}
-    if enabled is not None:
-        variables |= {"enable_thinking": enabled, "thinking": enabled}
-    if effort is not None and effort != "none":
-        variables["reasoning_effort"] = effort
-    return variables
+    return AskedReasoning(Reasoning(chosen, effort, limit), switches, visible is not False, tuple(ignored))
 
 
 def _said(fields: ThoughtFields, ignored: list[str]) -> Iterator[_Said]:

@@ -394,6 +394,16 @@ def test_a_message_that_is_left_out_is_an_error(source: str, turns: tuple[str, .
         _render(source, *turns)
 
 
+@pytest.mark.parametrize("answer", ["", "a It is 21."])
+def test_a_result_that_is_left_out_is_an_error_also_where_its_text_is_in_another(answer: str) -> None:
+    source = "{% for m in messages if m.role != 'tool' %}{{ m.content }}{{ m.tool_calls }}{% endfor %}"
+    call = Message("assistant", (TextPart("b"), ToolCallPart("1", "f", "{}")))
+    result = Message("tool", (ToolResultPart("1", "21"),))
+    said = _conversation(*filter(None, ("u a", answer, "u e"))).messages
+    with pytest.raises(InvalidRequest, match="leaves out what a message of role 'tool' says"):
+        ChatTemplate(source, {}).render(Conversation((said[0], call, result, *said[1:])))
+
+
 @pytest.mark.parametrize(
     ("source", "turns", "expected"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,13 @@ import psutil
 import pytest
 
 from server.chat.conversation import Conversation, RawPrompt
+from server.chat.grammar.constraint import Constraint
 from server.chat.parts import Message
+from server.chat.shapes import JsonSchema
 from server.errors import ContextLengthExceeded, InvalidRequest, ModelUnavailable
 from server.settings.types import LimitSettings
 from server.text.client import TextProcess
+from server.text.protocol import Constrain
 from tests.support.streams import until
 from tests.support.tiny_model import CHAT_TEMPLATE, write_tiny_model
 
@@ -156,6 +159,54 @@ def test_a_model_without_a_tokenizer_json_is_converted_once(tmp_path: Path) -> N
                 await text.close()
         assert ids[0] == ids[1] and (place / "tokenizer.json").is_file()
 
+
+def schema_of(text: TextProcess, schema: dict[str, Any]) -> Coroutine[Any, Any, Constraint]:
+    return text.constrain(Constrain(shape=JsonSchema(schema)), "a")
+
+
+def test_a_grammar_is_made_once_for_those_that_ask_the_same(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(model(tmp_path)) as text:
+            before = children()
+            first = await schema_of(text, {"type": "integer"})
+            assert first.grammar is not None
+            assert len(children() - before) == 1, "a process of its own"
+            await text.rest()
+            assert await schema_of(text, {"type": "integer"}) == first
+            assert not children() - before
+            assert await schema_of(text, {"type": "string"}) != first
+            with pytest.raises(InvalidRequest, match='"if" at /'):
+                await schema_of(text, {"if": {}})
+
+    run(main)
+
+
+def test_a_grammar_that_takes_too_long_costs_its_own_request_and_nobody_elses(tmp_path: Path) -> None:
+    """That of strings that all of these match takes minutes."""
+    patterns = [{"type": "string", "pattern": f"a.{{{i}}}b"} for i in range(1, 60)]
+
+    async def main() -> None:
+        async with opened(model(tmp_path), LimitSettings(grammar_timeout_s=1.5)) as text:
+            bad = asyncio.create_task(schema_of(text, {"allOf": patterns}))
+            for _ in range(5):
+                assert (await text.encode_prompt(GOOD, "alice")).ids
+            assert not bad.done()
+            with pytest.raises(InvalidRequest, match=r"grammar .* took longer than 1\.5 s"):
+                await bad
+            assert (await schema_of(text, {"type": "integer"})).grammar is not None
+
+    run(main)
+
+
+def test_bad_words_are_banned_at_the_start_of_a_text_and_within(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(model(tmp_path)) as text:
+            made = await text.constrain(Constrain(bad_words=("the", "zebra"), closing=" so."), "a")
+            assert made.grammar is None
+            spelled = [await text.decode(tokens, "a") for tokens in made.banned]
+            assert spelled == ["the", " the", "zebra", " zebra"]
+            assert await text.decode(made.closing, "a") == " so."
+
     run(main)
 
 
@@ -214,7 +265,7 @@ def test_a_process_that_has_grown_makes_room_for_another_without_being_asked(tmp
     async def main() -> None:
         before = children()
         command = (sys.executable, "-c", KEEPING)
-        text = await TextProcess.open(model(tmp_path), None, PATIENT, command)
+        text = await TextProcess.open(model(tmp_path), None, PATIENT, command=command)
         try:
             [first] = children() - before
             assert await text.encode("Hello", False, "a")
@@ -238,7 +289,7 @@ process.main()
 
 def test_the_vocabulary_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
-        text = await TextProcess.open(model(tmp_path), None, PATIENT, (sys.executable, "-c", TELLING))
+        text = await TextProcess.open(model(tmp_path), None, PATIENT, command=(sys.executable, "-c", TELLING))
         await text.rest()
         assert await text.encode("Hello", False, "a")
         with pytest.raises(ContextLengthExceeded):

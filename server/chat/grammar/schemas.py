@@ -1,0 +1,104 @@
+"""JSON Schemas as clients send them, made into what llguidance can hold an answer to. Text process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from server.chat.grammar import lark
+from server.chat.grammar.checking import GrammarFault, check
+from server.errors import InvalidRequest
+
+Schema = dict[str, Any] | bool
+
+# Where a schema has other schemas: below a name, in a list, or directly.
+_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_IN_LIST = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
+_DIRECT = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames")
+# What is given up of a schema that is not strict and cannot be used, one after the other.
+_GIVEN_UP: tuple[frozenset[str], ...] = (
+    frozenset({"pattern", "format"}),
+    frozenset({"patternProperties", "propertyNames", "multipleOf", "contentEncoding", "uniqueItems"}),
+    frozenset({"minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
+    frozenset({"minItems", "maxItems", "minProperties", "maxProperties", "const", "enum"}),
+    frozenset({"$ref", "allOf", "anyOf", "oneOf"}),
+    frozenset({"type", "required", "additionalProperties"}),
+)
+
+
+def usable(schema: Schema, *, strict: bool, param: str, vocab_size: int) -> tuple[Schema, list[str]]:
+    """`schema` as a grammar can take it, and a line for each keyword of it that is not enforced.
+
+    Raises:
+        InvalidRequest: a strict one has a keyword that cannot be enforced, or no schema can be made of it.
+    """
+    if strict:
+        try:
+            check(f"start: {lark.json_schema(schema)}", vocab_size)
+        except GrammarFault as fault:
+            raise InvalidRequest(f"{param}: {_with_place(str(fault), schema)}", param=param) from None
+        return schema, []
+    given_up: frozenset[str] = frozenset()
+    for more in (frozenset[str](), *_GIVEN_UP):
+        given_up |= more
+        candidate = _without(schema, given_up)
+        try:
+            warnings = check(f"start: {lark.json_schema(candidate, lenient=True)}", vocab_size)
+        except GrammarFault as fault:
+            reason = str(fault)
+        else:
+            notes = [f"{param}: not enforced: {warning}" for warning in warnings]
+            lost = sorted(given_up & {key for _, part in _parts(schema) for key in part})
+            if lost:
+                notes.append(f"{param}: not enforced: {', '.join(lost)}")
+            return candidate, notes
+    return {"type": "object"}, [f"{param}: not enforced: {reason}"]
+
+
+def _with_place(reason: str, schema: Schema) -> str:
+    """The reason, with the pointer to the first part that has what it names."""
+    for place, part in _parts(schema):
+        for key, value in part.items():
+            if f'"{key}"' in reason and "Unimplemented" in reason:
+                return (
+                    f'the keyword "{key}" at {place or "/"} cannot be enforced; leave it out or do not ask for strict.'
+                )
+            if key == "pattern" and "regular expression" in reason and isinstance(value, str):
+                return f'the keyword "pattern" at {place or "/"} cannot be enforced ({reason}).'
+    return f"the schema cannot be enforced: {reason}"
+
+
+def _parts(schema: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The schema and all schemas in it, each with its JSON pointer."""
+    if not isinstance(schema, dict):
+        return
+    yield place, schema
+    for key, name, part in _children(schema):
+        yield from _parts(part, f"{place}/{key}" + ("" if name is None else f"/{name}"))
+
+
+def _children(schema: dict[str, Any]) -> Iterator[tuple[str, str | int | None, Any]]:
+    for key in _BY_NAME:
+        if isinstance(parts := schema.get(key), dict):
+            yield from ((key, name, part) for name, part in parts.items())
+    for key in _IN_LIST:
+        if isinstance(parts := schema.get(key), list):
+            yield from ((key, index, part) for index, part in enumerate(parts))
+    for key in _DIRECT:
+        if isinstance(part := schema.get(key), dict):
+            yield key, None, part
+
+
+def _without(schema: Schema, keywords: frozenset[str]) -> Schema:
+    """A copy without `keywords`, wherever they are keywords and not names of properties."""
+    if not isinstance(schema, dict) or not keywords:
+        return schema
+    kept: dict[str, Any] = {key: value for key, value in schema.items() if key not in keywords}
+    for key, name, part in _children(kept):
+        if name is None:
+            kept[key] = _without(part, keywords)
+        else:
+            if kept[key] is schema[key]:
+                kept[key] = kept[key].copy()
+            kept[key][name] = _without(part, keywords)
+    return kept

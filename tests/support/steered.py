@@ -1,0 +1,71 @@
+"""A running engine with a tiny real model, asked for answers that something holds to a form."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from pydantic import ByteSize
+
+from server.chat.vocabulary import Vocabulary
+from server.engine_client.client import EngineClient
+from server.engine_client.protocol import Finished, Generate, Grammar, Sampling, Tokens
+from server.engine_client.supervisor import Supervisor
+from server.settings.types import CacheSettings, EngineSettings, Settings
+from tests.support.tiny_model import BOS_ID, END_ID
+
+PROMPT = [70, 80, 90, 100, 110]
+_SAMPLING = {"allowed", "banned", "logit_bias", "temperature", "xtc_probability", "xtc_threshold", "top_k"}
+
+
+class Answer:
+    """What the engine made of one request. `best`: the likeliest tokens at each position, one list."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.reason = ""
+        self.best: list[tuple[int, float]] = []
+
+    def text(self, vocabulary: Vocabulary) -> str:
+        return b"".join(vocabulary.token_bytes(token) for token in self.tokens).decode("utf-8", "replace")
+
+
+class Asked:
+    """Called with requests, it has their answers."""
+
+    def __init__(self, engine: EngineClient, vocabulary: Vocabulary) -> None:
+        self.engine = engine
+        self.vocabulary = vocabulary
+
+    async def __call__(self, *requests: Generate) -> list[Answer]:
+        answers = [Answer() for _ in requests]
+        with contextlib.closing(self.engine.generate(requests, self.vocabulary.token_table)) as stream:
+            async for index, event in stream:
+                if isinstance(event, Tokens):
+                    answers[index].tokens += event.tokens
+                    answers[index].best += [best for entry in event.logprobs for best in entry.top]
+                elif isinstance(event, Finished):
+                    answers[index].reason = event.reason
+        return answers
+
+
+def with_engine(model: Path, vocabulary: Vocabulary, test: Callable[[Asked], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        cache = CacheSettings(disk_limit=ByteSize(0))
+        supervisor = Supervisor(Settings(engine=EngineSettings(max_concurrent=8), cache=cache))
+        try:
+            await test(Asked(await supervisor.start(model), vocabulary))
+        finally:
+            await supervisor.stop()
+
+    asyncio.run(main())
+
+
+def request(grammar: Grammar | None = None, *, seed: int = 1, **fields: Any) -> Generate:
+    """`fields` are those of `Generate` and of `Sampling`."""
+    sampling = {name: fields.pop(name) for name in _SAMPLING & fields.keys()}
+    defaults: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 400, "stop_tokens": [END_ID, BOS_ID]}
+    return Generate(id=0, grammar=grammar, sampling=Sampling(seed=seed, **sampling), **(defaults | fields))
