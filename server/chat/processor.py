@@ -9,8 +9,6 @@ from pathlib import Path
 from server.chat.conversation import Prompt
 from server.chat.conversion import Conversions
 from server.chat.encoded import EncodedPrompt
-from server.chat.formats.choose import FORMATS
-from server.chat.formats.format import WireFormat
 from server.chat.prompt import encode_prompt
 from server.chat.template import ChatTemplate
 from server.chat.tokenizer import ChatTokenizer
@@ -45,10 +43,6 @@ class Processor:
     def vocabulary(self) -> Vocabulary:
         """As the HTTP process has it."""
         return Vocabulary(self.table())
-
-    @property
-    def wire_format(self) -> WireFormat:
-        return FORMATS[self.template.wire_format]
 
     def encode_prompt(self, prompt: Prompt, *, with_offsets: bool) -> EncodedPrompt:
         return encode_prompt(self.tokenizer, self.template, prompt, self.context_length, with_offsets=with_offsets)

@@ -92,9 +92,10 @@ def _answer(processor: Processor, command: TextCommand) -> TextAnswer:
 
 def _constraint(processor: Processor, command: Constrain) -> Constraint:
     # Only here: a server without grammars does not load llguidance into this process.
+    from server.chat.formats.choose import FORMATS
     from server.chat.grammar.compose import Composer
 
-    composer = Composer(processor.wire_format, processor.vocabulary, command.most_bytes)
+    composer = Composer(FORMATS[command.wire_format], processor.vocabulary, command.most_bytes)
     grammar, banned, notes = composer.compose(command.tools, command.choice, command.shape)
     encode = processor.tokenizer.encode
     # Within a text a word begins with a space, and at its start it does not.

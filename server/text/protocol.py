@@ -44,8 +44,10 @@ class EncodeText(msgspec.Struct, frozen=True, tag=True):
 
 
 class Constrain(msgspec.Struct, frozen=True, tag=True):
-    """What a request asks of its answer. `closing`: words that end a thought, `most_bytes`: of a grammar."""
+    """What a request asks of its answer. `wire_format`: how the model writes calls. `closing`: words that end a
+    thought, `most_bytes`: of a grammar."""
 
+    wire_format: str = "plain"
     tools: tuple[Tool, ...] = ()
     choice: ToolChoice = FREE
     shape: Shape | None = None
