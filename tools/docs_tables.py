@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from mlx_lm.utils import MODEL_REMAPPING
+
 from bench.result import results
 from bench.tables import tables as bench_tables
 from quantize.plan.plan import Plan, make_plan
@@ -29,9 +31,13 @@ from server.errors import ConfigiError
 from server.http.dialect import error_headers
 from server.settings.table import setting_rows
 from server.settings.types import Settings
+from tests.support import architecture_table
+from tests.support.architectures import CHUNK_DEPENDENT, NEEDS_METAL, UNTRIED
 from tests.support.checkpoints import write
 from tests.support.hub_families import HUB_FAMILIES, hub_checkpoint
+from tests.support.packages import TEMPLATE_NAMES, TEMPLATE_PACKAGES, TOKENIZERS
 from tests.support.published import EXAMPLES
+from tools.lock import lock_of, read_pins
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -48,6 +54,9 @@ def tables() -> Mapping[str, str]:
         "modules": _modules(),
         "policies": _policies(),
         "families": _families(),
+        "tokenizers": _tokenizers(),
+        "templates": _templates(),
+        "architectures": _architectures(),
     }
     made |= bench_tables(results())
     return made | {f"fields{path}": _fields(fields) for path, fields in ENDPOINTS.items()}
@@ -113,6 +122,48 @@ def _families() -> str:
             plan = make_plan(open_checkpoint(str(source), HubOptions()), "config-i")
         rows.append((_code(family), EXAMPLES[family], _moves(plan)))
     return _table(("`model_type`", "Such as", "What happens to its tensors, beside new names"), rows)
+
+
+def _tokenizers() -> str:
+    rows = [(name, tokenizer.read_from, str(tokenizer.package)) for name, tokenizer in TOKENIZERS.items()]
+    return f"Tokenizers, against {_oracle()}:\n\n" + _table(("Tokenizer", "Read from", "Shipped in"), rows)
+
+
+def _templates() -> str:
+    rows = [
+        (f"{package}: {len(TEMPLATE_NAMES[origin])}", ", ".join(TEMPLATE_NAMES[origin]))
+        for origin, (package, _) in TEMPLATE_PACKAGES.items()
+    ]
+    return f"Templates, against {_oracle()}:\n\n" + _table(("Shipped in", "Templates"), rows)
+
+
+def _oracle() -> str:
+    """As it is locked, which is what the tests run with."""
+    return f"transformers {read_pins(lock_of(''))['transformers']}"
+
+
+def _architectures() -> str:
+    """What was observed of every architecture (`python -m tools.architectures`)."""
+    rows: list[tuple[str, ...]] = []
+    for name, seen in architecture_table.read()[1].items():
+        note = f"fails in mlx-lm too: {seen.refused}" if seen.refused else ""
+        if name in NEEDS_METAL:
+            note = "needs Metal: not tried here"
+        if name in CHUNK_DEPENDENT:
+            note = "mlx-lm's own answer depends on how many tokens of the prompt are read at once"
+        if seen.refused:
+            rows.append((_code(name), "no", "", "", "", "", note))
+        else:
+            does = [_yes(seen.batched), _yes(seen.read_together), seen.prefix, _yes(seen.disk)]
+            rows.append((_code(name), "yes", *does, note))
+    rows += [(_code(name), "", "", "", "", "", f"not tried: {reason}") for name, reason in UNTRIED.items()]
+    head = ("`model_type`", "Served", "Batched", "Prompts read together", "Prefix continued", "On disk", "")
+    others = ", ".join(f"{_code(other)} ({_code(name)})" for other, name in sorted(MODEL_REMAPPING.items()))
+    return f"{_table(head, sorted(rows))}\nThese are served as another: {others}.\n"
+
+
+def _yes(fact: bool) -> str:
+    return "yes" if fact else "no"
 
 
 def _moves(plan: Plan) -> str:

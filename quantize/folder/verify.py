@@ -21,7 +21,7 @@ from quantize.folder.config import is_affine, read_specs
 from quantize.folder.hashing import sha256_of
 from quantize.folder.manifest import MANIFEST, File, Manifest, read_manifest
 from quantize.folder.model_files import holders, is_loaded_by_mlx, lost, weight_files
-from quantize.folder.safetensors_format import INDEX, Entry, Header, parse_index, read_header
+from quantize.folder.safetensors_format import INDEX, Entry, Header, indexed_shards, parse_index, read_header
 from quantize.folder.tensor_rules import tensor_problems
 from quantize.foreign_json import read_json
 from quantize.names import checked_name, distinct_names
@@ -126,6 +126,8 @@ def _of_others(folder: Path, config: Mapping[str, Any], found: Findings) -> Mapp
     except SourceError as error:
         index = {}
         found.warnings.append(error.message)
+    # Names that lead elsewhere are no slip.
+    indexed_shards(index)
     if missing := lost(headers, index):
         name, shard = missing
         says = f"{INDEX} says that {shard} holds {name}; it does not."

@@ -23,6 +23,7 @@ from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.policy import KEEP, Policy, find_policy
 from quantize.source.checkpoint import Checkpoint, SourceTensor
 from quantize.source.families import Placed, place, text_config
+from quantize.source.mlx_model import layer_count
 from quantize.source.packed import undeclared
 from quantize.source.views import View
 
@@ -118,7 +119,7 @@ def make_plan(
     Raises SourceError for a tensor that is missing or has no role, PolicyError for a policy that does not fit.
     """
     config = undeclared(_explicit_about_ties(checkpoint))
-    layers = _layers(config)
+    layers = layer_count(config)
     placed = place(checkpoint.tensors, config)
     policy = find_policy(policy_name, experts=any(tensor.role.startswith("expert") for tensor in placed))
     outputs = [_output(tensor, policy, layers) for tensor in placed]
@@ -157,13 +158,6 @@ def _explicit_about_ties(checkpoint: Checkpoint) -> Mapping[str, Any]:
     return config if "tie_word_embeddings" in config else {**config, **tied}
 
 
-def _layers(config: Mapping[str, Any]) -> int:
-    layers = text_config(config).get("num_hidden_layers")
-    if not isinstance(layers, int):
-        raise SourceError("The source's config.json names no num_hidden_layers.")
-    return layers
-
-
 def _output(placed: Placed, policy: Policy, layers: int) -> OutputTensor:
     dtype = _dtype(placed)
     columns = placed.shape[-1] if placed.shape else 1
@@ -171,8 +165,6 @@ def _output(placed: Placed, policy: Policy, layers: int) -> OutputTensor:
     spec = fitting_spec(chosen, columns) if chosen else KEEP
     if chosen and not spec and placed.role.startswith("expert"):
         raise PolicyError(f"The experts in {placed.name} have {columns} columns, which no group size divides.")
-    if chosen and not is_float(dtype):
-        raise SourceError(f"{placed.pieces[0].source.name} is {dtype}, and nothing says how that is packed.")
     forced = chosen if chosen != spec else None
     return OutputTensor(placed.name, placed.role, placed.layer, placed.shape, dtype, spec, forced)
 

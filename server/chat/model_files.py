@@ -1,6 +1,6 @@
 """What a model folder says about itself in its JSON files: stop tokens, context, vocabulary, sampling.
 
-Whatever is wrong with the folder is a ModelUnavailable of one sentence.
+Text process. Whatever is wrong with the folder is a ModelUnavailable of one sentence.
 """
 
 from __future__ import annotations

@@ -23,15 +23,16 @@ class Processor:
 
     @staticmethod
     def load(folder: Path, context_length: int | None, conversions: Conversions) -> Processor:
-        """`context_length` is the configured one; the model's own bounds it.
+        """`context_length` None: what the folder says by itself.
 
         Raises:
             ModelUnavailable: when a file is missing or broken.
         """
         tokenizer = ChatTokenizer.load(folder, conversions)
         template = ChatTemplate.load(folder, tokenizer.special)
-        longest = tokenizer.context_length
-        return Processor(tokenizer, template, min(context_length or longest, longest))
+        # Bounds the texts that are tokenized alone, too.
+        tokenizer.context_length = context_length or tokenizer.context_length
+        return Processor(tokenizer, template, tokenizer.context_length)
 
     def encode_prompt(self, prompt: Prompt, *, with_offsets: bool) -> EncodedPrompt:
         return encode_prompt(self.tokenizer, self.template, prompt, self.context_length, with_offsets=with_offsets)

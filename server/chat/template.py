@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 from jinja2 import Template, TemplateError, TemplateSyntaxError
 from msgspec.structs import replace
 
+from server.chat.completeness import lost_message
+from server.chat.content_style import in_parts, roles_with_parts
 from server.chat.conversation import Conversation
 from server.chat.encoded import End
 from server.chat.message_ends import excerpt, message_ends, with_marks
-from server.chat.model_files import read_object
-from server.chat.parts import Message, TextPart
+from server.chat.parts import Message, Role, TextPart
 from server.chat.sandbox import TemplateEnvironment
+from server.chat.template_files import DEFAULT, template_sources
 from server.chat.template_values import template_values
 from server.chat.turns import Messages, arrangements
 from server.errors import InvalidRequest, ModelUnavailable
@@ -26,6 +28,7 @@ _MAX_CHARS = 2**25
 _CUT = "\ufdef"
 # Templates test `tools is not none`, so these must be defined; and some models think unless told otherwise.
 _ALWAYS: dict[str, Any] = {"tools": None, "documents": None, "enable_thinking": False}
+_NO_TEMPLATE = "This model has no chat template; use /v1/completions with a prompt of your own."
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +42,27 @@ class Rendered:
 class ChatTemplate:
     """One model's template, compiled once. Thread-safe."""
 
-    def __init__(self, source: str | None, variables: dict[str, str]) -> None:
-        self._variables = variables
+    def __init__(self, source: str | None, variables: dict[str, str], missing: str = _NO_TEMPLATE) -> None:
+        """`missing` is what users are told where there is none."""
+        self._variables = _ALWAYS | variables
+        self._missing = missing
         try:
             self._template = None if source is None else TemplateEnvironment().from_string(source)
         except TemplateSyntaxError as error:
             raise ModelUnavailable(
                 f"The model's chat template is broken at line {error.lineno}: {error.message}"
             ) from error
+        self._with_parts = frozenset[Role]() if self._template is None else roles_with_parts(self._bare)
 
     @staticmethod
     def load(folder: Path, special: dict[str, str]) -> ChatTemplate:
         """The folder's template, which may name the tokenizer's special tokens, such as bos_token."""
-        return ChatTemplate(_source(folder, read_object(folder, "tokenizer_config.json")), special)
+        sources = template_sources(folder)
+        missing = _NO_TEMPLATE
+        if sources and DEFAULT not in sources:
+            names = ", ".join(sorted(sources))
+            missing = f"This model has chat templates for special uses only ({names}) and none that is the default."
+        return ChatTemplate(sources.get(DEFAULT), special, missing)
 
     def render(self, conversation: Conversation, change: Callable[[str], str] = str) -> Rendered:
         """Render up to where the model is to write, every string of the conversation as `change` makes it.
@@ -60,24 +71,36 @@ class ChatTemplate:
             InvalidRequest: with the template's own sentence when it refuses the conversation.
         """
         if self._template is None:
-            raise InvalidRequest("This model has no chat template; use /v1/completions with a prompt of your own.")
+            raise InvalidRequest(self._missing)
         asked = {
             name: change(value) if isinstance(value, str) else value
             for name, value in conversation.template_variables.items()
         }
-        rendering = _Rendering(self._template, _ALWAYS | self._variables | asked, change, conversation)
+        rendering = _Rendering(self._template, self._variables | asked, change, conversation, self._with_parts)
         messages, text = _first_complete(rendering, conversation.messages)
         return Rendered(text, _message_ends(rendering, messages, text))
 
+    def _bare(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        assert self._template is not None
+        return self._template.render(self._variables | {"messages": messages, "add_generation_prompt": False})
+
 
 class _Rendering:
+    """`with_parts`: the roles whose content the template takes as parts."""
+
     def __init__(
-        self, template: Template, variables: dict[str, Any], change: Callable[[str], str], conversation: Conversation
+        self,
+        template: Template,
+        variables: dict[str, Any],
+        change: Callable[[str], str],
+        conversation: Conversation,
+        with_parts: frozenset[Role],
     ) -> None:
         self._template = template
         self._variables = variables
         self._open = conversation.open
         self._continues = conversation.continues
+        self._with_parts = with_parts
         # A message is rendered many times, and a long one is long to change.
         self._values = functools.cache(lambda message: template_values(message, change))
 
@@ -99,9 +122,19 @@ class _Rendering:
         """Its content as templates write it that trim."""
         return str(self._values(message)["content"]).strip()
 
+    def _as_taken(self, message: Message) -> dict[str, Any]:
+        """Its values as the template takes them. Reasoning has a second name, which gpt-oss reads."""
+        values = self._values(message)
+        if (reasoning := values.get("reasoning_content")) is not None:
+            values = {"thinking": reasoning, **values}
+        # Calls without a word have no part either.
+        if message.role in self._with_parts and (values["content"] or "tool_calls" not in values):
+            values = values | {"content": in_parts(values["content"])}
+        return values
+
     def text(self, messages: Messages, *, add_generation_prompt: bool) -> str:
         names = self._variables | {
-            "messages": [self._values(message) for message in messages],
+            "messages": [self._as_taken(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
         }
         pieces = []
@@ -123,35 +156,28 @@ class _Rendering:
 
 
 def _first_complete(rendering: _Rendering, messages: Messages) -> tuple[Messages, str]:
-    """The first arrangement that the template renders whole; else the first that it renders; else its first refusal."""
-    partial: tuple[Messages, str] | None = None
+    """The first arrangement that the template renders whole, with its rendering.
+
+    Raises:
+        InvalidRequest: there is none: its first refusal, or whose message it leaves out.
+    """
     refusal: InvalidRequest | None = None
+    lost: Message | None = None
     for arrangement in arrangements(messages):
         try:
             text = rendering.prompt(arrangement)
         except InvalidRequest as error:
             refusal = refusal or error
             continue
-        if _is_complete(rendering, arrangement, text):
+        left_out = lost_message(arrangement, text, rendering.content, rendering.prompt)
+        if left_out is None:
             return arrangement, text
-        partial = partial or (arrangement, text)
-    if partial is None:
-        raise refusal or InvalidRequest("The conversation has no messages.", param="messages")
-    return partial
-
-
-def _is_complete(rendering: _Rendering, messages: Messages, text: str) -> bool:
-    """Some templates do not refuse a system message that they do not expect but leave it out. Assistant messages may
-    lose their thinking rightly, so they do not count."""
-    cursor = 0
-    for message in messages:
-        if message.role in ("system", "user"):
-            content = rendering.content(message)
-            found = text.find(content, cursor)
-            if found < 0 and content not in text:
-                return False
-            cursor = max(cursor, found + len(content))
-    return True
+        lost = lost or left_out
+    if refusal is None and lost is not None:
+        refusal = InvalidRequest(
+            f"This model's chat template leaves out what a message of role '{lost.role}' says.", param="messages"
+        )
+    raise refusal or InvalidRequest("The conversation has no messages.", param="messages")
 
 
 def _message_ends(rendering: _Rendering, messages: Messages, text: str) -> tuple[End, ...]:
@@ -161,18 +187,3 @@ def _message_ends(rendering: _Rendering, messages: Messages, text: str) -> tuple
     except InvalidRequest:
         return ()
     return message_ends(few, text, marked, is_excerpt=len(few) < len(messages))
-
-
-def _source(folder: Path, config: dict[str, Any]) -> str | None:
-    """chat_template.jinja, else `chat_template` of tokenizer_config.json: a string, or a list with a "default"."""
-    try:
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        pass
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelUnavailable("The model's chat_template.jinja cannot be read.") from error
-    value = config.get("chat_template")
-    if isinstance(value, list):
-        entries = (entry for entry in value if isinstance(entry, dict) and entry.get("name") == "default")
-        value = next(entries, {}).get("template")
-    return value if isinstance(value, str) else None

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from server.chat.model_files import SamplingDefaults
+from server.engine_client.protocol import TokenTable
 
 
 class VocabularyTable(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +45,7 @@ class Vocabulary:
         self._hidden = table.hidden
         self._added = table.added
         self.wire_format = table.wire_format
+        self._table = table
         self._strips_space = table.strips_space
         self.eos_ids = table.eos_ids
         self.vocab_size = table.vocab_size
@@ -57,6 +59,17 @@ class Vocabulary:
     def is_hidden(self, token: int) -> bool:
         """Whether it adds nothing to an answer."""
         return token in self._hidden
+
+    def token_table(self) -> TokenTable:
+        """For the engine. Runs of spaces that a tokenizer adds are ordinary text, whatever it calls them."""
+        table = self._table
+        added = {token for text, token in self._added.items() if not text.isspace()}
+        return TokenTable(
+            text=table.text,
+            starts=table.starts,
+            markers=sorted(added | table.hidden | table.eos_ids),
+            ends=sorted(table.eos_ids),
+        )
 
     def token_bytes(self, token: int) -> bytes:
         """Nothing for an id beyond the tokenizer's: logits are often padded."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -19,12 +19,15 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from server.engine import compat, kv
 from server.engine.admission import Admission
-from server.engine.batch import Batch
+from server.engine.batch import Batch, Newcomer
 from server.engine.disk_tier import DiskTier
+from server.engine.grammar import GrammarPending, Grammars
 from server.engine.prefill_queue import PrefillQueue
 from server.engine.prefix_cache import PrefixCache
+from server.engine.rehearsal import Together
 from server.engine.scheduler import Scheduler
 from server.engine.token_budget import TokenBudget
+from server.engine.tokens import GrammarError
 from server.engine_client.protocol import (
     Cancel,
     EngineEvent,
@@ -35,9 +38,13 @@ from server.engine_client.protocol import (
     Load,
     Prefilled,
     Stats,
+    TokenTable,
 )
 
 log = logging.getLogger("configi.engine")
+
+# With nothing else to do, a step waits for a grammar no longer than this: commands must be heard.
+_GRAMMAR_WAIT_S = 0.02
 
 
 class Float32Logits:
@@ -58,9 +65,17 @@ class Float32Logits:
 
 
 class Engine:
-    """`disk` may hold prefixes of an earlier process; `admission` knows the memory."""
+    """`disk` may hold prefixes of an earlier process; `admission` knows the memory, `together` what can be batched."""
 
-    def __init__(self, model: nn.Module, vocab_size: int, options: Load, admission: Admission, disk: DiskTier) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        vocab_size: int,
+        options: Load,
+        admission: Admission,
+        disk: DiskTier,
+        together: Together,
+    ) -> None:
         self._model = Float32Logits(model)
         self._vocab_size = vocab_size
         self._admission = admission
@@ -74,23 +89,33 @@ class Engine:
             trimmable=trimmable,
             prefill_rate=lambda: self._budget.prefill_tokens_per_s,
         )
-        self._prefills = PrefillQueue(self._model, admission, self._prefixes, trimmable=trimmable)
-        self._batch = Batch(self._model)
+        self._prefills = PrefillQueue(
+            self._model, admission, self._prefixes, trimmable=trimmable, together=together.prefill
+        )
+        self._together = together
+        self._batch = self._empty_batch()
+        self._grammars = Grammars(vocab_size)
+        # Prompts that are read, and whose grammar is not compiled yet.
+        self._unsteered: list[Newcomer] = []
         self._steps = 0
 
     @property
     def busy(self) -> bool:
         return bool(self._scheduler.running or self._scheduler.waiting)
 
-    def handle(self, command: Generate | Cancel) -> list[EngineEvent]:
+    def handle(self, command: TokenTable | Generate | Cancel) -> list[EngineEvent]:
         if isinstance(command, Cancel):
             if self._scheduler.release(command.id):
                 self._remove(command.id)
+            return []
+        if isinstance(command, TokenTable):
+            self._grammars.know(command)
             return []
         if fault := self._invalid_token(command):
             return [Failed(command.id, "invalid", fault)]
         if fault := self._admission.refusal(command):
             return [Failed(command.id, "too_long", fault)]
+        self._grammars.order(command)
         self._scheduler.add(command)
         return []
 
@@ -119,7 +144,7 @@ class Engine:
             steps=self._steps,
             running=len(self._scheduler.running),
             waiting=self._scheduler.waiting,
-            kv_bytes=self._batch.nbytes + self._prefills.nbytes,
+            kv_bytes=self._batch.nbytes + self._prefills.nbytes + sum(kv.nbytes(new.layers) for new in self._unsteered),
             prefix_bytes=self._prefixes.nbytes,
             active_bytes=mx.get_active_memory(),
             peak_bytes=self._prefills.peak_bytes,
@@ -137,9 +162,29 @@ class Engine:
         events, decode_s = self._decode()
         decoding = len(self._batch) > 0
         chunk = self._prefills.read(self._budget.chunk_tokens(decoding=decoding))
-        self._batch.add([(prefill.request, prefill.layers) for prefill in chunk.completed])
+        self._unsteered += [Newcomer(prefill.request, prefill.layers) for prefill in chunk.completed]
         self._budget.record(decode_s + chunk.seconds, prefilled=chunk.tokens, decoding=decoding)
-        return events + chunk.events
+        return events + chunk.events + self._begin_answers()
+
+    def _begin_answers(self) -> list[EngineEvent]:
+        """Decode what is read, once its grammar is there."""
+        if not self._unsteered:
+            return []
+        if len(self._unsteered) == len(self._scheduler.running):
+            self._grammars.wait([newcomer.request for newcomer in self._unsteered], _GRAMMAR_WAIT_S)
+        events: list[EngineEvent] = []
+        ready, waiting = [], []
+        for newcomer in self._unsteered:
+            try:
+                steering = self._grammars.steering(newcomer.request)
+            except GrammarPending:
+                waiting.append(newcomer)
+            except GrammarError as error:
+                events.append(Failed(newcomer.request.id, "invalid", str(error)))
+            else:
+                ready.append(newcomer._replace(steering=steering))
+        self._unsteered = waiting
+        return events + self._batch.add(ready)
 
     def _decode(self) -> tuple[list[EngineEvent], float]:
         """One token for every sequence; the events, and the seconds that the model took."""
@@ -158,16 +203,22 @@ class Engine:
             self._prefills.cancel(id)
         elif id in self._batch:
             self._keep(*self._batch.remove(id))
+        else:
+            self._unsteered = [newcomer for newcomer in self._unsteered if newcomer.request.id != id]
 
     def _keep(self, request: Generate, tokens: list[int], layers: compat.Layers) -> None:
         """What was read and answered, for the next turn."""
         self._prefixes.store(tokens, layers, [], "assistant", request.cache_salt)
 
+    def _empty_batch(self) -> Batch:
+        return Batch(self._model, self._vocab_size, merged=self._together.decode)
+
     # ---- memory
 
     def _running(self) -> list[tuple[Generate, int]]:
         """The requests that hold a slot, with the tokens in their caches."""
-        return [*self._prefills.requests(), *self._batch.requests()]
+        unsteered = ((newcomer.request, len(newcomer.request.prompt) - 1) for newcomer in self._unsteered)
+        return [*self._prefills.requests(), *unsteered, *self._batch.requests()]
 
     def _relieve(self) -> list[EngineEvent]:
         """Over the limit, evict prefixes, then end the newest sequence: one error instead of the end of all."""
@@ -179,6 +230,7 @@ class Engine:
             return []
         newest = max(self._scheduler.running)
         self._prefills.discard(newest)
+        self._unsteered = [newcomer for newcomer in self._unsteered if newcomer.request.id != newest]
         if newest in self._batch:
             self._batch.remove(newest)
         return [Failed(newest, "memory", _OUT_OF_MEMORY)]
@@ -187,7 +239,14 @@ class Engine:
 
     def _invalid_token(self, request: Generate) -> str | None:
         """What is wrong with the request's tokens, if anything: an index outside the vocabulary is undefined in MLX."""
-        ids = {"prompt": request.prompt, "logit_bias": request.sampling.logit_bias}
+        sampling = request.sampling
+        ids: dict[str, Iterable[int]] = {
+            "prompt": request.prompt,
+            "logit_bias": sampling.logit_bias,
+            "allowed_token_ids": sampling.allowed or (),
+            "bad_words": (token for banned in sampling.banned for token in banned),
+            "the thought's closing": request.thought.closing if request.thought else (),
+        }
         for field, tokens in ids.items():
             for token in tokens:
                 if not 0 <= token < self._vocab_size:
@@ -202,8 +261,9 @@ class Engine:
         # The traceback holds the failed batch's caches alive; let go of both before the next step allocates.
         detail = "".join(traceback.format_exception(error))
         error.__traceback__ = None
-        self._batch = Batch(self._model)
+        self._batch = self._empty_batch()
         self._prefills.clear()
+        self._unsteered.clear()
         if kind == "memory":
             self._prefixes.shrink(0)
         mx.clear_cache()

@@ -15,15 +15,18 @@ from pathlib import Path
 
 import mlx_lm
 import zmq
+from mlx_lm.models.cache import make_prompt_cache
 
 from quantize.worker import exit_with_parent
-from server.engine import device
+from server.engine import device, kv
 from server.engine.admission import Admission
+from server.engine.compat import is_out_of_memory
 from server.engine.cost_model import measure
 from server.engine.disk_tier import DiskTier
 from server.engine.engine import Engine
 from server.engine.fingerprint import fingerprint
 from server.engine.loading import LoadError, load
+from server.engine.rehearsal import rehearse
 from server.engine_client.protocol import (
     Cancel,
     EngineEvent,
@@ -31,9 +34,12 @@ from server.engine_client.protocol import (
     Generate,
     Load,
     Loaded,
+    TokenTable,
     decode_command,
     encode,
 )
+
+log = logging.getLogger("configi.engine")
 
 _STATS_INTERVAL_S = 1.0
 # Idle for this long, the engine writes prefixes to disk: agents pause as long as their tools run.
@@ -49,30 +55,42 @@ def serve(socket: zmq.Socket[bytes]) -> None:
     options = decode_command(socket.recv())
     if not isinstance(options, Load):
         raise RuntimeError(f"the first command must be Load, not {options!r}")
-    start = time.monotonic()
-    limit = device.memory_limit(options.memory_limit)
-    device.prepare(limit)
     try:
-        model, vocab_size, weight_bytes = load(Path(options.model_dir))
+        engine, loaded = _load(options)
     except LoadError as error:
         socket.send(encode([Failed(None, "load", str(error), traceback.format_exc())]))
         return
-    except MemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         socket.send(encode([Failed(None, "memory", "There is not enough memory to load the model.")]))
         return
-    admission = Admission(limit, weight_bytes, measure(model))
-    disk = DiskTier(
-        Path(options.disk_dir) if options.disk_dir else None,
-        fingerprint(Path(options.model_dir), mlx_lm.__version__),
-        options.disk_limit,
-    )
-    engine = Engine(model, vocab_size, options, admission, disk)
-    seconds = time.monotonic() - start
-    socket.send(encode([Loaded(vocab_size=vocab_size, weight_bytes=weight_bytes, seconds=seconds)]))
+    socket.send(encode([loaded]))
     _loop(socket, engine)
     deadline = time.monotonic() + _LAST_WRITES_S
     while time.monotonic() < deadline and engine.write_one():
         pass
+
+
+def _load(options: Load) -> tuple[Engine, Loaded]:
+    """Raises LoadError for a model that cannot be loaded or cannot answer."""
+    start = time.monotonic()
+    folder = Path(options.model_dir)
+    limit = device.memory_limit(options.memory_limit)
+    device.prepare(limit)
+    model, vocab_size, weight_bytes = load(folder)
+    together = rehearse(model, vocab_size)
+    if not together.decode:
+        log.warning("mlx-lm cannot batch this architecture: each request has forward passes of its own")
+    disk_dir = Path(options.disk_dir) if options.disk_dir else None
+    if not kv.is_storable(make_prompt_cache(model)):
+        log.warning("mlx-lm cannot read this architecture's caches from files: no prefix is kept on disk")
+        disk_dir = None
+    disk = DiskTier(disk_dir, fingerprint(folder, mlx_lm.__version__), options.disk_limit)
+    admission = Admission(limit, weight_bytes, measure(model))
+    engine = Engine(model, vocab_size, options, admission, disk, together)
+    seconds = time.monotonic() - start
+    return engine, Loaded(vocab_size=vocab_size, weight_bytes=weight_bytes, seconds=seconds, batched=together.decode)
 
 
 def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
@@ -87,7 +105,7 @@ def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
         while socket.poll(wait):
             idle, wait = False, batching_window
             command = decode_command(socket.recv())
-            if not isinstance(command, Generate | Cancel):
+            if not isinstance(command, TokenTable | Generate | Cancel):
                 return
             events += engine.handle(command)
         if idle:

@@ -1,8 +1,8 @@
 """Drawing the next token: per request, reproducible, whatever else is in the batch. Runs in the engine process.
 
-The order is that of Hugging Face and vLLM: penalties and bias, temperature, top-k, top-p, min-p. mlx-lm 0.32.2 applies
-the temperature last, and compiles its filters again for each distinct value, which grows without bound under clients
-that vary them; here nothing is compiled, and one sort serves all three filters.
+The order is that of Hugging Face and vLLM, then XTC: penalties and bias, temperature, top-k, top-p, min-p. mlx-lm
+0.32.2 applies the temperature last, and compiles its filters again for each distinct value, which grows without bound
+under clients that vary them; here nothing is compiled, and one sort serves all three filters.
 """
 
 from __future__ import annotations
@@ -44,8 +44,12 @@ class SeededSampler:
     def __call__(self, logprobs: mx.array) -> mx.array:
         key = mx.random.key((self._stream + self._position) & _MASK64)
         self._position += 1
-        logits = logprobs.astype(mx.float32) * (1 / self._sampling.temperature)
-        return mx.random.categorical(keep_likely(logits, self._sampling), key=key)
+        logits = keep_likely(logprobs.astype(mx.float32) * (1 / self._sampling.temperature), self._sampling)
+        if self._sampling.xtc_probability > 0:
+            key, other = mx.random.split(key)
+            drop = mx.random.uniform(key=other) < self._sampling.xtc_probability
+            logits = mx.where(drop, keep_least_likely(logits, self._sampling.xtc_threshold), logits)
+        return mx.random.categorical(logits, key=key)
 
 
 def keep_likely(logits: mx.array, sampling: Sampling) -> mx.array:
@@ -69,6 +73,15 @@ def keep_likely(logits: mx.array, sampling: Sampling) -> mx.array:
     if sampling.min_p > 0:
         threshold = mx.maximum(threshold, ordered[:, :1] + math.log(sampling.min_p))
     return mx.where(logits < threshold, -mx.inf, logits)
+
+
+def keep_least_likely(logits: mx.array, threshold: float) -> mx.array:
+    """Of the tokens whose probability is at least `threshold`, set all but the least likely to -inf: XTC, "exclude top
+    choices". Fewer than two exclude none."""
+    probabilities = mx.softmax(logits, axis=-1)
+    least = mx.where(probabilities >= threshold, probabilities, mx.inf).min(axis=-1, keepdims=True)
+    # Where none is as likely, `least` is infinite.
+    return mx.where(probabilities > least, -mx.inf, logits)
 
 
 def make_processors(sampling: Sampling, prompt_length: int) -> list[LogitsProcessor]:

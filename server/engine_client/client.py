@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -24,6 +24,7 @@ from server.engine_client.protocol import (
     Stats,
     Stop,
     Tokens,
+    TokenTable,
     decode_events,
     encode,
 )
@@ -55,8 +56,11 @@ class EngineClient:
         self._socket = socket
         self._streams: dict[int, EngineStream] = {}
         self._last_id = 0
+        self._knows_tokens = False
         self._loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         self._silence_s = 0.0
+        # Whether its requests share forward passes; known once the model is loaded.
+        self.batched = True
         self.closed: ConfigiError | None = None
         self.stats: Stats | None = None
         # Requests that ended well: the supervisor then forgets past failures.
@@ -85,10 +89,16 @@ class EngineClient:
             raise self.closed
         return loaded
 
-    def generate(self, requests: Sequence[Generate]) -> EngineStream:
-        """Send `requests`, whose ids are chosen here; the stream distinguishes them by their index."""
+    def generate(self, requests: Sequence[Generate], table: Callable[[], TokenTable] | None = None) -> EngineStream:
+        """Send `requests`, whose ids are chosen here; the stream distinguishes them by their index.
+
+        `table` spells the model's tokens, for requests with a grammar or a thought.
+        """
         if self.closed is not None:
             raise self.closed
+        if table is not None and not self._knows_tokens and any(r.grammar or r.thought for r in requests):
+            self._knows_tokens = True
+            self._send(table())
         if not self._streams:
             self._silence_s = 0.0
         stream = EngineStream(self)
@@ -135,6 +145,7 @@ class EngineClient:
             case Stats():
                 self.stats = event
             case Loaded():
+                self.batched = event.batched
                 self._loaded.set_result(event)
             case Failed(id=id):
                 error = _FAILURES[event.kind](event.message)

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from server.chat.conversation import GenerationRequest, Prompt, RawPrompt
 from server.chat.deltas import Event, Started, TextDelta
-from server.errors import ContextLengthExceeded
+from server.errors import ContextLengthExceeded, ModelLoading
 from server.generation.answer import answer
 from server.generation.places import Places
 from server.generation.sampling import generate_commands
@@ -49,8 +49,13 @@ class Generation:
             limit_s = None if request.wait_for_model else self.settings.lifecycle.load_wait_s
             wait = ModelWait(self._residency, entry, place, limit_s)
             opening = self._residency.open(entry)
-            while pending := await wait.news(opening):
-                yield pending
+            try:
+                while pending := await wait.news(opening):
+                    yield pending
+            except ModelLoading:
+                # Its next try is to find the model further on, as it does when its weights were waited for.
+                self._residency.preload(entry)
+                raise
             text = opening.result()
             prompt = await text.encode_prompt(
                 request.prompt, request.client.group, with_offsets=options.prompt_logprobs

@@ -21,7 +21,7 @@ _Answer = tuple[object, ConfigiError | None, str]
 
 
 def serve(questions: BinaryIO, answers: BinaryIO) -> None:
-    """_Answer until `questions` ends."""
+    """Answer until `questions` ends."""
     while (how := read_frame(questions)) is not None and (raw := read_frame(questions)) is not None:
         answer: _Answer
         try:

@@ -17,7 +17,7 @@ from typing import TypeVar, cast
 
 from starlette.requests import ClientDisconnect
 
-from server.child.asked import AskedChild, ChildEnded
+from server.child.asked import AskedChild, Bounds, ChildEnded, TookTooLong, TookTooMuch
 from server.child.process import SOON
 from server.child.turns import Turns
 from server.errors import InvalidRequest
@@ -29,7 +29,7 @@ T = TypeVar("T")
 # -P: a folder named `server` where the user stands must not take our place.
 PARSE_COMMAND = (sys.executable, "-P", "-m", "server.http.parse_process")
 # The largest body within the limits takes a tenth of it.
-_TIMEOUT_S = 10.0
+BOUNDS = Bounds(seconds=10, memory=2 * 10**9)
 # Its start takes a moment, so that it stays for as long as somebody works.
 _IDLE_S = 600
 
@@ -37,9 +37,9 @@ _IDLE_S = 600
 class BodyParser:
     """Its process is started by the first body, and ended when none has come for a while."""
 
-    def __init__(self, command: Sequence[str] = PARSE_COMMAND, timeout_s: float = _TIMEOUT_S) -> None:
+    def __init__(self, command: Sequence[str] = PARSE_COMMAND, bounds: Bounds = BOUNDS) -> None:
         self._child = AskedChild(command, SOON, "body process", log)
-        self._timeout_s = timeout_s
+        self._bounds = bounds
         self._turns = Turns()
         self._idle: asyncio.TimerHandle | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -63,7 +63,7 @@ class BodyParser:
                 raise ClientDisconnect
             self._stop_idle_timer()
             try:
-                answer = await self._answer(deque([pickle.dumps(parse)]), pieces)
+                answer = await self._answer(pickle.dumps(parse), pieces)
             finally:
                 self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._rest)
         value, error, traceback = pickle.loads(answer)
@@ -73,23 +73,18 @@ class BodyParser:
             raise error
         return cast(T, value)
 
-    async def _answer(self, how: deque[bytes], body: deque[bytes]) -> bytes:
+    async def _answer(self, how: bytes, body: deque[bytes]) -> bytes:
         try:
-            if self._child.pid is None:
+            if not self._child.running:
                 await self._child.start()
-            async with asyncio.timeout(self._timeout_s):
-                await self._child.tell(how)
-                return await self._child.ask(body)
-        except TimeoutError:
-            await self._child.end()
-            message = f"Reading the request body took longer than {self._timeout_s:g} s and was ended."
+            return await self._child.ask(deque([how]), body, bounds=self._bounds)
+        except TookTooLong:
+            message = f"Reading the request body took longer than {self._bounds.seconds:g} s and was ended."
             raise InvalidRequest(message) from None
+        except TookTooMuch:
+            raise InvalidRequest("Reading the request body took too much memory and was ended.") from None
         except ChildEnded:
-            await self._child.end()
             raise InvalidRequest("Reading the request body ended the process that did it.") from None
-        except BaseException:
-            await self._child.end()
-            raise
 
     async def close(self) -> None:
         self._stop_idle_timer()

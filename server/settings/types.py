@@ -249,7 +249,10 @@ class ModelSettings(Section):
     )
     path: UserPath | None = Field(None, description='The MLX model folder, for acquire = "local".')
     context_length: int | None = Field(
-        None, ge=16, description="Longest prompt plus answer in tokens; the model's own when absent."
+        None,
+        ge=16,
+        description="Longest prompt plus answer in tokens; what the model was made for when absent. More than that is "
+        "served with a warning in the log.",
     )
 
     @model_validator(mode="after")

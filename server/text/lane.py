@@ -12,11 +12,10 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import psutil
-
-from server.child.asked import AskedChild, ChildEnded
+from server.child.asked import AskedChild, Bounds, ChildEnded, TookTooLong, TookTooMuch
 from server.child.process import SOON
 from server.child.turns import Turns
 from server.errors import InvalidRequest, ModelUnavailable
@@ -27,11 +26,7 @@ log = logging.getLogger("configi.text")
 # -P: a folder named `server` where the user stands must not take our place.
 TEXT_COMMAND = (sys.executable, "-P", "-m", "server.text.process")
 # What a model's own files cost is no client's doing: a large sentencepiece vocabulary takes a minute, once.
-_OPEN_S = 120
-# How often memory and time of a command that is under way are looked at.
-_LOOK_S = 0.1
-# Times the limit of its time, when the process got no processor, or does nothing.
-_WAITED = 4
+_OPEN_S = 60
 # What it may hold more than when it had opened the model's files: buffers, and caches of the tokenizer. One that holds
 # more after its last command is not asked again.
 _GROWN, _GROWN_BYTES = 1.1, 8 * 2**20
@@ -59,8 +54,7 @@ class Lane:
         self._folder = folder
         self._context_length = context_length
         self._conversions = conversions
-        self._timeout_s = timeout_s
-        self._memory_limit = memory_limit
+        self._bounds = Bounds(timeout_s, memory_limit)
         self._keeps = keeps
         self._child = AskedChild(command, niceness, "text process", log)
         self._turns = Turns()
@@ -112,9 +106,9 @@ class Lane:
                 raise ModelUnavailable("The model is being unloaded.")
             self._stop_renewal()
             try:
-                if self._child.pid is None:
+                if not self._child.running:
                     await self._started()
-                return await self._exchange(command, self._timeout_s)
+                return await self._exchange(command, self._bounds)
             finally:
                 if self._has_grown():
                     self._renewal = asyncio.get_running_loop().call_later(_SETTLED_S, self._renew)
@@ -138,63 +132,35 @@ class Lane:
     async def _started(self, *, vocabulary: bool = False) -> TextAnswer:
         await self._child.start()
         conversions = None if self._conversions is None else str(self._conversions)
-        question = Open(str(self._folder), self._context_length, conversions, self._memory_limit, vocabulary)
+        question = Open(str(self._folder), self._context_length, conversions, self._bounds.memory, vocabulary)
         try:
-            answer = await self._exchange(encode(question), max(self._timeout_s, _OPEN_S))
+            answer = await self._exchange(
+                encode(question), replace(self._bounds, seconds=max(self._bounds.seconds, _OPEN_S))
+            )
         except BaseException:
             await self._child.end()
             raise
-        self._opened_bytes = self._resident_bytes()
+        self._opened_bytes = self._child.resident_bytes
         return answer
 
-    async def _exchange(self, command: bytes, limit_s: float) -> TextAnswer:
-        watching = asyncio.create_task(self._watch(limit_s))
+    async def _exchange(self, command: bytes, bounds: Bounds) -> TextAnswer:
         try:
-            async with asyncio.timeout(_WAITED * limit_s):
-                answer: TextAnswer = decode_answer(await self._child.ask(deque([command])))
-        except TimeoutError:
-            await self._child.end()
-            raise _too_slow(limit_s) from None
+            answer: TextAnswer = decode_answer(await self._child.ask(deque([command]), bounds=bounds))
+        except TookTooLong:
+            seconds = f"{bounds.seconds:g} s"
+            raise InvalidRequest(f"Rendering and tokenizing this took longer than {seconds} and was ended.") from None
+        except TookTooMuch:
+            raise InvalidRequest("Rendering and tokenizing this took too much memory and was ended.") from None
         except ChildEnded:
-            killed = watching.result() if watching.done() and not watching.cancelled() else None
-            await self._child.end()
-            message = "Rendering and tokenizing this ended the process that did it."
-            raise killed or InvalidRequest(message) from None
-        finally:
-            watching.cancel()
+            raise InvalidRequest("Rendering and tokenizing this ended the process that did it.") from None
         if isinstance(answer, Refused):
             raise REFUSALS[answer.kind](answer.message, param=answer.param)
         return answer
 
-    async def _watch(self, limit_s: float) -> InvalidRequest | None:
-        """Why it had to kill the process. Time is that of the processor: on a busy machine it waits for others.
-
-        RLIMIT_AS does not hold memory back everywhere.
-        """
-        with contextlib.suppress(psutil.Error):
-            seen = psutil.Process(self._child.pid)
-            before = _processor_s(seen)
-            while True:
-                await asyncio.sleep(_LOOK_S)
-                if seen.memory_info().rss > self._memory_limit:
-                    seen.kill()
-                    return InvalidRequest("Rendering and tokenizing this took too much memory and was ended.")
-                if _processor_s(seen) - before > limit_s:
-                    seen.kill()
-                    return _too_slow(limit_s)
-        return None
-
     # ---- its memory
 
-    def _resident_bytes(self) -> int:
-        """0 when it does not run."""
-        if (pid := self._child.pid) is not None:
-            with contextlib.suppress(psutil.Error):
-                return int(psutil.Process(pid).memory_info().rss)
-        return 0
-
     def _has_grown(self) -> bool:
-        return self._resident_bytes() > _GROWN * self._opened_bytes + _GROWN_BYTES
+        return self._child.resident_bytes > _GROWN * self._opened_bytes + _GROWN_BYTES
 
     def _renew(self) -> None:
         self._renewal = None
@@ -214,12 +180,3 @@ class Lane:
         if self._renewal is not None:
             self._renewal.cancel()
             self._renewal = None
-
-
-def _processor_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
-
-
-def _too_slow(limit_s: float) -> InvalidRequest:
-    return InvalidRequest(f"Rendering and tokenizing this took longer than {limit_s:g} s and was ended.")

@@ -70,7 +70,7 @@ def serve(commands: BinaryIO, answers: BinaryIO) -> None:
             answer = Refused(InvalidRequest.__name__, "The model's tokenizer or template fails on this text.")
         write_frame(answers, encode(answer))
         if time.monotonic() - begun > _LONG_S:
-            raw, command, answer = b"", Decode([]), Opened(None)
+            del raw, command, answer
             give_back()
 
 

@@ -16,8 +16,8 @@ from server.errors import ConfigiError, ContextLengthExceeded, InvalidRequest, M
 
 
 class Open(msgspec.Struct, frozen=True, tag=True):
-    """Read tokenizer and template of `folder`. Once, first. `context_length` is the configured one; `conversions` the
-    folder of tokenizers that were put together."""
+    """Read tokenizer and template of `folder`. Once, first. `context_length` None: what the folder itself says;
+    `conversions`: the folder of tokenizers that were put together."""
 
     folder: str
     context_length: int | None

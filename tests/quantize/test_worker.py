@@ -27,3 +27,11 @@ def test_a_report_that_was_held_back_is_told_when_nothing_newer_comes() -> None:
         for done in (1, 2, 3):
             report("fetching", done, 1000, "")
         assert [json.loads(lines.readline())["done"] for _ in range(2)] == [1, 3]
+
+
+def test_a_report_quotes_no_more_than_a_line_holds() -> None:
+    out = io.StringIO()
+    report = JsonLines(out)
+    report("fetching", 0, None, "a" * 3 * 10**6)
+    report.error("é" * 3 * 10**6, retryable=False)
+    assert all(len(line) < 2**16 for line in out.getvalue().splitlines())

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from quantize.folder.safetensors_format import ITEM_SIZES, lay_out
-from tests.support.checkpoints import write_tokenizer
+from tests.support.checkpoints import Shapes, write_tokenizer
 
 # (dtype, array whose bytes are stored)
 Stored = tuple[str, np.ndarray[Any, Any]]
@@ -45,6 +45,26 @@ def write_stored(folder: Path, config: Mapping[str, Any], shards: Sequence[Mappi
     (folder / "config.json").write_text(json.dumps(config))
     write_tokenizer(folder)
     return folder
+
+
+def write_packed(
+    folder: Path, config: Mapping[str, Any], shapes: Shapes, packer: Packer, *, apart: bool = False
+) -> tuple[Path, dict[str, Matrix]]:
+    """A checkpoint with packed projections, and all its tensors exactly; `apart`: codes in a shard of their own."""
+    draw = np.random.default_rng(0)
+    codes: dict[str, Stored] = {}
+    others: dict[str, Stored] = {}
+    exact: dict[str, Matrix] = {}
+    for name, shape in shapes.items():
+        if "_proj" in name and len(shape) > 1:
+            stored, exact[name] = packer(name, shape, draw)
+            (first, content), *rest = stored.items()
+            codes[first] = content
+            (others if apart else codes).update(rest)
+        else:
+            codes[name] = as_bf16(draw.normal(1 if len(shape) == 1 else 0, 0.05, shape))
+            exact[name] = from_bf16(codes[name][1]).astype(np.float64)
+    return write_stored(folder, config, [codes, others] if apart else [codes]), exact
 
 
 # ---- one code an element

@@ -27,6 +27,7 @@ from server.engine_client.protocol import (
     Prefilled,
     Stats,
     Tokens,
+    TokenTable,
     decode_command,
     encode,
 )
@@ -99,7 +100,7 @@ class Script:
                 elif isinstance(command, Cancel):
                     self.running.pop(command.id, None)
                     self.waiting = deque(r for r in self.waiting if r.id != command.id)
-                else:
+                elif not isinstance(command, TokenTable):
                     return
             if events := self.step():
                 socket.send(encode([*events, self.stats()]))

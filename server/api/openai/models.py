@@ -24,6 +24,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int | None
     state: str
     context_length: int | None
+    batched: bool | None
 
 
 class ModelList(msgspec.Struct, frozen=True):
@@ -59,6 +60,7 @@ def _model(status: ModelStatus, created: int) -> Model:
         max_model_len=status.context_length,
         state=status.state,
         context_length=status.context_length,
+        batched=status.batched,
     )
 
 

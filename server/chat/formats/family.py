@@ -56,5 +56,8 @@ class MarkedFormat:
     def reader(self, calls: Calls, symbols: Symbols) -> CallReader:
         raise NotImplementedError
 
+    def answer_opening(self, vocabulary: Vocabulary) -> str:
+        return ""
+
     def call_grammar(self, vocabulary: Vocabulary, tools: Sequence[Tool], choice: ToolChoice) -> CallGrammar | None:
         return None

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from server.chat.formats.family import MarkedFormat
-from server.chat.formats.gemma4 import GemmaCalls
+from server.chat.formats.format import CallGrammar
+from server.chat.formats.gemma4 import GemmaCalls, gemma_grammar
 from server.chat.formats.reader import CallReader, Calls
 from server.chat.formats.symbols import Symbols
+from server.chat.tools import Tool, ToolChoice
+from server.chat.vocabulary import Vocabulary
 
 BEGIN, END, MARK = "<start_function_call>", "<end_function_call>", "<escape>"
 
@@ -14,6 +19,9 @@ class FunctionGemma(MarkedFormat):
     name = "functiongemma"
     tokens = (BEGIN, END, MARK)
     spelled = {MARK: '"'}  # noqa: RUF012 - constant
+
+    def call_grammar(self, vocabulary: Vocabulary, tools: Sequence[Tool], choice: ToolChoice) -> CallGrammar | None:
+        return gemma_grammar(vocabulary, tools, choice, BEGIN, END, MARK)
 
     def reader(self, calls: Calls, symbols: Symbols) -> CallReader:
         return GemmaCalls(calls, *map(symbols.of, (BEGIN, END, MARK)))

@@ -6,13 +6,20 @@ space and line breaks between arguments, parentheses, words without quotes, Pyth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from server.chat.formats.family import MarkedFormat
-from server.chat.formats.format import ThoughtMarkers
+from server.chat.formats.format import CallGrammar, ThoughtMarkers
+from server.chat.formats.gemma_values import GemmaValues
 from server.chat.formats.inlet import SPACE, Broken, Cut, Steps, Stops
 from server.chat.formats.loose_json import JsonStyle, LooseJson
 from server.chat.formats.reader import CallReader, Calls
+from server.chat.formats.rules import grammar, one_or_more
 from server.chat.formats.schema import arguments_schema
 from server.chat.formats.symbols import Symbols
+from server.chat.grammar import lark
+from server.chat.tools import Tool, ToolChoice
+from server.chat.vocabulary import Vocabulary
 
 BEGIN, END, MARK = "<|tool_call>", "<tool_call|>", '<|"|>'
 _CHANNEL, _CHANNEL_END = "<|channel>", "<channel|>"
@@ -25,8 +32,27 @@ class Gemma4(MarkedFormat):
     tokens = (BEGIN, END, MARK, _CHANNEL, _CHANNEL_END)
     spelled = {MARK: '"'}  # noqa: RUF012 - constant
 
+    def call_grammar(self, vocabulary: Vocabulary, tools: Sequence[Tool], choice: ToolChoice) -> CallGrammar | None:
+        return gemma_grammar(vocabulary, tools, choice, BEGIN, END, MARK)
+
     def reader(self, calls: Calls, symbols: Symbols) -> CallReader:
         return GemmaCalls(calls, *map(symbols.of, (BEGIN, END, MARK)))
+
+
+def gemma_grammar(
+    vocabulary: Vocabulary, tools: Sequence[Tool], choice: ToolChoice, begin: str, end: str, mark: str
+) -> CallGrammar:
+    """Of calls as Gemma writes them between the markers `begin` and `end`, with strings between two of `mark`."""
+    names = [f"function_{index}" for index in range(len(tools))]
+    rules = [
+        ("calls", one_or_more("call", choice)),
+        ("call", f"{lark.marker(vocabulary, begin)} ({' | '.join(names)}) {lark.marker(vocabulary, end)}"),
+    ]
+    values = GemmaValues(vocabulary, mark)
+    for name, tool in zip(names, tools, strict=True):
+        rules.append((name, f"{lark.literal(_PREFIX + tool.name)} {name}_arguments"))
+        rules += values.object(f"{name}_arguments", arguments_schema(tool))
+    return CallGrammar(grammar([*rules, *values.shared]), (begin,))
 
 
 class GemmaCalls:

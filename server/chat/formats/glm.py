@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from server.chat.formats.family import THINK, MarkedFormat
+from server.chat.formats.format import CallGrammar
 from server.chat.formats.hermes import BEGIN, END
 from server.chat.formats.inlet import Broken, Cut, Steps, Stops
 from server.chat.formats.loose_json import JsonStyle, LooseJson
 from server.chat.formats.outlet import json_text
 from server.chat.formats.reader import CallReader, Calls
+from server.chat.formats.rules import grammar, one_or_more
 from server.chat.formats.schema import Schema, arguments_schema
 from server.chat.formats.symbols import Symbols
-from server.chat.formats.xml_calls import copy_value
+from server.chat.formats.xml_calls import Around, argument_rules, copy_value
+from server.chat.grammar import lark
+from server.chat.tools import Tool, ToolChoice
+from server.chat.vocabulary import Vocabulary
 
 KEY, KEY_END, VALUE, VALUE_END = "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"
+
+
+# GLM 4.5 and 4.6 write a line break between the tags, 4.7 none.
+_LINE = '"\\n"?'
 
 
 class Glm(MarkedFormat):
@@ -21,6 +32,20 @@ class Glm(MarkedFormat):
     tokens = (BEGIN, END, KEY, KEY_END, VALUE, VALUE_END)
     # What of a broken call is no marker of calls but of its parts comes back as it was.
     spelled = {tag: tag for tag in (KEY, KEY_END, VALUE, VALUE_END)}  # noqa: RUF012 - constant
+
+    def call_grammar(self, vocabulary: Vocabulary, tools: Sequence[Tool], choice: ToolChoice) -> CallGrammar | None:
+        begin, end = lark.marker(vocabulary, BEGIN), lark.marker(vocabulary, END)
+        key, key_end, value = (lark.marker(vocabulary, tag) for tag in (KEY, KEY_END, VALUE))
+        around = Around(lambda name: f"{_LINE} {key} {name} {key_end} {_LINE} {value}", VALUE_END)
+        names = [f"function_{index}" for index in range(len(tools))]
+        rules = [
+            ("calls", one_or_more("call", choice, "\n")),
+            ("call", f"{begin} ({' | '.join(names)}) {_LINE} {end}"),
+        ]
+        for name, tool in zip(names, tools, strict=True):
+            rules.append((name, f"{lark.literal(tool.name)} {name}_arguments"))
+            rules += argument_rules(f"{name}_arguments", tool, around, vocabulary)
+        return CallGrammar(grammar(rules), (BEGIN,))
 
     def reader(self, calls: Calls, symbols: Symbols) -> CallReader:
         return KeysAndValues(calls, symbols)

@@ -15,8 +15,10 @@ from server.chat.formats.loose_json import JsonStyle, LooseJson
 from server.chat.formats.marked import Steered
 from server.chat.formats.outlet import Outlet
 from server.chat.formats.reader import Calls
+from server.chat.formats.rules import grammar, json_arguments
 from server.chat.formats.schema import arguments_schema
 from server.chat.formats.symbols import Symbols
+from server.chat.grammar import lark
 from server.chat.tools import Tool, ToolChoice
 from server.chat.vocabulary import Vocabulary
 
@@ -24,7 +26,8 @@ START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", 
 END, CALL, RETURN = "<|end|>", "<|call|>", "<|return|>"
 _TOKENS = (START, CHANNEL, MESSAGE, CONSTRAIN, END, CALL, RETURN)
 _FINAL = f"{END}{START}assistant{CHANNEL}final{MESSAGE}"
-_RECIPIENT = re.compile(r"to=(?:functions[.:])?(\S+)")
+_HEADER = re.compile(r"\b(?:assistant|analysis|commentary|final|json|code)\b")
+_RECIPIENT = re.compile(r"to=(?:functions[.:])?([^\s\ud800-\udfff<]+)")
 
 
 class Harmony:
@@ -40,8 +43,29 @@ class Harmony:
         messages.reasoning = prompt_tail.endswith(self.thought.begin)
         return messages
 
+    def answer_opening(self, vocabulary: Vocabulary) -> str:
+        start, channel, message = (lark.marker(vocabulary, token) for token in (START, CHANNEL, MESSAGE))
+        return f'({start} "assistant")? {channel} "final" {message}'
+
     def call_grammar(self, vocabulary: Vocabulary, tools: Sequence[Tool], choice: ToolChoice) -> CallGrammar | None:
-        return None
+        """One call: the token behind it ends the answer."""
+        start, channel, message, constrain = (
+            lark.marker(vocabulary, token) for token in (START, CHANNEL, MESSAGE, CONSTRAIN)
+        )
+        names = [f"function_{index}" for index in range(len(tools))]
+        rules = [
+            ("calls", " | ".join(names)),
+            ("head", f'({start} "assistant")? {channel} "commentary to=functions."'),
+            ("head_of_template", f'{start} "assistant to=functions."'),
+        ]
+        for name, tool in zip(names, tools, strict=True):
+            called = lark.literal(tool.name)
+            usual = f'head {called} (" "? {constrain} "json" | " json")? {message}'
+            other = f'head_of_template {called} {channel} "commentary json" {message}'
+            rules.append((name, f"({usual} | {other}) {name}_arguments"))
+            rules.append((f"{name}_arguments", json_arguments(tool)))
+        openings = (f"{CHANNEL}commentary to=functions.", f"{START}assistant to=functions.")
+        return CallGrammar(grammar(rules), openings)
 
 
 class HarmonyMessages(Steered):
@@ -76,16 +100,17 @@ class HarmonyMessages(Steered):
                 source.take(len(stop))
                 yield from self._message_of("".join(header))
 
-    def _loose(self, text: str) -> None:
-        """Between messages: the role of a header without a message, or text of a model that has lost the form."""
-        words = text.replace(self._channel, " ").replace(self._constrain, " ").strip()
-        if words not in ("", "assistant", "analysis", "final", "commentary"):
-            self.out.text(words)
+    def _loose(self, header: str) -> None:
+        """What of a header has no meaning is text of a model that has lost the form."""
+        words = header.replace(self._channel, " ").replace(self._constrain, " ")
+        if text := _HEADER.sub("", words).strip():
+            self.out.text(text)
 
     def _message_of(self, header: str) -> Steps[None]:
         words = header.replace(self._channel, " ").replace(self._constrain, " ")
         recipient = _RECIPIENT.search(words)
         channel = header.partition(self._channel)[2].strip()
+        self._loose(_RECIPIENT.sub("", header, count=1))
         if recipient is not None:
             yield from self._call(recipient[1])
         elif channel.startswith("analysis"):

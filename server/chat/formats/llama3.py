@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from server.chat.formats.family import MarkedFormat
+from server.chat.formats.format import CallGrammar
+from server.chat.formats.hermes import json_bodies
 from server.chat.formats.inlet import Broken, Cut, Steps, Stops
 from server.chat.formats.json_calls import JsonCalls
 from server.chat.formats.loose_json import JsonStyle, LooseJson
 from server.chat.formats.reader import CallReader, Calls
+from server.chat.formats.rules import grammar
 from server.chat.formats.schema import arguments_schema
 from server.chat.formats.symbols import Symbols
+from server.chat.grammar import lark
+from server.chat.tools import Tool, ToolChoice
+from server.chat.vocabulary import Vocabulary
 
 TAG = "<|python_tag|>"
 
 
 class Llama3(MarkedFormat):
+    """Its templates have room for one call in a turn."""
+
     name = "llama3"
     tokens = (TAG,)
+
+    def call_grammar(self, vocabulary: Vocabulary, tools: Sequence[Tool], choice: ToolChoice) -> CallGrammar | None:
+        rules = [("calls", f"{lark.marker(vocabulary, TAG)}? body"), *json_bodies(tools, "parameters")]
+        # A brace alone begins many an answer that is no call.
+        return CallGrammar(grammar(rules), (TAG,))
 
     def reader(self, calls: Calls, symbols: Symbols) -> CallReader:
         return BareJson(calls, symbols)

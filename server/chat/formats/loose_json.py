@@ -108,6 +108,9 @@ class LooseJson:
         text = ""
         if positional and (yield from self._is_value()):
             return _next_name(schema, seen)
+        # Bare names may hold whatever a schema names.
+        if self._style.bare and (named := (yield from source.accept(*_with_colons(schema)))):
+            return named[:-1]
         if mark and (yield from source.accept(mark)):
             yield from reader._marked_string("")
         elif (quote := (yield from source.peek())) and quote in "\"'":
@@ -253,6 +256,10 @@ class LooseJson:
             if source.ended or not undecided.fullmatch(unread):
                 return False
             yield
+
+
+def _with_colons(schema: Schema | None) -> list[str]:
+    return [] if schema is None else [name + ":" for name in schema.names if name]
 
 
 def _next_name(schema: Schema | None, seen: list[str]) -> str:

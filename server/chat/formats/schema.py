@@ -46,6 +46,28 @@ class Schema:
         return [name for name in properties if isinstance(name, str)] if isinstance(properties, dict) else []
 
     @property
+    def required(self) -> frozenset[str]:
+        required = self._value.get("required")
+        return (
+            frozenset(name for name in required if isinstance(name, str)) if isinstance(required, list) else frozenset()
+        )
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether an object has no members but those that are listed."""
+        return self._value.get("additionalProperties") is False or self._value.get("properties") == {}
+
+    @property
+    def choices(self) -> list[Any] | None:
+        """The values that it lists, where it lists them."""
+        values = self._value.get("enum", [self._value["const"]] if "const" in self._value else None)
+        return values if isinstance(values, list) else None
+
+    @property
+    def value(self) -> dict[str, Any]:
+        return self._value
+
+    @property
     def items(self) -> Schema:
         return Schema(self._value.get("items", {}), self._root)
 

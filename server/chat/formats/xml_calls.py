@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from server.chat.formats.inlet import Broken, Cut, Steps, Stops
 from server.chat.formats.outlet import json_text
 from server.chat.formats.reader import Calls
+from server.chat.formats.rules import NAME, json_value, up_to
 from server.chat.formats.schema import Schema, arguments_schema, typed
+from server.chat.grammar import lark
+from server.chat.tools import Tool
+from server.chat.vocabulary import Vocabulary
 
 _LONGEST_NAME = 256
+_WORDS = {
+    "integer": lark.regex(r"-?(0|[1-9][0-9]{0,17})"),
+    "number": lark.regex(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,17})?([eE][+-]?[0-9]{1,2})?"),
+    "boolean": lark.choice(("true", "false", "True", "False")),
+    "null": lark.choice(("null", "None")),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +109,47 @@ def copy_value(calls: Calls, schema: Schema | None, lead: str, ends: tuple[str, 
         raise Cut if source.cut else Broken
     if schema is None or schema.is_text:
         out.arguments('"')
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What a grammar has around a value: `tag` makes the term in front of it, of one that stands for the argument's
+    name; the text `end` closes it, with the terms `before` it and `after` it. A string has `before` in itself."""
+
+    tag: Callable[[str], str]
+    end: str
+    before: str = ""
+    after: str = ""
+
+
+def argument_rules(name: str, tool: Tool, around: Around, vocabulary: Vocabulary) -> list[tuple[str, str]]:
+    """Rules, the first of them `name`, for the arguments of a call in their order."""
+    schema = arguments_schema(tool)
+    if not schema.names:
+        if tool.parameters is not None and schema.is_closed:
+            return [(name, '""')]
+        term, rules = up_to(f"{name}_any", around.end, vocabulary)
+        return [(name, f"({around.tag(NAME)} {term} {around.after})*"), *rules]
+    body, rules = [], []
+    for index, key in enumerate(schema.names):
+        part = schema.of(key) or Schema({})
+        rules += _value_rules(f"{name}_{index}", tool, part, around, vocabulary)
+        item = f"{around.tag(lark.literal(key))} {name}_{index} {around.after}"
+        body.append(item if key in schema.required else f"({item})?")
+    return [(name, " ".join(body)), *rules]
+
+
+def _value_rules(
+    name: str, tool: Tool, schema: Schema, around: Around, vocabulary: Vocabulary
+) -> list[tuple[str, str]]:
+    """Rules, the first of them `name`, for a bare value and its end."""
+    types, choices = schema.types, schema.choices
+    ended = f"{around.before} {lark.marker(vocabulary, around.end)}"
+    if choices and all(isinstance(choice, str) for choice in choices):
+        return [(name, f"{lark.choice(choices)} {ended}")]
+    if "string" in types:
+        term, rules = up_to(f"{name}_text", around.end, vocabulary)
+        return [(name, term), *rules]
+    if types <= _WORDS.keys() and not choices:
+        return [(name, f"({' | '.join(_WORDS[kind] for kind in sorted(types))}) {ended}")]
+    return [(name, f"{name}_json {ended}"), (f"{name}_json", json_value(tool, schema.value))]

@@ -19,9 +19,9 @@ from quantize.plan.plan import make_plan
 from quantize.source.checkpoint import HubOptions
 from quantize.source.sources import open_checkpoint
 from tests.support import packed
-from tests.support.checkpoints import Shapes, llama
+from tests.support.checkpoints import llama
 from tests.support.hub_families import hub_checkpoint
-from tests.support.packed import Matrix, Packer, Stored, as_bf16, blocks, fp8, write_stored
+from tests.support.packed import Matrix, Packer, Stored, as_bf16, blocks, fp8, write_packed, write_stored
 
 Table = dict[str, Any]
 
@@ -99,25 +99,6 @@ def packed_source(folder: Path, packer: Packer, table: Table, *, apart: bool = F
     config, shapes = llama(layers=5, hidden=256, width=384)
     key = "quantization" if "quant_method" not in table else "quantization_config"
     return write_packed(folder, config | {key: table}, shapes, packer, apart=apart)
-
-
-def write_packed(
-    folder: Path, config: Mapping[str, Any], shapes: Shapes, packer: Packer, *, apart: bool = False
-) -> tuple[Path, dict[str, Matrix]]:
-    draw = np.random.default_rng(0)
-    codes: dict[str, Stored] = {}
-    others: dict[str, Stored] = {}
-    exact: dict[str, Matrix] = {}
-    for name, shape in shapes.items():
-        if "_proj" in name and len(shape) > 1:
-            stored, exact[name] = packer(name, shape, draw)
-            (first, content), *rest = stored.items()
-            codes[first] = content
-            (others if apart else codes).update(rest)
-        else:
-            codes[name] = as_bf16(draw.normal(1 if len(shape) == 1 else 0, 0.05, shape))
-            exact[name] = packed.from_bf16(codes[name][1]).astype(np.float64)
-    return write_stored(folder, config, [codes, others] if apart else [codes]), exact
 
 
 def built(source: Path, output: Path, policy: str = "source") -> dict[str, mx.array]:

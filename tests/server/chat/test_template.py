@@ -134,10 +134,11 @@ def test_noncharacters_of_a_user_do_not_disturb_a_continuation() -> None:
 
 
 def test_thinking_is_off_unless_the_conversation_turns_it_on() -> None:
-    template = ChatTemplate("{{ 'think' if enable_thinking else 'answer' }}{{ tools is none }}", {})
-    assert template.render(_conversation("u x")).text == "answerTrue"
+    source = "{{ messages[0].content }} {{ 'think' if enable_thinking else 'answer' }}{{ tools is none }}"
+    template = ChatTemplate(source, {})
+    assert template.render(_conversation("u x")).text == "x answerTrue"
     asked = Conversation((Message.plain("user", "x"),), template_variables={"enable_thinking": True})
-    assert template.render(asked).text == "thinkTrue"
+    assert template.render(asked).text == "x thinkTrue"
 
 
 def test_the_environment_is_hugging_faces() -> None:
@@ -145,14 +146,14 @@ def test_the_environment_is_hugging_faces() -> None:
 {% for m in messages %}
     {% if loop.index > 1 %}{% break %}{% endif %}
     {% generation %}
-{{ {'b': '<é>', 'a': 1} | tojson }}
+{{ {'b': '<é>', 'a': m.content} | tojson }}
     {% endgeneration %}
 {{ [1] | tojson(indent=2, separators=(',', ':'), sort_keys=true) }}
 {{ strftime_now('%Y') }}
 {% endfor %}
 """
-    text = ChatTemplate(source, {}).render(_conversation("u x", "a y", "u z")).text
-    assert text == f'{{"b": "<é>", "a": 1}}\n[\n  1\n]\n{datetime.now().astimezone():%Y}\n'
+    text = ChatTemplate(source, {}).render(_conversation("u 1")).text
+    assert text == f'{{"b": "<é>", "a": "1"}}\n[\n  1\n]\n{datetime.now().astimezone():%Y}\n'
 
 
 @pytest.mark.parametrize(
@@ -296,7 +297,7 @@ def test_calls_of_tools_and_their_results_end_where_their_turns_do() -> None:
 
 @pytest.mark.parametrize("computed", ["length", "reverse"])
 def test_texts_that_the_template_computes_with_have_no_ends(computed: str) -> None:
-    source = f"{{% for m in messages %}}[{{{{ m.content | {computed} }}}}]{{% endfor %}}"
+    source = f"{{% for m in messages %}}[{{{{ m.content | {computed} }}}}{{{{ m.content }}}}]{{% endfor %}}"
     said = [f"{role} x{index}b" for index in range(20) for role in "ua"]
     rendered = ChatTemplate(source + "{% if add_generation_prompt %}!{% endif %}", {}).render(
         _conversation(*said, "u c")
@@ -321,15 +322,106 @@ def test_a_model_without_a_template_points_to_completions(tmp_path: Path) -> Non
         ChatTemplate.load(tmp_path, {}).render(_conversation("u Hi"))
 
 
-def test_the_jinja_file_wins_over_the_tokenizers_config(tmp_path: Path) -> None:
+def test_templates_are_found_where_transformers_finds_them(tmp_path: Path) -> None:
+    says = "{{ messages[0].content }} "
+
     def load(value: object) -> str:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
         return ChatTemplate.load(tmp_path, {"bos_token": "<s>"}).render(_conversation("u Hi")).text
 
-    assert load("text {{ bos_token }}") == "text <s>"
-    assert load([{"name": "rag", "template": "no"}, {"name": "default", "template": "listed"}]) == "listed"
-    (tmp_path / "chat_template.jinja").write_text("file")
-    assert load("text") == "file"
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": says + "oldest"}))
+    assert load(None) == "Hi oldest"
+    assert load(says + "text {{ bos_token }}") == "Hi text <s>"
+    named = {"rag": "no", "default": says + "named"}
+    assert load(named) == "Hi named"
+    assert load([{"name": name, "template": source} for name, source in named.items()]) == "Hi named"
+    with pytest.raises(InvalidRequest, match=r"for special uses only \(rag\)"):
+        load({"rag": "no"})
+    (tmp_path / "chat_template.jinja").write_text(says + "file")
+    assert load(named) == "Hi file"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("no")
+    assert load(named) == "Hi file"
+
+
+LOOPS_OVER_PARTS = (
+    "{% for m in messages %}<{{ m['role'] }}>{% for c in m['content'] %}"
+    "{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}</>{% endfor %}"
+)
+TAKES_THE_FIRST_PART = "{% for m in messages %}{{ m['role'] + ': ' + m['content'][0]['text'] + '\n' }}{% endfor %}"
+# As models of images do: a system message is text, a user's has parts.
+BY_ROLE = (
+    "{% for m in messages %}[{% if m.role == 'system' %}{{ m.content + '' }}"
+    "{% else %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endif %}]{% endfor %}"
+)
+TAKES_BOTH = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}PARTS{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (LOOPS_OVER_PARTS, "<system>Be nice.</><user>Hello world</><assistant>Yes</><user>go</>"),
+        (TAKES_THE_FIRST_PART, "system: Be nice.\nuser: Hello world\nassistant: Yes\nuser: go\n"),
+        (BY_ROLE, "[Be nice.][Hello world][Yes][go]"),
+        (TAKES_BOTH, "Be nice.Hello worldYesgo"),
+    ],
+)
+def test_content_is_given_as_the_template_takes_it(source: str, expected: str) -> None:
+    assert _render(source, "s Be nice.", "u Hello world", "a Yes", "u go") == expected
+
+
+def test_a_message_that_is_continued_may_be_parts() -> None:
+    assert _render(LOOPS_OVER_PARTS, "u Hi", "a Sure, ") == "<user>Hi</><assistant>Sure, "
+
+
+@pytest.mark.parametrize(
+    ("source", "turns", "role"),
+    [
+        ("You are asked something. Answer:", ("u Hi",), "user"),
+        ("{{ messages[-1].content }}", ("u one", "a two", "u three"), "user"),
+        (
+            "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
+            ("u a", "a bcd", "u e"),
+            "assistant",
+        ),
+        (
+            "{% for m in messages if m.role != 'tool' %}{{ m.content }}{% endfor %}",
+            ("u a", "a b", "t 21", "u e"),
+            "tool",
+        ),
+        # Its text is in another's all the same.
+        (
+            "{% for m in messages if m.role != 'tool' %}{{ m.content }}{% endfor %}",
+            ("u a", "a b", "t 21", "a It is 21.", "u e"),
+            "tool",
+        ),
+        ("{% for m in messages %}{{ m.content[:2] }}{% endfor %}", ("u Hello",), "user"),
+    ],
+)
+def test_a_message_that_is_left_out_is_an_error(source: str, turns: tuple[str, ...], role: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"leaves out what a message of role '{role}' says"):
+        _render(source, *turns)
+
+
+@pytest.mark.parametrize(
+    ("source", "turns", "expected"),
+    [
+        # A switch is taken out of a text, a thought is, and a result is written as JSON.
+        ("{{ messages[0].content | replace('/no_think', '') }}", ("u Hi /no_think there",), "Hi  there"),
+        (
+            "{% for m in messages %}{{ m.content.split('</think>')[-1] }}|{% endfor %}",
+            ("u a", "a x</think>y", "u b"),
+            "a|y|b|",
+        ),
+        (
+            "{% for m in messages %}{{ m.content | tojson }}{% endfor %}",
+            ('u say "é"', "a b", "u c"),
+            '"say \\"é\\"""b""c"',
+        ),
+    ],
+)
+def test_what_a_template_makes_of_a_text_is_its_own(source: str, turns: tuple[str, ...], expected: str) -> None:
+    assert _render(source, *turns) == expected
 
 
 def test_a_template_that_does_not_compile_makes_the_model_unavailable() -> None:

@@ -12,6 +12,7 @@ from server.engine.cost_model import measure
 from server.engine.disk_tier import DiskTier
 from server.engine.engine import Engine
 from server.engine.prefill import Prefill, read_together
+from server.engine.rehearsal import Together
 from server.engine_client.protocol import Generate, Load, Tokens
 from tests.support.talks import Model, generate, new_talk
 
@@ -19,7 +20,7 @@ from tests.support.talks import Model, generate, new_talk
 def test_short_prompts_are_read_together_and_answered_as_alone(model: Model) -> None:
     options = Load(model_dir="", max_concurrent=8, prefill_step_tokens=2048, cache_limit=10**9)
     admission = Admission(10**9, 0, measure(model.raw))
-    engine = Engine(model.raw, 448, options, admission, DiskTier(None, "", 0))
+    engine = Engine(model.raw, 448, options, admission, DiskTier(None, "", 0), Together())
     # The first prompts tell how fast this machine is; then chunks are large.
     answers(engine, [generate(*new_talk(seed).asked(), id=seed) for seed in range(300, 304)])
     talks = [new_talk(seed).say("assistant", 9).say("user", seed) for seed in range(20, 26)]

@@ -76,3 +76,15 @@ def test_a_planted_link_in_the_cache_costs_no_file_outside_of_it(bench: Bench, f
     assert bench.fetch().code == 0
     assert (foreign / "config.json").read_text() == "mine"
     assert (snapshot / "config.json").read_bytes() == bench.hub.files["config.json"]
+
+
+def test_more_files_than_a_model_can_have_are_refused(bench: Bench) -> None:
+    bench.hub.files |= {f"{number}.json": b"" for number in range(5000)}
+    assert bench.fetch().message == "loopback/tiny lists more than 5,000 files of a model; refused."
+    assert not any("/resolve/" in line for line in bench.hub.requests)
+
+
+@pytest.mark.parametrize("size", [-1, 2**70])
+def test_a_size_that_no_file_can_have_is_refused(bench: Bench, size: int) -> None:
+    bench.hub.claimed["model.safetensors"] = size
+    assert bench.fetch().message == "loopback/tiny lists a file of a size that no file can have; refused."

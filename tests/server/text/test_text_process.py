@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from server.chat.parts import Message
 from server.errors import ContextLengthExceeded, InvalidRequest, ModelUnavailable
 from server.settings.types import LimitSettings
 from server.text.client import TextProcess
+from tests.support.streams import until
 from tests.support.tiny_model import CHAT_TEMPLATE, write_tiny_model
 
 PATIENT = LimitSettings()
@@ -197,6 +199,54 @@ def test_a_killed_process_is_started_again_by_the_next_request(tmp_path: Path) -
         assert children() == before
 
     run(main)
+
+
+# A text process that keeps 64 MB of each command.
+KEEPING = """
+import server.text.process as process
+answer, kept = process._answer, []
+process._answer = lambda *given: (kept.append(b"x" * 64_000_000), answer(*given))[1]
+process.main()
+"""
+
+
+def test_a_process_that_has_grown_makes_room_for_another_without_being_asked(tmp_path: Path) -> None:
+    async def main() -> None:
+        before = children()
+        command = (sys.executable, "-c", KEEPING)
+        text = await TextProcess.open(model(tmp_path), None, PATIENT, command)
+        try:
+            [first] = children() - before
+            assert await text.encode("Hello", False, "a")
+            await asyncio.to_thread(until, lambda: children() - before - {first})
+            assert await text.encode("Hello", False, "a")
+        finally:
+            await text.close()
+
+    run(main)
+
+
+# Says how many of the answers had a vocabulary, on stderr.
+TELLING = """
+import sys
+import server.text.process as process
+opened = process.Opened
+process.Opened = lambda table: (print(table is not None, file=sys.stderr, flush=True), opened(table))[1]
+process.main()
+"""
+
+
+def test_the_vocabulary_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        text = await TextProcess.open(model(tmp_path), None, PATIENT, (sys.executable, "-c", TELLING))
+        await text.rest()
+        assert await text.encode("Hello", False, "a")
+        with pytest.raises(ContextLengthExceeded):
+            await text.encode("word " * 20_000, False, "a")
+        await text.close()
+
+    run(main)
+    assert [record.getMessage().rpartition(" ")[2] for record in caplog.records] == ["True", "False", "False"]
 
 
 @pytest.mark.parametrize(

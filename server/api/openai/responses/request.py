@@ -1,4 +1,4 @@
-"""POST /v1/responses, inwards: body -> conversation and options. Pure but for the store that it reads. HTTP process."""
+"""POST /v1/responses, inwards: body -> conversation and options. HTTP process."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from server.api.fields import screen
+from server.api.fields import Screened, screen
 from server.api.openai.reasoning_fields import template_variables
-from server.api.openai.responses.items import InputMessages, input_messages
+from server.api.openai.responses.items import InputMessages, Lookup, input_messages
 from server.api.openai.responses.store import ResponseStore
 from server.api.openai.responses.table import RESPONSES
 from server.api.openai.responses.tools import ToolSet, tool_choice, tool_set
@@ -62,6 +62,18 @@ class ResponseFields(SamplingFields):
 
 
 @dataclass(frozen=True, slots=True)
+class ParsedResponse:
+    """A body by itself. `said` is None when it needs the store: it goes on from a response, or refers to an item."""
+
+    fields: ResponseFields
+    items: list[Any]
+    said: InputMessages | None
+    options: GenerationOptions
+    tools: ToolSet
+    screened: Screened
+
+
+@dataclass(frozen=True, slots=True)
 class ResponseCall:
     """`items` are what is stored as the input of this response, those of the responses before it included."""
 
@@ -75,29 +87,46 @@ class ResponseCall:
     headers: dict[str, str]
 
 
-def parse_response(raw: bytes, limits: LimitSettings, store: ResponseStore, owner: str) -> ResponseCall:
-    """Raises InvalidRequest, and NotFound for a previous response that is not stored for `owner`."""
+def parse_response(raw: bytes, limits: LimitSettings) -> ParsedResponse:
     screened = screen(json_object(raw, limits), RESPONSES)
     fields = validated(ResponseFields, screened.values)
-    own = [{"role": "user", "content": fields.input}] if isinstance(fields.input, str) else fields.input
-    items = [*_previous(fields, store, owner), *own]
-    if len(items) > limits.max_messages:
-        message = f"input has {len(items)} items; at most {limits.max_messages} are possible."
-        raise InvalidRequest(message, param="input")
-    said = input_messages(items, lambda id: store.item(owner, id), omit_images=limits.images == "omit")
+    items = [{"role": "user", "content": fields.input}] if isinstance(fields.input, str) else fields.input
+    refers = any(isinstance(item, dict) and item.get("type") == "item_reference" for item in items)
+    needs_store = refers or fields.previous_response_id is not None
     tools = tool_set(fields.tools)
-    options = _options(fields, limits, tools)
-    variables = template_variables(options.reasoning.enabled, options.reasoning.effort)
+    return ParsedResponse(
+        fields=fields,
+        items=items,
+        said=None if needs_store else _said(items, limits, lambda _: None),
+        options=_options(fields, limits, tools),
+        tools=tools,
+        screened=screened,
+    )
+
+
+def response_call(parsed: ParsedResponse, limits: LimitSettings, store: ResponseStore, owner: str) -> ResponseCall:
+    """Raises InvalidRequest, and NotFound for a previous response that is not stored for `owner`."""
+    fields, items = parsed.fields, [*_previous(parsed.fields, store, owner), *parsed.items]
+    said = parsed.said or _said(items, limits, lambda id: store.item(owner, id))
+    reasoning = parsed.options.reasoning
+    variables = template_variables(reasoning.enabled, reasoning.effort)
     return ResponseCall(
         fields=fields,
         model=model_name(fields.model),
         items=items,
-        conversation=Conversation(_messages(fields, said), tools.tools, variables),
-        options=options,
-        tools=tools,
+        conversation=Conversation(_messages(fields, said), parsed.tools.tools, variables),
+        options=parsed.options,
+        tools=parsed.tools,
         encrypted=ENCRYPTED in fields.include,
-        headers=screened.headers(*said.dropped, *tools.dropped),
+        headers=parsed.screened.headers(*said.dropped, *parsed.tools.dropped),
     )
+
+
+def _said(items: list[Any], limits: LimitSettings, lookup: Lookup) -> InputMessages:
+    if len(items) > limits.max_messages:
+        message = f"input has {len(items)} items; at most {limits.max_messages} are possible."
+        raise InvalidRequest(message, param="input")
+    return input_messages(items, lookup, omit_images=limits.images == "omit")
 
 
 def _previous(fields: ResponseFields, store: ResponseStore, owner: str) -> list[Any]:

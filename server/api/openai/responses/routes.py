@@ -17,7 +17,7 @@ from server.api.openai.answer import caller, collect
 from server.api.openai.dialect import OPENAI, envelope
 from server.api.openai.responses.answer import GrowingResponse, ResponseStream
 from server.api.openai.responses.compact import compacted, compaction_request
-from server.api.openai.responses.request import ResponseCall, parse_response
+from server.api.openai.responses.request import ResponseCall, parse_response, response_call
 from server.api.openai.responses.store import ResponseStore
 from server.api.openai.responses.truncation import generate
 from server.api.service import Service
@@ -49,8 +49,8 @@ def router(service: Service) -> APIRouter:
 
     async def call_of(request: Request) -> tuple[ResponseCall, GenerationRequest]:
         who = caller(request, service.settings)
-        parse = partial(parse_response, limits=limits, store=store, owner=who.client.group)
-        call = await parsed_body(request, parse)
+        parsed = await parsed_body(request, partial(parse_response, limits=limits))
+        call = response_call(parsed, limits, store, who.client.group)
         asked = GenerationRequest(
             who.request_id, call.model, call.conversation, call.options, who.client, wait_for_model=call.fields.stream
         )

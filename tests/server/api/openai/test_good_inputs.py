@@ -330,6 +330,7 @@ def test_models_are_listed_whatever_the_query(server: Running, path: str) -> Non
         "max_model_len": 4096,
         "state": "ready",
         "context_length": 4096,
+        "batched": None,
     }
 
 

@@ -370,3 +370,11 @@ def test_compacting_keeps_what_the_user_said_and_sums_up_the_rest(client: OpenAI
 def test_what_cannot_be_done_is_named(client: OpenAI, body: dict[str, Any], param: str) -> None:
     with refused(param):
         client.post("/responses", body=body, cast_to=object)
+
+
+def test_a_large_input_is_read_like_a_small_one(client: OpenAI, service: Scripted) -> None:
+    text = "word " * 40_000
+    tools: Any = [WEATHER]
+    first = client.responses.create(model=MODEL, input=text, tools=tools, tool_choice="required")
+    client.responses.create(model=MODEL, input=text, previous_response_id=first.id)
+    assert [len(message.text) for message in service.asked().messages] == [len(text), len("Paris."), len(text)]
