@@ -324,14 +324,6 @@ def test_a_damaged_shard_is_one_clear_sentence(tmp_path: Path, damage: str) -> N
     assert_refused(folder, "could not be loaded")
 
 
-def test_weights_that_are_not_quantized_as_the_config_says_are_refused(tmp_path: Path) -> None:
-    folder = write_tiny_model(tmp_path / "model")
-    config = folder / "config.json"
-    quantized = config.read_text().rstrip().removesuffix("}") + ', "quantization": {"group_size": 64, "bits": 4}}'
-    config.write_text(quantized)
-    assert_refused(folder, "quantized but its weights are not")
-
-
 def assert_refused(folder: Path, sentence: str) -> None:
     async def run() -> None:
         supervisor = Supervisor(engine_settings())
