@@ -26,7 +26,7 @@ log = logging.getLogger("configi.text")
 TEXT_COMMAND = (sys.executable, "-P", "-m", "server.text.process")
 # What it may hold more than when it had opened the model's files: buffers, and caches of the tokenizer. One that holds
 # more after its last command is not asked again.
-_GROWN, _GROWN_BYTES = 1.1, 8 * 2**20
+_GROWN, _GROWN_BYTES = 1.1, 4 * 2**20
 _SETTLED_S = 2.0
 
 
