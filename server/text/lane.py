@@ -126,6 +126,10 @@ class Lane:
 
     async def _started(self, *, vocabulary: bool = False) -> TextAnswer:
         await self._child.start()
+        if self._closed:
+            # Meanwhile, when there was nothing to end yet.
+            await self._child.end()
+            raise ModelUnavailable("The model is being unloaded.")
         question = Open(str(self._folder), self._context_length, self._bounds.memory, vocabulary)
         try:
             answer = await self._exchange(encode(question))
