@@ -29,7 +29,7 @@ TEXT_COMMAND = (sys.executable, "-P", "-m", "server.text.process")
 _OPEN_S = 60
 # What it may hold more than when it had opened the model's files: buffers, and caches of the tokenizer. One that holds
 # more after its last command is not asked again.
-_GROWN, _GROWN_BYTES = 1.1, 8 * 2**20
+_GROWN, _GROWN_BYTES = 1.1, 4 * 2**20
 _SETTLED_S = 2.0
 
 
@@ -134,6 +134,10 @@ class Lane:
 
     async def _started(self, *, vocabulary: bool = False) -> TextAnswer:
         await self._child.start()
+        if self._closed:
+            # Meanwhile, when there was nothing to end yet.
+            await self._child.end()
+            raise ModelUnavailable("The model is being unloaded.")
         conversions = None if self._conversions is None else str(self._conversions)
         question = Open(str(self._folder), self._context_length, conversions, self._bounds.memory, vocabulary)
         try:

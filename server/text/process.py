@@ -42,7 +42,7 @@ from server.text.protocol import (
 )
 
 # After a command that took longer, what it has freed is given back; after the others it is too little.
-_LONG_S = 0.05
+_LONG_S = 0.02
 
 
 def serve(commands: BinaryIO, answers: BinaryIO) -> None:
