@@ -287,10 +287,10 @@ def test_roles_that_are_closed_in_different_ways_have_their_ends() -> None:
 def test_calls_of_tools_and_their_results_end_where_their_turns_do() -> None:
     call = Message("assistant", (ToolCallPart("1", "f", '{"a": "<|im_end|>"}'),))
     spoken = Message("assistant", (TextPart("Both."), ToolCallPart("2", "g", "{}")))
-    results = [Message("tool", (ToolResultPart("1", text),)) for text in ("one", "two")]
-    pieces = _ends_of(QWEN_LIKE, *_conversation("s be", "u do").messages, call, *results, spoken, results[0])
+    results = [Message("tool", (ToolResultPart("1", text),)) for text in ("one", "")]
+    pieces = _ends_of(QWEN_LIKE, *_conversation("s be", "u do").messages, call, *results, spoken, results[1])
     openings = ["system\nbe", "user\ndo", "assistant\n\n<tool_call>", "user\n<tool_response>\none"]
-    openings += ["assistant\nBoth.\n<tool_call>", "user\n<tool_response>\none", "assistant\n"]
+    openings += ["assistant\nBoth.\n<tool_call>", "user\n<tool_response>\n\n", "assistant\n"]
     assert len(pieces) == len(openings)
     for piece, opening in zip(pieces, openings, strict=True):
         assert piece.startswith(f"<|im_start|>{opening}")
