@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import typer
 
 from quantize.commands import add_commands
 from quantize.errors import QuantizeError
-from quantize.printable import echo
+from quantize.outcome import run
 
 cli = typer.Typer(
     name="quantize", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
@@ -17,11 +15,7 @@ add_commands(cli)
 
 
 def main() -> None:
-    try:
-        cli()
-    except QuantizeError as error:
-        echo(f"quantize: {error.message}", err=True)
-        sys.exit(1)
+    run("quantize", cli, (QuantizeError,))
 
 
 if __name__ == "__main__":

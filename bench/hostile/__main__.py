@@ -32,7 +32,7 @@ from tests.support.loopback_hub import hub_environment, loopback_hub
 
 # The quietest of the first looks gives the figures, so that a disturbed one does not widen the limits. Before each
 # other plan a short one says what its processes hold.
-_LOOKS, _QUIET_S, _SHORT_QUIET_S = 3, 5.0, 2.0
+_LOOKS, _QUIET_S, _SHORT_QUIET_S = 2, 10.0, 2.0
 # A stall that begins with the last answer is still to be seen.
 _AFTER_S = 0.3
 _NEXT_S, _ALIVE_S, _BACK_S = 4.0, 2.0, 10.0

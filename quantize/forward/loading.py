@@ -54,6 +54,8 @@ def load_as_mlx_lm(folder: Path, *, lazy: bool = False) -> Any:
     with _without_magic(folder) as path:
         # trust_remote_code is given explicitly: a default may change.
         model, _ = load_model(path, lazy=lazy, get_model_classes=_classes, trust_remote_code=False)
+    # A model that refers to itself would keep its weights until the garbage collector comes by.
+    del model.sanitize
     for name, module in model.named_modules():
         weight = module.get("weight")
         # BitNet's module has one `weight_scale`.

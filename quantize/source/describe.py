@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import logging
 import sys
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any
 
 from quantize.folder.context import NAMES, as_count, extended, stated
 from quantize.foreign_json import read_object
+from quantize.printable import print_json
 from quantize.source.compat import configuration, model_classes
 
 # Some classes make a list of a name for each layer.
@@ -71,7 +71,7 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr):
         config = read_object((Path(sys.argv[1]) / "config.json").read_bytes())
         length = context_length(config)
-    sys.stdout.write(json.dumps({"context_length": length}))
+    print_json({"context_length": length})
 
 
 if __name__ == "__main__":

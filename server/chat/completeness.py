@@ -15,9 +15,8 @@ from msgspec.structs import replace
 
 from server.chat.content_style import PROBE
 from server.chat.parts import Message, Part, TextPart, ToolCallPart, ToolResultPart
+from server.chat.turns import Messages
 from server.errors import InvalidRequest
-
-Messages = tuple[Message, ...]
 
 
 def lost_message(

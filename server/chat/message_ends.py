@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 from msgspec.structs import replace
 
 from server.chat.encoded import End
-from server.chat.parts import Message, TextPart, ToolCallPart, ToolResultPart
+from server.chat.parts import Message, Part, TextPart, ToolCallPart, ToolResultPart
 from server.chat.turns import Messages
 
 # Ends of older messages were checkpointed when they were new.
@@ -22,7 +22,7 @@ _LONGEST_CLOSING = 256
 # A number between two noncharacters: 2 i where the text of message i begins, 2 i + 1 where it ends.
 _MARK = "\ufdef{}\ufdef"
 _MARKS = re.compile(_MARK.format("([0-9]{1,9})"))
-_BEGIN, _END = re.compile(r"(?=\S)"), re.compile(r"(?<=\S)(?=\s*\Z)")
+_BEGIN, _END = re.compile(r"(?=\S)|\Z"), re.compile(r"(?<=\S)(?=\s*\Z)|\Z")
 
 
 def excerpt(messages: Messages) -> Messages:
@@ -66,12 +66,22 @@ def _is_wanted(messages: Messages, i: int) -> bool:
 
 def _marked(message: Message, index: int) -> Message:
     parts = list(message.parts)
-    spoken = [i for i, part in enumerate(parts) if isinstance(part, TextPart | ToolResultPart) and part.text.strip()]
-    for i, mark, pattern in zip(spoken[:1] + spoken[-1:], (2 * index, 2 * index + 1), (_BEGIN, _END), strict=False):
-        part = parts[i]
-        assert isinstance(part, TextPart | ToolResultPart)
-        parts[i] = replace(part, text=pattern.sub(_MARK.format(mark), part.text, count=1))
+    texts = [(i, part) for i, part in enumerate(parts) if isinstance(part, TextPart | ToolResultPart)]
+    spoken = [(i, part) for i, part in texts if part.text.strip()]
+    if not spoken and not _has_calls(message):
+        # A turn is written also where nothing was said; beside a call, the empty text may be left out.
+        spoken = texts
+    if spoken:
+        first, last = spoken[0][0], spoken[-1][0]
+        parts[first] = _with_mark(parts[first], 2 * index, _BEGIN)
+        parts[last] = _with_mark(parts[last], 2 * index + 1, _END)
     return replace(message, parts=tuple(parts))
+
+
+def _with_mark(part: Part, mark: int, place: re.Pattern[str]) -> Part:
+    if not isinstance(part, TextPart | ToolResultPart):
+        raise TypeError(f"{part!r} has no text")
+    return replace(part, text=place.sub(_MARK.format(mark), part.text, count=1))
 
 
 def _found(messages: Messages, marks: list[int], texts: list[str], start: int) -> Iterator[tuple[int, int]]:
@@ -118,4 +128,8 @@ def _between(messages: Messages, gap: str, closing: str) -> Iterator[tuple[int, 
 
 def _ends_with_its_text(message: Message) -> bool:
     """Calls stand behind the text; system messages and results may be part of a turn that goes on."""
-    return message.role in ("user", "assistant") and not any(isinstance(part, ToolCallPart) for part in message.parts)
+    return message.role in ("user", "assistant") and not _has_calls(message)
+
+
+def _has_calls(message: Message) -> bool:
+    return any(isinstance(part, ToolCallPart) for part in message.parts)

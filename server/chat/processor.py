@@ -9,8 +9,6 @@ from pathlib import Path
 from server.chat.conversation import Prompt
 from server.chat.conversion import Conversions
 from server.chat.encoded import EncodedPrompt
-from server.chat.formats.choose import FORMATS
-from server.chat.formats.format import WireFormat
 from server.chat.prompt import encode_prompt
 from server.chat.template import ChatTemplate
 from server.chat.tokenizer import ChatTokenizer
@@ -24,13 +22,10 @@ class Processor:
     tokenizer: ChatTokenizer
     template: ChatTemplate
     context_length: int
-    wire_format: WireFormat
 
     @staticmethod
-    def load(
-        folder: Path, context_length: int | None, conversions: Conversions, wire_format: str = "auto"
-    ) -> Processor:
-        """`context_length` None: what the folder says by itself; `wire_format` "auto": what its template says.
+    def load(folder: Path, context_length: int | None, conversions: Conversions) -> Processor:
+        """`context_length` None: what the folder says by itself.
 
         Raises:
             ModelUnavailable: when a file is missing or broken.
@@ -39,11 +34,10 @@ class Processor:
         template = ChatTemplate.load(folder, tokenizer.special)
         # Bounds the texts that are tokenized alone, too.
         tokenizer.context_length = context_length or tokenizer.context_length
-        chosen = FORMATS[template.wire_format if wire_format == "auto" else wire_format]
-        return Processor(tokenizer, template, tokenizer.context_length, chosen)
+        return Processor(tokenizer, template, tokenizer.context_length)
 
     def table(self) -> VocabularyTable:
-        return self.tokenizer.table(self.context_length, self.wire_format.name)
+        return self.tokenizer.table(self.context_length, self.template.wire_format)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

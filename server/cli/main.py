@@ -5,7 +5,6 @@ Imports are inside the commands: `configi --help` should not wait for a web fram
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ import typer
 
 from quantize.commands import JsonOption, add_commands
 from quantize.errors import QuantizeError
+from quantize.outcome import run
 from quantize.printable import echo
 from server import __version__
 from server.errors import SetupError
@@ -108,11 +108,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 def main() -> None:
     """The entry point: what a user can cause is one sentence, never a traceback."""
-    try:
-        cli()
-    except (SetupError, QuantizeError) as error:
-        echo(f"configi: {error}", err=True)
-        sys.exit(1)
+    run("configi", cli, (SetupError, QuantizeError))
 
 
 def _run(settings: Settings, *, demo: bool, exit_after_reply: bool = False) -> None:
@@ -172,4 +168,6 @@ def _local(folder: Path) -> ModelSettings:
 
     if not (folder / "config.json").is_file():
         raise SetupError(f"--model {folder}: the folder has no config.json, so it is not an MLX model.")
+    # Raises where the name is not text: it would be one in no answer and no message between the processes.
+    str(folder).encode()
     return ModelSettings(id=folder.name, acquire="local", path=folder)

@@ -50,8 +50,8 @@ async def answer(
                     yield delta
                 if stopped:
                     stream.stop(choice)
-                    reason = _reason("stop", outputs[choice])
-                    yield Finish(choice, reason, completion_tokens[choice], outputs[choice].stop_string)
+                    output = outputs[choice]
+                    yield Finish(choice, _reason("stop", output), completion_tokens[choice], output.stop_string)
             case Finished():
                 for delta in outputs[choice].finish(cut=event.reason == "length"):
                     yield delta

@@ -8,11 +8,18 @@ from server.chat.channels import Channels, TextOnly
 from server.chat.conversation import GenerationRequest, RawPrompt
 from server.chat.encoded import EncodedPrompt
 from server.chat.formats.choose import FORMATS
+from server.chat.formats.format import WireFormat
 from server.chat.tools import Tool
 from server.chat.vocabulary import Vocabulary
+from server.settings.types import ModelSettings
 
 # Enough for the marker that opens a thought, and what stands around it.
 _TAIL = 256
+
+
+def wire_format(entry: ModelSettings, vocabulary: Vocabulary) -> WireFormat:
+    """The configured one, else that of the model's template."""
+    return FORMATS[vocabulary.wire_format if entry.wire_format == "auto" else entry.wire_format]
 
 
 def callable_tools(request: GenerationRequest) -> tuple[Tool, ...]:
@@ -22,13 +29,13 @@ def callable_tools(request: GenerationRequest) -> tuple[Tool, ...]:
 
 
 def channels_of(
-    request: GenerationRequest, vocabulary: Vocabulary, prompt: EncodedPrompt, *, held: bool
+    request: GenerationRequest, chosen: WireFormat, vocabulary: Vocabulary, prompt: EncodedPrompt, *, held: bool
 ) -> Callable[[], Channels | None]:
     """Makes the parser of one choice; None where all of it is text. `held`: a grammar holds the calls."""
     # What continues a raw prompt is nothing but text: it has its markers from its caller.
     if isinstance(request.prompt, RawPrompt):
         return lambda: None
-    chosen, tools, tail = FORMATS[vocabulary.wire_format], callable_tools(request), prompt.text[-_TAIL:]
+    tools, tail = callable_tools(request), prompt.text[-_TAIL:]
 
     def new_channels() -> Channels | None:
         channels = chosen.channels(vocabulary, tools, tail, held=held)

@@ -12,16 +12,13 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import replace
 
-from msgspec import structs
-
 from server.chat.conversation import Conversation, GenerationRequest, Prompt, RawPrompt
 from server.chat.deltas import Event, ReasoningDelta, Started, TextDelta, ToolCallDelta
-from server.chat.formats.choose import FORMATS
-from server.chat.formats.format import ThoughtMarkers
+from server.chat.formats.format import WireFormat
 from server.chat.grammar.constraint import FREE, Constraint
 from server.errors import ContextLengthExceeded, ModelLoading
 from server.generation.answer import answer
-from server.generation.channels import channels_of
+from server.generation.channels import channels_of, wire_format
 from server.generation.places import Places
 from server.generation.sampling import generate_commands, thought_of
 from server.generation.waiting import ModelWait
@@ -65,18 +62,19 @@ class Generation:
                 self._residency.preload(entry)
                 raise
             text = opening.result()
-            constraining = asyncio.ensure_future(self._constraint(request, text))
+            chosen = wire_format(entry, text.vocabulary)
+            constraining = asyncio.ensure_future(self._constraint(request, text, chosen))
             # The prompt's error comes first, and then nobody asks for this one.
             constraining.add_done_callback(lambda task: task.cancelled() or task.exception())
             try:
                 prompt = await text.encode_prompt(
-                    _with_reasoning(request), request.client.group, with_offsets=options.prompt_logprobs
+                    request.prompt, request.client.group, with_offsets=options.prompt_logprobs
                 )
                 constraint = await constraining
             finally:
                 constraining.cancel()
             self._log_text(request, "prompt", prompt.text)
-            thought = thought_of(_thought_markers(text), options.reasoning.budget_tokens, prompt, constraint)
+            thought = thought_of(chosen.thought, options.reasoning.budget_tokens, prompt, constraint)
             commands = generate_commands(options, request.client, text.vocabulary, prompt, constraint, thought)
             with self._residency.lease(entry) as lease:
                 while pending := await wait.news(lease.granted):
@@ -88,7 +86,8 @@ class Generation:
                 ):
                     yield Started(entry.id, len(prompt.ids), prompt.text, prompt.ids)
                     on_slot = queue_timeout.cancel
-                    channels = channels_of(request, text.vocabulary, prompt, held=commands[0].grammar is not None)
+                    held = commands[0].grammar is not None
+                    channels = channels_of(request, chosen, text.vocabulary, prompt, held=held)
                     async with aclosing(answer(stream, request, text.vocabulary, prompt, channels, on_slot)) as events:
                         async for event in events:
                             measured.event(event)
@@ -121,6 +120,21 @@ class Generation:
             await ModelWait(self._residency, entry, place, self.settings.lifecycle.load_wait_s).news(opening)
             yield opening.result()
 
+    async def _constraint(self, request: GenerationRequest, text: TextProcess, chosen: WireFormat) -> Constraint:
+        """What the request asks of its answer. What of that cannot be enforced is said in the log."""
+        options = request.options
+        tools = request.prompt.tools if isinstance(request.prompt, Conversation) else ()
+        bounded = chosen.thought is not None and options.reasoning.budget_tokens is not None
+        closing = chosen.thought.closing if chosen.thought and bounded else ""
+        if not (tools or options.shape or options.bad_words or closing):
+            return FREE
+        most = int(self.settings.limits.max_grammar_bytes)
+        command = Constrain(chosen.name, tools, options.tool_choice, options.shape, options.bad_words, closing, most)
+        constraint = await text.constrain(command, request.client.group)
+        for note in constraint.notes:
+            log.info(note, extra={"request_id": request.id})
+        return constraint
+
     def _log_answer(self, request: GenerationRequest, event: Event) -> None:
         match event:
             case TextDelta():
@@ -129,21 +143,6 @@ class Generation:
                 self._log_text(request, f"reasoning {event.choice}", event.text)
             case ToolCallDelta():
                 self._log_text(request, f"call {event.choice}.{event.index}", (event.name or "") + event.arguments)
-
-    async def _constraint(self, request: GenerationRequest, text: TextProcess) -> Constraint:
-        """What the request asks of its answer. What of that cannot be enforced is said in the log."""
-        options = request.options
-        tools = request.prompt.tools if isinstance(request.prompt, Conversation) else ()
-        markers = _thought_markers(text)
-        closing = markers.closing if markers and options.reasoning.budget_tokens is not None else ""
-        if not (tools or options.shape or options.bad_words or closing):
-            return FREE
-        most = int(self.settings.limits.max_grammar_bytes)
-        command = Constrain(tools, options.tool_choice, options.shape, options.bad_words, closing, most)
-        constraint = await text.constrain(command, request.client.group)
-        for note in constraint.notes:
-            log.info(note, extra={"request_id": request.id})
-        return constraint
 
     def _log_text(self, request: GenerationRequest, what: str, text: str) -> None:
         if self.settings.log.prompts:
@@ -184,13 +183,3 @@ class Generation:
     def end(self) -> None:
         """The grace time is over: whatever still runs gets an error event."""
         self._places.end()
-
-
-def _with_reasoning(request: GenerationRequest) -> Prompt:
-    """The template is told what was asked for."""
-    prompt = request.prompt
-    return prompt if isinstance(prompt, RawPrompt) else structs.replace(prompt, reasoning=request.options.reasoning)
-
-
-def _thought_markers(text: TextProcess) -> ThoughtMarkers | None:
-    return FORMATS[text.vocabulary.wire_format].thought

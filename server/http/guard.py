@@ -45,8 +45,9 @@ _MAX_HEADERS = 128
 _MAX_HEADER_BYTES = 64 * 1024
 # The rest of a body that nobody reads: less is waited for, more costs its sender the connection.
 _DRAINED_BYTES = 64 * 1024
-# For so long it is still taken from who gets an answer before it was all there.
-_DRAIN_S = 2.0
+# For so long it is still taken from who gets an answer before it was all there; of so many at once, since a hundred
+# that are refused must not take the event loop from who is served; the others wait for that at most so long.
+_DRAIN_S, _DRAINS, _DRAIN_WAIT_S = 2.0, 4, 4.0
 # After a body of more, what it has taken of memory is given back so long after its request.
 _LARGE_BYTES = 2**20
 _SETTLED_S = 1.0
@@ -69,6 +70,7 @@ class Guard:
         self._bound_to_all = settings.host in ("0.0.0.0", "::", "")
         self._clients = Clients(settings.key_digests)
         self._budget = BodyBudget(settings.body_budget)
+        self._drains = asyncio.Semaphore(_DRAINS)
         self._parser = BodyParser()
         self._giving_back: asyncio.TimerHandle | None = None
         self._on_answer = on_answer
@@ -83,7 +85,7 @@ class Guard:
         headers = Headers(scope=scope)
         # Base URLs that end in a slash are common: //v1//models.
         scope["path"] = re.sub("/{2,}", "/", scope["path"])
-        body = Body(receive, self._settings, self._budget.share(), owed=_owes_body(headers))
+        body = Body(receive, self._settings, self._budget.share(), self._drains, owed=_owes_body(headers))
         exchange = Exchange(_request_id(headers), self.dialects.of(scope["path"]), send, body)
         scope["state"] |= {"request_id": exchange.request_id, "parser": self._parser}
         try:
@@ -172,8 +174,11 @@ class Body:
     `owed`: bytes that have been announced; infinite when nobody knows how many. `received`: those that have come.
     """
 
-    def __init__(self, receive: Receive, settings: ServerSettings, share: BodyShare, owed: float) -> None:
+    def __init__(
+        self, receive: Receive, settings: ServerSettings, share: BodyShare, drains: asyncio.Semaphore, owed: float
+    ) -> None:
         self.share = share
+        self._drains = drains
         self._receive = receive
         self._owed = owed
         self._settings = settings
@@ -204,7 +209,7 @@ class Body:
         that is sending would never see its answer."""
         self.share.give_back()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_DRAIN_S):
+            async with asyncio.timeout(_DRAIN_WAIT_S), self._drains, asyncio.timeout(_DRAIN_S):
                 while self.rest and self.received <= 2 * self._settings.max_body:
                     message = await self._receive()
                     self.received += len(message.get("body", b""))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import resource
@@ -112,6 +113,8 @@ def run(
     _allow_many_connections()
     keep_little()
     sys.setswitchinterval(_TURN_S)
+    # What is there now stays: the collector, which stops everything, need not look at it again and again.
+    gc.freeze()
     config = uvicorn.Config(
         lifespan,
         # A second more than the streams' own write timeout, which ends the request behind the connection first.

@@ -27,7 +27,7 @@ from server.text.client import TextProcess
 log = logging.getLogger("configi.models")
 
 # Starts the text process of a model folder, given the context length to serve.
-Opener = Callable[[Path, int | None, str], Awaitable[TextProcess]]
+Opener = Callable[[Path, int | None], Awaitable[TextProcess]]
 
 
 class Owner(Protocol):
@@ -107,7 +107,7 @@ class Resident:
                 self.set("building" if self.entry.acquire == "build" else "fetching", "looking for its files")
                 folder = await self._acquirer.acquire(self.entry, self._show)
                 self.rest()
-            text = await self._opener(folder, await self._context_length(folder), self.entry.wire_format)
+            text = await self._opener(folder, await self._context_length(folder))
         except Exception as error:
             raise self.fail(error) from error
         self.folder, self.text = folder, text

@@ -87,9 +87,8 @@ class TextProcess:
         limits: LimitSettings,
         conversions: Path | None = None,
         command: Sequence[str] = TEXT_COMMAND,
-        wire_format: str = "auto",
     ) -> TextProcess:
-        """`conversions` is the folder of tokenizers that were put together; `wire_format` "auto" asks the template.
+        """`conversions` is the folder of tokenizers that were put together.
 
         Raises ModelUnavailable when the folder's tokenizer or template is missing or broken.
         """
@@ -103,7 +102,6 @@ class TextProcess:
                 memory_limit=int(limits.text_memory_limit),
                 work=work,
                 command=command,
-                wire_format=wire_format,
                 niceness=niceness,
                 keeps=keeps,
             )
@@ -120,14 +118,10 @@ class TextProcess:
         return TextProcess(small, large, grammars, Vocabulary(opened.vocabulary))
 
     @staticmethod
-    def opener(settings: Settings) -> Callable[[Path, int | None, str], Awaitable[TextProcess]]:
+    def opener(settings: Settings) -> Callable[[Path, int | None], Awaitable[TextProcess]]:
         """`open` for whoever has folders and no settings."""
         conversions = settings.storage.cache_dir / "tokenizers"
-
-        def open_folder(folder: Path, context_length: int | None, wire_format: str) -> Awaitable[TextProcess]:
-            return TextProcess.open(folder, context_length, settings.limits, conversions, wire_format=wire_format)
-
-        return open_folder
+        return lambda folder, context_length: TextProcess.open(folder, context_length, settings.limits, conversions)
 
     @property
     def context_length(self) -> int:

@@ -29,7 +29,7 @@ TEXT_COMMAND = (sys.executable, "-P", "-m", "server.text.process")
 _OPEN_S = 60
 # What it may hold more than when it had opened the model's files: buffers, and caches of the tokenizer. One that holds
 # more after its last command is not asked again.
-_GROWN, _GROWN_BYTES = 1.1, 8 * 2**20
+_GROWN, _GROWN_BYTES = 1.1, 4 * 2**20
 _SETTLED_S = 2.0
 
 
@@ -52,12 +52,10 @@ class Lane:
         command: Sequence[str] = TEXT_COMMAND,
         niceness: int = SOON,
         keeps: bool = True,
-        wire_format: str = "auto",
     ) -> None:
         self._folder = folder
         self._context_length = context_length
         self._conversions = conversions
-        self._wire_format = wire_format
         self._work = work
         self._bounds = Bounds(timeout_s, memory_limit)
         self._keeps = keeps
@@ -136,9 +134,12 @@ class Lane:
 
     async def _started(self, *, vocabulary: bool = False) -> TextAnswer:
         await self._child.start()
+        if self._closed:
+            # Meanwhile, when there was nothing to end yet.
+            await self._child.end()
+            raise ModelUnavailable("The model is being unloaded.")
         conversions = None if self._conversions is None else str(self._conversions)
-        memory, wire_format = self._bounds.memory, self._wire_format
-        question = Open(str(self._folder), self._context_length, conversions, memory, vocabulary, wire_format)
+        question = Open(str(self._folder), self._context_length, conversions, self._bounds.memory, vocabulary)
         try:
             answer = await self._exchange(
                 encode(question), replace(self._bounds, seconds=max(self._bounds.seconds, _OPEN_S))

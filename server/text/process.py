@@ -42,7 +42,7 @@ from server.text.protocol import (
 )
 
 # After a command that took longer, what it has freed is given back; after the others it is too little.
-_LONG_S = 0.05
+_LONG_S = 0.02
 
 
 def serve(commands: BinaryIO, answers: BinaryIO) -> None:
@@ -56,7 +56,7 @@ def serve(commands: BinaryIO, answers: BinaryIO) -> None:
             if isinstance(command, Open):
                 _bound_memory(command.memory_limit)
                 kept = Conversions(Path(command.conversions) if command.conversions else None)
-                processor = Processor.load(Path(command.folder), command.context_length, kept, command.wire_format)
+                processor = Processor.load(Path(command.folder), command.context_length, kept)
                 answer = Opened(processor.table() if command.vocabulary else None)
             elif processor is None:
                 raise RuntimeError("the first command must be Open")
@@ -92,9 +92,10 @@ def _answer(processor: Processor, command: TextCommand) -> TextAnswer:
 
 def _constraint(processor: Processor, command: Constrain) -> Constraint:
     # Only here: a server without grammars does not load llguidance into this process.
+    from server.chat.formats.choose import FORMATS
     from server.chat.grammar.compose import Composer
 
-    composer = Composer(processor.wire_format, processor.vocabulary, command.most_bytes)
+    composer = Composer(FORMATS[command.wire_format], processor.vocabulary, command.most_bytes)
     grammar, banned, notes = composer.compose(command.tools, command.choice, command.shape)
     encode = processor.tokenizer.encode
     # Within a text a word begins with a space, and at its start it does not.

@@ -29,8 +29,6 @@ class Open(msgspec.Struct, frozen=True, tag=True):
     memory_limit: int
     # Whether the answer is to have it: it is as large as the tokenizer, and needed once.
     vocabulary: bool
-    # Of `chat/formats`, or "auto": the one that the template is written for.
-    wire_format: str = "auto"
 
 
 class EncodePrompt(msgspec.Struct, frozen=True, tag=True):
@@ -46,8 +44,10 @@ class EncodeText(msgspec.Struct, frozen=True, tag=True):
 
 
 class Constrain(msgspec.Struct, frozen=True, tag=True):
-    """What a request asks of its answer. `closing`: words that end a thought, `most_bytes`: of a grammar."""
+    """What a request asks of its answer. `wire_format`: how the model writes calls. `closing`: words that end a
+    thought, `most_bytes`: of a grammar."""
 
+    wire_format: str = "plain"
     tools: tuple[Tool, ...] = ()
     choice: ToolChoice = FREE
     shape: Shape | None = None

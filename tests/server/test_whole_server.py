@@ -16,7 +16,7 @@ import pytest
 from tests.support.running import Running, serving, serving_script
 from tests.support.tiny_model import VOCAB_SIZE, write_tiny_model
 
-CONTEXT = 256
+CONTEXT = 512
 
 
 @pytest.fixture(scope="module")

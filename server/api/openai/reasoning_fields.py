@@ -20,17 +20,14 @@ from server.errors import InvalidRequest, UnsupportedField
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 # What templates document, and its type. Other variables could replace the template's own inputs.
 TEMPLATE_SWITCHES: dict[str, type] = {
-    "enable_thinking": bool,
-    "thinking": bool,
-    "reasoning_effort": str,
+    **dict.fromkeys(("enable_thinking", "thinking", "add_thoughts", "low_effort"), bool),
+    **dict.fromkeys(("thinking_mode", "reasoning_mode", "reasoning_effort", "thinking_effort"), str),
     "thinking_budget": int,
-    "preserve_thinking": bool,
-    "clear_thinking": bool,
-    "truncate_history_thinking": bool,
-    "low_effort": bool,
-    "model_identity": str,
-    "date_string": str,
-    "tools_in_user_message": bool,
+    # Whether the reasoning of a history is kept.
+    **dict.fromkeys(("preserve_thinking", "preserved_thinking", "keep_past_thinking"), bool),
+    **dict.fromkeys(("clear_thinking", "drop_thinking", "truncate_history_thinking"), bool),
+    **dict.fromkeys(("model_identity", "date_string"), str),
+    **dict.fromkeys(("tools_in_user_message", "add_vision_id"), bool),
 }
 _WORDS = {bool: "a boolean", str: "a string", int: "an integer"}
 _SWITCH_CHARS = 1000

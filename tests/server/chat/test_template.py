@@ -16,6 +16,7 @@ import pytest
 from server.chat.conversation import Conversation
 from server.chat.parts import Message, Role, TextPart, ToolCallPart, ToolResultPart
 from server.chat.template import ChatTemplate
+from server.chat.tools import Tool
 from server.errors import InvalidRequest, ModelUnavailable
 from tests.support.tiny_model import CHAT_TEMPLATE
 
@@ -287,10 +288,10 @@ def test_roles_that_are_closed_in_different_ways_have_their_ends() -> None:
 def test_calls_of_tools_and_their_results_end_where_their_turns_do() -> None:
     call = Message("assistant", (ToolCallPart("1", "f", '{"a": "<|im_end|>"}'),))
     spoken = Message("assistant", (TextPart("Both."), ToolCallPart("2", "g", "{}")))
-    results = [Message("tool", (ToolResultPart("1", text),)) for text in ("one", "two")]
-    pieces = _ends_of(QWEN_LIKE, *_conversation("s be", "u do").messages, call, *results, spoken, results[0])
+    results = [Message("tool", (ToolResultPart("1", text),)) for text in ("one", "")]
+    pieces = _ends_of(QWEN_LIKE, *_conversation("s be", "u do").messages, call, *results, spoken, results[1])
     openings = ["system\nbe", "user\ndo", "assistant\n\n<tool_call>", "user\n<tool_response>\none"]
-    openings += ["assistant\nBoth.\n<tool_call>", "user\n<tool_response>\none", "assistant\n"]
+    openings += ["assistant\nBoth.\n<tool_call>", "user\n<tool_response>\n\n", "assistant\n"]
     assert len(pieces) == len(openings)
     for piece, opening in zip(pieces, openings, strict=True):
         assert piece.startswith(f"<|im_start|>{opening}")
@@ -428,3 +429,15 @@ def test_what_a_template_makes_of_a_text_is_its_own(source: str, turns: tuple[st
 def test_a_template_that_does_not_compile_makes_the_model_unavailable() -> None:
     with pytest.raises(ModelUnavailable, match="chat template is broken at line 2"):
         ChatTemplate("\n{% if %}", {})
+
+
+def test_a_template_of_its_own_for_tools_renders_the_conversations_that_have_some(tmp_path: Path) -> None:
+    named = [
+        {"name": "default", "template": "{{ messages[0].content }}"},
+        {"name": "tool_use", "template": "{{ tools[0].function.name }}: {{ messages[0].content }}"},
+    ]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    template = ChatTemplate.load(tmp_path, {})
+    messages = (Message.plain("user", "Hi"),)
+    assert template.render(Conversation(messages)).text == "Hi"
+    assert template.render(Conversation(messages, (Tool("look"),))).text == "look: Hi"

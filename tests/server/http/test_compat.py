@@ -110,6 +110,33 @@ async def done(connection: Connection) -> None:
     await asyncio.gather(*connection.tasks)
 
 
+def test_a_connection_reads_little_at_once() -> None:
+    """So that many that send at once leave the event loop to the others in between."""
+
+    async def main() -> None:
+        read: list[int] = []
+        all_there = asyncio.Event()
+
+        class Connection(compat.UvicornConnection):
+            def data_received(self, data: bytes) -> None:
+                read.append(len(data))
+                if sum(read) == 10**6:
+                    all_there.set()
+
+        config = uvicorn.Config(lambda: None, lifespan="off")
+        config.load()
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: Connection(config, ServerState(), {}), "127.0.0.1", 0)
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"x" * 10**6)
+        await all_there.wait()
+        assert max(read) <= compat.READ_BYTES
+        writer.close()
+        server.close()
+
+    asyncio.run(main())
+
+
 def test_what_uvicorn_calls_by_itself_has_these_names() -> None:
     assert list(inspect.signature(H11Protocol.send_400_response).parameters) == ["self", "msg"]
     for name in ("connection_made", "data_received", "connection_lost", "pause_writing", "resume_writing"):

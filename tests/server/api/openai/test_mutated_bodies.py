@@ -1,0 +1,97 @@
+"""Bodies of real requests with a few values changed: read, or refused with the name of a field; never anything else."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from server.api.openai.chat_request import parse_chat
+from server.api.openai.completions_request import parse_completion
+from server.api.tables import CHAT, COMPLETIONS
+from server.errors import InvalidRequest
+from server.settings.types import LimitSettings
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
+NAMED = {"type": "function", "function": {"name": "f"}}
+BODIES: list[dict[str, Any]] = [
+    {
+        "messages": [
+            {"role": "system", "content": "a"},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "x"}}],
+            },
+            {"role": "assistant", "content": None, "reasoning": "r", "tool_calls": [{"id": "c", **NAMED}]},
+            {"role": "tool", "tool_call_id": "c", "content": "r"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": SCHEMA, "strict": True}}],
+        "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}},
+        "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA, "strict": True}},
+    },
+    {
+        "messages": [
+            {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}},
+            {"role": "function", "name": "f", "content": "x"},
+        ],
+        "functions": [{"name": "f"}],
+        "function_call": {"name": "f"},
+        "reasoning": {"effort": "low", "max_tokens": 5, "exclude": True},
+        "thinking": {"type": "enabled", "budget_tokens": 5},
+        "chat_template_kwargs": {"enable_thinking": True, "thinking_budget": 5},
+    },
+    {
+        "prompt": "x",
+        "structured_outputs": {
+            "structural_tag": {"structures": [{"begin": "a", "schema": SCHEMA, "end": "b"}], "triggers": ["a"]}
+        },
+        "options": {"stop": ["a"], "num_predict": 4},
+        "logit_bias": {"5": 1},
+        "allowed_token_ids": [1],
+        "bad_words": ["a"],
+        "guided_choice": ["a"],
+    },
+]
+VALUES: list[Any] = [
+    None, True, False, 0, 1, -1, 2.0, 1e300, 3.5, "", "x", "auto", "none", [], {}, ["a"], [1], [[1]], [None],
+    {"a": 1}, {"type": "function"}, {"type": ["x"]}, [{"type": {}}], {"name": "f"}, 2**63, [{"role": []}],
+]  # fmt: skip
+NAMES = [*CHAT.works, *CHAT.aliases, *CHAT.refused, *COMPLETIONS.works, "options", "foo", "type", "name", "text", "id"]
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every container with each of its keys."""
+    for key in list(value) if isinstance(value, dict) else range(len(value)):
+        yield value, key
+        if isinstance(value[key], dict | list):
+            yield from _places(value[key])
+
+
+def _mutated(draw: random.Random) -> bytes:
+    body = copy.deepcopy(draw.choice(BODIES))
+    for _ in range(draw.randint(1, 3)):
+        holder, key = draw.choice(list(_places(body)) or [(body, "foo")])
+        if isinstance(holder, dict) and draw.random() < 0.3:
+            holder.pop(key, None)
+            key = draw.choice(NAMES)
+        holder[key] = copy.deepcopy(draw.choice(VALUES))
+    return json.dumps(body).encode()
+
+
+@pytest.mark.parametrize("parse", [parse_chat, parse_completion])
+def test_a_mutated_body_is_read_or_refused_by_name(parse: Callable[[bytes, LimitSettings], Any]) -> None:
+    draw = random.Random(0)
+    refused = 0
+    for limits in (LimitSettings(), LimitSettings(images="omit")):
+        for _ in range(2000):
+            body = _mutated(draw)
+            try:
+                parse(body, limits)
+            except InvalidRequest as error:
+                assert error.param, (error.message, body)
+                refused += 1
+    assert 500 < refused < 4000, "both happen"
