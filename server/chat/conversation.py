@@ -11,16 +11,30 @@ from server.chat.shapes import Shape
 from server.chat.tools import FREE, Tool, ToolChoice
 
 
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """Whether and how long the model may think before it answers. None leaves it to the model's settings.
+
+    `effort` is the template's word for it where it has one; `budget_tokens` closes a longer thought.
+    """
+
+    enabled: bool | None = None
+    effort: str | None = None
+    budget_tokens: int | None = None
+
+
 class Conversation(msgspec.Struct, frozen=True, tag=True):
     """Messages for the chat template.
 
-    `template_variables`: extra ones, from an allow-list; scalars only. `open`: the model is to write; otherwise the
+    `template_variables`: extra ones, from an allow-list; scalars only. `reasoning`: what the template is to be told of
+    it, in whatever words it has for that. `open`: the model is to write; otherwise the
     conversation is rendered as it stands.
     """
 
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
     template_variables: dict[str, str | int | float | bool] = {}
+    reasoning: Reasoning = Reasoning()
     open: bool = True
 
     @property
@@ -38,18 +52,6 @@ class RawPrompt(msgspec.Struct, frozen=True, tag=True):
 
 
 Prompt = Conversation | RawPrompt
-
-
-@dataclass(frozen=True, slots=True)
-class Reasoning:
-    """Whether and how long the model may think before it answers. None leaves it to the model's settings.
-
-    `effort` is the template's word for it where it has one; `budget_tokens` closes a longer thought.
-    """
-
-    enabled: bool | None = None
-    effort: str | None = None
-    budget_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

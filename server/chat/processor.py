@@ -11,6 +11,7 @@ from server.chat.encoded import EncodedPrompt
 from server.chat.prompt import encode_prompt
 from server.chat.template import ChatTemplate
 from server.chat.tokenizer import ChatTokenizer
+from server.chat.vocabulary import VocabularyTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,9 @@ class Processor:
         # Bounds the texts that are tokenized alone, too.
         tokenizer.context_length = context_length or tokenizer.context_length
         return Processor(tokenizer, template, tokenizer.context_length)
+
+    def table(self) -> VocabularyTable:
+        return self.tokenizer.table(self.context_length, self.template.wire_format)
 
     def encode_prompt(self, prompt: Prompt, *, with_offsets: bool) -> EncodedPrompt:
         return encode_prompt(self.tokenizer, self.template, prompt, self.context_length, with_offsets=with_offsets)

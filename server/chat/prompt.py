@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from server.chat.conversation import Conversation, Prompt, RawPrompt
 from server.chat.encoded import EncodedPrompt, End
+from server.chat.history import declaration
 from server.chat.template import ChatTemplate, Rendered
 from server.chat.template_values import strings_in, template_values
 from server.chat.tokenizer import ChatTokenizer
@@ -97,6 +98,8 @@ def _unused_mark(conversation: Conversation) -> str:
     strings = [value for value in conversation.template_variables.values() if isinstance(value, str)]
     for message in conversation.messages:
         strings += strings_in(template_values(message, str))
+    for tool in conversation.tools:
+        strings += strings_in(declaration(tool))
     mark = next((mark for mark in _MARKS if not any(mark in text for text in strings)), None)
     if mark is None:
         raise InvalidRequest("The conversation holds every noncharacter of Unicode.", param="messages")

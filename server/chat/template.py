@@ -15,11 +15,14 @@ from server.chat.completeness import lost_message
 from server.chat.content_style import in_parts, roles_with_parts
 from server.chat.conversation import Conversation
 from server.chat.encoded import End
+from server.chat.formats.choose import choose
+from server.chat.history import arranged, declaration
 from server.chat.message_ends import excerpt, message_ends, with_marks
-from server.chat.parts import Message, Role, TextPart
+from server.chat.parts import Message, Role, TextPart, ToolCallPart
 from server.chat.sandbox import TemplateEnvironment
-from server.chat.template_files import DEFAULT, template_sources
-from server.chat.template_values import template_values
+from server.chat.template_files import DEFAULT, TOOL_USE, template_sources
+from server.chat.template_values import changed_strings, template_values
+from server.chat.traits import Traits, template_variables
 from server.chat.turns import Messages, arrangements
 from server.errors import InvalidRequest, ModelUnavailable
 
@@ -46,8 +49,13 @@ class ChatTemplate:
         """`missing` is what users are told where there is none."""
         self._variables = _ALWAYS | variables
         self._missing = missing
+        # What the folder has for conversations with tools, if that is another template.
+        self.with_tools: ChatTemplate | None = None
+        self.wire_format = choose(source)
+        environment = TemplateEnvironment()
+        self._traits = Traits() if source is None else Traits.of(source, environment)
         try:
-            self._template = None if source is None else TemplateEnvironment().from_string(source)
+            self._template = None if source is None else environment.from_string(source)
         except TemplateSyntaxError as error:
             raise ModelUnavailable(
                 f"The model's chat template is broken at line {error.lineno}: {error.message}"
@@ -62,7 +70,11 @@ class ChatTemplate:
         if sources and DEFAULT not in sources:
             names = ", ".join(sorted(sources))
             missing = f"This model has chat templates for special uses only ({names}) and none that is the default."
-        return ChatTemplate(sources.get(DEFAULT), special, missing)
+        template = ChatTemplate(sources.get(DEFAULT), special, missing)
+        if TOOL_USE in sources:
+            template.with_tools = ChatTemplate(sources[TOOL_USE], special)
+            template.wire_format = template.with_tools.wire_format
+        return template
 
     def render(self, conversation: Conversation, change: Callable[[str], str] = str) -> Rendered:
         """Render up to where the model is to write, every string of the conversation as `change` makes it.
@@ -70,14 +82,20 @@ class ChatTemplate:
         Raises:
             InvalidRequest: with the template's own sentence when it refuses the conversation.
         """
+        if conversation.tools and self.with_tools is not None:
+            return self.with_tools.render(conversation, change)
         if self._template is None:
             raise InvalidRequest(self._missing)
         asked = {
             name: change(value) if isinstance(value, str) else value
             for name, value in conversation.template_variables.items()
         }
-        rendering = _Rendering(self._template, self._variables | asked, change, conversation, self._with_parts)
-        messages, text = _first_complete(rendering, conversation.messages)
+        told = template_variables(conversation.reasoning, self._traits)
+        declared = [changed_strings(declaration(tool), change) for tool in conversation.tools]
+        names = self._variables | told | asked | ({"tools": declared} if declared else {})
+        rendering = _Rendering(self._template, names, change, conversation, self._traits, self._with_parts)
+        arranged_messages = arranged(conversation.messages, conversation.tools, self._traits)
+        messages, text = _first_complete(rendering, arranged_messages)
         return Rendered(text, _message_ends(rendering, messages, text))
 
     def _bare(self, messages: Sequence[Mapping[str, Any]]) -> str:
@@ -94,6 +112,7 @@ class _Rendering:
         variables: dict[str, Any],
         change: Callable[[str], str],
         conversation: Conversation,
+        traits: Traits,
         with_parts: frozenset[Role],
     ) -> None:
         self._template = template
@@ -102,7 +121,10 @@ class _Rendering:
         self._continues = conversation.continues
         self._with_parts = with_parts
         # A message is rendered many times, and a long one is long to change.
-        self._values = functools.cache(lambda message: template_values(message, change))
+        self._values = functools.cache(
+            lambda message: template_values(message, change, traits, arguments_as_text=self._arguments_as_text)
+        )
+        self._arguments_as_text = False
 
     def prompt(self, messages: Messages) -> str:
         if self._continues:
@@ -117,6 +139,11 @@ class _Rendering:
         if not mark:
             raise InvalidRequest("This model's chat template cannot continue an assistant message.", param="messages")
         return text
+
+    def take_arguments_as_text(self) -> None:
+        """Some templates put the text of a call's arguments together with other text, where most want an object."""
+        self._arguments_as_text = True
+        self._values.cache_clear()
 
     def content(self, message: Message) -> str:
         """Its content as templates write it that trim."""
@@ -156,6 +183,17 @@ class _Rendering:
 
 
 def _first_complete(rendering: _Rendering, messages: Messages) -> tuple[Messages, str]:
+    """`_first_of`, with the arguments of calls as objects, or else as text."""
+    try:
+        return _first_of(rendering, messages)
+    except InvalidRequest:
+        if not any(isinstance(part, ToolCallPart) for message in messages for part in message.parts):
+            raise
+        rendering.take_arguments_as_text()
+        return _first_of(rendering, messages)
+
+
+def _first_of(rendering: _Rendering, messages: Messages) -> tuple[Messages, str]:
     """The first arrangement that the template renders whole, with its rendering.
 
     Raises:

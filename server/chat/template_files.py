@@ -12,6 +12,8 @@ from server.chat.model_files import read_object
 from server.errors import ModelUnavailable
 
 DEFAULT = "default"
+# Some models have another one for conversations with tools.
+TOOL_USE = "tool_use"
 _FILE = "chat_template.jinja"
 _MORE = "additional_chat_templates"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from tokenizers import Encoding
 
 from server.chat.conversion import Conversions
+from server.chat.formats.choose import CONTROL_TEXTS
 from server.chat.model_files import ModelFacts, read_facts
 from server.chat.offsets import offsets_in, offsets_of
 from server.chat.spelling import Spelling, spelling_of
@@ -46,7 +47,8 @@ class ChatTokenizer:
         self._hidden = {token for token, entry in added.items() if entry.special}
         # Those that take the space beside them along would change a message as well.
         greedy = {token for token, entry in added.items() if entry.lstrip or entry.rstrip}
-        control = self._hidden | (self.eos_ids & self._added) | greedy
+        marks = {token for token, entry in added.items() if entry.content in CONTROL_TEXTS}
+        control = self._hidden | (self.eos_ids & self._added) | greedy | marks
         self._control = {token: added[token].content for token in control}
         self.special_texts = tuple(sorted(self._control.values()))
         self._normalizes_control = any(added[token].normalized for token in control) and backend.normalizer is not None
@@ -142,7 +144,7 @@ class ChatTokenizer:
         text: str = self._backend.decode_batch([list(ids)], skip_special_tokens=False)[0]
         return text
 
-    def table(self, context_length: int) -> VocabularyTable:
+    def table(self, context_length: int, wire_format: str = "plain") -> VocabularyTable:
         """What the HTTP process needs of the vocabulary; a tenth of a second for 262,144 entries."""
         if self._largest_id >= _MOST_TOKENS:
             raise ModelUnavailable(
@@ -157,6 +159,7 @@ class ChatTokenizer:
             starts=starts.tobytes(),
             hidden=frozenset(self._hidden),
             added=self._markers,
+            wire_format=wire_format,
             strips_space=self._spelling.strips_space,
             eos_ids=frozenset(self.eos_ids),
             vocab_size=self.vocab_size,

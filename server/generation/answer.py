@@ -6,9 +6,11 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
+from typing import Literal
 
+from server.chat.channels import Channels
 from server.chat.conversation import GenerationRequest
-from server.chat.deltas import Event, Finish, PrefillProgress, PromptLogprobs, ScoredToken, Usage
+from server.chat.deltas import Event, Finish, FinishReason, PrefillProgress, PromptLogprobs, ScoredToken, Usage
 from server.chat.encoded import EncodedPrompt
 from server.chat.output import ChoiceOutput, token_text
 from server.chat.vocabulary import Vocabulary
@@ -23,12 +25,15 @@ async def answer(
     request: GenerationRequest,
     vocabulary: Vocabulary,
     prompt: EncodedPrompt,
+    new_channels: Callable[[], Channels | None],
     on_slot: Callable[[], None],
 ) -> AsyncGenerator[Event, None]:
-    """The events of every choice as they come, then the usage of all together. `on_slot`: the request has a slot."""
+    """The events of every choice as they come, then the usage of all together. `new_channels`: the parser of one
+    choice. `on_slot`: the request has a slot."""
     options = request.options
+    scored, parallel = options.top_logprobs is not None, options.tool_choice.parallel
     outputs = [
-        ChoiceOutput(vocabulary, options.stop, choice, options.top_logprobs is not None, prompt=prompt.ids)
+        ChoiceOutput(vocabulary, options.stop, choice, scored, new_channels(), prompt=prompt.ids, parallel=parallel)
         for choice in range(options.n)
     ]
     completion_tokens = [0] * options.n
@@ -45,11 +50,12 @@ async def answer(
                     yield delta
                 if stopped:
                     stream.stop(choice)
-                    yield Finish(choice, "stop", completion_tokens[choice], outputs[choice].stop_string)
+                    reason = _reason("stop", outputs[choice])
+                    yield Finish(choice, reason, completion_tokens[choice], outputs[choice].stop_string)
             case Finished():
-                for delta in outputs[choice].finish():
+                for delta in outputs[choice].finish(cut=event.reason == "length"):
                     yield delta
-                yield Finish(choice, event.reason, completion_tokens[choice])
+                yield Finish(choice, _reason(event.reason, outputs[choice]), completion_tokens[choice])
             case Prefilled():
                 on_slot()
                 cached = max(cached, event.cached)
@@ -59,7 +65,13 @@ async def answer(
                     yield PrefillProgress(event.done, event.total, event.cached)
             case PromptScored():
                 yield PromptLogprobs(choice, _prompt_tokens(prompt, event, vocabulary))
-    yield Usage(len(prompt.ids), sum(completion_tokens), cached)
+    reasoning_tokens = sum(output.reasoning_tokens for output in outputs)
+    yield Usage(len(prompt.ids), sum(completion_tokens), cached, reasoning_tokens)
+
+
+def _reason(reason: Literal["stop", "length"], output: ChoiceOutput) -> FinishReason:
+    """A model that has called stops for the results."""
+    return "tool_calls" if reason == "stop" and output.called else reason
 
 
 def _prompt_tokens(prompt: EncodedPrompt, scored: PromptScored, vocabulary: Vocabulary) -> tuple[ScoredToken, ...]:

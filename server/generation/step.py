@@ -11,10 +11,13 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import replace
 
+from msgspec import structs
+
 from server.chat.conversation import GenerationRequest, Prompt, RawPrompt
-from server.chat.deltas import Event, Started, TextDelta
+from server.chat.deltas import Event, ReasoningDelta, Started, TextDelta, ToolCallDelta
 from server.errors import ContextLengthExceeded, ModelLoading
 from server.generation.answer import answer
+from server.generation.channels import channels_of
 from server.generation.places import Places
 from server.generation.sampling import generate_commands
 from server.generation.waiting import ModelWait
@@ -58,7 +61,7 @@ class Generation:
                 raise
             text = opening.result()
             prompt = await text.encode_prompt(
-                request.prompt, request.client.group, with_offsets=options.prompt_logprobs
+                _with_reasoning(request), request.client.group, with_offsets=options.prompt_logprobs
             )
             self._log_text(request, "prompt", prompt.text)
             commands = generate_commands(options, request.client, text.vocabulary, prompt)
@@ -69,11 +72,13 @@ class Generation:
                 with closing(engine.generate(commands)) as stream, place.queue(stream) as queue_timeout:
                     yield Started(entry.id, len(prompt.ids), prompt.text, prompt.ids)
                     on_slot = queue_timeout.cancel
-                    async with aclosing(answer(stream, request, text.vocabulary, prompt, on_slot)) as events:
+                    channels = channels_of(
+                        request, entry, text.vocabulary, prompt, held=commands[0].grammar is not None
+                    )
+                    async with aclosing(answer(stream, request, text.vocabulary, prompt, channels, on_slot)) as events:
                         async for event in events:
                             measured.event(event)
-                            if isinstance(event, TextDelta):
-                                self._log_text(request, f"answer {event.choice}", event.text)
+                            self._log_answer(request, event)
                             yield event
 
     async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool, client: str) -> list[int]:
@@ -101,6 +106,15 @@ class Generation:
             opening = self._residency.open(entry)
             await ModelWait(self._residency, entry, place, self.settings.lifecycle.load_wait_s).news(opening)
             yield opening.result()
+
+    def _log_answer(self, request: GenerationRequest, event: Event) -> None:
+        match event:
+            case TextDelta():
+                self._log_text(request, f"answer {event.choice}", event.text)
+            case ReasoningDelta():
+                self._log_text(request, f"reasoning {event.choice}", event.text)
+            case ToolCallDelta():
+                self._log_text(request, f"call {event.choice}.{event.index}", (event.name or "") + event.arguments)
 
     def _log_text(self, request: GenerationRequest, what: str, text: str) -> None:
         if self.settings.log.prompts:
@@ -141,3 +155,9 @@ class Generation:
     def end(self) -> None:
         """The grace time is over: whatever still runs gets an error event."""
         self._places.end()
+
+
+def _with_reasoning(request: GenerationRequest) -> Prompt:
+    """The template is told what was asked for."""
+    prompt = request.prompt
+    return prompt if isinstance(prompt, RawPrompt) else structs.replace(prompt, reasoning=request.options.reasoning)

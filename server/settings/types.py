@@ -23,6 +23,11 @@ from pydantic import (
 from server.settings import keys, names
 
 Acquire = Literal["fetch-or-build", "fetch", "build", "local"]
+# The names of `chat/formats`, and the choice by the model's own template.
+WireFormatName = Literal[
+    "auto", "gemma4", "functiongemma", "harmony", "minimax-m2", "qwen3-coder", "glm", "hermes", "mistral", "llama3",
+    "think", "plain",
+]  # fmt: skip
 # A path as people write it, with ~.
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 
@@ -248,6 +253,9 @@ class ModelSettings(Section):
         False, description="Whether the build is calibrated: better at the same size, and far longer in the making."
     )
     path: UserPath | None = Field(None, description='The MLX model folder, for acquire = "local".')
+    wire_format: WireFormatName = Field(
+        "auto", description="How the model writes thoughts and tool calls; auto asks its chat template."
+    )
     context_length: int | None = Field(
         None,
         ge=16,

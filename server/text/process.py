@@ -54,7 +54,7 @@ def serve(commands: BinaryIO, answers: BinaryIO) -> None:
                 _bound_memory(command.memory_limit)
                 kept = Conversions(Path(command.conversions) if command.conversions else None)
                 processor = Processor.load(Path(command.folder), command.context_length, kept)
-                table = processor.tokenizer.table(processor.context_length) if command.vocabulary else None
+                table = processor.table() if command.vocabulary else None
                 answer = Opened(table)
             elif processor is None:
                 raise RuntimeError("the first command must be Open")

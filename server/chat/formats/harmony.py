@@ -27,11 +27,12 @@ END, CALL, RETURN = "<|end|>", "<|call|>", "<|return|>"
 _TOKENS = (START, CHANNEL, MESSAGE, CONSTRAIN, END, CALL, RETURN)
 _FINAL = f"{END}{START}assistant{CHANNEL}final{MESSAGE}"
 _HEADER = re.compile(r"\b(?:assistant|analysis|commentary|final|json|code)\b")
-_RECIPIENT = re.compile(r"to=(?:functions[.:])?([^\s\ud800-\udfff<]+)")
+_RECIPIENT = re.compile(r"(?<![^\s\ud800-\udfff>])to=(?:functions[.:])?([^\s\ud800-\udfff<]+)")
 
 
 class Harmony:
     name = "harmony"
+    tokens = _TOKENS
     thought = ThoughtMarkers(f"{CHANNEL}analysis{MESSAGE}", END, _FINAL)
 
     def channels(

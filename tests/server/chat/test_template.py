@@ -211,12 +211,14 @@ def test_the_ends_in_a_long_conversation_are_those_of_rendering_each_beginning_o
     rendered = ChatTemplate(source, {"bos_token": "<bos>"}).render(Conversation(messages))
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
     plain = environment.from_string(source)
-    values = [{"role": message.role, "content": message.text} for message in messages]
+    # Results that answer no call are the user's words.
+    said = {"tool": "user"}
+    values = [{"role": said.get(message.role, message.role), "content": message.text} for message in messages]
     expected = []
     for count in range(max(1, len(messages) - 7), len(messages) + 1):
         prefix = plain.render(messages=values[:count], bos_token="<bos>", add_generation_prompt=False)
         if rendered.text.startswith(prefix) and len(prefix) < len(rendered.text):
-            expected.append((len(prefix), messages[count - 1].role))
+            expected.append((len(prefix), values[count - 1]["role"]))
     assert expected and list(rendered.ends) == expected
 
 
@@ -383,17 +385,6 @@ def test_a_message_that_is_continued_may_be_parts() -> None:
             "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
             ("u a", "a bcd", "u e"),
             "assistant",
-        ),
-        (
-            "{% for m in messages if m.role != 'tool' %}{{ m.content }}{% endfor %}",
-            ("u a", "a b", "t 21", "u e"),
-            "tool",
-        ),
-        # Its text is in another's all the same.
-        (
-            "{% for m in messages if m.role != 'tool' %}{{ m.content }}{% endfor %}",
-            ("u a", "a b", "t 21", "a It is 21.", "u e"),
-            "tool",
         ),
         ("{% for m in messages %}{{ m.content[:2] }}{% endfor %}", ("u Hello",), "user"),
     ],
