@@ -10,7 +10,6 @@ from pydantic import Field
 from server.api.anthropic.blocks import conversation
 from server.api.anthropic.table import MESSAGES
 from server.api.fields import screen
-from server.api.openai.reasoning_fields import template_variables
 from server.api.openai.sampling import SamplingFields, checked_options, model_name
 from server.api.wire import Wire, shown, validated
 from server.chat.conversation import Conversation, GenerationOptions, Reasoning
@@ -73,7 +72,7 @@ def parse_messages(raw: bytes, limits: LimitSettings) -> MessagesCall:
     )
     return MessagesCall(
         model=model_name(fields.model),
-        conversation=Conversation(said.messages, tools, template_variables(reasoning.enabled, reasoning.effort)),
+        conversation=Conversation(said.messages, tools, reasoning=reasoning),
         options=replace(
             options,
             shape=_shape(fields.output_config.format),

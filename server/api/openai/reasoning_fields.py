@@ -1,8 +1,7 @@
 """The fields that say whether a model thinks before it answers, how long, and whether that is shown. Pure.
 
-Every server has its own; all of them become one `Reasoning`, and the variables by which chat templates know it. Two
-fields that say different things are refused; only `chat_template_kwargs` wins over the others, as everywhere. HTTP
-process.
+Every server has its own; all of them become one `Reasoning`, which the template is told in words of its own. Two fields
+that say different things are refused; only `chat_template_kwargs` wins over the others, as everywhere. HTTP process.
 """
 
 from __future__ import annotations
@@ -49,10 +48,10 @@ class ThoughtFields(Wire):
 
 @dataclass(frozen=True, slots=True)
 class AskedReasoning:
-    """`variables` are for the chat template. `shown`: the reasoning is part of the answer. `ignored`: names of keys."""
+    """`switches` are variables for the chat template. `shown`: whether the answer has the reasoning. `ignored`: keys."""
 
     reasoning: Reasoning
-    variables: dict[str, Scalar]
+    switches: dict[str, Scalar]
     shown: bool
     ignored: tuple[str, ...]
 
@@ -81,19 +80,8 @@ def asked_reasoning(fields: ThoughtFields) -> AskedReasoning:
     chosen = switches.get("enable_thinking", switches.get("thinking", enabled))
     effort = switches.get("reasoning_effort", effort)
     budget = switches.get("thinking_budget", budget)
-    variables = template_variables(chosen, effort) | switches
     limit = None if budget is None or budget < 0 or chosen is False else budget
-    return AskedReasoning(Reasoning(chosen, effort, limit), variables, visible is not False, tuple(ignored))
-
-
-def template_variables(enabled: bool | None, effort: str | None) -> dict[str, Scalar]:
-    """By all the names that templates have for it: a template looks at its own."""
-    variables: dict[str, Scalar] = {}
-    if enabled is not None:
-        variables |= {"enable_thinking": enabled, "thinking": enabled}
-    if effort is not None and effort != "none":
-        variables["reasoning_effort"] = effort
-    return variables
+    return AskedReasoning(Reasoning(chosen, effort, limit), switches, visible is not False, tuple(ignored))
 
 
 def _said(fields: ThoughtFields, ignored: list[str]) -> Iterator[_Said]:

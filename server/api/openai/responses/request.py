@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from server.api.fields import Screened, screen
-from server.api.openai.reasoning_fields import template_variables
 from server.api.openai.responses.items import InputMessages, Lookup, input_messages
 from server.api.openai.responses.store import ResponseStore
 from server.api.openai.responses.table import RESPONSES
@@ -108,13 +107,11 @@ def response_call(parsed: ParsedResponse, limits: LimitSettings, store: Response
     """Raises InvalidRequest, and NotFound for a previous response that is not stored for `owner`."""
     fields, items = parsed.fields, [*_previous(parsed.fields, store, owner), *parsed.items]
     said = parsed.said or _said(items, limits, lambda id: store.item(owner, id))
-    reasoning = parsed.options.reasoning
-    variables = template_variables(reasoning.enabled, reasoning.effort)
     return ResponseCall(
         fields=fields,
         model=model_name(fields.model),
         items=items,
-        conversation=Conversation(_messages(fields, said), parsed.tools.tools, variables),
+        conversation=Conversation(_messages(fields, said), parsed.tools.tools, reasoning=parsed.options.reasoning),
         options=parsed.options,
         tools=parsed.tools,
         encrypted=ENCRYPTED in fields.include,

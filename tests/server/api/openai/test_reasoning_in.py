@@ -23,40 +23,38 @@ def _request(server: Running, **fields: Any) -> GenerationRequest:
     return server.service.requests[-1]
 
 
-ON = {"enable_thinking": True, "thinking": True}
-OFF = {"enable_thinking": False, "thinking": False}
 REASONING: list[tuple[dict[str, Any], Reasoning, dict[str, Any]]] = [
     ({}, Reasoning(), {}),
     ({"reasoning": {}}, Reasoning(), {}),
-    ({"reasoning_effort": "none"}, Reasoning(False, "none"), OFF),
-    ({"reasoning_effort": "high"}, Reasoning(True, "high"), {**ON, "reasoning_effort": "high"}),
-    ({"enable_thinking": True}, Reasoning(True), ON),
-    ({"enable_thinking": False}, Reasoning(False), OFF),
-    ({"thinking": True}, Reasoning(True), ON),
-    ({"thinking": {"type": "disabled"}}, Reasoning(False), OFF),
-    ({"thinking": {"type": "adaptive"}}, Reasoning(True), ON),
-    ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, Reasoning(True, None, 1024), ON),
-    ({"reasoning": {"enabled": False}}, Reasoning(False), OFF),
-    ({"reasoning": {"effort": "low"}}, Reasoning(True, "low"), {**ON, "reasoning_effort": "low"}),
-    ({"reasoning": {"max_tokens": 100}}, Reasoning(True, None, 100), ON),
-    ({"reasoning": "off"}, Reasoning(False), OFF),
-    ({"reasoning": "medium"}, Reasoning(True, "medium"), {**ON, "reasoning_effort": "medium"}),
-    ({"think": True}, Reasoning(True), ON),
-    ({"think": "low"}, Reasoning(True, "low"), {**ON, "reasoning_effort": "low"}),
-    ({"thinking_token_budget": 50}, Reasoning(True, None, 50), ON),
-    ({"thinking_budget_tokens": 0}, Reasoning(False), OFF),
-    ({"thinking_budget": -1}, Reasoning(True), ON),
-    ({"enable_thinking": False, "thinking_budget": 4096}, Reasoning(False), OFF),
-    ({"enable_thinking": True, "reasoning_effort": "low"}, Reasoning(True, "low"), {**ON, "reasoning_effort": "low"}),
-    ({"chat_template_kwargs": {"enable_thinking": True}}, Reasoning(True), ON),
-    ({"chat_template_kwargs": {"thinking": False}}, Reasoning(False), OFF),
+    ({"reasoning_effort": "none"}, Reasoning(False, "none"), {}),
+    ({"reasoning_effort": "high"}, Reasoning(True, "high"), {}),
+    ({"enable_thinking": True}, Reasoning(True), {}),
+    ({"enable_thinking": False}, Reasoning(False), {}),
+    ({"thinking": True}, Reasoning(True), {}),
+    ({"thinking": {"type": "disabled"}}, Reasoning(False), {}),
+    ({"thinking": {"type": "adaptive"}}, Reasoning(True), {}),
+    ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, Reasoning(True, None, 1024), {}),
+    ({"reasoning": {"enabled": False}}, Reasoning(False), {}),
+    ({"reasoning": {"effort": "low"}}, Reasoning(True, "low"), {}),
+    ({"reasoning": {"max_tokens": 100}}, Reasoning(True, None, 100), {}),
+    ({"reasoning": "off"}, Reasoning(False), {}),
+    ({"reasoning": "medium"}, Reasoning(True, "medium"), {}),
+    ({"think": True}, Reasoning(True), {}),
+    ({"think": "low"}, Reasoning(True, "low"), {}),
+    ({"thinking_token_budget": 50}, Reasoning(True, None, 50), {}),
+    ({"thinking_budget_tokens": 0}, Reasoning(False), {}),
+    ({"thinking_budget": -1}, Reasoning(True), {}),
+    ({"enable_thinking": False, "thinking_budget": 4096}, Reasoning(False), {}),
+    ({"enable_thinking": True, "reasoning_effort": "low"}, Reasoning(True, "low"), {}),
+    ({"chat_template_kwargs": {"enable_thinking": True}}, Reasoning(True), {"enable_thinking": True}),
+    ({"chat_template_kwargs": {"thinking": False}}, Reasoning(False), {"thinking": False}),
     ({"chat_template_kwargs": {"thinking_budget": 512, "enable_thinking": True}}, Reasoning(True, None, 512),
-     {**ON, "thinking_budget": 512}),
+     {"thinking_budget": 512, "enable_thinking": True}),
     ({"chat_template_kwargs": {"preserve_thinking": True, "date_string": "1 May"}}, Reasoning(),
      {"preserve_thinking": True, "date_string": "1 May"}),
     # The more exact one wins.
     ({"reasoning_effort": "medium", "chat_template_kwargs": {"enable_thinking": False}}, Reasoning(False, "medium"),
-     {**OFF, "reasoning_effort": "medium"}),
+     {"enable_thinking": False}),
 ]  # fmt: skip
 
 
@@ -67,6 +65,7 @@ def test_every_way_to_ask_for_reasoning_is_understood(
     request = _request(server, **fields)
     assert request.options.reasoning == reasoning
     assert isinstance(request.prompt, Conversation)
+    assert request.prompt.reasoning == reasoning
     assert request.prompt.template_variables == variables
 
 
