@@ -48,7 +48,7 @@ class ThoughtFields(Wire):
 
 @dataclass(frozen=True, slots=True)
 class AskedReasoning:
-    """`switches` are variables for the chat template. `shown`: whether the answer has the reasoning. `ignored`: keys."""
+    """`switches`: variables for the chat template. `shown`: whether answers hold the reasoning. `ignored`: keys."""
 
     reasoning: Reasoning
     switches: dict[str, Scalar]
