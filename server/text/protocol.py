@@ -7,7 +7,8 @@ answer belongs to the command before it and nothing needs a number.
 
 from __future__ import annotations
 
-from typing import BinaryIO
+import sys
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -22,6 +23,7 @@ from server.errors import ConfigiError, ContextLengthExceeded, InvalidRequest, M
 LENGTH_BYTES = 4
 # An answer is at most a vocabulary's table or the ids of a whole context; anything larger is no answer of ours.
 LONGEST_FRAME = 2**28
+_LARGEST = int(sys.float_info.max)
 
 
 class Open(msgspec.Struct, frozen=True, tag=True):
@@ -100,8 +102,23 @@ decode_answer = msgspec.msgpack.Decoder(TextAnswer).decode
 
 
 def frame(message: TextCommand | TextAnswer) -> bytes:
-    body = _encode(message)
+    try:
+        body = _encode(message)
+    except OverflowError:
+        # MessagePack ends at 64 bits, and the schemas of clients do not.
+        body = _encode(_rounded(msgspec.to_builtins(message, builtin_types=(bytes,))))
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
+
+
+def _rounded(value: Any) -> Any:
+    """With floats in place of integers of more than 64 bits."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        return float(max(-_LARGEST, min(value, _LARGEST)))
+    return value
 
 
 def read_frame(stream: BinaryIO) -> bytes | None:
