@@ -56,16 +56,29 @@ def usable(schema: Schema, *, strict: bool, param: str, vocab_size: int) -> tupl
 
 
 def _with_place(reason: str, schema: Schema) -> str:
-    """The reason, with the pointer to the first part that has what it names."""
+    """The reason, with the keyword that it is about and the pointer to the first part that has it."""
     for place, part in _parts(schema):
         for key, value in part.items():
-            if f'"{key}"' in reason and "Unimplemented" in reason:
-                return (
-                    f'the keyword "{key}" at {place or "/"} cannot be enforced; leave it out or do not ask for strict.'
-                )
-            if key == "pattern" and "regular expression" in reason and isinstance(value, str):
-                return f'the keyword "pattern" at {place or "/"} cannot be enforced ({reason}).'
+            if _is_about(reason, key, value):
+                return f'the keyword "{key}" at {place or "/"} cannot be enforced: {reason}'
     return f"the schema cannot be enforced: {reason}"
+
+
+def _is_about(reason: str, key: str, value: Any) -> bool:
+    if reason.startswith("Unimplemented keys"):
+        return f'"{key}"' in reason
+    match key:
+        case "pattern":
+            return "regular expression" in reason
+        case "oneOf":
+            return reason.startswith("oneOf ")
+        case "format":
+            return reason == f"Unknown format: {value}"
+        case "type":
+            return reason == f"Invalid type: {value}"
+        case "$ref":
+            return isinstance(value, str) and value.lstrip("#") in reason
+    return False
 
 
 def _parts(schema: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
