@@ -16,6 +16,7 @@ from typer.core import TyperCommand
 
 from quantize.errors import QuantizeError
 from quantize.evaluate import command as evaluation
+from quantize.mlx_lm_alone import import_mlx_lm_alone
 
 if TYPE_CHECKING:
     from quantize.calibrate.calibration import Calibration
@@ -82,6 +83,8 @@ def plan(
 
     limit = parse_bytes(memory_limit or ("3GB" if calibrate is None else "8GB"))
     memory = plan_memory(limit)
+    if calibrate is None:
+        import_mlx_lm_alone()
     calibration = _calibration(calibrate, calibration_tokens)
     checkpoint = open_checkpoint(source, HubOptions(keep=not discard_source, offline=offline))
     made = make_plan(checkpoint, policy, calibration=calibration.identity if calibration else None)
@@ -114,6 +117,8 @@ def build(
     watch_stdin: Annotated[bool, typer.Option("--watch-stdin", help="Exit when stdin closes.")] = False,
 ) -> None:
     """Build a quantized MLX model. Run the same command again to resume an interrupted build."""
+    if calibrate is None:
+        import_mlx_lm_alone()
     from quantize.console import console
     from quantize.printable import echo
     from quantize.progress import on_terminal
@@ -148,13 +153,17 @@ def verify(
     json: JsonOption = False,
 ) -> None:
     """Check a model folder against its manifest and against itself."""
-    from quantize.folder.verify import verify as check
+    from quantize.folder.verify import examine
     from quantize.printable import echo, print_json
 
-    problems = check(folder)
+    found = examine(folder, thorough=True)
+    problems = found.problems
     if json:
-        print_json({"folder": str(folder), "ok": not problems, "problems": problems})
+        report = {"folder": str(folder), "ok": not problems, "problems": problems, "warnings": found.warnings}
+        print_json(report)
     else:
+        for warning in found.warnings:
+            echo(f"Warning: {warning}", err=True)
         for problem in problems:
             echo(problem, err=True)
         if not problems:

@@ -3,6 +3,8 @@
 {"phase": "fetching", "done": 1200, "total": 9000, "text": "..."}     bytes; at most five a second
 {"folder": "..."}                                                     the last line, and exit code 0
 {"error": {"message": "...", "retryable": true}}                      the last line, and exit code 1
+
+A text is cut: the name of a file on the Hub, which it may quote, may be longer than a line that is read.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import os
 import threading
 import time
 from typing import BinaryIO, TextIO
+
+from quantize.printable import LONGEST
 
 _INTERVAL_S = 0.2
 
@@ -42,7 +46,7 @@ class JsonLines:
         self._held: dict[str, object] | None = None
 
     def __call__(self, phase: str, done: int, total: int | None, text: str) -> None:
-        line: dict[str, object] = {"phase": phase, "done": done, "total": total, "text": text}
+        line: dict[str, object] = {"phase": phase, "done": done, "total": total, "text": text[:LONGEST]}
         with self._lock:
             if self._rate.allows(phase) or done == total:
                 self._write(line)
@@ -59,7 +63,7 @@ class JsonLines:
 
     def error(self, message: str, *, retryable: bool) -> None:
         with self._lock:
-            self._write({"error": {"message": message, "retryable": retryable}})
+            self._write({"error": {"message": message[:LONGEST], "retryable": retryable}})
 
     def _write_held(self) -> None:
         with self._lock:

@@ -4,6 +4,7 @@
     ├── InvalidRequest               400 invalid_request_error
     │   ├── UnsupportedField         400 unsupported_field
     │   ├── ContextLengthExceeded    400 context_length_exceeded
+    │   ├── ResponseCancelled        400 response_cancelled
     │   ├── RequestTooSlow           408 request_timeout
     │   ├── BodyTooLarge             413 body_too_large
     │   ├── UnsupportedMediaType     415 unsupported_media_type
@@ -72,6 +73,12 @@ class UnsupportedField(InvalidRequest):
 
 class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
+
+
+class ResponseCancelled(InvalidRequest):
+    """Its client asked for that, by another request."""
+
+    code = "response_cancelled"
 
 
 class RequestTooSlow(InvalidRequest):

@@ -7,6 +7,7 @@ tests/project/test_docs.py fails when a page and the code differ.
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 import tempfile
@@ -14,12 +15,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from mlx_lm.utils import MODEL_REMAPPING
+
 from bench.result import results
 from bench.tables import tables as bench_tables
 from quantize.plan.plan import Plan, make_plan
 from quantize.plan.policy import DENSE, MOE
 from quantize.source.checkpoint import HubOptions
 from quantize.source.sources import open_checkpoint
+from quantize.source.unpack import Mxfp4Blocks
 from server.api.fields import Fields
 from server.api.tables import ENDPOINTS
 from server.app import create_app
@@ -27,17 +31,22 @@ from server.errors import ConfigiError
 from server.http.dialect import error_headers
 from server.settings.table import setting_rows
 from server.settings.types import Settings
+from tests.support import architecture_table
+from tests.support.architectures import CHUNK_DEPENDENT, NEEDS_METAL, UNTRIED
 from tests.support.checkpoints import write
 from tests.support.hub_families import HUB_FAMILIES, hub_checkpoint
+from tests.support.packages import TEMPLATE_NAMES, TEMPLATE_PACKAGES, TOKENIZERS
 from tests.support.published import EXAMPLES
+from tools.lock import lock_of, read_pins
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 _MARKED = re.compile(r"(<!-- table:(?P<name>[^ ]+) -->\n).*?(<!-- /table:(?P=name) -->)", re.DOTALL)
 
 
+@functools.cache
 def tables() -> Mapping[str, str]:
-    """Every generated table by its name."""
+    """Every generated table by its name. Seconds of work: every family is planned."""
     made = {
         "settings": _settings(),
         "errors": _errors(),
@@ -45,6 +54,9 @@ def tables() -> Mapping[str, str]:
         "modules": _modules(),
         "policies": _policies(),
         "families": _families(),
+        "tokenizers": _tokenizers(),
+        "templates": _templates(),
+        "architectures": _architectures(),
     }
     made |= bench_tables(results())
     return made | {f"fields{path}": _fields(fields) for path, fields in ENDPOINTS.items()}
@@ -112,11 +124,53 @@ def _families() -> str:
     return _table(("`model_type`", "Such as", "What happens to its tensors, beside new names"), rows)
 
 
+def _tokenizers() -> str:
+    rows = [(name, tokenizer.read_from, str(tokenizer.package)) for name, tokenizer in TOKENIZERS.items()]
+    return f"Tokenizers, against {_oracle()}:\n\n" + _table(("Tokenizer", "Read from", "Shipped in"), rows)
+
+
+def _templates() -> str:
+    rows = [
+        (f"{package}: {len(TEMPLATE_NAMES[origin])}", ", ".join(TEMPLATE_NAMES[origin]))
+        for origin, (package, _) in TEMPLATE_PACKAGES.items()
+    ]
+    return f"Templates, against {_oracle()}:\n\n" + _table(("Shipped in", "Templates"), rows)
+
+
+def _oracle() -> str:
+    """As it is locked, which is what the tests run with."""
+    return f"transformers {read_pins(lock_of(''))['transformers']}"
+
+
+def _architectures() -> str:
+    """What was observed of every architecture (`python -m tools.architectures`)."""
+    rows: list[tuple[str, ...]] = []
+    for name, seen in architecture_table.read()[1].items():
+        note = f"fails in mlx-lm too: {seen.refused}" if seen.refused else ""
+        if name in NEEDS_METAL:
+            note = "needs Metal: not tried here"
+        if name in CHUNK_DEPENDENT:
+            note = "mlx-lm's own answer depends on how many tokens of the prompt are read at once"
+        if seen.refused:
+            rows.append((_code(name), "no", "", "", "", "", note))
+        else:
+            does = [_yes(seen.batched), _yes(seen.read_together), seen.prefix, _yes(seen.disk)]
+            rows.append((_code(name), "yes", *does, note))
+    rows += [(_code(name), "", "", "", "", "", f"not tried: {reason}") for name, reason in UNTRIED.items()]
+    head = ("`model_type`", "Served", "Batched", "Prompts read together", "Prefix continued", "On disk", "")
+    others = ", ".join(f"{_code(other)} ({_code(name)})" for other, name in sorted(MODEL_REMAPPING.items()))
+    return f"{_table(head, sorted(rows))}\nThese are served as another: {others}.\n"
+
+
+def _yes(fact: bool) -> str:
+    return "yes" if fact else "no"
+
+
 def _moves(plan: Plan) -> str:
     pieces = Counter(id(piece.output) for _, slices in plan.work for piece in slices)
     views = [(tensor, piece.view) for tensor, slices in plan.work for piece in slices]
     kinds = {
-        "mxfp4 is multiplied out": any(tensor.is_mxfp4 for tensor, _ in views),
+        "mxfp4 is multiplied out": any(isinstance(tensor.packing, Mxfp4Blocks) for tensor, _ in views),
         "experts are stacked": any(count > 1 for count in pieces.values()),
         "fused matrices are split": any(len(slices) > 1 and len(tensor.shape) > 1 for tensor, slices in plan.work),
         "transposed": any(view.is_transposed for _, view in views),
@@ -148,7 +202,10 @@ def _modules() -> str:
 
 
 def _fields(fields: Fields) -> str:
-    parts = ["**Works**\n", _table(("Field", "What it does"), _described(fields.works))]
+    works = {**fields.works, **{name: f"As {first}." for name, first in fields.aliases.items()}}
+    for name, inner in fields.inside.items():
+        works[name] = f"Holds fields, each as outside of it: {', '.join(sorted(inner))}."
+    parts = ["**Works**\n", _table(("Field", "What it does"), _described(works))]
     if fields.accepted:
         parts += ["**Accepted, without effect on the answer**\n", _table(("Field", "Why"), _described(fields.accepted))]
     if fields.refused:

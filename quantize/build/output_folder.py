@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from quantize.errors import OutputError, VerifyError, output_error
+from quantize.files import sync
 from quantize.folder.manifest import read_manifest
 from quantize.plan.plan import Plan
 from quantize.progress import Progress
@@ -96,7 +97,7 @@ class OutputFolder:
     def sync_folders(self) -> None:
         """Flush directory entries of new files, as their contents will be."""
         for folder in (self.model, self.work, self.work.parent):
-            _sync(folder)
+            sync(folder)
 
     def keep(self, names: Sequence[str]) -> None:
         """Remove everything an earlier build left except these files."""
@@ -107,9 +108,9 @@ class OutputFolder:
     def publish(self) -> None:
         """Flush everything to the disk, then rename the folder into place."""
         for path in [*self.model.iterdir(), self.model]:
-            _sync(path)
+            sync(path)
         self.model.rename(self.folder)
-        _sync(self.folder.parent)
+        sync(self.folder.parent)
 
     def sweep(self) -> None:
         """Remove what only the running build needed."""
@@ -123,14 +124,6 @@ def write_errors(doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise output_error(error, doing) from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _size(path: Path) -> int:

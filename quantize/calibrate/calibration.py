@@ -25,9 +25,10 @@ from quantize.calibrate.layer import BLOCK_BYTES, LayerPass, Matrix, Streams
 from quantize.calibrate.losses import CHUNKS, widths_within
 from quantize.calibrate.quantized_so_far import QuantizedSoFar
 from quantize.calibrate.recipe import SolverSettings
-from quantize.calibrate.results import Results, sync
+from quantize.calibrate.results import Results
 from quantize.calibrate.tokens import LENGTH, TextChunk, cut
 from quantize.errors import SourceError
+from quantize.files import sync
 from quantize.folder.manifest import TensorCalibration as Figures
 from quantize.folder.quant_spec import QuantSpec
 from quantize.forward.models import LazyModel, open_model

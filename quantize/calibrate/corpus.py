@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.errors import QuantizeError
+from quantize.files import read_text
 
 SHIPPED = Path(__file__).parent / "text"
 HELD_BACK_KIND = "law"
@@ -88,12 +89,7 @@ def _read(path: Path) -> Iterator[Document]:
         for file in files:
             yield from _read(file)
         return
-    try:
-        content = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CalibrationTextError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise CalibrationTextError(f"{path} is not text in UTF-8.") from None
+    content = read_text(path, CalibrationTextError)
     if path.suffix != ".jsonl":
         if content.strip():
             yield Document("plain", text=content)

@@ -58,7 +58,7 @@ def estimate(plan: Plan, tokens: int) -> Estimate:
     largest = max(width * sum(output.parameters for output in layer) for layer in layers.values())
     solved = [output for layer in layers.values() for output in layer if output.spec is not None]
     solving = max((_solving(output) for output in solved), default=0)
-    hidden = int(text_config(plan.config).get("hidden_size", 0))
+    hidden = next((output.shape[-1] for output in plan.tensors if output.role == "embedding"), 0)
     given = max((_given(plan, layer) for layer in layers.values()), default=0)
     stored = sum(output.nbytes for output in solved)
     operations = sum(_operations(plan, output, tokens) for output in solved)

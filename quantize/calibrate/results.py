@@ -6,7 +6,6 @@ The names are those of the finished model's tensors. The report of each matrix i
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from quantize.calibrate.recipe import Report, Solved
+from quantize.files import sync
 from quantize.folder.manifest import TensorCalibration
 from quantize.folder.safetensors_format import read_header
 
@@ -64,14 +64,6 @@ class Results:
 
     def _file(self, layer: int) -> Path:
         return self.folder / f"solved-{layer:03d}.safetensors"
-
-
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _report(reports: tuple[Report, ...]) -> dict[str, Any]:

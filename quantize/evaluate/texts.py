@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.errors import SourceError
+from quantize.files import read_text
 
 OWN = Path(__file__).parent / "data" / "texts.jsonl"
 # Kinds of the calibration text that ships, for a model that was not calibrated; all others are uncovered.
@@ -44,12 +45,7 @@ class Passage:
 
 def read_texts(file: Path) -> list[Text]:
     """A .jsonl of {"kind", "messages" or "text"} a line, or any other file as one plain text. Raises SourceError."""
-    try:
-        content = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise SourceError(f"{file} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise SourceError(f"{file} is not a text in UTF-8.") from None
+    content = read_text(file, SourceError)
     if file.suffix != ".jsonl":
         return [_text({"text": content}, f"{file}")]
     lines = [(number, line) for number, line in enumerate(content.splitlines(), start=1) if line.strip()]

@@ -16,6 +16,11 @@ _BITS: dict[str, tuple[type[np.unsignedinteger[Any]], int, int]] = {
 }
 
 
+def is_float(dtype: str) -> bool:
+    """Whether elements of `dtype` can be other than finite."""
+    return dtype in _BITS
+
+
 def all_finite(raw: Any, dtype: str) -> bool:
     """`raw` is a buffer with the bytes of `dtype` elements. Raises SourceError for a dtype that holds no weights."""
     if dtype not in _BITS:

@@ -22,8 +22,8 @@ from quantize.names import checked_name, distinct_names
 INDEX = "model.safetensors.index.json"
 # Bytes per element.
 ITEM_SIZES = {
-    "BF16": 2, "F16": 2, "F32": 4, "F64": 8, "F8_E4M3": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4,
-    "U64": 8, "I64": 8, "BOOL": 1,
+    "BF16": 2, "F16": 2, "F32": 4, "F64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U8": 1, "I8": 1, "U16": 2,
+    "I16": 2, "U32": 4, "I32": 4, "U64": 8, "I64": 8, "BOOL": 1,
 }  # fmt: skip
 _LENGTH = struct.Struct("<Q")
 LENGTH_SIZE = _LENGTH.size

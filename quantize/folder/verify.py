@@ -1,7 +1,7 @@
 """Whether a model folder is intact: its files against its manifest, its tensors against its config. Needs no MLX.
 
-A folder without configi.json is checked for consistency: index, headers, quantization table. Modes other than affine
-are left to mlx-lm.
+In a folder that was built here, whatever differs is a problem. One of others is checked for what would answer wrongly
+or not load; what only other readers would stumble over is a warning, and what mlx-lm refuses it says itself.
 """
 
 from __future__ import annotations
@@ -12,28 +12,52 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantize.errors import QuantizeError, VerifyError
+from quantize.errors import QuantizeError, SourceError, VerifyError
 from quantize.folder.config import is_affine, read_specs
-from quantize.folder.finite import all_finite
 from quantize.folder.hashing import sha256_of
 from quantize.folder.manifest import MANIFEST, File, Manifest, read_manifest
+from quantize.folder.model_files import holders, is_loaded_by_mlx, lost, weight_files
 from quantize.folder.safetensors_format import INDEX, Entry, Header, indexed_shards, parse_index, read_header
 from quantize.folder.tensor_rules import tensor_problems
 from quantize.foreign_json import read_json
 from quantize.names import checked_name, distinct_names
 
+# A multiple of every element's size.
+_BLOCK_BYTES = 2**22
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """One sentence each. With a problem, the folder is no model to be served."""
+
+    problems: list[str]
+    warnings: list[str]
+
+
+def examine(folder: Path, *, thorough: bool) -> Findings:
+    """`thorough` reads every byte; otherwise names, sizes, headers and quantization, in milliseconds."""
+    found = Findings([], [])
+    try:
+        _examine(folder, found, thorough=thorough)
+    except QuantizeError as error:
+        return Findings([error.message], [])
+    except OSError as error:
+        return Findings([f"A file cannot be read: {error.strerror}."], [])
+    return found
+
 
 def verify(folder: Path) -> list[str]:
-    """The problems of the folder, one sentence each; reads every byte."""
-    return _problems(folder, thorough=True)
+    """The problems of the folder, reading every byte."""
+    return examine(folder, thorough=True).problems
 
 
 def check(folder: Path) -> list[str]:
-    """The same without reading the weights: names, sizes, headers, quantization. Milliseconds."""
-    return _problems(folder, thorough=False)
+    """The same without reading the weights."""
+    return examine(folder, thorough=False).problems
 
 
 def verify_if_changed(folder: Path, stamp: Path) -> list[str]:
@@ -61,30 +85,70 @@ def _stamp(folder: Path) -> str:
     return hashlib.sha256(json.dumps([str(folder), facts]).encode()).hexdigest()
 
 
-def _problems(folder: Path, *, thorough: bool) -> list[str]:
+def _examine(folder: Path, found: Findings, *, thorough: bool) -> None:
+    if not folder.is_dir():
+        found.problems.append(f"{folder} is not a folder.")
+        return
+    config, manifest = _config(folder), read_manifest(folder)
+    if manifest is None:
+        headers = _of_others(folder, config, found)
+    else:
+        headers = _built_here(folder, config, manifest, found, thorough=thorough)
+    if thorough:
+        found.problems.extend(_not_finite(folder, headers))
+
+
+def _built_here(
+    folder: Path, config: Mapping[str, Any], manifest: Manifest, found: Findings, *, thorough: bool
+) -> Mapping[str, Header]:
+    """The headers, none where a shard is damaged."""
+    distinct_names(manifest.files)
+    shards = sorted(name for name in manifest.files if name.endswith(".safetensors"))
+    files = _file_problems(folder, manifest, thorough=thorough)
+    found.problems.extend([*files.values(), *_stray_shards(folder, shards)])
+    if files.keys() & set(shards):
+        return {}
+    headers = {name: read_header(folder / checked_name(name)) for name in shards}
+    found.problems.extend(_index_problems(_index(folder) or {}, headers))
+    if is_affine(config):
+        specs, default, problems = read_specs(config)
+        found.problems.extend(problems or tensor_problems(_entries(headers), specs, default, manifest.tensors))
+    return headers
+
+
+def _of_others(folder: Path, config: Mapping[str, Any], found: Findings) -> Mapping[str, Header]:
+    """mlx-lm reads every model*.safetensors there is, so that these are what counts, whatever an index says."""
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    loaded = sorted(filter(is_loaded_by_mlx, names)) or weight_files(names, None)
+    headers = {name: read_header(folder / checked_name(name)) for name in loaded}
     try:
-        if not folder.is_dir():
-            return [f"{folder} is not a folder."]
-        config, manifest = _config(folder), read_manifest(folder)
-        shards = _shards(folder, manifest)
-        files = _file_problems(folder, shards, manifest, thorough=thorough)
-        found = [*files.values(), *_stray_shards(folder, shards)]
-        if files.keys() & set(shards):
-            return found
-        headers = {name: read_header(folder / checked_name(name)) for name in shards}
-        found += _index_problems(folder, headers)
-        entries = {name: entry for header in headers.values() for name, entry in header.entries.items()}
-        if not is_affine(config):
-            return found
-        specs, default, read_problems = read_specs(config)
-        found += read_problems or tensor_problems(entries, specs, default, manifest.tensors if manifest else None)
-        if thorough:
-            found += _not_finite(folder, headers)
-    except QuantizeError as error:
-        return [error.message]
-    except OSError as error:
-        return [f"A file cannot be read: {error.strerror}."]
-    return found
+        index = _index(folder) or {}
+    except SourceError as error:
+        index = {}
+        found.warnings.append(error.message)
+    # Names that lead elsewhere are no slip.
+    indexed_shards(index)
+    if missing := lost(headers, index):
+        name, shard = missing
+        says = f"{INDEX} says that {shard} holds {name}; it does not."
+        found.problems.append(says if shard in headers else f"{shard} is missing.")
+    for tensor, (first, *others) in holders(headers, index).items():
+        for other in others:
+            if not _are_equal(folder, headers, tensor, first, other):
+                found.problems.append(f"{tensor} is one thing in {first} and another in {other}: mlx-lm takes either.")
+    found.warnings.extend(_index_problems(index, headers))
+    if is_affine(config):
+        specs, default, problems = read_specs(config)
+        found.warnings.extend(problems or tensor_problems(_entries(headers), specs, default, None))
+    return headers
+
+
+def _entries(headers: Mapping[str, Header]) -> Mapping[str, Entry]:
+    return {name: entry for header in headers.values() for name, entry in header.entries.items()}
+
+
+def _index(folder: Path) -> Mapping[str, str] | None:
+    return parse_index((folder / INDEX).read_bytes()) if (folder / INDEX).is_file() else None
 
 
 def _config(folder: Path) -> Mapping[str, Any]:
@@ -99,24 +163,8 @@ def _config(folder: Path) -> Mapping[str, Any]:
     return config
 
 
-def _shards(folder: Path, manifest: Manifest | None) -> list[str]:
-    """Those named by the manifest, else by the index, else those present."""
-    if manifest is not None:
-        distinct_names(manifest.files)
-        return sorted(name for name in manifest.files if name.endswith(".safetensors"))
-    if (folder / INDEX).is_file():
-        return indexed_shards(parse_index((folder / INDEX).read_bytes()))
-    if found := sorted(path.name for path in folder.glob("model*.safetensors")):
-        return found
-    raise VerifyError("The folder has no model*.safetensors.")
-
-
-def _file_problems(
-    folder: Path, shards: Sequence[str], manifest: Manifest | None, *, thorough: bool
-) -> Mapping[str, str]:
+def _file_problems(folder: Path, manifest: Manifest, *, thorough: bool) -> Mapping[str, str]:
     """Problem by file name."""
-    if manifest is None:
-        return {name: f"{name} is missing." for name in shards if not (folder / checked_name(name)).is_file()}
     files = sorted(manifest.files.items())
     # hashlib releases the GIL.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -143,25 +191,38 @@ def _stray_shards(folder: Path, shards: Sequence[str]) -> Iterator[str]:
             yield f"{path.name} does not belong to the model; mlx-lm would load it over the right weights."
 
 
-def _index_problems(folder: Path, headers: Mapping[str, Header]) -> Iterator[str]:
-    index = parse_index((folder / INDEX).read_bytes()) if (folder / INDEX).is_file() else {}
+def _index_problems(index: Mapping[str, str], headers: Mapping[str, Header]) -> Iterator[str]:
+    """No more than one of a kind: they may be as many as there are tensors."""
     there = [(name, file) for file, header in headers.items() for name in header.entries]
     if len({name for name, _ in there}) != len(there):
         yield "A tensor is in two files."
-    for name, file in sorted(index.items() ^ set(there)) if index else ():
+    for name, file in sorted(index.items() ^ set(there))[:1] if index else ():
         yield f"{INDEX} and the files differ about {name} in {file}."
 
 
+def _are_equal(folder: Path, headers: Mapping[str, Header], tensor: str, *files: str) -> bool:
+    one, other = (headers[file].entries[tensor] for file in files)
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    blocks = [_blocks(folder / checked_name(file), headers[file], headers[file].entries[tensor]) for file in files]
+    return all(a == b for a, b in zip(*blocks, strict=True))
+
+
 def _not_finite(folder: Path, headers: Mapping[str, Header]) -> Iterator[str]:
+    # numpy takes longer to import than everything else takes to check a model.
+    from quantize.folder.finite import all_finite, is_float
+
     for file, header in headers.items():
         for entry in header.entries.values():
-            if entry.name.endswith((".scales", ".biases")) and not _is_finite(
-                folder / checked_name(file), header, entry
-            ):
-                yield f"{entry.name} holds values that are not finite."
+            if is_float(entry.dtype):
+                blocks = _blocks(folder / checked_name(file), header, entry)
+                if not all(all_finite(block, entry.dtype) for block in blocks):
+                    yield f"{entry.name} holds values that are not finite."
 
 
-def _is_finite(file: Path, header: Header, entry: Entry) -> bool:
+def _blocks(file: Path, header: Header, entry: Entry) -> Iterator[bytes]:
+    """The bytes of a tensor, a few megabytes at a time."""
     with file.open("rb") as opened:
         opened.seek(header.data + entry.begin)
-        return all_finite(opened.read(entry.nbytes), entry.dtype)
+        for start in range(0, entry.nbytes, _BLOCK_BYTES):
+            yield opened.read(min(_BLOCK_BYTES, entry.nbytes - start))

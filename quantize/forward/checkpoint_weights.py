@@ -32,12 +32,23 @@ class CheckpointModel:
         return self._checkpoint.identity
 
     def make(self, layer: int | None) -> Any:
+        return self._with(self._read(layer), strict=False)
+
+    def whole(self) -> Any:
+        """With all weights, evaluated. Raises ValueError when one is missing or has another shape."""
+        weights: dict[str, mx.array] = {}
+        for part in self._of_part:
+            weights |= self._read(part)
+        model = self._with(weights, strict=True)
+        mx.eval(model.parameters())
+        return model
+
+    def _with(self, weights: dict[str, mx.array], *, strict: bool) -> Any:
         model = empty_model(self._checkpoint.config)
-        weights = self._read(layer)
         if hasattr(model, "sanitize"):
             weights = model.sanitize(weights)
         known = {name for name, _ in tree_flatten(model.parameters())}
-        model.load_weights([item for item in weights.items() if item[0] in known], strict=False)
+        model.load_weights([item for item in weights.items() if item[0] in known], strict=strict)
         model.eval()
         return model
 

@@ -7,8 +7,6 @@ by themselves; and any other checkpoint (GGUF, fp8, a Hub repository), whose ten
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +15,7 @@ from mlx.utils import tree_map
 
 from quantize.errors import SourceError
 from quantize.forward.checkpoint_weights import CheckpointModel
+from quantize.forward.loading import load_as_mlx_lm, needs_unpacking
 from quantize.source.checkpoint import HubOptions
 from quantize.source.sources import open_checkpoint
 
@@ -45,7 +44,11 @@ def open_model(source: str, options: HubOptions, *, float32: bool = False) -> La
     same for both sides of a comparison.
     """
     folder = Path(source).expanduser()
-    made: LazyModel = FolderModel(folder) if _is_loadable(folder) else CheckpointModel(open_checkpoint(source, options))
+    made: LazyModel = (
+        FolderModel(folder)
+        if folder.is_dir() and not needs_unpacking(folder)
+        else CheckpointModel(open_checkpoint(source, options))
+    )
     return InFloat32(made) if float32 else made
 
 
@@ -62,10 +65,8 @@ class FolderModel:
         return str([(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files])
 
     def make(self, layer: int | None) -> Any:
-        from mlx_lm.utils import load_model
-
         try:
-            model, _ = load_model(self._folder, lazy=True)
+            model = load_as_mlx_lm(self._folder, lazy=True)
         except FileNotFoundError:
             raise SourceError(f"{self.label} has no config.json or no model*.safetensors.") from None
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -102,19 +103,6 @@ def in_float32(model: Any) -> Any:
 
 def _float32(value: mx.array) -> mx.array:
     return value.astype(mx.float32) if mx.issubdtype(value.dtype, mx.floating) else value
-
-
-def _is_loadable(folder: Path) -> bool:
-    return folder.is_dir() and not _is_fp8(folder)
-
-
-def _is_fp8(folder: Path) -> bool:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    given: Mapping[str, Any] = config.get("quantization_config") or {} if isinstance(config, dict) else {}
-    return isinstance(given, dict) and given.get("quant_method") == "fp8"
 
 
 def _first_line(error: Exception) -> str:

@@ -12,13 +12,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from quantize.errors import SourceError
-from quantize.folder.safetensors_format import read_header
-from quantize.foreign_json import read_object
+from quantize.folder.model_files import TOKENIZERS, lost, weight_files
+from quantize.folder.safetensors_format import INDEX, parse_index, read_header
 from quantize.hub import compat
 from quantize.names import checked_commit, checked_name, checked_path
 
 # What a model needs, data only: no Python, no pickles, no formats of other runtimes.
-_MODEL_FILES = ("model*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+_MODEL_FILES = (
+    "model*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt", "*.tiktoken",
+    "tiktoken.model",
+)  # fmt: skip
 
 
 def is_model_file(name: str) -> bool:
@@ -93,25 +96,12 @@ def sweep_orphans(repo: str, resumable: Collection[RepoFile] = ()) -> None:
 
 def _is_complete(folder: Path) -> bool:
     """A config, a tokenizer, and every shard, complete."""
-    if not all((folder / checked_name(name)).is_file() for name in ("config.json", "tokenizer.json")):
+    names = {path.name for path in folder.iterdir()}
+    if "config.json" not in names or not names & TOKENIZERS:
         return False
-    return all(_is_whole(folder / checked_name(name)) for name in _shards(folder))
-
-
-def _shards(folder: Path) -> Iterable[str]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return ["model.safetensors"]
-    shards = read_object(index.read_bytes())["weight_map"].values()
-    return sorted({checked_name(str(name)) for name in shards})
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a safetensors file is as long as its header says."""
-    try:
-        return read_header(path).size > 0
-    except SourceError:
-        return False
+    index = parse_index((folder / INDEX).read_bytes()) if INDEX in names else None
+    headers = {name: read_header(folder / checked_name(name)) for name in weight_files(names, index)}
+    return lost(headers, index) is None
 
 
 def _has_all_listed(repo: str, folder: Path) -> bool:

@@ -57,6 +57,11 @@ class Repository:
         return retrying(action, self.name, self.retry.backoff_s)
 
 
+# The largest models have a thousand.
+_MOST_FILES = 5000
+_LARGEST = 2**53
+
+
 def describe(repo: str, revision: str | None, retry: RetryPolicy) -> Repository:
     """The commit that `revision` points to now, and its files. Raises HubError."""
     return retrying(functools.partial(_describe, repo, revision, retry), repo, retry.backoff_s)
@@ -71,6 +76,10 @@ def _describe(repo: str, revision: str | None, retry: RetryPolicy) -> Repository
     listed = [item.rfilename for item in info.siblings or []]
     if any(name.startswith("/") or ".." in name.split("/") or "\\" in name for name in listed):
         raise HubError(f"{repo} lists files outside of its own folder; refused.", retryable=False)
+    if sum(map(is_model_file, listed)) > _MOST_FILES:
+        raise HubError(f"{repo} lists more than {_MOST_FILES:,} files of a model; refused.", retryable=False)
+    if not all(0 <= (item.size or 0) <= _LARGEST for item in info.siblings or []):
+        raise HubError(f"{repo} lists a file of a size that no file can have; refused.", retryable=False)
     try:
         files = [
             RepoFile(item.rfilename, item.size or 0, checked_sha256(item.lfs.sha256) if item.lfs else None)

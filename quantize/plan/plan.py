@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from quantize.errors import PolicyError, SourceError
+from quantize.folder.finite import is_float
 from quantize.folder.quant_spec import QuantSpec, fitting_spec
 from quantize.folder.safetensors_format import Header, lay_out
 from quantize.plan import structure
@@ -22,6 +23,8 @@ from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.policy import KEEP, Policy, find_policy
 from quantize.source.checkpoint import Checkpoint, SourceTensor
 from quantize.source.families import Placed, place, text_config
+from quantize.source.mlx_model import layer_count
+from quantize.source.packed import undeclared
 from quantize.source.views import View
 
 # As mlx_lm.convert's; a file of this size can be on disk twice while it is copied.
@@ -115,8 +118,8 @@ def make_plan(
 
     Raises SourceError for a tensor that is missing or has no role, PolicyError for a policy that does not fit.
     """
-    config = _explicit_about_ties(checkpoint)
-    layers = _layers(config)
+    config = undeclared(_explicit_about_ties(checkpoint))
+    layers = layer_count(config)
     placed = place(checkpoint.tensors, config)
     policy = find_policy(policy_name, experts=any(tensor.role.startswith("expert") for tensor in placed))
     outputs = [_output(tensor, policy, layers) for tensor in placed]
@@ -155,28 +158,24 @@ def _explicit_about_ties(checkpoint: Checkpoint) -> Mapping[str, Any]:
     return config if "tie_word_embeddings" in config else {**config, **tied}
 
 
-def _layers(config: Mapping[str, Any]) -> int:
-    layers = text_config(config).get("num_hidden_layers")
-    if not isinstance(layers, int):
-        raise SourceError("The source's config.json names no num_hidden_layers.")
-    return layers
-
-
 def _output(placed: Placed, policy: Policy, layers: int) -> OutputTensor:
-    first = placed.pieces[0].source
-    if other := next((piece.source for piece in placed.pieces if piece.source.dtype != first.dtype), None):
-        raise SourceError(f"{other.name} is {other.dtype}, {first.name} {first.dtype}: they would be one tensor.")
+    dtype = _dtype(placed)
     columns = placed.shape[-1] if placed.shape else 1
     chosen = policy.spec(placed.role, placed.layer, layers) if len(placed.shape) > 1 else KEEP
     spec = fitting_spec(chosen, columns) if chosen else KEEP
     if chosen and not spec and placed.role.startswith("expert"):
         raise PolicyError(f"The experts in {placed.name} have {columns} columns, which no group size divides.")
-    if chosen and first.dtype not in ("BF16", "F16", "F32"):
-        raise SourceError(
-            f"{first.name} is {first.dtype}; only BF16, F16, F32, mxfp4 and block-scaled fp8 can be quantized."
-        )
     forced = chosen if chosen != spec else None
-    return OutputTensor(placed.name, placed.role, placed.layer, placed.shape, first.dtype, spec, forced)
+    return OutputTensor(placed.name, placed.role, placed.layer, placed.shape, dtype, spec, forced)
+
+
+def _dtype(placed: Placed) -> str:
+    """That of its pieces; of different ones, that which holds them all, as MLX stacks them."""
+    dtypes = {piece.source.dtype for piece in placed.pieces}
+    if len(dtypes) > 1 and not all(map(is_float, dtypes)):
+        names = " and ".join(sorted(dtypes))
+        raise SourceError(f"The parts of {placed.name} are {names}: they would be one tensor.")
+    return dtypes.pop() if len(dtypes) == 1 else "F32"
 
 
 def _slices(placed: Iterable[Placed], outputs: Iterable[OutputTensor]) -> Mapping[str, Sequence[SourceSlice]]:

@@ -25,17 +25,32 @@ if TYPE_CHECKING:
 AUXILIARY_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json", "generation_config.json",
     "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json", "merges.txt",
+    "tiktoken.model", "vocab.txt",
     "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt",
 )  # fmt: skip
-_FP8_SCALE = "_scale_inv"
-_MXFP4_CODES, _MXFP4_SCALES = "_blocks", "_scales"
+
+
+class Parts(Protocol):
+    """Whoever has the stored tensors, in whatever shard they are."""
+
+    def part(self, tensor: SourceTensor, start: int, stop: int, first: int, last: int) -> mx.array:
+        """Rows start..stop and columns first..last of `tensor.matrix`, as stored; fp8 as bytes. Thread-safe."""
+        ...
+
+
+class Packing(Protocol):
+    """How a matrix is stored, where its elements are not."""
+
+    def block(self, parts: Parts, start: int, stop: int, first: int, last: int) -> mx.array:
+        """Rows start..stop and columns first..last of the matrix. Raises SourceError."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """`dtype` is that of the rows as read; `scale` names the scales of an fp8 or mxfp4 tensor, which is read as BF16.
+    """`dtype` and `shape` are those of the rows as read; `packing` says how they are stored, if otherwise.
 
-    `shape` is the matrix's, `nbytes` what is stored.
+    `nbytes` is what is stored.
     """
 
     name: str
@@ -43,17 +58,12 @@ class SourceTensor:
     shape: tuple[int, ...]
     shard: str
     nbytes: int
-    scale: str | None = None
+    packing: Packing | None = None
 
     @property
     def matrix(self) -> tuple[int, int]:
         """The shape as (rows, columns); leading axes are folded into the rows."""
         return math.prod(self.shape[:-1]), self.shape[-1] if self.shape else 1
-
-    @property
-    def is_mxfp4(self) -> bool:
-        """Whether the rows are stored as gpt-oss stores its experts."""
-        return self.scale is not None and self.name.endswith(_MXFP4_CODES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,50 +120,14 @@ class Checkpoint(Protocol):
         ...
 
 
-def with_fp8_scales(tensors: Sequence[SourceTensor]) -> dict[str, SourceTensor]:
-    """Attach scales to their fp8 tensors. Raises SourceError for an fp8 tensor without scales."""
-    by_name = {tensor.name: tensor for tensor in tensors}
-    found: dict[str, SourceTensor] = {}
-    for tensor in tensors:
-        if tensor.name.endswith(_FP8_SCALE) and tensor.name.removesuffix(_FP8_SCALE) in by_name:
-            continue
-        if tensor.dtype == "F8_E4M3":
-            scale = tensor.name + _FP8_SCALE
-            if scale not in by_name or by_name[scale].shard != tensor.shard:
-                raise SourceError(f"The fp8 tensor {tensor.name} has no {scale} in its shard, the only kind supported.")
-            tensor = SourceTensor(tensor.name, "BF16", tensor.shape, tensor.shard, tensor.nbytes, scale)
-        found[tensor.name] = tensor
-    return found
-
-
-def with_mxfp4_scales(tensors: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
-    """Attach scales to their mxfp4 codes: (..., groups, 16) bytes of two codes each, (..., groups) scales, both U8."""
-    found = dict(tensors)
-    for tensor in tensors.values():
-        scales = tensors.get(tensor.name.removesuffix(_MXFP4_CODES) + _MXFP4_SCALES)
-        if not tensor.name.endswith(_MXFP4_CODES) or tensor.dtype != "U8" or scales is None:
-            continue
-        if tensor.shape != (*scales.shape, 16) or scales.dtype != "U8" or scales.shard != tensor.shard:
-            raise SourceError(f"{scales.name} does not fit {tensor.name}, or is in another shard.")
-        shape = (*tensor.shape[:-2], 32 * tensor.shape[-2])
-        found[tensor.name] = SourceTensor(tensor.name, "BF16", shape, tensor.shard, tensor.nbytes, scales.name)
-        del found[scales.name]
-    return found
-
-
 def parse_config(text: bytes) -> dict[str, Any]:
-    """config.json of a source. Raises SourceError, also for a model that is quantized already."""
+    """config.json of a source. Raises SourceError."""
     try:
         config = read_json(text)
     except ValueError:
         raise SourceError("The source's config.json is not valid JSON.") from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise SourceError("The source's config.json names no model_type.")
-    given = config.get("quantization") or config.get("quantization_config") or {}
-    method = given.get("quant_method", "mlx") if isinstance(given, dict) else "mlx"
-    # gpt-oss is published in mxfp4 alone.
-    if given and method != "fp8" and (method, config["model_type"]) != ("mxfp4", "gpt_oss"):
-        raise SourceError(f"The source is already quantized ({method}); build from the unquantized checkpoint.")
     return config
 
 

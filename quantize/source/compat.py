@@ -1,10 +1,11 @@
-"""The part of mlx-lm that is touched and not public, with its reason and what would make it go.
+"""The parts of mlx-lm and transformers that are touched and not public, or not ours to rely on, each with its reason.
 
 `pyproject.toml` holds mlx-lm below 0.33, and tests/quantize/source/test_compat.py fails when an upgrade changes it.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,3 +24,18 @@ def model_classes(config: Mapping[str, Any]) -> tuple[Any, Any]:
 
     model_class, arguments_class = _get_classes(dict(config))
     return model_class, arguments_class
+
+
+def configuration(config: Mapping[str, Any]) -> Any:
+    """transformers' configuration of a config.json, with the defaults of its class. No code of the model is run.
+
+    Why: mlx-lm knows a default for some of what it needs itself, and the longest context is not among that. It goes
+    when mlx-lm's arguments have it.
+
+    Raises:
+        Exception: transformers does not know the type, or refuses a value.
+    """
+    from transformers import AutoConfig
+
+    given = {key: value for key, value in config.items() if key not in ("auto_map", "quantization_config")}
+    return AutoConfig.for_model(**copy.deepcopy(given))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantize.errors import SourceError
+from quantize.folder.finite import is_float
 from quantize.source.checkpoint import SourceTensor
 from quantize.source.mlx_model import empty_model
 from quantize.source.roles import TensorRole, layer_of, role_of
@@ -23,6 +24,11 @@ _UNUSED = re.compile(
     r"(?:model\.)?(?:vision_tower|multi_modal_projector|audio_tower|embed_audio|embed_vision|vision_embedder)\..*"
     r"|.*self_attn\.rotary_emb\.inv_freq"
     r"|.*\.(?:input|output)_(?:max|min)"
+    # Static scales of activations and of the KV cache, which only a kernel that computes in fp8 needs.
+    r"|.*[._](?:input|output|activation|act)(?:_global)?_scale(?:_inv|_ub)?|.*\.(?:[qkv]|kv)_scale"
+    r"|.*\.(?:input|output)_zero_point|.*\.weight_format"
+    # Heads beside the language model's, of fine-tunes that judge or classify.
+    r"|(?:model\.)?(?:score|classifier|qa_outputs|(?!lm_)[a-z0-9]+_head|[a-z]+_lm_head)s?\..*"
 )
 # transformers' newer names, which mlx-lm 0.32 does not know.
 _RENAMED = {"gemma3": ("model.language_model.", "language_model.model.")}
@@ -61,17 +67,20 @@ def place(tensors: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> lis
         SourceError: naming the tensor that is missing, is unknown, or is changed in a way that cannot be followed.
     """
     model = empty_model(config)
-    kinds = {path: type(module).__name__ for path, module in model.named_modules()}
+    modules = dict(model.named_modules())
     order = {name: number for number, name in enumerate(tensors)}
     placed = []
     for name, value in _sanitized(model, tensors, config).items():
         sources = getattr(value, "parts", [value])
         if _is_dropped(name, sources[0].source, model, config):
             continue
-        role = role_of(name, value.shape, kinds.get(name.rpartition(".")[0], ""))
-        if role is None or not _owns(model, name):
+        module = modules.get(name.rpartition(".")[0])
+        quantizable = hasattr(module, "to_quantized")
+        role = role_of(name, value.shape, type(module).__name__, quantizable=quantizable)
+        if not _owns(model, name):
             raise _unknown(sources[0].source, config)
         pieces = [PlacedView(tensors[part.source], part.view_of_source) for part in sources]
+        _check_dtypes(pieces, _parameter(model, name))
         placed.append(Placed(name, role, layer_of(name), value.shape, pieces))
     return sorted(placed, key=lambda output: min(order[piece.source.name] for piece in output.pieces))
 
@@ -97,8 +106,9 @@ def _standin(tensor: SourceTensor) -> Any:
     import mlx.core as mx
 
     from quantize.source.standins import Standin
+    from quantize.source.unpack import Mxfp4Blocks
 
-    if tensor.is_mxfp4:
+    if isinstance(tensor.packing, Mxfp4Blocks):
         # mlx-lm packs eight codes into an integer, the groups of a row one after the other: here one stands for each.
         *rows, columns = tensor.shape
         return Standin.of(tensor.name, (*rows, columns // _MXFP4_GROUP, _MXFP4_GROUP), mx.uint32)
@@ -107,14 +117,32 @@ def _standin(tensor: SourceTensor) -> Any:
 
 
 def _owns(model: Any, name: str) -> bool:
-    """Whether the model's tree has a parameter of that name."""
+    return _parameter(model, name) is not None
+
+
+def _parameter(model: Any, name: str) -> Any:
+    """What stands under that name in the model's tree, if anything does."""
     at: Any = model
     for key in name.split("."):
         try:
             at = at[int(key)] if isinstance(at, list | tuple) else at[key]
         except (KeyError, IndexError, ValueError, TypeError):
-            return False
-    return True
+            return None
+    return at
+
+
+def _check_dtypes(pieces: Sequence[PlacedView], parameter: Any) -> None:
+    """Codes are no weights."""
+    import mlx.core as mx
+
+    wrong = next((piece.source for piece in pieces if not is_float(piece.source.dtype)), None)
+    if wrong is not None and mx.issubdtype(parameter.dtype, mx.floating):
+        raise SourceError(f"{wrong.name} is {wrong.dtype}, and nothing says how that is packed.")
+
+
+def is_unused(name: str, model: Any) -> bool:
+    """Whether a tensor has no place in `model` and is known to need none."""
+    return _UNUSED.fullmatch(name) is not None and not _owns(model, name)
 
 
 def _is_dropped(name: str, source: str, model: Any, config: Mapping[str, Any]) -> bool:
@@ -122,7 +150,7 @@ def _is_dropped(name: str, source: str, model: Any, config: Mapping[str, Any]) -
         return False
     tied = config.get("tie_word_embeddings") or text_config(config).get("tie_word_embeddings")
     # Some checkpoints store the tied matrix twice.
-    return _UNUSED.fullmatch(source) is not None or (bool(tied) and source.endswith("lm_head.weight"))
+    return is_unused(source, model) or (bool(tied) and source.endswith("lm_head.weight"))
 
 
 def _unknown(name: str, config: Mapping[str, Any]) -> SourceError:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,11 @@ import mlx.core as mx
 import numpy as np
 
 from quantize.errors import SourceError
+from quantize.folder.model_files import holders, lost, weight_files
 from quantize.folder.safetensors_format import (
     INDEX,
     ITEM_SIZES,
-    Entry,
     Header,
-    indexed_shards,
     parse_index,
     read_header,
 )
@@ -37,17 +37,19 @@ from quantize.source.checkpoint import (
     parse_config,
     read_at,
     read_errors,
-    with_fp8_scales,
-    with_mxfp4_scales,
 )
+from quantize.source.packed import unpacked
 
 # numpy has neither bfloat16 nor fp8: such tensors are read as integers of the same size.
-_CARRIERS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+CARRIERS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+Raw = np.ndarray[Any, Any]
 DTYPES = {
     "BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "U8": mx.uint8, "I8": mx.int8, "U16": mx.uint16,
     "I16": mx.int16, "U32": mx.uint32, "I32": mx.int32, "U64": mx.uint64, "I64": mx.int64, "BOOL": mx.bool_,
+    "F8_E4M3": mx.uint8, "F8_E5M2": mx.uint8, "F8_E8M0": mx.uint8,
 }  # fmt: skip
-_FP8_BLOCK = 128
+# Scales in other shards than their codes: as many as the threads of a build may need at once.
+_KEPT_PARTS = 16
 
 
 class FolderCheckpoint:
@@ -61,9 +63,10 @@ class FolderCheckpoint:
         self.label = label or self.repository or folder.resolve().name
         with read_errors("config.json"):
             self.config: Mapping[str, Any] = parse_config((folder / "config.json").read_bytes())
-        names = shard_names(folder)
+        index = _index(folder)
+        names = weight_files((path.name for path in folder.iterdir() if path.is_file()), index)
         headers = {name: read_header(folder / checked_name(name)) for name in names}
-        self.tensors: Mapping[str, SourceTensor] = source_tensors(headers, _index(folder))
+        self.tensors: Mapping[str, SourceTensor] = source_tensors(headers, index, self.config)
         self.shards: Sequence[Shard] = [Shard(name, headers[name].size) for name in names]
 
     @cached_property
@@ -85,17 +88,25 @@ class FolderCheckpoint:
 
     @contextlib.contextmanager
     def open(self, shard: str, prefetch: str | None = None) -> Iterator[ShardReader]:
-        with SafetensorsShard(self._folder / checked_name(shard)) as reader:
+        with SafetensorsShard(self._folder / checked_name(shard), shard, self._whole) as reader:
             yield reader
+
+    def _whole(self, tensor: SourceTensor) -> Raw:
+        with SafetensorsShard(self._folder / checked_name(tensor.shard), tensor.shard, self._whole) as shard:
+            return shard.whole(tensor)
 
 
 class SafetensorsShard:
-    """One open file. Thread-safe: every read names its own offset."""
+    """One open file. Thread-safe: every read names its own offset.
 
-    def __init__(self, path: Path) -> None:
+    `elsewhere` reads a tensor of another shard, which belongs to one of this: scales are small.
+    """
+
+    def __init__(self, path: Path, name: str, elsewhere: Callable[[SourceTensor], Raw]) -> None:
         self._header = read_header(path)
-        self._name = path.name
-        with read_errors(path.name):
+        self._name = name
+        self._elsewhere = lru_cache(_KEPT_PARTS)(elsewhere)
+        with read_errors(name):
             self._file = os.open(path, os.O_RDONLY)
 
     def __enter__(self) -> SafetensorsShard:
@@ -105,85 +116,66 @@ class SafetensorsShard:
         os.close(self._file)
 
     def rows(self, tensor: SourceTensor, start: int, stop: int) -> mx.array:
-        entry = self._entry(tensor.name)
-        columns = tensor.matrix[1]
-        if tensor.is_mxfp4:
-            return self._from_mxfp4(entry, tensor, start, stop)
-        read = self._read(entry, start * columns, stop * columns)
-        if tensor.scale is None:
-            return mx.array(read).view(DTYPES[tensor.dtype]).reshape(stop - start, columns)
-        return self._from_fp8(mx.array(read).reshape(stop - start, columns), tensor.scale, start)
+        return self.columns(tensor, start, stop, 0, tensor.matrix[1])
 
     def columns(self, tensor: SourceTensor, start: int, stop: int, first: int, last: int) -> mx.array:
-        if tensor.scale is not None:
-            return self.rows(tensor, start, stop)[:, first:last]
-        entry = self._entry(tensor.name)
+        if tensor.packing is not None:
+            return tensor.packing.block(self, start, stop, first, last)
+        return self.part(tensor, start, stop, first, last)
+
+    def part(self, tensor: SourceTensor, start: int, stop: int, first: int, last: int) -> mx.array:
         width = tensor.matrix[1]
-        buffer = np.empty((stop - start, last - first), _CARRIERS[ITEM_SIZES[entry.dtype]])
-        with read_errors(self._name):
-            for row, into in enumerate(buffer, start):
-                self._read_into(entry, into, row * width + first)
-        return mx.array(buffer).view(DTYPES[tensor.dtype])
+        if tensor.shard != self._name:
+            read = self._elsewhere(tensor).reshape(-1, width)[start:stop, first:last]
+        elif first == 0 and last == width:
+            read = self._read(tensor, start * width, stop * width).reshape(stop - start, width)
+        else:
+            read = np.empty((stop - start, last - first), CARRIERS[ITEM_SIZES[tensor.dtype]])
+            for row, into in enumerate(read, start):
+                self._read_into(into, tensor.name, row * width + first)
+        return as_array(read, tensor.dtype)
 
-    def _from_mxfp4(self, codes: Entry, tensor: SourceTensor, start: int, stop: int) -> mx.array:
-        """Two codes a byte, the lower half first, and a scale for each 32: MLX's own layout."""
-        assert tensor.scale is not None
-        groups = tensor.matrix[1] // 32
-        scales = mx.array(self._read(self._entry(tensor.scale), start * groups, stop * groups)).reshape(-1, groups)
-        packed = mx.array(self._read(codes, start * groups * 16, stop * groups * 16)).view(mx.uint32)
-        packed = packed.reshape(stop - start, -1)
-        return mx.dequantize(packed, scales, group_size=32, bits=4, mode="mxfp4", dtype=mx.bfloat16)
+    def whole(self, tensor: SourceTensor) -> Raw:
+        """All elements of a tensor of this file, as integers of the same size."""
+        return self._read(tensor, 0, math.prod(tensor.shape))
 
-    def _from_fp8(self, rows: mx.array, scale_name: str, start: int) -> mx.array:
-        """Each 128 x 128 block has its own scale: (ceil(rows / 128), ceil(columns / 128))."""
-        entry = self._entry(scale_name)
-        scales = mx.array(self._read(entry, 0, entry.nbytes // ITEM_SIZES[entry.dtype]))
-        scales = scales.view(DTYPES[entry.dtype]).reshape(entry.shape)
-        block_rows = (mx.arange(start, start + rows.shape[0])) // _FP8_BLOCK
-        block_columns = mx.arange(rows.shape[1]) // _FP8_BLOCK
-        factors = scales[block_rows][:, block_columns]
-        return (mx.from_fp8(rows, dtype=mx.bfloat16) * factors).astype(mx.bfloat16)
-
-    def _entry(self, name: str) -> Entry:
-        if name not in self._header.entries:
-            raise SourceError(f"{self._name} holds no tensor {name}: it changed since its header was read.")
-        return self._header.entries[name]
-
-    def _read(self, entry: Entry, first: int, last: int) -> np.ndarray[Any, Any]:
-        """Elements first..last of a tensor."""
-        buffer = np.empty(last - first, _CARRIERS[ITEM_SIZES[entry.dtype]])
-        with read_errors(self._name):
-            self._read_into(entry, buffer, first)
+    def _read(self, tensor: SourceTensor, first: int, last: int) -> Raw:
+        """Elements first..last."""
+        buffer = np.empty(last - first, CARRIERS[ITEM_SIZES[tensor.dtype]])
+        self._read_into(buffer, tensor.name, first)
         return buffer
 
-    def _read_into(self, entry: Entry, buffer: np.ndarray[Any, Any], first: int) -> None:
+    def _read_into(self, buffer: Raw, name: str, first: int) -> None:
         """Elements of a tensor from `first` on."""
-        begin = self._header.data + entry.begin + first * ITEM_SIZES[entry.dtype]
-        read_at(self._file, buffer.data.cast("B"), begin, entry.name)
+        if name not in self._header.entries:
+            raise SourceError(f"{self._name} holds no tensor {name}: it changed since its header was read.")
+        begin = self._header.data + self._header.entries[name].begin + first * buffer.itemsize
+        with read_errors(self._name):
+            read_at(self._file, buffer.data.cast("B"), begin, name)
 
 
-def source_tensors(headers: Mapping[str, Header], index: Mapping[str, str] | None) -> dict[str, SourceTensor]:
-    """All tensors, in order. Raises SourceError for a duplicate, or one that is not where the index says."""
+def as_array(raw: Raw, dtype: str) -> mx.array:
+    """What was read as integers, in its own dtype; MLX has no float64 on a GPU, and no model needs one."""
+    if dtype == "F64":
+        return mx.array(np.ascontiguousarray(raw).view(np.float64).astype(np.float32))
+    return mx.array(np.ascontiguousarray(raw)).view(DTYPES[dtype])
+
+
+def source_tensors(
+    headers: Mapping[str, Header], index: Mapping[str, str] | None, config: Mapping[str, Any]
+) -> dict[str, SourceTensor]:
+    """All tensors, in order. Raises SourceError for one that is missing, or is in two files and no index says which."""
+    if missing := lost(headers, index):
+        name, shard = missing
+        where = f"{shard} holds {name}; it does not" if shard in headers else None
+        raise SourceError(f"The index says that {where}." if where else f"The source lacks the shard {shard}.")
     found: dict[str, SourceTensor] = {}
-    for shard, header in headers.items():
-        for entry in header.entries.values():
-            if entry.name in found:
-                raise SourceError(f"The tensor {entry.name} is in {found[entry.name].shard} and in {shard}.")
-            found[entry.name] = SourceTensor(entry.name, entry.dtype, entry.shape, shard, entry.nbytes)
-    for name, shard in (index or {}).items():
-        if name not in found or found[name].shard != shard:
-            raise SourceError(f"The index says that {shard} holds {name}; it does not.")
-    return with_mxfp4_scales(with_fp8_scales(list(found.values())))
-
-
-def shard_names(folder: Path) -> list[str]:
-    """The shards in the index, else the single file. Raises SourceError."""
-    index = _index(folder)
-    names = indexed_shards(index) if index is not None else ["model.safetensors"]
-    for name in names:
-        if not (folder / checked_name(name)).is_file():
-            raise SourceError(f"The source lacks the shard {name}.")
-    return names
+    for name, (shard, *others) in holders(headers, index).items():
+        if others and (index or {}).get(name) != shard:
+            raise SourceError(f"The tensor {name} is in {shard} and in {others[0]}.")
+        entry = headers[shard].entries[name]
+        found[name] = SourceTensor(name, entry.dtype, entry.shape, shard, entry.nbytes)
+    return unpacked(found, config)
 
 
 def _index(folder: Path) -> dict[str, str] | None:

@@ -14,13 +14,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from quantize.errors import HubError, SourceError
+from quantize.folder.model_files import weight_files
 from quantize.folder.safetensors_format import (
     INDEX,
+    ITEM_SIZES,
     LENGTH_SIZE,
     Header,
     data_start,
-    indexed_shards,
     parse_header,
     parse_index,
 )
@@ -39,7 +42,7 @@ from quantize.source.checkpoint import (
     SourceTensor,
     parse_config,
 )
-from quantize.source.folder import FolderCheckpoint, SafetensorsShard, source_tensors
+from quantize.source.folder import CARRIERS, FolderCheckpoint, Raw, SafetensorsShard, source_tensors
 
 # Nearly every header is shorter.
 _FIRST_READ = 100_000
@@ -85,8 +88,9 @@ class HubCheckpoint:
             raise SourceError(f"{repo} has no config.json, so it is not a model.")
         self.config: Mapping[str, Any] = parse_config(self._small("config.json"))
         index = parse_index(self._small(INDEX)) if INDEX in self._repository.files else None
-        headers = self._headers(indexed_shards(index) if index is not None else ["model.safetensors"])
-        self.tensors: Mapping[str, SourceTensor] = source_tensors(headers, index)
+        headers = self._headers(weight_files((name for name in self._repository.files if "/" not in name), index))
+        self._read_headers = headers
+        self.tensors: Mapping[str, SourceTensor] = source_tensors(headers, index, self.config)
         self.shards: Sequence[Shard] = [Shard(name, header.size) for name, header in headers.items()]
         if options.keep:
             hub_cache.remember_revision(repo, revision or None, self._repository.commit)
@@ -107,17 +111,26 @@ class HubCheckpoint:
         path = self._wait(shard)
         if prefetch is not None:
             self._begin(prefetch)
-        with SafetensorsShard(path) as reader:
+        with SafetensorsShard(path, shard, self._whole) as reader:
             yield reader
         if path == self._scratch_path(shard):
             shutil.rmtree(path.parent)
 
+    def _whole(self, tensor: SourceTensor) -> Raw:
+        """All of a tensor, from the file if it is here, else by its range."""
+        if (path := self._cached(tensor.shard)) is not None:
+            with SafetensorsShard(path, tensor.shard, self._whole) as shard:
+                return shard.whole(tensor)
+        header = self._read_headers[tensor.shard]
+        entry = header.entries[tensor.name]
+        read = read_range(self._repository, tensor.shard, header.data + entry.begin, header.data + entry.end)
+        if len(read) != entry.nbytes:
+            raise SourceError(f"The Hub sent {len(read)} of the {entry.nbytes} bytes of {tensor.name}.")
+        return np.frombuffer(read, CARRIERS[ITEM_SIZES[entry.dtype]])
+
     # ---- headers and small files
 
     def _headers(self, names: Sequence[str]) -> Mapping[str, Header]:
-        for name in names:
-            if name not in self._repository.files:
-                raise SourceError(f"The source lacks the shard {name}.")
         with ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
             return dict(zip(names, pool.map(self._header, names), strict=True))
 

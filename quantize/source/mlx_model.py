@@ -22,3 +22,8 @@ def empty_model(config: Mapping[str, Any]) -> Any:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise SourceError(f"mlx-lm cannot make a model from the source's config.json ({reason}).") from error
+
+
+def layer_count(config: Mapping[str, Any]) -> int:
+    """How many layers that model has, whether config.json says it or leaves it to the class."""
+    return len(empty_model(config).layers)

@@ -1,6 +1,7 @@
 """The role of a tensor in a model: assigned by what its module is and where it stands, quantized by what a policy says.
 
-The names are those of mlx-lm's module tree. A matrix that no rule matches has no role, and then there is no plan.
+The names are those of mlx-lm's module tree. What the rules for the families do not name has its role by the words in
+its path, in any architecture; what mlx-lm cannot quantize is never quantized.
 """
 
 from __future__ import annotations
@@ -52,8 +53,16 @@ _EXPERTS: dict[str, TensorRole] = {
     "up_proj": "expert_gate_up",
     "down_proj": "expert_down",
 }
-_LAYER = re.compile(r"(?:.*\.)?layers\.(\d+)\.")
-_ROOT = re.compile(r"(?:(?:language_model|model)\.)*")
+_LAYER = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d+)\.")
+_ROOT = re.compile(r"(?:(?:language_model|model|transformer)\.)*")
+# What no rule above names, by the words in its path.
+_HEADS = re.compile(r"embed_out|output|ff_out|lm_head\.linear")
+_ROUTER = re.compile(r"(?:.*\.)?(?:mlp|moe|ffn|feed_forward)\.(?:(?:gate|router)(?:\.\w+)?|coefficient)")
+_MIXER = re.compile(r"att|mamba|temporal|mixer(?!\.(?:\w+\.)*(?:up|down|gate)_proj|\.switch_mlp)")
+_SINGLE_EXPERT = re.compile(r"(?:.*\.)?experts\.\d+\..*")
+_DOWN = re.compile(
+    r"down_proj|w2|c_proj|dense_4h_to_h|fc2|fc_out|o_proj|out_proj|output_linear|ff_out|\w+_resid|proj_2|value"
+)
 
 
 def layer_of(name: str) -> int | None:
@@ -62,15 +71,33 @@ def layer_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def role_of(name: str, shape: tuple[int, ...], kind: str) -> TensorRole | None:
-    """By a tensor's name in mlx-lm, its shape, and the class of the module that owns it; None if it is unknown."""
+def role_of(name: str, shape: tuple[int, ...], kind: str, *, quantizable: bool) -> TensorRole:
+    """By a tensor's name in mlx-lm, its shape, and its module: the class, and whether mlx-lm can quantize it."""
     path, _, leaf = name.rpartition(".")
     # Experts' biases form a matrix, one row each.
     if len(shape) < 2 or leaf == "bias":
         return "other"
-    if kind == "SwitchLinear":
-        return _EXPERTS.get(path.rpartition(".")[2])
     if kind in _BY_KIND:
         return _BY_KIND[kind]
-    tail = path[(_LAYER.match(path) or _ROOT.match(path)).end() :]  # type: ignore[union-attr]
-    return next((role for role, pattern in _BY_PATH if re.fullmatch(pattern, tail)), None)
+    match = _LAYER.match(path + ".") or _ROOT.match(path)
+    tail = path[match.end() :] if match else path
+    if kind == "SwitchLinear" and (role := _EXPERTS.get(path.rpartition(".")[2])) and not _MIXER.search(tail):
+        return role
+    if role := next((role for role, pattern in _BY_PATH if re.fullmatch(pattern, tail)), None):
+        return role
+    if leaf != "weight" or not quantizable:
+        return "other"
+    return _by_words(tail, kind, in_layer=layer_of(name) is not None)
+
+
+def _by_words(tail: str, kind: str, *, in_layer: bool) -> TensorRole:
+    if not in_layer:
+        return "lm_head" if _HEADS.fullmatch(tail) else "residual"
+    if _ROUTER.fullmatch(tail):
+        return "router"
+    if _MIXER.search(tail):
+        return "attention"
+    is_down = _DOWN.fullmatch(tail.rpartition(".")[2]) is not None
+    if kind == "SwitchLinear" or _SINGLE_EXPERT.fullmatch(tail):
+        return "expert_down" if is_down else "expert_gate_up"
+    return "mlp_down" if is_down else "mlp_gate_up"

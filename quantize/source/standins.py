@@ -83,7 +83,7 @@ class Standin:
     def moveaxis(self, source: int, destination: int) -> Standin:
         return self._with(np.moveaxis(self._layout, source, destination))
 
-    def squeeze(self, axis: int) -> Standin:
+    def squeeze(self, axis: int | tuple[int, ...] | None = None) -> Standin:
         return self._with(self._layout.squeeze(axis))
 
     def _with(self, layout: np.ndarray[Any, Any]) -> Standin:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Request
+from msgspec.structs import replace
 from pydantic import FailFast, Field
 from starlette.responses import Response
 
@@ -19,8 +20,12 @@ from server.api.errors import error_response
 from server.api.fields import Screened, screen
 from server.api.openai.answer import caller
 from server.api.openai.chat_messages import conversation_messages
+from server.api.openai.chat_request import check_continuation
+from server.api.openai.content import ContentRules
 from server.api.openai.dialect import OPENAI, envelope
-from server.api.openai.sampling import model_name
+from server.api.openai.reasoning_fields import ThoughtFields, asked_reasoning
+from server.api.openai.sampling import TokenIds, model_name
+from server.api.openai.tool_fields import ToolFields, asked_tools
 from server.api.service import Service
 from server.api.tables import DETOKENIZE, TOKENIZE
 from server.api.wire import Wire, validated
@@ -42,19 +47,24 @@ class TokenizeFields(Wire):
     content: str | None = None
     prompt: str | None = None
     messages: list[Any] | None = Field(None, min_length=1)
+    tools: Annotated[list[Any], FailFast()] = Field([])
+    chat_template_kwargs: dict[str, Any] = Field({})
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     add_special: bool | None = None
-    add_special_tokens: bool | None = None
 
 
 class DetokenizeFields(Wire):
     model: str | None = None
-    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], FailFast()]
+    tokens: TokenIds
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizeCall:
     model: str | None
     prompt: Prompt
+    # What the prompt is called in the request.
+    field: str
     add_special: bool
     headers: dict[str, str]
 
@@ -95,12 +105,20 @@ def router(service: Service) -> APIRouter:
 
 
 async def _tokenize(service: Service, call: TokenizeCall, client: str) -> Response:
-    tokens = await service.tokenize(call.model, call.prompt, call.add_special, client)
+    try:
+        tokens = await service.tokenize(call.model, call.prompt, call.add_special, client)
+    except InvalidRequest as error:
+        error.param = call.field
+        raise
     return _json({"tokens": tokens, "count": len(tokens)}, headers=call.headers)
 
 
 async def _detokenize(service: Service, screened: Screened, fields: DetokenizeFields, client: str) -> Response:
-    text = await service.detokenize(model_name(fields.model), fields.tokens, client)
+    try:
+        text = await service.detokenize(model_name(fields.model), fields.tokens, client)
+    except InvalidRequest as error:
+        error.param = "tokens"
+        raise
     return _json({"content": text}, headers=screened.headers())
 
 
@@ -121,22 +139,32 @@ def _readiness(model: ModelStatus) -> Response:
 
 def _parse_tokenize(raw: bytes, limits: LimitSettings) -> TokenizeCall:
     screened = screen(json_object(raw, limits), TOKENIZE)
-    fields = validated(TokenizeFields, screened.values)
+    fields = validated(TokenizeFields, screened.values, screened.spelled)
     given = [name for name in ("content", "prompt", "messages") if name in screened.values]
     if len(given) != 1:
         raise InvalidRequest("One of content, prompt and messages is needed.", param=given[-1] if given else "content")
-    add_special = fields.add_special if fields.add_special is not None else fields.add_special_tokens
     ignored: tuple[str, ...] = ()
     if fields.messages is not None:
-        messages, ignored = conversation_messages(fields.messages)
-        prompt: Prompt = Conversation(messages)
+        prompt, ignored = _conversation(fields, fields.messages, limits)
     else:
         prompt = RawPrompt(fields.prompt if fields.prompt is not None else fields.content or "")
     # llama-server's `content` adds none by default, vLLM's `prompt` does; a template brings its own.
-    default = fields.prompt is not None
-    if add_special is None:
-        add_special = default
-    return TokenizeCall(model_name(fields.model), prompt, add_special, screened.headers(*ignored))
+    add_special = fields.add_special if fields.add_special is not None else fields.prompt is not None
+    return TokenizeCall(model_name(fields.model), prompt, given[0], add_special, screened.headers(*ignored))
+
+
+def _conversation(fields: TokenizeFields, raw: list[Any], limits: LimitSettings) -> tuple[Prompt, tuple[str, ...]]:
+    """As a chat would render it, or as it stands where no answer is to begin and no last message to be continued."""
+    messages, dropped = conversation_messages(raw, ContentRules(limits.images == "omit"))
+    tools = asked_tools(ToolFields(tools=fields.tools), limits)
+    asked = asked_reasoning(ThoughtFields(chat_template_kwargs=fields.chat_template_kwargs))
+    conversation = Conversation(messages, tools.tools, asked.variables, asked.reasoning)
+    continued, answered = fields.continue_final_message, fields.add_generation_prompt
+    if (continued if conversation.continues else answered) is False and True not in (continued, answered):
+        conversation = replace(conversation, open=False)
+    else:
+        check_continuation(conversation, continued, answered)
+    return conversation, (*dropped, *tools.ignored)
 
 
 def _parse_detokenize(raw: bytes, limits: LimitSettings) -> tuple[Screened, DetokenizeFields]:

@@ -1,28 +1,84 @@
 """The three tables of every endpoint, as data: what each request field does here. Read by `fields.screen` and the docs.
 
-A value of an otherwise refused field that asks for nothing is listed with its refusal (`unless`).
+A value of an otherwise refused field that asks for nothing is listed with its refusal (`unless`). Names that only other
+servers have are in `other_servers.py`.
 """
 
 from __future__ import annotations
 
+from server.api.anthropic.table import MESSAGES
 from server.api.fields import Fields, Refusal
+from server.api.openai.responses.table import RESPONSES
+from server.api.other_servers import (
+    ACCEPTED,
+    INSIDE,
+    REFUSED,
+    REFUSED_IN_CHAT,
+    REFUSED_IN_COMPLETIONS,
+    SAMPLING_ALIASES,
+)
 
 _SAMPLING = {
     "model": "The model's id or an alias; absent, empty or blank means the default model.",
     "stream": "Send the answer as server-sent events.",
     "stream_options": "include_usage adds a last chunk with the usage; only with stream.",
     "max_tokens": "Longest answer in tokens; -1 is up to the context, and more than the context is clamped to it.",
+    "min_tokens": "Shortest answer in tokens: before that, the model cannot end it.",
+    "ignore_eos": "true: the model cannot end the answer at all.",
     "temperature": "0 to 2; 0 always takes the likeliest token.",
-    "top_p": "Above 0, to 1.",
-    "top_k": "0 is off.",
+    "top_p": "0 to 1; 1 is off, 0 leaves the likeliest token.",
+    "top_k": "0 and -1 are off.",
     "min_p": "0 to 1; 0 is off.",
-    "repetition_penalty": "Above 0, to 10; 1 is off.",
+    "xtc_probability": "0 to 1, how often all but the least likely of the tokens above xtc_threshold are left out.",
+    "xtc_threshold": "0 to 1, 0.1 by default; above 0.5 is off.",
+    "repetition_penalty": "Above 0, to 10; 1 is off. It looks at the whole prompt and answer.",
     "presence_penalty": "-2 to 2.",
     "frequency_penalty": "-2 to 2.",
     "logit_bias": "Token id to a bias of -100 to 100.",
-    "seed": "Any signed 64-bit integer; it fixes the random draws of this request, whatever else runs.",
+    "allowed_token_ids": "The only tokens that the answer may be made of.",
+    "bad_words": "A string or a list of strings that the answer does not hold.",
+    "seed": "A signed 64-bit integer; it fixes the random draws of this request, whatever else runs. -1 is any.",
     "stop": "A string or a list of strings; the answer ends before the first of them.",
     "n": "Number of choices.",
+    "return_token_ids": "true adds token_ids to each choice and prompt_token_ids to the answer.",
+    "cache_salt": "Prefixes are shared only with requests that have the same one.",
+}
+
+_SHAPE = {
+    "response_format": "text, json_object or json_schema; structural_tag with structures and triggers.",
+    "structured_outputs": "One of json, json_object, regex, choice, grammar (GBNF or Lark) and structural_tag.",
+    "guided_json": "As structured_outputs.json.",
+    "guided_regex": "As structured_outputs.regex.",
+    "guided_choice": "As structured_outputs.choice.",
+    "guided_grammar": "As structured_outputs.grammar.",
+    "structural_tag": "As structured_outputs.structural_tag.",
+    "grammar": "A grammar in GBNF.",
+    "json_schema": "A JSON Schema, as an object or as JSON text.",
+    "regex": "A regular expression that the whole answer matches.",
+    "ebnf": "A grammar in GBNF.",
+    "format": '"json", or a JSON Schema.',
+    "json_mode": "true: a JSON object.",
+}
+
+_TOOLS = {
+    "tools": "Functions that the model may call.",
+    "tool_choice": "none, auto, required, a function, or allowed_tools. All but auto are enforced.",
+    "parallel_tool_calls": "false: one call at most.",
+    "functions": "The former form of tools; the answer then has function_call.",
+    "function_call": "The former form of tool_choice: none, auto or a function.",
+}
+
+_SWITCHES = "Variables of the chat template: see [Reasoning](reasoning.md#switches-of-the-template)."
+
+_REASONING = {
+    "reasoning_effort": "none, minimal, low, medium, high, xhigh or max; all but none turn reasoning on.",
+    "reasoning": "An object with enabled, effort, max_tokens and exclude; or on, off, or an effort.",
+    "thinking": "An object with type (enabled, adaptive, disabled) and budget_tokens; or true or false.",
+    "enable_thinking": "true or false.",
+    "think": "true, false or an effort.",
+    "thinking_token_budget": "Longest reasoning in tokens; then it is closed, and the answer begins. -1 is no bound.",
+    "include_reasoning": "false leaves the reasoning out of the answer.",
+    "chat_template_kwargs": f"{_SWITCHES} They win over the fields above.",
 }
 
 _LABELS = {
@@ -34,43 +90,26 @@ _LABELS = {
     "prompt_cache_key": "Prefixes are found by their tokens; no key is needed.",
     "prompt_cache_retention": "Prefixes are kept as the settings say.",
     "prompt_cache_options": "Prefixes are kept as the settings say.",
-    "cache_prompt": "Prefixes are always reused; the answer is the same.",
-    "id_slot": "The scheduler chooses the slot.",
-    "keep_alive": "Unloading is a setting of the server.",
-    "draft_model": "Speculative decoding changes speed, not the answer.",
 }
 
-_LATER_SAMPLING = {
-    "min_tokens": Refusal("the model decides where an answer ends", (0,)),
-    "ignore_eos": Refusal("the model decides where an answer ends", (False,)),
-    "stop_token_ids": Refusal("use stop, with strings", ([],)),
-    "repeat_penalty": Refusal("use repetition_penalty", (1, 1.0)),
-    "typical_p": Refusal("this sampler is not built in", (1, 1.0)),
-    "mirostat": Refusal("this sampler is not built in", (0,)),
-    "length_penalty": Refusal("there is no beam search", (1, 1.0)),
-    "use_beam_search": Refusal("there is no beam search", (False,)),
-    "grammar": Refusal("constrained output is not built yet", ("",)),
-    "json_schema": Refusal("constrained output is not built yet", ({},)),
-    "guided_json": Refusal("constrained output is not built yet"),
-    "guided_regex": Refusal("constrained output is not built yet", ("",)),
-    "guided_choice": Refusal("constrained output is not built yet", ([],)),
-    "guided_grammar": Refusal("constrained output is not built yet", ("",)),
-    "structured_outputs": Refusal("constrained output is not built yet", ({},)),
-    "lora": Refusal("adapters are not built in", ([],)),
-    "options": Refusal("give sampling fields at the top level", ({},)),
+_ALIASES = {
+    **dict.fromkeys(("n_predict", "num_predict", "max_new_tokens", "max_output_tokens"), "max_tokens"),
+    **SAMPLING_ALIASES,
 }
+_BUDGETS = ("thinking_budget", "thinking_budget_tokens", "reasoning_budget", "reasoning_budget_tokens")
+_CHAT_ALIASES = {**_ALIASES, **dict.fromkeys(_BUDGETS, "thinking_token_budget")}
 
-_NO_TOOLS = "tools are not built yet"
-_NO_REASONING = "reasoning is not built yet; only values that turn it off are accepted"
 
 CHAT = Fields(
     works={
-        "messages": "system, developer (read as system), user, assistant and tool; content as a string or text parts.",
+        "messages": "A conversation: see [Messages](#messages).",
         **_SAMPLING,
         "max_completion_tokens": "As max_tokens, and wins over it.",
-        "logprobs": "true adds the log-probability of every token.",
+        "logprobs": "true adds the log-probability of every token of the content.",
         "top_logprobs": "Number of alternatives for every token; needs logprobs.",
-        "chat_template_kwargs": "Only enable_thinking: false.",
+        **_TOOLS,
+        **_SHAPE,
+        **_REASONING,
         "continue_final_message": "Must be true, or absent, when the last message is the assistant's, else false.",
         "add_generation_prompt": "Must be false, or absent, when the last message is the assistant's, else true.",
     },
@@ -79,48 +118,50 @@ CHAT = Fields(
         "prediction": "A hint for speed; the answer is the same.",
         "verbosity": "A hint to models that were trained with it; the ones served here were not.",
         "moderation": "There is no moderation.",
-        "include_reasoning": "There is no separate reasoning to include or leave out.",
-        "parallel_tool_calls": "There are no tools to call.",
+        **ACCEPTED,
     },
     refused={
-        "tools": Refusal(_NO_TOOLS, ([],)),
-        "tool_choice": Refusal(_NO_TOOLS, ("none", "auto")),
-        "functions": Refusal(_NO_TOOLS, ([],)),
-        "function_call": Refusal(_NO_TOOLS, ("none", "auto")),
-        "response_format": Refusal("constrained output is not built yet", ({"type": "text"},)),
         "modalities": Refusal("answers are text", (["text"], [])),
         "audio": Refusal("answers are text", ({},)),
         "web_search_options": Refusal("the server does not search the web", ({},)),
-        "plugins": Refusal("there are no plugins", ([],)),
-        "chat_template": Refusal("the template is the model's own"),
-        "reasoning_effort": Refusal(_NO_REASONING, ("none",)),
-        "reasoning": Refusal(_NO_REASONING, ({}, {"enabled": False}, {"effort": "none"})),
-        "thinking": Refusal(_NO_REASONING, ({"type": "disabled"},)),
-        "enable_thinking": Refusal(_NO_REASONING, (False,)),
-        **_LATER_SAMPLING,
+        **REFUSED,
+        **REFUSED_IN_CHAT,
     },
+    aliases=_CHAT_ALIASES,
+    inside=INSIDE,
 )
 
-# Given with a value that `refused` lets through, other than {}, these turn thinking off in the chat template.
-THINKING_SWITCHES = ("reasoning_effort", "reasoning", "thinking", "enable_thinking")
+_TEXT = {
+    "prompt": "A string, a list of strings, token ids, or a list of lists of token ids.",
+    **_SAMPLING,
+    "max_tokens": "Longest answer in tokens, 16 by default as at OpenAI; -1 is up to the context, 0 reads the "
+    "prompt alone (and scores it, with echo and logprobs).",
+    **_SHAPE,
+    "logprobs": "0 to 5: the log-probability of every token, with that many alternatives.",
+    "echo": "true puts the prompt before the answer, with its log-probabilities when logprobs is given.",
+    "best_of": "Up to n; more is refused, because answers are not ranked.",
+}
+_TEXT_REFUSED = {
+    "suffix": Refusal("fill-in-the-middle is not built yet", ("",)),
+    **REFUSED,
+    **REFUSED_IN_COMPLETIONS,
+}
+_TEXT_ALIASES = {**_ALIASES, "max_completion_tokens": "max_tokens"}
+# What belongs to a conversation, with the values that ask for nothing.
+_TRUE_ANYWAY = ("parallel_tool_calls", "include_reasoning", "add_generation_prompt")
+_CHAT_ONLY = {
+    name: CHAT.refused.get(name)
+    or Refusal("use /v1/chat/completions", (True,) if name in _TRUE_ANYWAY else (False, "none", "auto", "", [], {}))
+    for name in (*CHAT.works, *CHAT.aliases, *CHAT.refused)
+    if name not in {*_TEXT, *_TEXT_REFUSED, *_TEXT_ALIASES}
+}
 
 COMPLETIONS = Fields(
-    works={
-        "prompt": "A string, a list of strings, token ids, or a list of lists of token ids.",
-        **_SAMPLING,
-        "max_tokens": "Longest answer in tokens, 16 by default as at OpenAI; -1 is up to the context.",
-        "logprobs": "0 to 5: the log-probability of every token, with that many alternatives.",
-        "echo": "true puts the prompt before the answer, with its log-probabilities when logprobs is given.",
-        "best_of": "Up to n; more is refused, because answers are not ranked.",
-    },
-    accepted={**_LABELS, "prompt_cache_options": "Prefixes are kept as the settings say."},
-    refused={
-        "suffix": Refusal("fill-in-the-middle is not built yet", ("",)),
-        "response_format": Refusal("constrained output is not built yet", ({"type": "text"},)),
-        "prompt_logprobs": Refusal("use echo with logprobs", (False,)),
-        "max_completion_tokens": Refusal("use max_tokens"),
-        **_LATER_SAMPLING,
-    },
+    works=_TEXT,
+    accepted={**CHAT.accepted},
+    refused={**_TEXT_REFUSED, **_CHAT_ONLY},
+    aliases=_TEXT_ALIASES,
+    inside=INSIDE,
 )
 
 TOKENIZE = Fields(
@@ -129,20 +170,21 @@ TOKENIZE = Fields(
         "content": "The text, as llama-server calls it.",
         "prompt": "The text, as vLLM calls it.",
         "messages": "A conversation, rendered by the chat template, instead of a text.",
+        "tools": "The tools of the conversation.",
+        "chat_template_kwargs": _SWITCHES,
+        "add_generation_prompt": "false: the conversation as it stands, without the beginning of an answer.",
+        "continue_final_message": "Whether a last message of the assistant is left open; true by default.",
         "add_special": "Add the tokens that start a text; false by default with content, true with prompt.",
-        "add_special_tokens": "vLLM's name for add_special.",
     },
     accepted={},
     refused={
         "with_pieces": Refusal("only ids are returned", (False,)),
         "return_token_strs": Refusal("only ids are returned", (False,)),
         "parse_special": Refusal("special tokens in a text are always read as such", (True,)),
-        "add_generation_prompt": Refusal("the conversation is rendered as for an answer", (True,)),
-        "continue_final_message": Refusal("a last assistant message is continued, any other answered"),
-        "tools": Refusal(_NO_TOOLS, ([],)),
         "chat_template": Refusal("the template is the model's own"),
-        "chat_template_kwargs": Refusal("the template is rendered as it is", ({},)),
+        "mm_processor_kwargs": Refusal("messages are text", ({},)),
     },
+    aliases={"add_special_tokens": "add_special"},
 )
 
 DETOKENIZE = Fields(
@@ -154,6 +196,8 @@ DETOKENIZE = Fields(
 ENDPOINTS = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETIONS,
+    "/v1/responses": RESPONSES,
+    "/v1/messages": MESSAGES,
     "/tokenize": TOKENIZE,
     "/detokenize": DETOKENIZE,
 }

@@ -1,16 +1,17 @@
 """The strict pydantic base of every request body, and its errors in one readable sentence. HTTP process.
 
-Strict: "5", 3.0 and true are not integers, 1 is not a boolean. Extra keys are ignored here because `fields.py` has
-already dealt with every one of them. A list whose length the client chooses is declared FailFast: pydantic makes an
-error object for every bad item, seconds of work for a million of them.
+Strict: "5" and true are not integers, 1 is not a boolean; a whole number may be written 3.0. Extra keys are ignored
+here because `fields.py` has already dealt with every one of them. A list whose length the client chooses is declared
+FailFast: pydantic makes an error object for every bad item, seconds of work for a million of them.
 """
 
 from __future__ import annotations
 
 import reprlib
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from server.errors import InvalidRequest
 
@@ -26,11 +27,20 @@ class Wire(BaseModel):
 W = TypeVar("W", bound=Wire)
 
 
-def validated(model: type[W], values: dict[str, Any]) -> W:
+def _whole(value: Any) -> Any:
+    # JavaScript and JSON know one kind of number, and some languages write 3 as 3.0.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
+def validated(model: type[W], values: dict[str, Any], spelled: Mapping[str, str] | None = None) -> W:
+    """`spelled`: the client's names for fields that have several, for the error."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise _invalid(error) from None
+        raise _invalid(error, spelled or {}) from None
 
 
 def shown(value: object) -> str:
@@ -39,13 +49,18 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 3] + "..."
 
 
-def _invalid(error: ValidationError) -> InvalidRequest:
+def _invalid(error: ValidationError, spelled: Mapping[str, str]) -> InvalidRequest:
     details = error.errors(include_url=False, include_context=False)
-    paths = [".".join(str(part) for part in detail["loc"])[:_PARAM_CHARS] for detail in details[:_SHOWN_ERRORS]]
+    paths = [_path(detail["loc"], spelled) for detail in details[:_SHOWN_ERRORS]]
     sentences = [_sentence(path, detail) for path, detail in zip(paths, details, strict=False)]
     if len(details) > _SHOWN_ERRORS:
         sentences.append(f"and {len(details) - _SHOWN_ERRORS} more")
     return InvalidRequest("; ".join(sentences) + ".", param=paths[0] or None)
+
+
+def _path(place: tuple[int | str, ...], spelled: Mapping[str, str]) -> str:
+    first, *rest = (str(part) for part in place)
+    return ".".join((spelled.get(first, first), *rest))[:_PARAM_CHARS]
 
 
 def _sentence(path: str, detail: Any) -> str:

@@ -6,27 +6,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from server.chat.parts import Message
+from server.chat.parts import Message, ToolCallPart
 from server.chat.shapes import Shape
 from server.chat.tools import FREE, Tool, ToolChoice
-
-
-class Conversation(msgspec.Struct, frozen=True, tag=True):
-    """Messages for the chat template. When the last is the assistant's, the model continues it (prefill)."""
-
-    messages: tuple[Message, ...]
-    tools: tuple[Tool, ...] = ()
-    # Extra variables for the chat template, from an allow-list; scalars only.
-    template_variables: dict[str, str | int | float | bool] = {}
-
-
-class RawPrompt(msgspec.Struct, frozen=True, tag=True):
-    """A prompt without a template: text, or token ids."""
-
-    content: str | tuple[int, ...]
-
-
-Prompt = Conversation | RawPrompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +23,43 @@ class Reasoning:
     budget_tokens: int | None = None
 
 
+class Conversation(msgspec.Struct, frozen=True, tag=True):
+    """Messages for the chat template.
+
+    `template_variables`: extra ones, from an allow-list; scalars only. `reasoning`: what the template is to be told of
+    it, in whatever words it has for that. `open`: the model is to write; otherwise the conversation is rendered as it
+    stands.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    template_variables: dict[str, str | int | float | bool] = {}
+    reasoning: Reasoning = Reasoning()
+    open: bool = True
+
+    @property
+    def continues(self) -> bool:
+        """Whether the model is to go on with the last message (prefill) rather than answer it. One that ends in tool
+        calls is over: what comes next are their results."""
+        last = self.messages[-1]
+        return self.open and last.role == "assistant" and not any(isinstance(p, ToolCallPart) for p in last.parts)
+
+
+class RawPrompt(msgspec.Struct, frozen=True, tag=True):
+    """A prompt without a template: text, or token ids."""
+
+    content: str | tuple[int, ...]
+
+
+Prompt = Conversation | RawPrompt
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
     """Everything about the answer but its prompt. `None` means the model's or the server's default.
 
-    `max_tokens` None = up to the context. `top_logprobs` None = no logprobs, k = k alternatives per token.
+    `max_tokens` None = up to the context, 0 = read the prompt only. `top_logprobs` None = no logprobs, k = k
+    alternatives per token.
     Sampling fields that are None take the model's `generation_config.json` values.
     `prompt_logprobs` scores the prompt's own tokens too (completions with echo and logprobs).
     `min_tokens` and `ignore_eos` keep the model from ending early. `allowed_token_ids` None allows all; no text of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,13 +11,15 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
-    """One token as logprobs show it: `text` is lossy where the token is part of a character, `raw` is not."""
+    """One token as logprobs show it: `text` is lossy where the token is part of a character, `raw` is not. `offset`:
+    at which character of the prompt or of the answer the token begins."""
 
     id: int
     text: str
     raw: bytes
     logprob: float
     top: tuple[tuple[int, str, bytes, float], ...] = ()
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class Started:
     prompt_tokens: int
     # Logprobs of the prompt come later, as `PromptLogprobs`.
     prompt_text: str = ""
+    prompt_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +92,15 @@ Delta = TextDelta | ReasoningDelta | ToolCallDelta
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The last event of one choice. `completion_tokens` counts tokens the model made, stop token not counted."""
+    """The last event of one choice. `completion_tokens` counts tokens the model made, stop token not counted.
+
+    `stop_string`: the one that ended it, if one did.
+    """
 
     choice: int
     reason: FinishReason
     completion_tokens: int
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What a model folder says about itself in its JSON files: stop tokens, context, vocabulary, sampling.
 
-Runs in the HTTP process, in a thread. Whatever is wrong with the folder is a ModelUnavailable of one sentence.
+Text process. Whatever is wrong with the folder is a ModelUnavailable of one sentence.
 """
 
 from __future__ import annotations
@@ -36,13 +36,12 @@ class SamplingDefaults:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """`stop_ids`: of generation_config.json, else of config.json. `special`: the tokenizer's `*_token` texts."""
+    """`stop_ids`: of generation_config.json, else of config.json."""
 
     stop_ids: frozenset[int]
     context_length: int
     vocab_size: int | None
     sampling: SamplingDefaults
-    special: dict[str, str]
 
 
 def read_object(folder: Path, name: str, *, required: bool = False) -> dict[str, Any]:
@@ -77,7 +76,6 @@ def read_facts(folder: Path) -> ModelFacts:
         or CONTEXT_WHEN_UNSAID,
         vocab_size=_count(config.get("vocab_size")),
         sampling=_sampling(generation),
-        special=special_texts(tokenizer),
     )
 
 
@@ -112,9 +110,11 @@ def _sampling(generation: dict[str, Any]) -> SamplingDefaults:
 
 
 def special_texts(tokenizer: dict[str, Any]) -> dict[str, str]:
-    """bos_token, eos_token, ... of tokenizer_config.json: strings, or AddedToken objects with the text in `content`."""
+    """bos_token, eos_token, ... of tokenizer_config.json: strings, or AddedToken objects with the text in `content`.
+    A model's own names for more of them stand one level down."""
+    more = tokenizer.get("extra_special_tokens")
     texts: dict[str, str] = {}
-    for name, value in tokenizer.items():
+    for name, value in (tokenizer | (more if isinstance(more, dict) else {})).items():
         text = value.get("content") if isinstance(value, dict) else value
         if name.endswith("_token") and isinstance(text, str):
             texts[name] = text

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from server.chat.channels import Channels, Piece, ReasoningPiece, TextOnly, TextPiece, ToolCallPiece
 from server.chat.deltas import Delta, ReasoningDelta, ScoredToken, TextDelta, ToolCallDelta
+from server.chat.offsets import left_by_others
 from server.chat.stops import StopFinder
 from server.chat.vocabulary import Vocabulary
 from server.engine_client.protocol import TokenLogprob
@@ -28,8 +29,9 @@ def token_text(vocabulary: Vocabulary, entry: TokenLogprob) -> ScoredToken:
 class ChoiceOutput:
     """One choice of one request. After a stop string, and after `finish`, it is done.
 
-    `channels` parse the markers of the model; None is a model without any. Not `parallel`: the first call ends it.
-    `called`: a call was passed on whole. `reasoning_tokens`: how many tokens the thoughts took, with their markers.
+    `channels` parse the markers of the model; None is a model without any. `prompt` is what the answer goes on from.
+    Not `parallel`: the first call ends it. `called`: a call was passed on whole. `reasoning_tokens`: how many tokens
+    the thoughts took, with their markers.
     """
 
     def __init__(
@@ -39,10 +41,11 @@ class ChoiceOutput:
         choice: int,
         want_logprobs: bool,
         channels: Channels | None = None,
+        prompt: Sequence[int] = (),
         parallel: bool = True,
     ) -> None:
         self._vocabulary = vocabulary
-        self._stream = vocabulary.stream()
+        self._stream = vocabulary.stream(prompt)
         self._channels = channels or TextOnly()
         self._stops = StopFinder(stop)
         self._choice = choice
@@ -52,6 +55,11 @@ class ChoiceOutput:
         self.reasoning_tokens = 0
         # Nothing is held back and nothing left out: the text of the tokens is the answer.
         self._plain = channels is None and not stop and not want_logprobs
+
+    @property
+    def stop_string(self) -> str | None:
+        """The one that ended it."""
+        return self._stops.met
 
     def push(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> tuple[list[Delta], bool]:
         """The deltas that `tokens` give, and whether the choice has ended with them, by a stop string or its only call:
@@ -63,7 +71,10 @@ class ChoiceOutput:
         for index, token in enumerate(tokens):
             text = self._stream.push(token)
             if self._scored is not None:
-                self._scored.add(token_text(self._vocabulary, logprobs[index]), len(text))
+                scored = token_text(self._vocabulary, logprobs[index])
+                # A first space that is the spelling's alone is not in the answer.
+                shown = text if scored.text == f" {text}" else scored.text
+                self._scored.add(replace(scored, text=shown), len(text), left_by_others(scored.raw, text))
             thinking = self._channels.reasoning
             self._take(self._channels.push(token, text), deltas)
             self.reasoning_tokens += thinking or self._channels.reasoning
@@ -140,9 +151,9 @@ class _ScoredTokens:
         self._unsorted: deque[tuple[int, ScoredToken]] = deque()
         self._in_text: deque[tuple[int, ScoredToken]] = deque()
 
-    def add(self, token: ScoredToken, length: int) -> None:
-        """The next token, which completed `length` characters."""
-        self._unsorted.append((self._made, token))
+    def add(self, token: ScoredToken, length: int, others: int) -> None:
+        """The next token, which completed `length` characters; it begins behind the first `others` of them."""
+        self._unsorted.append((self._made, replace(token, offset=self._made + others)))
         self._made += length
 
     def consumed(self, count: int) -> tuple[ScoredToken, ...]:

@@ -7,12 +7,14 @@ from functools import cached_property
 from pathlib import Path
 
 from server.chat.conversation import Prompt
+from server.chat.conversion import Conversions
+from server.chat.encoded import EncodedPrompt
 from server.chat.formats.choose import FORMATS
 from server.chat.formats.format import WireFormat
-from server.chat.prompt import EncodedPrompt, encode_prompt
+from server.chat.prompt import encode_prompt
 from server.chat.template import ChatTemplate
 from server.chat.tokenizer import ChatTokenizer
-from server.chat.vocabulary import Vocabulary
+from server.chat.vocabulary import Vocabulary, VocabularyTable
 
 
 @dataclass(frozen=True)
@@ -22,26 +24,31 @@ class Processor:
     tokenizer: ChatTokenizer
     template: ChatTemplate
     context_length: int
+    wire_format: WireFormat
 
     @staticmethod
-    def load(folder: Path, context_length: int | None) -> Processor:
-        """`context_length` is the configured one; the model's own bounds it.
+    def load(
+        folder: Path, context_length: int | None, conversions: Conversions, wire_format: str = "auto"
+    ) -> Processor:
+        """`context_length` None: what the folder says by itself; `wire_format` "auto": what its template says.
 
         Raises:
             ModelUnavailable: when a file is missing or broken.
         """
-        tokenizer, template = ChatTokenizer.load(folder), ChatTemplate.load(folder)
-        longest = tokenizer.context_length
-        return Processor(tokenizer, template, min(context_length or longest, longest))
+        tokenizer = ChatTokenizer.load(folder, conversions)
+        template = ChatTemplate.load(folder, tokenizer.special)
+        # Bounds the texts that are tokenized alone, too.
+        tokenizer.context_length = context_length or tokenizer.context_length
+        chosen = FORMATS[template.wire_format if wire_format == "auto" else wire_format]
+        return Processor(tokenizer, template, tokenizer.context_length, chosen)
+
+    def table(self) -> VocabularyTable:
+        return self.tokenizer.table(self.context_length, self.wire_format.name)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """As the HTTP process has it."""
-        return Vocabulary(self.tokenizer.table(self.context_length))
+        return Vocabulary(self.table())
 
-    @property
-    def wire_format(self) -> WireFormat:
-        return FORMATS[self.vocabulary.wire_format]
-
-    def encode_prompt(self, prompt: Prompt) -> EncodedPrompt:
-        return encode_prompt(self.tokenizer, self.template, prompt, self.context_length)
+    def encode_prompt(self, prompt: Prompt, *, with_offsets: bool) -> EncodedPrompt:
+        return encode_prompt(self.tokenizer, self.template, prompt, self.context_length, with_offsets=with_offsets)

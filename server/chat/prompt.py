@@ -1,4 +1,4 @@
-"""Prompt to token ids: template, control tokens, checkpoints, context limit. Blocking; HTTP process, in a thread.
+"""Prompt to token ids: template, control tokens, checkpoints, context limit. Text process.
 
 Special-token policy: in a conversation only the template may write control tokens. Where a message spells one
 (`<|im_end|>`), it is encoded as plain characters: no message can end its turn or forge another's.
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from itertools import pairwise
 
 from server.chat.conversation import Conversation, Prompt, RawPrompt
-from server.chat.template import ChatTemplate, End, Rendered
+from server.chat.encoded import EncodedPrompt, End
+from server.chat.history import declaration
+from server.chat.template import ChatTemplate, Rendered
 from server.chat.template_values import strings_in, template_values
 from server.chat.tokenizer import ChatTokenizer
 from server.errors import ContextLengthExceeded, InvalidRequest
@@ -22,22 +23,17 @@ from server.errors import ContextLengthExceeded, InvalidRequest
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDEF)]
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedPrompt:
-    """`boundaries`: where in `ids` the system message and the latest messages end, ascending; one that is not certain
-    is absent."""
-
-    ids: list[int]
-    boundaries: list[End]
-    text: str
-
-
 def encode_prompt(
-    tokenizer: ChatTokenizer, template: ChatTemplate, prompt: Prompt, context_length: int
+    tokenizer: ChatTokenizer,
+    template: ChatTemplate,
+    prompt: Prompt,
+    context_length: int,
+    *,
+    with_offsets: bool = False,
 ) -> EncodedPrompt:
     """Raises ContextLengthExceeded when no token is left for an answer, InvalidRequest for all else."""
     if isinstance(prompt, RawPrompt):
-        encoded = _raw(tokenizer, prompt.content, context_length)
+        encoded = _raw(tokenizer, prompt.content, context_length, with_offsets)
     else:
         encoded = _conversation(tokenizer, template, prompt, context_length)
     if len(encoded.ids) >= context_length:
@@ -52,18 +48,29 @@ def encode_prompt(
     return encoded
 
 
-def _raw(tokenizer: ChatTokenizer, content: str | tuple[int, ...], context_length: int) -> EncodedPrompt:
+def _raw(
+    tokenizer: ChatTokenizer, content: str | tuple[int, ...], context_length: int, with_offsets: bool
+) -> EncodedPrompt:
+    offsets: list[int] | None = None
     if isinstance(content, str):
         tokenizer.check_size(content, context_length)
-        ids = tokenizer.encode(content, add_special=True)
+        if with_offsets:
+            ids, offsets = tokenizer.encode_with_offsets(content)
+        else:
+            ids = tokenizer.encode(content, add_special=True)
         if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_id:
-            del ids[0]  # the caller spelled it and the tokenizer added it
+            # The caller spelled it and the tokenizer added it.
+            del ids[0]
+            offsets = offsets[1:] if offsets is not None else None
         text = content
     else:
         ids = list(content)
         # The context first: decoding a list that is too long is work for nothing.
         text = tokenizer.decode(ids) if len(ids) < context_length else ""
-    return EncodedPrompt(ids or [_first_token(tokenizer)], [], text)
+        offsets = tokenizer.offsets(ids) if with_offsets else None
+    if not ids:
+        ids, offsets = [_first_token(tokenizer)], [0] if with_offsets else None
+    return EncodedPrompt(ids, [], text, offsets)
 
 
 def _first_token(tokenizer: ChatTokenizer) -> int:
@@ -91,6 +98,8 @@ def _unused_mark(conversation: Conversation) -> str:
     strings = [value for value in conversation.template_variables.values() if isinstance(value, str)]
     for message in conversation.messages:
         strings += strings_in(template_values(message, str))
+    for tool in conversation.tools:
+        strings += strings_in(declaration(tool))
     mark = next((mark for mark in _MARKS if not any(mark in text for text in strings)), None)
     if mark is None:
         raise InvalidRequest("The conversation holds every noncharacter of Unicode.", param="messages")
@@ -127,13 +136,28 @@ def _pattern(texts: Sequence[str]) -> str:
 
 def _encode_segments(tokenizer: ChatTokenizer, rendered: Rendered, mark: str) -> tuple[list[int], list[End]]:
     """Each segment between marks on its own, so that the two halves of a spelled control token never meet."""
-    segments = rendered.text.split(mark)
-    starts = accumulate((len(segment) + 1 for segment in segments[:-1]), initial=0)
     ids: list[int] = []
     boundaries: list[End] = []
-    for start, segment in zip(starts, segments, strict=True):
-        ends = {end.offset - start: end.role for end in rendered.ends if start <= end.offset < start + len(segment)}
-        tokens, found = tokenizer.encode_with_borders(segment, ends)
-        boundaries += [End(len(ids) + offset, ends[border]) for border, offset in found.items()]
-        ids += tokens
+    start = 0
+    for segment in rendered.text.split(mark):
+        for at, piece in _well_read(tokenizer, segment, start):
+            ends = {end.offset - at: end.role for end in rendered.ends if at <= end.offset < at + len(piece)}
+            tokens, found = tokenizer.encode_with_borders(piece, ends, goes_on=at > 0)
+            boundaries += [End(len(ids) + offset, ends[border]) for border, offset in found.items()]
+            ids += tokens
+        start += len(segment) + len(mark)
     return ids, boundaries
+
+
+def _well_read(tokenizer: ChatTokenizer, segment: str, start: int) -> list[tuple[int, str]]:
+    """`segment`, which starts at `start`, cut behind the first character of whatever only a normalizer makes a control
+    token of; again as long as cutting uncovers more."""
+    pieces = [(start, segment)]
+    while True:
+        cut = []
+        for at, piece in pieces:
+            edges = [0, *(begin + 1 for begin in tokenizer.misread(piece)), len(piece)]
+            cut += [(at + left, piece[left:right]) for left, right in pairwise(edges) if left < right]
+        if len(cut) <= len(pieces):
+            return cut
+        pieces = cut

@@ -14,16 +14,21 @@ class StopFinder:
         self._first = frozenset(text[0] for text in stop)
         self._held = ""
         self.idle = not stop
-        self.stopped = False
+        # The stop string that ended the text.
+        self.met: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self.met is not None
 
     def push(self, text: str) -> str:
         """What of the text so far is certain not to be part of a stop string, beyond what was returned before."""
         text = self._held + text
-        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
-            self.stopped = True
+            _, at, self.met = min(found)
             self._held = ""
-            return text[: min(found)[1]]
+            return text[:at]
         keep = self._beginning(text)
         self._held = text[keep:]
         return text[:keep]

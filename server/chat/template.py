@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError
 from msgspec.structs import replace
 
+from server.chat.completeness import lost_message
+from server.chat.content_style import in_parts, roles_with_parts
 from server.chat.conversation import Conversation
-from server.chat.model_files import read_object, special_texts
-from server.chat.parts import Message, Role, TextPart
+from server.chat.encoded import End
+from server.chat.formats.choose import choose
+from server.chat.history import arranged, declaration
+from server.chat.message_ends import excerpt, message_ends, with_marks
+from server.chat.parts import Message, Role, TextPart, ToolCallPart
 from server.chat.sandbox import TemplateEnvironment
-from server.chat.template_values import template_values
+from server.chat.template_files import DEFAULT, TOOL_USE, template_sources
+from server.chat.template_values import changed_strings, template_values
+from server.chat.traits import Traits, template_variables
 from server.chat.turns import Messages, arrangements
 from server.errors import InvalidRequest, ModelUnavailable
 
 _MAX_CHARS = 2**25
-# Ends of older messages were checkpointed when they were new.
-_ENDS = 8
 # Unicode guarantees that this is never a character; see `_continuation`.
 _CUT = "\ufdef"
 # Templates test `tools is not none`, so these must be defined; and some models think unless told otherwise.
 _ALWAYS: dict[str, Any] = {"tools": None, "documents": None, "enable_thinking": False}
-
-
-class End(NamedTuple):
-    """A character offset at which a message of `role` ends."""
-
-    offset: int
-    role: Role
+_NO_TEMPLATE = "This model has no chat template; use /v1/completions with a prompt of your own."
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +45,36 @@ class Rendered:
 class ChatTemplate:
     """One model's template, compiled once. Thread-safe."""
 
-    def __init__(self, source: str | None, variables: dict[str, str]) -> None:
-        self._variables = variables
+    def __init__(self, source: str | None, variables: dict[str, str], missing: str = _NO_TEMPLATE) -> None:
+        """`missing` is what users are told where there is none."""
+        self._variables = _ALWAYS | variables
+        self._missing = missing
+        # What the folder has for conversations with tools, if that is another template.
+        self.with_tools: ChatTemplate | None = None
+        self.wire_format = choose(source)
+        environment = TemplateEnvironment()
+        self._traits = Traits() if source is None else Traits.of(source, environment)
         try:
-            self._template = None if source is None else TemplateEnvironment().from_string(source)
+            self._template = None if source is None else environment.from_string(source)
         except TemplateSyntaxError as error:
             raise ModelUnavailable(
                 f"The model's chat template is broken at line {error.lineno}: {error.message}"
             ) from error
+        self._with_parts = frozenset[Role]() if self._template is None else roles_with_parts(self._bare)
 
     @staticmethod
-    def load(folder: Path) -> ChatTemplate:
+    def load(folder: Path, special: dict[str, str]) -> ChatTemplate:
         """The folder's template, which may name the tokenizer's special tokens, such as bos_token."""
-        config = read_object(folder, "tokenizer_config.json")
-        return ChatTemplate(_source(folder, config), special_texts(config))
+        sources = template_sources(folder)
+        missing = _NO_TEMPLATE
+        if sources and DEFAULT not in sources:
+            names = ", ".join(sorted(sources))
+            missing = f"This model has chat templates for special uses only ({names}) and none that is the default."
+        template = ChatTemplate(sources.get(DEFAULT), special, missing)
+        if TOOL_USE in sources:
+            template.with_tools = ChatTemplate(sources[TOOL_USE], special)
+            template.wire_format = template.with_tools.wire_format
+        return template
 
     def render(self, conversation: Conversation, change: Callable[[str], str] = str) -> Rendered:
         """Render up to where the model is to write, every string of the conversation as `change` makes it.
@@ -67,28 +82,54 @@ class ChatTemplate:
         Raises:
             InvalidRequest: with the template's own sentence when it refuses the conversation.
         """
+        if conversation.tools and self.with_tools is not None:
+            return self.with_tools.render(conversation, change)
         if self._template is None:
-            raise InvalidRequest("This model has no chat template; use /v1/completions with a prompt of your own.")
+            raise InvalidRequest(self._missing)
         asked = {
             name: change(value) if isinstance(value, str) else value
             for name, value in conversation.template_variables.items()
         }
-        rendering = _Rendering(self._template, _ALWAYS | self._variables | asked, change)
-        messages, text = _first_complete(rendering, conversation.messages)
+        told = template_variables(conversation.reasoning, self._traits)
+        declared = [changed_strings(declaration(tool), change) for tool in conversation.tools]
+        names = self._variables | told | asked | ({"tools": declared} if declared else {})
+        rendering = _Rendering(self._template, names, change, conversation, self._traits, self._with_parts)
+        arranged_messages = arranged(conversation.messages, conversation.tools, self._traits)
+        messages, text = _first_complete(rendering, arranged_messages)
         return Rendered(text, _message_ends(rendering, messages, text))
+
+    def _bare(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        assert self._template is not None
+        return self._template.render(self._variables | {"messages": messages, "add_generation_prompt": False})
 
 
 class _Rendering:
-    def __init__(self, template: Template, variables: dict[str, Any], change: Callable[[str], str]) -> None:
+    """`with_parts`: the roles whose content the template takes as parts."""
+
+    def __init__(
+        self,
+        template: Template,
+        variables: dict[str, Any],
+        change: Callable[[str], str],
+        conversation: Conversation,
+        traits: Traits,
+        with_parts: frozenset[Role],
+    ) -> None:
         self._template = template
         self._variables = variables
+        self._open = conversation.open
+        self._continues = conversation.continues
+        self._with_parts = with_parts
         # A message is rendered many times, and a long one is long to change.
-        self._values = functools.cache(lambda message: template_values(message, change))
+        self._values = functools.cache(
+            lambda message: template_values(message, change, traits, arguments_as_text=self._arguments_as_text)
+        )
+        self._arguments_as_text = False
 
     def prompt(self, messages: Messages) -> str:
-        if messages and messages[-1].role == "assistant":
+        if self._continues:
             return self._continuation(messages)
-        return self.text(messages, add_generation_prompt=True)
+        return self.text(messages, add_generation_prompt=self._open)
 
     def _continuation(self, messages: Messages) -> str:
         """Up to the end of the last content. A mark finds it where searching would find the template's own words, and
@@ -99,13 +140,28 @@ class _Rendering:
             raise InvalidRequest("This model's chat template cannot continue an assistant message.", param="messages")
         return text
 
+    def take_arguments_as_text(self) -> None:
+        """Some templates put the text of a call's arguments together with other text, where most want an object."""
+        self._arguments_as_text = True
+        self._values.cache_clear()
+
     def content(self, message: Message) -> str:
         """Its content as templates write it that trim."""
         return str(self._values(message)["content"]).strip()
 
+    def _as_taken(self, message: Message) -> dict[str, Any]:
+        """Its values as the template takes them. Reasoning has a second name, which gpt-oss reads."""
+        values = self._values(message)
+        if (reasoning := values.get("reasoning_content")) is not None:
+            values = {"thinking": reasoning, **values}
+        # Calls without a word have no part either.
+        if message.role in self._with_parts and (values["content"] or "tool_calls" not in values):
+            values = values | {"content": in_parts(values["content"])}
+        return values
+
     def text(self, messages: Messages, *, add_generation_prompt: bool) -> str:
         names = self._variables | {
-            "messages": [self._values(message) for message in messages],
+            "messages": [self._as_taken(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
         }
         pieces = []
@@ -127,95 +183,45 @@ class _Rendering:
 
 
 def _first_complete(rendering: _Rendering, messages: Messages) -> tuple[Messages, str]:
-    """The first arrangement that the template renders whole; else the first that it renders; else its first refusal."""
-    partial: tuple[Messages, str] | None = None
+    """`_first_of`, with the arguments of calls as objects, or else as text."""
+    try:
+        return _first_of(rendering, messages)
+    except InvalidRequest:
+        if not any(isinstance(part, ToolCallPart) for message in messages for part in message.parts):
+            raise
+        rendering.take_arguments_as_text()
+        return _first_of(rendering, messages)
+
+
+def _first_of(rendering: _Rendering, messages: Messages) -> tuple[Messages, str]:
+    """The first arrangement that the template renders whole, with its rendering.
+
+    Raises:
+        InvalidRequest: there is none: its first refusal, or whose message it leaves out.
+    """
     refusal: InvalidRequest | None = None
+    lost: Message | None = None
     for arrangement in arrangements(messages):
         try:
             text = rendering.prompt(arrangement)
         except InvalidRequest as error:
             refusal = refusal or error
             continue
-        if _is_complete(rendering, arrangement, text):
+        left_out = lost_message(arrangement, text, rendering.content, rendering.prompt)
+        if left_out is None:
             return arrangement, text
-        partial = partial or (arrangement, text)
-    if partial is None:
-        raise refusal or InvalidRequest("The conversation has no messages.", param="messages")
-    return partial
-
-
-def _is_complete(rendering: _Rendering, messages: Messages, text: str) -> bool:
-    """Some templates do not refuse a system message that they do not expect but leave it out. Assistant messages may
-    lose their thinking rightly, so they do not count."""
-    cursor = 0
-    for message in messages:
-        if message.role in ("system", "user"):
-            content = rendering.content(message)
-            found = text.find(content, cursor)
-            if found < 0 and content not in text:
-                return False
-            cursor = max(cursor, found + len(content))
-    return True
+        lost = lost or left_out
+    if refusal is None and lost is not None:
+        refusal = InvalidRequest(
+            f"This model's chat template leaves out what a message of role '{lost.role}' says.", param="messages"
+        )
+    raise refusal or InvalidRequest("The conversation has no messages.", param="messages")
 
 
 def _message_ends(rendering: _Rendering, messages: Messages, text: str) -> tuple[End, ...]:
-    """The ends of the system message and of the latest messages. The latest are found in an excerpt, because each costs
-    a rendering of everything before it; counted from the end of the prompt, they are at the same place in the excerpt
-    and in the whole."""
-    system = (1,) if messages and messages[0].role == "system" else ()
-    excerpt = _excerpt(messages)
-    if len(excerpt) < len(messages):
-        try:
-            short = rendering.prompt(excerpt)
-        except InvalidRequest:
-            short = ""
-        ends = _ends(rendering, excerpt, short, _latest(excerpt))
-        # Else the template writes the latest messages differently when fewer are before them.
-        if ends and text.endswith(short[ends[0].offset :]):
-            moved = [End(end.offset + len(text) - len(short), end.role) for end in ends]
-            return (*_ends(rendering, messages, text, system), *moved)
-    return _ends(rendering, messages, text, sorted({*system, *_latest(messages)}))
-
-
-def _latest(messages: Messages) -> range:
-    """For each of the latest messages, how many messages there are up to and including it."""
-    return range(max(1, len(messages) - _ENDS + 1), len(messages) + 1)
-
-
-def _excerpt(messages: Messages) -> Messages:
-    """The messages before the assistant first speaks, then those from one of its later turns on. The latest messages
-    are among them, and the roles still alternate as the template demands."""
-    spoken = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    late = [index for index in spoken if index <= len(messages) - _ENDS]
-    return messages[: spoken[0]] + messages[late[-1] :] if late else messages
-
-
-def _ends(rendering: _Rendering, messages: Messages, text: str, counts: Iterable[int]) -> tuple[End, ...]:
-    """Where the first `count` messages end, for each of `counts`, ascending. Found by rendering them alone; left out
-    where that is not a prefix of the whole, as with templates that treat the last message differently."""
-    ends = []
-    for count in counts:
-        last = messages[count - 1]
-        try:
-            prefix = rendering.text(messages[:count], add_generation_prompt=False)
-        except InvalidRequest:
-            continue
-        # Without its last content it would be the end of something else, such as BOS alone.
-        if rendering.content(last) in prefix and text.startswith(prefix) and 0 < len(prefix) < len(text):
-            ends.append(End(len(prefix), last.role))
-    return tuple(sorted(set(ends)))
-
-
-def _source(folder: Path, config: dict[str, Any]) -> str | None:
-    """chat_template.jinja, else `chat_template` of tokenizer_config.json: a string, or a list with a "default"."""
+    few = excerpt(messages)
     try:
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        pass
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelUnavailable("The model's chat_template.jinja cannot be read.") from error
-    value = config.get("chat_template")
-    if isinstance(value, list):
-        entries = (entry for entry in value if isinstance(entry, dict) and entry.get("name") == "default")
-        value = next(entries, {}).get("template")
-    return value if isinstance(value, str) else None
+        marked = rendering.text(with_marks(few), add_generation_prompt=False)
+    except InvalidRequest:
+        return ()
+    return message_ends(few, text, marked, is_excerpt=len(few) < len(messages))

@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from server.chat.parts import Message, ReasoningPart, ToolCallPart, ToolResultPart
+from server.chat.traits import Traits
+
+_SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 
-def template_values(message: Message, change: Callable[[str], str]) -> dict[str, Any]:
+def template_values(
+    message: Message, change: Callable[[str], str], traits: Traits | None = None, *, arguments_as_text: bool = False
+) -> dict[str, Any]:
     """With `change` applied to every string that came from outside, as the template will write it: parts that it gets
     joined are joined, and JSON is read, so that nothing hides between two parts or behind an escape."""
+    traits = traits or Traits()
     values: dict[str, Any] = {"content": message.text}
     calls = []
+    reasoning = ""
     for part in message.parts:
         match part:
             case ReasoningPart():
-                values["reasoning_content"] = values.get("reasoning_content", "") + part.text
+                reasoning += part.text
             case ToolCallPart():
-                function = {"name": part.name, "arguments": _arguments(part.arguments)}
-                calls.append({"id": part.id, "type": "function", "function": function})
+                arguments = part.arguments or "{}" if arguments_as_text else _arguments(part.arguments)
+                function = {"name": part.name, "arguments": arguments}
+                calls.append({"id": _id(part.id, traits), "type": "function", "function": function})
             case ToolResultPart():
-                values["tool_call_id"] = part.call_id
+                values["tool_call_id"] = _id(part.call_id, traits)
                 if part.name is not None:
                     values["name"] = part.name
-    changed: dict[str, Any] = _changed(values | ({"tool_calls": calls} if calls else {}), change)
+    if reasoning:
+        values["reasoning_content"] = reasoning
+        if traits.thought_key is not None:
+            values[traits.thought_key] = reasoning
+            if calls and message.text:
+                # Beside a call such a template has one place for both.
+                values |= {traits.thought_key: f"{reasoning}\n\n{message.text}", "content": ""}
+    changed: dict[str, Any] = changed_strings(values | ({"tool_calls": calls} if calls else {}), change)
     return {"role": message.role, **changed}
 
 
@@ -42,20 +59,30 @@ def strings_in(value: Any) -> Iterator[str]:
             yield from strings_in(inner)
 
 
-def _changed(value: Any, change: Callable[[str], str]) -> Any:
+def changed_strings(value: Any, change: Callable[[str], str]) -> Any:
+    """A JSON value with every string in it, keys too, as `change` makes it."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
-        return {change(key): _changed(inner, change) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_changed(inner, change) for inner in value]
+        return {change(key): changed_strings(inner, change) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [changed_strings(inner, change) for inner in value]
     return value
 
 
 def _arguments(text: str) -> Any:
     """As text when they are not a JSON object: templates write a string as it is."""
+    if not text.strip():
+        return {}
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return text
     return value if isinstance(value, dict) else text
+
+
+def _id(call_id: str, traits: Traits) -> str:
+    """As the template takes it; the same id is always put the same way, so that calls and results still meet."""
+    if not traits.short_ids or _SHORT_ID.fullmatch(call_id):
+        return call_id
+    return hashlib.sha256(call_id.encode("utf-8", "replace")).hexdigest()[:9]

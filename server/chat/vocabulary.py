@@ -7,6 +7,7 @@ at this table has none.
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 
 import msgspec
 
@@ -18,7 +19,7 @@ class VocabularyTable(msgspec.Struct, frozen=True, kw_only=True):
     """As it crosses from the text process. Token i is `text[starts[i]:starts[i + 1]]`, `starts` little-endian uint32.
 
     `hidden` tokens add nothing to an answer. `added` are the tokens beside the text's own, special ones among them, by
-    their text. `wire_format` names how the model writes thoughts and calls. `strips_space`: an answer's first space
+    their text. `wire_format` names how the model writes thoughts and calls. `strips_space`: a text's first space
     belongs to the spelling only.
     """
 
@@ -87,8 +88,11 @@ class Vocabulary:
             return b""
         return self._text[self._starts[token] : self._starts[token + 1]]
 
-    def stream(self) -> TokenStream:
-        return TokenStream(self, strips_space=self._strips_space)
+    def stream(self, prompt: Sequence[int] = ()) -> TokenStream:
+        """For what comes after `prompt`: decoding both together less decoding the prompt. A first space is the
+        spelling's only where nothing has been shown before it."""
+        begins = self._strips_space and not any(map(self.shown_bytes, prompt))
+        return TokenStream(self, strips_space=begins)
 
 
 class TokenStream:

@@ -10,6 +10,7 @@ from server.engine.compat import Layers
 from server.engine.masks import MaskedModel
 from server.engine.sampling import make_processors, make_sampler
 from server.engine.scoring import token_logprob
+from server.engine.side_by_side import SideBySide
 from server.engine.steering import Steering
 from server.engine_client.protocol import EngineEvent, Failed, Finished, Generate, TokenLogprob, Tokens
 
@@ -23,11 +24,14 @@ class Newcomer(NamedTuple):
 
 
 class Batch:
-    """Ids are those of `Generate`. `vocab_size`: the tokens that may be drawn."""
+    """Ids are those of `Generate`. `vocab_size`: the tokens that may be drawn. Not `merged`, each sequence has a
+    forward pass of its own."""
 
-    def __init__(self, model: Any, vocab_size: int) -> None:
-        self._model = MaskedModel(model, vocab_size)
-        self._batch = compat.empty_batch(self._model)
+    def __init__(self, model: Any, vocab_size: int, *, merged: bool = True) -> None:
+        self._model = model
+        self._vocab_size = vocab_size
+        self._merged = merged
+        self._batch: Any = compat.empty_batch(MaskedModel(model, vocab_size)) if merged else SideBySide()
         self._requests: dict[int, Generate] = {}
         self._steerings: dict[int, Steering] = {}
 
@@ -50,32 +54,39 @@ class Batch:
         """Decode these too; their first step is one pass. The events of those that cannot begin."""
         if not newcomers:
             return []
-        requests = [newcomer.request for newcomer in newcomers]
-        self._model.steerings, self._model.drawn = [newcomer.steering for newcomer in newcomers], None
-        self._batch.extend(
-            compat.decoding_batch(
-                self._model,
-                ids=[request.id for request in requests],
-                last_tokens=[request.prompt[-1] for request in requests],
-                caches=[newcomer.layers for newcomer in newcomers],
-                tokens=[request.prompt[:-1] for request in requests],
-                samplers=[make_sampler(request.sampling) for request in requests],
-                processors=[tuple(make_processors(request.sampling, len(request.prompt))) for request in requests],
-                stop_tokens=[request.stop_tokens for request in requests],
-                max_tokens=[request.max_tokens for request in requests],
-            )
-        )
-        self._requests |= {request.id: request for request in requests}
+        if self._merged:
+            self._batch.extend(self._decoding(newcomers))
+        else:
+            self._batch.extend(SideBySide([self._decoding([newcomer]) for newcomer in newcomers]))
+        self._requests |= {new.request.id: new.request for new in newcomers}
         self._steerings |= {new.request.id: new.steering for new in newcomers if new.steering is not None}
         # Before the first token that nothing allowed is seen.
         return [self._fail(new.request.id, new.steering) for new in newcomers if new.steering and new.steering.failed]
+
+    def _decoding(self, newcomers: Sequence[Newcomer]) -> Any:
+        requests = [newcomer.request for newcomer in newcomers]
+        model = MaskedModel(self._model, self._vocab_size)
+        model.steerings = [newcomer.steering for newcomer in newcomers]
+        return compat.decoding_batch(
+            model,
+            ids=[request.id for request in requests],
+            last_tokens=[request.prompt[-1] for request in requests],
+            caches=[newcomer.layers for newcomer in newcomers],
+            tokens=[request.prompt[:-1] for request in requests],
+            samplers=[make_sampler(request.sampling) for request in requests],
+            processors=[tuple(make_processors(request.sampling, len(request.prompt))) for request in requests],
+            stop_tokens=[request.stop_tokens for request in requests],
+            max_tokens=[request.max_tokens for request in requests],
+            merged=self._merged,
+        )
 
     def step(self) -> tuple[list[EngineEvent], list[tuple[Generate, list[int], Layers]]]:
         """One token for every sequence. Each that finished, with the tokens that its caches hold, and the caches."""
         events: list[EngineEvent] = []
         finished = []
-        self._model.steerings = [self._steerings.get(id) for id in self._batch.uids]
-        self._model.drawn = compat.drawn_tokens(self._batch)
+        for part in [self._batch] if self._merged else self._batch.sequences:
+            part.model.steerings = [self._steerings.get(id) for id in part.uids]
+            part.model.drawn = compat.drawn_tokens(part)
         for response in self._batch.next():
             request = self._requests[response.uid]
             steering = self._steerings.get(request.id)

@@ -6,14 +6,16 @@ packages from above, and `tests/server/engine/test_compat.py` fails when an upgr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy as copying
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_map, tree_unflatten
 from mlx_lm.generate import GenerationBatch, PromptProcessingBatch, StopSequences
-from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache
+from mlx_lm.models import cache as caches_of_mlx_lm
+from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache
 from mlx_lm.sample_utils import greedy_sampler
 
 # One mlx-lm cache per layer.
@@ -28,6 +30,14 @@ def empty_batch(model: Any) -> GenerationBatch:
     return GenerationBatch.empty(model, greedy_sampler)
 
 
+class SingleSequence(GenerationBatch):  # type: ignore[misc]
+    """A batch of one on the sequence's own caches, which need not be of a kind that can be merged."""
+
+    def extract_cache(self, idx: int) -> Layers:
+        # A list of its own: the batch clears its list when the sequence has finished.
+        return list(self.prompt_cache)
+
+
 def decoding_batch(
     model: Any,
     ids: list[int],
@@ -38,13 +48,18 @@ def decoding_batch(
     processors: list[tuple[Callable[[mx.array, mx.array], mx.array], ...]],
     stop_tokens: list[list[int]],
     max_tokens: list[int],
+    *,
+    merged: bool = True,
 ) -> GenerationBatch:
-    """Sequences whose `tokens` are in their `caches` and whose `last_tokens` are fed next. It steps once right away."""
-    return GenerationBatch(
+    """Sequences whose `tokens` are in their `caches` and whose `last_tokens` are fed next. It steps once right away.
+
+    Not `merged`, it can be one sequence only, and its caches are used as they are.
+    """
+    return (GenerationBatch if merged else SingleSequence)(
         model,
         ids,
         mx.array(last_tokens),
-        [layers[0].merge(list(layers)) for layers in zip(*caches, strict=True)],
+        [layers[0].merge(list(layers)) for layers in zip(*caches, strict=True)] if merged else list(*caches),
         tokens,
         samplers,
         greedy_sampler,
@@ -81,11 +96,15 @@ def prefill_together(model: Any, caches: Sequence[Layers], tokens: Sequence[list
 def is_trimmable(layer: Any) -> bool:
     """Whether any range of its tokens can be cut out. `layer.is_trimmable()` also says so of a sliding window that is
     not full yet; and a subclass may keep more than keys and values, so the type is compared exactly."""
+    if isinstance(layer, CacheList):
+        return all(map(is_trimmable, layer.caches))
     return type(layer) is KVCache
 
 
 def cut(layer: Any, start: int, stop: int) -> Any:
     """Tokens start..stop of a trimmable layer, as a separate cache."""
+    if isinstance(layer, CacheList):
+        return CacheList(*(cut(part, start, stop) for part in layer.caches))
     keys, values, _ = layer.state
     # Contiguous, or the whole buffer would stay in memory behind the view.
     parts = (mx.contiguous(array[..., start:stop, :]) for array in (keys, values))
@@ -94,6 +113,8 @@ def cut(layer: Any, start: int, stop: int) -> Any:
 
 def concatenate(layers: Sequence[Any]) -> Any:
     """Trimmable layers whose buffers are full, one behind the other."""
+    if isinstance(layers[0], CacheList):
+        return CacheList(*(concatenate(parts) for parts in zip(*(layer.caches for layer in layers), strict=True)))
     keys, values, offsets = map(list, zip(*(layer.state for layer in layers), strict=True))
     return KVCache.from_state((mx.concatenate(keys, axis=2), mx.concatenate(values, axis=2), sum(offsets)))
 
@@ -104,8 +125,16 @@ def copy(layer: Any) -> Any:
         return _copy_window(layer)
     if isinstance(layer, CacheList):
         return CacheList(*map(copy, layer.caches))
+    if not is_storable(layer):
+        # A class of the architecture's own.
+        return copying.deepcopy(layer)
     state = tree_map(lambda leaf: mx.array(leaf) if isinstance(leaf, mx.array) else leaf, layer.state)
     return type(layer).from_state(state)
+
+
+def is_storable(layer: Any) -> bool:
+    """Whether `load_prompt_cache` makes it again: it looks for the class in mlx-lm's module of caches only."""
+    return getattr(caches_of_mlx_lm, type(layer).__name__, None) is type(layer)
 
 
 def _copy_window(layer: RotatingKVCache) -> RotatingKVCache:
@@ -118,14 +147,32 @@ def _copy_window(layer: RotatingKVCache) -> RotatingKVCache:
     return window
 
 
+def leaves(layers: Layers) -> Iterator[Any]:
+    """The caches that hold arrays themselves: a layer may have several."""
+    for layer in layers:
+        if isinstance(layer, CacheList):
+            yield from leaves(layer.caches)
+        else:
+            yield layer
+
+
 def window_size(layer: Any) -> int | None:
-    """Tokens that a sliding-window layer keeps; None for other layers."""
+    """Tokens that a layer keeps at most; None for layers that keep all of them, or a state instead."""
+    if isinstance(layer, ChunkedKVCache):
+        return int(layer.chunk_size)
     return int(layer.max_size) if isinstance(layer, RotatingKVCache) else None
 
 
-def bytes_per_token(layer: Any) -> int:
-    """Of keys and values; a buffer is larger than its tokens, so this is its size by its length."""
-    return int(layer.nbytes) // int(layer.keys.shape[2])
+def is_recurrent(layer: Any) -> bool:
+    """Whether its size does not depend on the number of tokens."""
+    return isinstance(layer, ArraysCache)
+
+
+def bytes_per_token(layer: Any, tokens: int) -> int:
+    """Of a layer that holds `tokens`. A buffer of keys and values is larger than its tokens, so this is then its size
+    by its length."""
+    keys = getattr(layer, "keys", None)
+    return int(layer.nbytes) // int(tokens if keys is None else keys.shape[2])
 
 
 # ---- files. mlx-lm 0.32.2: `load_prompt_cache` builds all caches to give the metadata, and a start looks at thousands

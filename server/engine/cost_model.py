@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from server.engine import compat, kv
@@ -16,8 +15,8 @@ from server.engine import compat, kv
 class KVCostModel:
     """Bytes of KV cache, and `activation_per_token` bytes that a prefill chunk needs besides.
 
-    `per_token`: of the layers with full attention. `windows`: (bytes per token, tokens at most) of each sliding window.
-    `constant`: recurrent state.
+    `per_token`: of the layers with full attention, and of kinds that are not known. `windows`: (bytes per token, tokens
+    at most) of each sliding window or chunk. `constant`: recurrent state.
     """
 
     per_token: int
@@ -41,11 +40,11 @@ def measure(model: nn.Module, tokens: int = 32) -> KVCostModel:
     kv.evaluate(layers)
     activation = max(0, mx.get_peak_memory() - before) // tokens
     per_token, constant, windows = 0, 0, []
-    for layer in layers:
-        if compat.is_trimmable(layer):
-            per_token += compat.bytes_per_token(layer)
+    for layer in compat.leaves(layers):
+        if compat.is_recurrent(layer):
+            constant += layer.nbytes
         elif (most := compat.window_size(layer)) is not None:
-            windows.append((compat.bytes_per_token(layer), most))
+            windows.append((compat.bytes_per_token(layer, tokens), most))
         else:
-            constant += sum(leaf.nbytes for _, leaf in tree_flatten(layer.state) if isinstance(leaf, mx.array))
+            per_token += compat.bytes_per_token(layer, tokens)
     return KVCostModel(per_token, tuple(windows), constant, activation)

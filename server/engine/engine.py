@@ -24,6 +24,7 @@ from server.engine.disk_tier import DiskTier
 from server.engine.grammar import GrammarPending, Grammars
 from server.engine.prefill_queue import PrefillQueue
 from server.engine.prefix_cache import PrefixCache
+from server.engine.rehearsal import Together
 from server.engine.scheduler import Scheduler
 from server.engine.token_budget import TokenBudget
 from server.engine.tokens import GrammarError
@@ -64,9 +65,17 @@ class Float32Logits:
 
 
 class Engine:
-    """`disk` may hold prefixes of an earlier process; `admission` knows the memory."""
+    """`disk` may hold prefixes of an earlier process; `admission` knows the memory, `together` what can be batched."""
 
-    def __init__(self, model: nn.Module, vocab_size: int, options: Load, admission: Admission, disk: DiskTier) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        vocab_size: int,
+        options: Load,
+        admission: Admission,
+        disk: DiskTier,
+        together: Together,
+    ) -> None:
         self._model = Float32Logits(model)
         self._vocab_size = vocab_size
         self._admission = admission
@@ -80,8 +89,11 @@ class Engine:
             trimmable=trimmable,
             prefill_rate=lambda: self._budget.prefill_tokens_per_s,
         )
-        self._prefills = PrefillQueue(self._model, admission, self._prefixes, trimmable=trimmable)
-        self._batch = Batch(self._model, vocab_size)
+        self._prefills = PrefillQueue(
+            self._model, admission, self._prefixes, trimmable=trimmable, together=together.prefill
+        )
+        self._together = together
+        self._batch = self._empty_batch()
         self._grammars = Grammars(vocab_size)
         # Prompts that are read, and whose grammar is not compiled yet.
         self._unsteered: list[Newcomer] = []
@@ -198,6 +210,9 @@ class Engine:
         """What was read and answered, for the next turn."""
         self._prefixes.store(tokens, layers, [], "assistant", request.cache_salt)
 
+    def _empty_batch(self) -> Batch:
+        return Batch(self._model, self._vocab_size, merged=self._together.decode)
+
     # ---- memory
 
     def _running(self) -> list[tuple[Generate, int]]:
@@ -246,7 +261,7 @@ class Engine:
         # The traceback holds the failed batch's caches alive; let go of both before the next step allocates.
         detail = "".join(traceback.format_exception(error))
         error.__traceback__ = None
-        self._batch = Batch(self._model, self._vocab_size)
+        self._batch = self._empty_batch()
         self._prefills.clear()
         self._unsteered.clear()
         if kind == "memory":

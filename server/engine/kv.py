@@ -21,6 +21,11 @@ def all_trimmable(layers: Layers) -> bool:
     return all(map(is_trimmable, layers))
 
 
+def is_storable(layers: Layers) -> bool:
+    """Whether a segment of them can be read back from a file."""
+    return all(map(compat.is_storable, compat.leaves(layers)))
+
+
 def extract(layers: Layers, start: int, stop: int) -> Layers:
     """The segment of tokens start..stop of one sequence; non-trimmable layers as they are now. Copies, evaluated."""
     segment = [compat.cut(layer, start, stop) if is_trimmable(layer) else compat.copy(layer) for layer in layers]

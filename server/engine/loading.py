@@ -9,9 +9,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.utils import load_model
 
 from quantize.foreign_json import read_json
+from quantize.forward.loading import load_folder
 
 
 class LoadError(Exception):
@@ -25,18 +25,16 @@ def load(folder: Path) -> tuple[nn.Module, int, int]:
         LoadError: for whatever is wrong with the folder. Nothing in it is ever executed: code files are ignored
             and `model_file` is refused.
     """
-    config = _config(folder)
+    _config(folder)
     try:
-        # trust_remote_code is given explicitly: a default may change.
-        model, _ = load_model(folder, trust_remote_code=False)
+        model = load_folder(folder)
     except MemoryError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        # One of its architectures ends the process where a package is missing.
         # mlx-lm and MLX raise ValueError, KeyError, TypeError, RuntimeError, ... depending on the damage.
         raise LoadError(_sentence(error, folder)) from error
     weights = dict(tree_flatten(model.parameters()))
-    if config.get("quantization") and not any(name.endswith(".scales") for name in weights):
-        raise LoadError("config.json says that the model is quantized but its weights are not.")
     return model, vocabulary_size(model), sum(w.nbytes for w in weights.values() if isinstance(w, mx.array))
 
 
@@ -50,7 +48,9 @@ def vocabulary_size(model: nn.Module) -> int:
         # Lazy: shapes without computing anything.
         width = int(model(mx.array([[0]])).shape[-1])
     except Exception as error:
-        raise LoadError(f"The model's weights do not fit together: {_first_line(error)}") from error
+        if "No Metal back-end" in str(error):
+            raise LoadError("mlx-lm runs this architecture on Metal only, which is absent here.") from error
+        raise LoadError(f"The model's weights do not fit together: {first_line(error)}") from error
     tables = (nn.Embedding, nn.QuantizedEmbedding)
     rows = [
         int(module.weight.shape[0])
@@ -80,13 +80,16 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _sentence(error: Exception, folder: Path) -> str:
-    """MLX's reason in one line without the path of the folder."""
-    reason = _first_line(error).replace(str(folder), "the folder")
+def _sentence(error: BaseException, folder: Path) -> str:
+    """MLX's reason in one line without the path of the folder; it lists tensors below one another."""
+    if isinstance(error, SystemExit):
+        return "mlx-lm cannot run models of this type without a package that is not installed."
+    reason = " ".join(str(error).split())[:300].replace(str(folder), "the folder")
     if isinstance(error, KeyError | AttributeError | TypeError):
         reason = f"its config.json is missing or misnaming something ({type(error).__name__}: {reason})"
     return f"The model's files could not be loaded: {reason}"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """Of what MLX or mlx-lm say; empty when they say nothing."""
     return (str(error).strip().splitlines() or [""])[0][:300]

@@ -36,13 +36,17 @@ class Chunk:
 
 
 class PrefillQueue:
-    """`trimmable`: whether all layers of the model are, so that any prefix can be cut out of a cache later."""
+    """`trimmable`: whether all layers of the model are, so that any prefix can be cut out of a cache later.
+    `together`: several prompts can be read in one forward pass."""
 
-    def __init__(self, model: Any, admission: Admission, prefixes: PrefixCache, *, trimmable: bool) -> None:
+    def __init__(
+        self, model: Any, admission: Admission, prefixes: PrefixCache, *, trimmable: bool, together: bool = True
+    ) -> None:
         self._model = model
         self._admission = admission
         self._prefixes = prefixes
         self._trimmable = trimmable
+        self._together = together
         self._scheduler = PrefillScheduler()
         self._prefills: dict[int, Prefill] = {}
         self._earlier_peak = 0
@@ -108,7 +112,9 @@ class PrefillQueue:
         chosen = self._scheduler.next(list(self._prefills.values()))
         parts = [(chosen, self._part(chosen, size, events))]
         for other in self._prefills.values():
-            batchable = chosen.batchable and other.batchable and other.waits_for not in self._prefills
+            batchable = (
+                self._together and chosen.batchable and other.batchable and other.waits_for not in self._prefills
+            )
             if not batchable or other is chosen:
                 continue
             # Each is padded to the longest, and padding must not cost more than reading the weights again would.

@@ -10,7 +10,6 @@ another.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -74,7 +73,8 @@ class PrefixCache:
         self._disk = disk
         self._trimmable = trimmable
         self._prefill_rate = prefill_rate
-        self._trees: defaultdict[str, PrefixTree[CachedSegment]] = defaultdict(PrefixTree)
+        # Only trees that hold something: clients choose the salts.
+        self._trees: dict[str, PrefixTree[CachedSegment]] = {}
         self._clock = 0
         for stored in disk.scan():
             self._adopt(stored)
@@ -87,7 +87,7 @@ class PrefixCache:
     def find(self, tokens: list[int], salt: str = "") -> Hit:
         """The caches for the longest usable prefix of `tokens` but the last, which must be fed to the model."""
         self._clock += 1
-        tree = self._trees[salt]
+        tree = self._tree(salt)
         match = tree.match(tokens[:-1])
         path = self._worth_restoring(match)
         while (broken := self._load(path)) is not None:
@@ -116,7 +116,7 @@ class PrefixCache:
 
     def has(self, tokens: list[int], salt: str = "") -> bool:
         """Whether a sequence can resume just after `tokens` without reading the disk."""
-        match = self._trees[salt].match(tokens)
+        match = self._tree(salt).match(tokens)
         return _reach(self._usable(match, disk=False), match) == len(tokens)
 
     def shrink(self, limit: int) -> None:
@@ -140,6 +140,9 @@ class PrefixCache:
         segment.stored = self._disk.write(tokens, start, segment.kind, segment.layers or [], segment.salt)
         self._forget_lost()
         return segment.stored is not None
+
+    def _tree(self, salt: str) -> PrefixTree[CachedSegment]:
+        return self._trees.get(salt) or PrefixTree()
 
     def _nodes(self) -> Iterator[Node[CachedSegment]]:
         for tree in self._trees.values():
@@ -179,7 +182,7 @@ class PrefixCache:
     # ---- storing
 
     def _store(self, tokens: list[int], layers: Layers, kind: Kind, salt: str) -> None:
-        tree = self._trees[salt]
+        tree = self._trees.setdefault(salt, PrefixTree())
         match = tree.match(tokens)
         for node in match.path:
             node.segment.used = self._clock
@@ -200,7 +203,7 @@ class PrefixCache:
 
     def _adopt(self, stored: StoredSegment) -> None:
         """A file of an earlier process; those of shorter prefixes come first."""
-        tokens, tree = list(stored.tokens), self._trees[stored.salt]
+        tokens, tree = list(stored.tokens), self._trees.setdefault(stored.salt, PrefixTree())
         match = tree.match(tokens)
         if match.length < stored.start or match.length == len(tokens):
             self._disk.delete(stored)
@@ -240,7 +243,10 @@ class PrefixCache:
             if last.segment.stored is not None:
                 self._disk.delete(last.segment.stored)
                 last.segment.stored = None
-        self._trees[node.segment.salt].remove(node)
+        tree = self._trees[node.segment.salt]
+        tree.remove(node)
+        if not tree:
+            del self._trees[node.segment.salt]
 
     def _forget_lost(self) -> None:
         """Segments whose files made room for others on disk."""

@@ -43,6 +43,10 @@ class PrefixTree(Generic[S]):
     def __init__(self) -> None:
         self._roots: dict[int, Node[S]] = {}
 
+    def __bool__(self) -> bool:
+        """Whether it holds anything."""
+        return bool(self._roots)
+
     def __iter__(self) -> Iterator[Node[S]]:
         """Every node, parents before children."""
         pending = list(self._roots.values())

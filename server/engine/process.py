@@ -1,4 +1,4 @@
-"""The engine process: `python -m server.engine.process ADDRESS`, one resident model, one loop.
+"""The engine process: `python -m server.engine ADDRESS`, one resident model, one loop.
 
 The loop is three verbs: receive commands, step the engine, send events. The process ends on `Stop`, and when
 its parent is gone, so that no orphan keeps gigabytes of unified memory. Whatever can kill a process (a Metal abort, the
@@ -15,15 +15,18 @@ from pathlib import Path
 
 import mlx_lm
 import zmq
+from mlx_lm.models.cache import make_prompt_cache
 
-from server.engine import device
+from quantize.worker import exit_with_parent
+from server.engine import device, kv
 from server.engine.admission import Admission
+from server.engine.compat import is_out_of_memory
 from server.engine.cost_model import measure
 from server.engine.disk_tier import DiskTier
 from server.engine.engine import Engine
 from server.engine.fingerprint import fingerprint
 from server.engine.loading import LoadError, load
-from server.engine_client.parent import exit_with_parent
+from server.engine.rehearsal import rehearse
 from server.engine_client.protocol import (
     Cancel,
     EngineEvent,
@@ -35,6 +38,8 @@ from server.engine_client.protocol import (
     decode_command,
     encode,
 )
+
+log = logging.getLogger("configi.engine")
 
 _STATS_INTERVAL_S = 1.0
 # Idle for this long, the engine writes prefixes to disk: agents pause as long as their tools run.
@@ -50,30 +55,42 @@ def serve(socket: zmq.Socket[bytes]) -> None:
     options = decode_command(socket.recv())
     if not isinstance(options, Load):
         raise RuntimeError(f"the first command must be Load, not {options!r}")
-    start = time.monotonic()
-    limit = device.memory_limit(options.memory_limit)
-    device.prepare(limit)
     try:
-        model, vocab_size, weight_bytes = load(Path(options.model_dir))
+        engine, loaded = _load(options)
     except LoadError as error:
         socket.send(encode([Failed(None, "load", str(error), traceback.format_exc())]))
         return
-    except MemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         socket.send(encode([Failed(None, "memory", "There is not enough memory to load the model.")]))
         return
-    admission = Admission(limit, weight_bytes, measure(model))
-    disk = DiskTier(
-        Path(options.disk_dir) if options.disk_dir else None,
-        fingerprint(Path(options.model_dir), mlx_lm.__version__),
-        options.disk_limit,
-    )
-    engine = Engine(model, vocab_size, options, admission, disk)
-    seconds = time.monotonic() - start
-    socket.send(encode([Loaded(vocab_size=vocab_size, weight_bytes=weight_bytes, seconds=seconds)]))
+    socket.send(encode([loaded]))
     _loop(socket, engine)
     deadline = time.monotonic() + _LAST_WRITES_S
     while time.monotonic() < deadline and engine.write_one():
         pass
+
+
+def _load(options: Load) -> tuple[Engine, Loaded]:
+    """Raises LoadError for a model that cannot be loaded or cannot answer."""
+    start = time.monotonic()
+    folder = Path(options.model_dir)
+    limit = device.memory_limit(options.memory_limit)
+    device.prepare(limit)
+    model, vocab_size, weight_bytes = load(folder)
+    together = rehearse(model, vocab_size)
+    if not together.decode:
+        log.warning("mlx-lm cannot batch this architecture: each request has forward passes of its own")
+    disk_dir = Path(options.disk_dir) if options.disk_dir else None
+    if not kv.is_storable(make_prompt_cache(model)):
+        log.warning("mlx-lm cannot read this architecture's caches from files: no prefix is kept on disk")
+        disk_dir = None
+    disk = DiskTier(disk_dir, fingerprint(folder, mlx_lm.__version__), options.disk_limit)
+    admission = Admission(limit, weight_bytes, measure(model))
+    engine = Engine(model, vocab_size, options, admission, disk, together)
+    seconds = time.monotonic() - start
+    return engine, Loaded(vocab_size=vocab_size, weight_bytes=weight_bytes, seconds=seconds, batched=together.decode)
 
 
 def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
@@ -114,7 +131,3 @@ def main() -> None:
     serve(socket)
     # The default linger delivers the last events before the context closes.
     context.destroy(linger=2000)
-
-
-if __name__ == "__main__":
-    main()

@@ -59,6 +59,8 @@ class EngineClient:
         self._knows_tokens = False
         self._loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         self._silence_s = 0.0
+        # Whether its requests share forward passes; known once the model is loaded.
+        self.batched = True
         self.closed: ConfigiError | None = None
         self.stats: Stats | None = None
         # Requests that ended well: the supervisor then forgets past failures.
@@ -143,6 +145,7 @@ class EngineClient:
             case Stats():
                 self.stats = event
             case Loaded():
+                self.batched = event.batched
                 self._loaded.set_result(event)
             case Failed(id=id):
                 error = _FAILURES[event.kind](event.message)

@@ -158,11 +158,12 @@ EngineCommand = Load | TokenTable | Generate | Cancel | Stop
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The model is resident."""
+    """The model is resident, and has answered. `batched`: requests share its forward passes."""
 
     vocab_size: int
     weight_bytes: int
     seconds: float
+    batched: bool = True
 
 
 class Prefilled(msgspec.Struct, frozen=True, tag=True):

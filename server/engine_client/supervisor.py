@@ -25,7 +25,7 @@ from server.settings.types import EngineSettings, Settings
 log = logging.getLogger("configi.supervisor")
 
 # -P: a folder named `server` in the working directory must not be imported instead.
-ENGINE_COMMAND = (sys.executable, "-P", "-m", "server.engine.process")
+ENGINE_COMMAND = (sys.executable, "-P", "-m", "server.engine")
 # A process that was asked to stop gets this long before it is killed.
 _STOP_S = 5.0
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
+from typing import Literal
 
+from server.chat.channels import Channels
 from server.chat.conversation import GenerationRequest
-from server.chat.deltas import Event, Finish, PrefillProgress, PromptLogprobs, ScoredToken, Usage
+from server.chat.deltas import Event, Finish, FinishReason, PrefillProgress, PromptLogprobs, ScoredToken, Usage
+from server.chat.encoded import EncodedPrompt
 from server.chat.output import ChoiceOutput, token_text
-from server.chat.prompt import EncodedPrompt
 from server.chat.vocabulary import Vocabulary
 from server.engine_client.client import EngineStream
 from server.engine_client.protocol import Finished, Prefilled, PromptScored, Tokens
@@ -22,17 +25,24 @@ async def answer(
     request: GenerationRequest,
     vocabulary: Vocabulary,
     prompt: EncodedPrompt,
+    new_channels: Callable[[], Channels | None],
     on_slot: Callable[[], None],
 ) -> AsyncGenerator[Event, None]:
-    """The events of every choice as they come, then the usage of all together. `on_slot`: the request has a slot."""
+    """The events of every choice as they come, then the usage of all together. `new_channels`: the parser of one
+    choice. `on_slot`: the request has a slot."""
     options = request.options
+    scored, parallel = options.top_logprobs is not None, options.tool_choice.parallel
     outputs = [
-        ChoiceOutput(vocabulary, options.stop, choice, options.top_logprobs is not None) for choice in range(options.n)
+        ChoiceOutput(vocabulary, options.stop, choice, scored, new_channels(), prompt=prompt.ids, parallel=parallel)
+        for choice in range(options.n)
     ]
     completion_tokens = [0] * options.n
     cached = 0
     async for choice, event in stream:
         match event:
+            case Tokens() | Finished() if options.max_tokens == 0:
+                if isinstance(event, Finished):
+                    yield Finish(choice, "length", 0)
             case Tokens():
                 completion_tokens[choice] += len(event.tokens)
                 deltas, stopped = outputs[choice].push(event.tokens, event.logprobs)
@@ -40,11 +50,12 @@ async def answer(
                     yield delta
                 if stopped:
                     stream.stop(choice)
-                    yield Finish(choice, "stop", completion_tokens[choice])
+                    reason = _reason("stop", outputs[choice])
+                    yield Finish(choice, reason, completion_tokens[choice], outputs[choice].stop_string)
             case Finished():
-                for delta in outputs[choice].finish():
+                for delta in outputs[choice].finish(cut=event.reason == "length"):
                     yield delta
-                yield Finish(choice, event.reason, completion_tokens[choice])
+                yield Finish(choice, _reason(event.reason, outputs[choice]), completion_tokens[choice])
             case Prefilled():
                 on_slot()
                 cached = max(cached, event.cached)
@@ -54,14 +65,29 @@ async def answer(
                     yield PrefillProgress(event.done, event.total, event.cached)
             case PromptScored():
                 yield PromptLogprobs(choice, _prompt_tokens(prompt, event, vocabulary))
-    yield Usage(len(prompt.ids), sum(completion_tokens), cached)
+    reasoning_tokens = sum(output.reasoning_tokens for output in outputs)
+    yield Usage(len(prompt.ids), sum(completion_tokens), cached, reasoning_tokens)
+
+
+def _reason(reason: Literal["stop", "length"], output: ChoiceOutput) -> FinishReason:
+    """A model that has called stops for the results."""
+    return "tool_calls" if reason == "stop" and output.called else reason
 
 
 def _prompt_tokens(prompt: EncodedPrompt, scored: PromptScored, vocabulary: Vocabulary) -> tuple[ScoredToken, ...]:
     """The prompt as scored tokens; the first has no logprob, which is NaN here."""
     text, raw = vocabulary.token(prompt.ids[0])
     first = ScoredToken(prompt.ids[0], text, raw, math.nan)
-    return (first, *(token_text(vocabulary, logprob) for logprob in scored.logprobs))
+    tokens = (first, *(token_text(vocabulary, logprob) for logprob in scored.logprobs))
+    offsets = prompt.offsets or [0] * len(tokens)
+    return tuple(_placed(token, prompt.text, at) for token, at in zip(tokens, offsets, strict=True))
+
+
+def _placed(token: ScoredToken, text: str, at: int) -> ScoredToken:
+    """`token` where it begins in the prompt, without the space that only its spelling has there."""
+    shorter = token.text.removeprefix(" ")
+    only_spelled = not text.startswith(token.text, at) and text.startswith(shorter, at)
+    return replace(token, text=shorter if only_spelled else token.text, offset=at)
 
 
 def _log_prefix(request_id: str, event: Prefilled) -> None:

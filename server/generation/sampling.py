@@ -5,11 +5,11 @@ from __future__ import annotations
 import secrets
 from typing import TypeVar
 
-from server.chat.conversation import Client, GenerationOptions
+from server.chat.conversation import Client, GenerationOptions, Reasoning
+from server.chat.encoded import EncodedPrompt
 from server.chat.formats.format import ThoughtMarkers
 from server.chat.grammar.constraint import FREE, Constraint
 from server.chat.parts import Role
-from server.chat.prompt import EncodedPrompt
 from server.chat.vocabulary import Vocabulary
 from server.engine_client.protocol import Boundary, Generate, Kind, Sampling, Thought
 from server.errors import InvalidRequest
@@ -50,7 +50,8 @@ def generate_commands(
             boundaries=[Boundary(end.offset, _KINDS[end.role]) for end in prompt.boundaries],
             client=client.group,
             cache_salt=client.cache_salt,
-            max_tokens=room if options.max_tokens is None else min(options.max_tokens, room),
+            # The engine has no request without an answer: one of none makes a token that nobody is shown.
+            max_tokens=room if options.max_tokens is None else max(1, min(options.max_tokens, room)),
             # Never more than there is room for, or the answer could not end.
             min_tokens=min(options.min_tokens, room),
             stop_tokens=[] if options.ignore_eos else sorted(vocabulary.eos_ids),
@@ -80,19 +81,19 @@ def generate_commands(
 
 
 def thought_of(
-    markers: ThoughtMarkers | None, budget: int | None, prompt: EncodedPrompt, constraint: Constraint
+    markers: ThoughtMarkers | None, reasoning: Reasoning, prompt: EncodedPrompt, constraint: Constraint
 ) -> Thought | None:
-    """What the engine must know of the model's reasoning: something if it is bounded, or if a grammar waits for it."""
-    grammar = constraint.grammar
+    """What the engine must know of the model's thought: something if it is bounded, or if a grammar waits for it."""
+    grammar, budget = constraint.grammar, reasoning.budget_tokens
     if markers is None or (budget is None and (grammar is None or grammar.opening)):
         return None
-    return Thought(
-        begin=markers.begin,
-        end=markers.end,
-        open=prompt.text.rstrip().endswith(markers.begin.rstrip()),
-        max_tokens=budget,
-        closing=constraint.closing,
-    )
+    tail = prompt.text.rstrip()
+    is_open = tail.endswith(markers.begin.rstrip())
+    over = reasoning.enabled is False or tail.endswith(markers.end.rstrip())
+    if over and not is_open and budget is None:
+        # What is held from its first token must not begin with a thought that nobody wants.
+        return None
+    return Thought(begin=markers.begin, end=markers.end, open=is_open, max_tokens=budget, closing=constraint.closing)
 
 
 def _given(value: T | None, default: T) -> T:

@@ -12,13 +12,16 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import replace
 
+from msgspec import structs
+
 from server.chat.conversation import Conversation, GenerationRequest, Prompt, RawPrompt
-from server.chat.deltas import Event, Started, TextDelta
+from server.chat.deltas import Event, ReasoningDelta, Started, TextDelta, ToolCallDelta
 from server.chat.formats.choose import FORMATS
 from server.chat.formats.format import ThoughtMarkers
 from server.chat.grammar.constraint import FREE, Constraint
-from server.errors import ContextLengthExceeded
+from server.errors import ContextLengthExceeded, ModelLoading
 from server.generation.answer import answer
+from server.generation.channels import channels_of
 from server.generation.places import Places
 from server.generation.sampling import generate_commands, thought_of
 from server.generation.waiting import ModelWait
@@ -54,19 +57,26 @@ class Generation:
             limit_s = None if request.wait_for_model else self.settings.lifecycle.load_wait_s
             wait = ModelWait(self._residency, entry, place, limit_s)
             opening = self._residency.open(entry)
-            while pending := await wait.news(opening):
-                yield pending
+            try:
+                while pending := await wait.news(opening):
+                    yield pending
+            except ModelLoading:
+                # Its next try is to find the model further on, as it does when its weights were waited for.
+                self._residency.preload(entry)
+                raise
             text = opening.result()
             constraining = asyncio.ensure_future(self._constraint(request, text))
             # The prompt's error comes first, and then nobody asks for this one.
             constraining.add_done_callback(lambda task: task.cancelled() or task.exception())
             try:
-                prompt = await text.encode_prompt(request.prompt, request.client.group)
+                prompt = await text.encode_prompt(
+                    _with_reasoning(request), request.client.group, with_offsets=options.prompt_logprobs
+                )
                 constraint = await constraining
             finally:
                 constraining.cancel()
             self._log_text(request, "prompt", prompt.text)
-            thought = thought_of(_thought_markers(text), options.reasoning.budget_tokens, prompt, constraint)
+            thought = thought_of(_thought_markers(text), options.reasoning, prompt, constraint)
             commands = generate_commands(options, request.client, text.vocabulary, prompt, constraint, thought)
             with self._residency.lease(entry) as lease:
                 while pending := await wait.news(lease.granted):
@@ -76,13 +86,13 @@ class Generation:
                     closing(engine.generate(commands, text.vocabulary.token_table)) as stream,
                     place.queue(stream) as queue_timeout,
                 ):
-                    yield Started(entry.id, len(prompt.ids), prompt.text)
+                    yield Started(entry.id, len(prompt.ids), prompt.text, prompt.ids)
                     on_slot = queue_timeout.cancel
-                    async with aclosing(answer(stream, request, text.vocabulary, prompt, on_slot)) as events:
+                    channels = channels_of(request, text.vocabulary, prompt, held=commands[0].grammar is not None)
+                    async with aclosing(answer(stream, request, text.vocabulary, prompt, channels, on_slot)) as events:
                         async for event in events:
                             measured.event(event)
-                            if isinstance(event, TextDelta):
-                                self._log_text(request, f"answer {event.choice}", event.text)
+                            self._log_answer(request, event)
                             yield event
 
     async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool, client: str) -> list[int]:
@@ -110,6 +120,15 @@ class Generation:
             opening = self._residency.open(entry)
             await ModelWait(self._residency, entry, place, self.settings.lifecycle.load_wait_s).news(opening)
             yield opening.result()
+
+    def _log_answer(self, request: GenerationRequest, event: Event) -> None:
+        match event:
+            case TextDelta():
+                self._log_text(request, f"answer {event.choice}", event.text)
+            case ReasoningDelta():
+                self._log_text(request, f"reasoning {event.choice}", event.text)
+            case ToolCallDelta():
+                self._log_text(request, f"call {event.choice}.{event.index}", (event.name or "") + event.arguments)
 
     async def _constraint(self, request: GenerationRequest, text: TextProcess) -> Constraint:
         """What the request asks of its answer. What of that cannot be enforced is said in the log."""
@@ -165,6 +184,12 @@ class Generation:
     def end(self) -> None:
         """The grace time is over: whatever still runs gets an error event."""
         self._places.end()
+
+
+def _with_reasoning(request: GenerationRequest) -> Prompt:
+    """The template is told what was asked for."""
+    prompt = request.prompt
+    return prompt if isinstance(prompt, RawPrompt) else structs.replace(prompt, reasoning=request.options.reasoning)
 
 
 def _thought_markers(text: TextProcess) -> ThoughtMarkers | None:

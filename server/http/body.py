@@ -6,11 +6,10 @@ keys: the last one wins.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,24 +17,38 @@ from starlette.requests import Request
 
 from server.errors import InvalidRequest
 from server.http.json_bounds import check_bounds
+from server.http.parser import BodyParser
 from server.settings.types import LimitSettings
 
 T = TypeVar("T")
 
-# Above this, parsing takes long enough to be felt by the streams that share the event loop.
-_WORKER_BYTES = 64 * 1024
-# One at a time: a thread takes the interpreter as often as the event loop does, and eight would take most turns.
-_PARSER = ThreadPoolExecutor(1, thread_name_prefix="body")
+# What is larger, or holds more lists and objects, takes longer to read than the streams that share the event loop
+# should wait.
+_SMALL_BYTES = 64 * 1024
+_SMALL_CONTAINERS = 2000
 _INT64_DIGITS = re.compile(rb"\d{19}")
 _POSITION = re.compile(r"\(byte (\d+)\)")
 
 
 async def parsed_body(request: Request, parse: Callable[[bytes], T]) -> T:
-    """`parse(body)`, in a worker thread when the body is big."""
-    raw = await request.body()
-    if len(raw) > _WORKER_BYTES:
-        return await asyncio.get_running_loop().run_in_executor(_PARSER, parse, raw)
-    return parse(raw)
+    """`parse(body)`: here when that is quick, otherwise where it holds nobody up. See `BodyParser` for what it may be.
+
+    Raises:
+        ConfigiError: what `parse` raises.
+        ClientDisconnect: the client left before its body was parsed.
+    """
+    pieces = deque([piece async for piece in request.stream()])
+    if sum(map(len, pieces)) <= _SMALL_BYTES:
+        raw = b"".join(pieces)
+        if raw.count(b"[") + raw.count(b"{") <= _SMALL_CONTAINERS:
+            return parse(raw)
+        pieces = deque([raw])
+    state = request.scope.get("state") or {}
+    parser: BodyParser | None = state.get("parser")
+    if parser is None:
+        # Without the guard nobody else is to be held up.
+        return parse(b"".join(pieces))
+    return await parser.parse(parse, pieces, state["client"], request.is_disconnected)
 
 
 def json_object(raw: bytes, limits: LimitSettings) -> dict[str, Any]:

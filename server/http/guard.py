@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.allocator import give_back
 from server.errors import (
     AuthenticationFailed,
     BodyTooLarge,
@@ -33,6 +34,7 @@ from server.http.budget import BodyBudget, BodyShare
 from server.http.clients import Clients
 from server.http.dialect import Dialect, Dialects
 from server.http.origins import allowed_names, host_is_allowed, host_name, origin_is_allowed
+from server.http.parser import BodyParser
 from server.settings.types import ServerSettings
 
 log = logging.getLogger("configi.guard")
@@ -45,6 +47,9 @@ _MAX_HEADER_BYTES = 64 * 1024
 _DRAINED_BYTES = 64 * 1024
 # For so long it is still taken from who gets an answer before it was all there.
 _DRAIN_S = 2.0
+# After a body of more, what it has taken of memory is given back so long after its request.
+_LARGE_BYTES = 2**20
+_SETTLED_S = 1.0
 
 
 class Guard:
@@ -64,18 +69,23 @@ class Guard:
         self._bound_to_all = settings.host in ("0.0.0.0", "::", "")
         self._clients = Clients(settings.key_digests)
         self._budget = BodyBudget(settings.body_budget)
+        self._parser = BodyParser()
+        self._giving_back: asyncio.TimerHandle | None = None
         self._on_answer = on_answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                await self._parser.close()
             return
         headers = Headers(scope=scope)
         # Base URLs that end in a slash are common: //v1//models.
         scope["path"] = re.sub("/{2,}", "/", scope["path"])
         body = Body(receive, self._settings, self._budget.share(), owed=_owes_body(headers))
         exchange = Exchange(_request_id(headers), self.dialects.of(scope["path"]), send, body)
-        scope["state"]["request_id"] = exchange.request_id
+        scope["state"] |= {"request_id": exchange.request_id, "parser": self._parser}
         try:
             _check_size(headers)
             self._check_host(headers)
@@ -98,9 +108,20 @@ class Guard:
             await exchange.fail(ConfigiError())
         finally:
             body.share.give_back()
+            if body.received > _LARGE_BYTES:
+                self._give_back_soon()
             exchange.log_access(scope)
             if exchange.client:
                 self._on_answer(exchange.client, exchange.status)
+
+    def _give_back_soon(self) -> None:
+        """What large bodies leave behind, once for all that end within a moment."""
+        if self._giving_back is None:
+            self._giving_back = asyncio.get_running_loop().call_later(_SETTLED_S, self._give_back)
+
+    def _give_back(self) -> None:
+        self._giving_back = None
+        asyncio.get_running_loop().run_in_executor(None, give_back)
 
     def _check_host(self, headers: Headers) -> None:
         values = headers.getlist("host")
@@ -148,7 +169,7 @@ class Guard:
 class Body:
     """`receive` with bounds on size, budget and time until the body is there; afterwards the plain one.
 
-    `owed`: bytes that have been announced; infinite when nobody knows how many.
+    `owed`: bytes that have been announced; infinite when nobody knows how many. `received`: those that have come.
     """
 
     def __init__(self, receive: Receive, settings: ServerSettings, share: BodyShare, owed: float) -> None:
@@ -157,12 +178,12 @@ class Body:
         self._owed = owed
         self._settings = settings
         self._deadline = asyncio.get_running_loop().time() + settings.body_timeout_s
-        self._bytes = 0
+        self.received = 0
         self._complete = False
 
     async def receive(self) -> Message:
         if self._complete:
-            # Whoever asks again has parsed it, and looks whether its client is still there.
+            # Whoever asks again is about to parse it, or has, and looks whether its client is still there.
             self.share.give_back()
             return await self._receive()
         try:
@@ -171,10 +192,10 @@ class Body:
         except TimeoutError:
             seconds = self._settings.body_timeout_s
             raise RequestTooSlow(f"The request body did not arrive within {seconds:g} s.") from None
-        self._bytes += len(message.get("body", b""))
-        if self._bytes > self._settings.max_body:
+        self.received += len(message.get("body", b""))
+        if self.received > self._settings.max_body:
             raise _too_large(self._settings)
-        self.share.grow(self._bytes)
+        self.share.grow(self.received)
         self._complete = not message.get("more_body", False)
         return message
 
@@ -184,15 +205,15 @@ class Body:
         self.share.give_back()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_S):
-                while self.rest and self._bytes <= 2 * self._settings.max_body:
+                while self.rest and self.received <= 2 * self._settings.max_body:
                     message = await self._receive()
-                    self._bytes += len(message.get("body", b""))
+                    self.received += len(message.get("body", b""))
                     self._complete = not message.get("more_body", False)
 
     @property
     def rest(self) -> float:
         """Bytes that are still to come, and that nobody reads once there is an answer."""
-        return 0 if self._complete else self._owed - self._bytes
+        return 0 if self._complete else self._owed - self.received
 
 
 class Exchange:

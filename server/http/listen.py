@@ -9,11 +9,13 @@ import logging
 import os
 import resource
 import socket
+import sys
 from collections.abc import Callable, Sequence
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.allocator import keep_little
 from server.errors import SetupError
 from server.http.compat import UvicornServer
 from server.http.guard import Guard
@@ -28,6 +30,9 @@ _BACKLOG = 512
 _FILES = 10240
 # Longer than what proxies and SDK connection pools keep (60 s), so that the client closes first.
 _KEEP_ALIVE_S = 75
+# How long a thread that computes may keep the event loop from the interpreter: a fifth of what is usual, since the loop
+# asks for it again after each system call.
+_TURN_S = 0.001
 # What streams get, after the grace time, to write their error event.
 _LAST_WORDS_S = 2.0
 
@@ -105,6 +110,8 @@ def run(
     """
     lifespan = _Lifespan(app)
     _allow_many_connections()
+    keep_little()
+    sys.setswitchinterval(_TURN_S)
     config = uvicorn.Config(
         lifespan,
         # A second more than the streams' own write timeout, which ends the request behind the connection first.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from quantize.folder.model_files import weight_files
 from quantize.machine import available_memory
 from server.errors import InsufficientMemory
 from server.settings.types import LifecycleSettings
@@ -37,7 +38,8 @@ class Memory:
 
 def weight_bytes(folder: Path) -> int:
     """The size of the files that are loaded, which is their size in memory."""
-    return sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
+    sizes = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
+    return sum(sizes[name] for name in (weight_files(sizes, None) if sizes else ()))
 
 
 def _gigabytes(count: int) -> str:

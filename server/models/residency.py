@@ -49,6 +49,7 @@ class Residency:
         # The one in memory, or the last one that was to be.
         self._current: Resident | None = None
         self._loading: set[Resident] = set()
+        self._preloading: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lease_ends = Notifier()
         self.changes = Notifier()
@@ -98,7 +99,9 @@ class Residency:
 
     def preload(self, entry: ModelSettings) -> None:
         """Bring `entry` up without a request waiting for it."""
-        self._run(self._preload(entry))
+        if entry.id not in self._preloading:
+            self._preloading.add(entry.id)
+            self._run(self._preload(entry))
 
     async def close(self) -> None:
         """End every process that works for a model."""
@@ -192,6 +195,8 @@ class Residency:
                 await asyncio.shield(lease.granted)
         except ConfigiError as error:
             log.error("model %s: %s", entry.id, error.message)
+        finally:
+            self._preloading.discard(entry.id)
 
     def _run(self, coroutine: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(coroutine)

@@ -18,6 +18,7 @@ from server.engine_client.client import EngineClient
 from server.engine_client.supervisor import Supervisor
 from server.errors import ConfigiError, EngineFailed, ModelUnavailable
 from server.models.acquire import AcquireProgress, Acquirer
+from server.models.describe import Describer
 from server.models.lease import Lease
 from server.models.status import ModelStatus, State
 from server.settings.types import LifecycleSettings, ModelSettings
@@ -25,8 +26,8 @@ from server.text.client import TextProcess
 
 log = logging.getLogger("configi.models")
 
-# Starts the text process of a model folder, given the configured context length.
-Opener = Callable[[Path, int | None], Awaitable[TextProcess]]
+# Starts the text process of a model folder, given the context length to serve.
+Opener = Callable[[Path, int | None, str], Awaitable[TextProcess]]
 
 
 class Owner(Protocol):
@@ -53,6 +54,7 @@ class Resident:
         opener: Opener,
         supervisor: Supervisor,
         owner: Owner,
+        describer: Describer | None = None,
     ) -> None:
         text = "not loaded yet; the first request loads it"
         self.entry = entry
@@ -65,6 +67,7 @@ class Resident:
         self._opener = opener
         self._supervisor = supervisor
         self._owner = owner
+        self._describer = describer or Describer()
         self._opening: asyncio.Task[TextProcess] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._waiting: deque[Lease] = deque()
@@ -104,12 +107,23 @@ class Resident:
                 self.set("building" if self.entry.acquire == "build" else "fetching", "looking for its files")
                 folder = await self._acquirer.acquire(self.entry, self._show)
                 self.rest()
-            text = await self._opener(folder, self.entry.context_length)
+            text = await self._opener(folder, await self._context_length(folder), self.entry.wire_format)
         except Exception as error:
             raise self.fail(error) from error
         self.folder, self.text = folder, text
         text.on_unavailable = self._forget_files
         return text
+
+    async def _context_length(self, folder: Path) -> int | None:
+        """The configured one, else what the model was made for."""
+        wanted, own = self.entry.context_length, await self._describer.context_length(folder)
+        if wanted and own and wanted > own:
+            log.warning(
+                "model %s: context_length = %d is more than the %d tokens that it was made for; "
+                "answers that need more than those may be wrong",
+                self.entry.id, wanted, own,
+            )  # fmt: skip
+        return wanted or own
 
     def _show(self, progress: AcquireProgress) -> None:
         self.set(progress.phase, progress.text, progress.done, progress.total)
@@ -148,6 +162,7 @@ class Resident:
                 if self._supervisor.gave_up:
                     raise
                 self.set("loading", f"starting again: {error.message}")
+        self.status = replace(self.status, batched=self.engine.batched)
         self.set("ready", "in memory")
         self._await_requests()
 

@@ -12,7 +12,10 @@ STATES: tuple[State, ...] = ("absent", "fetching", "building", "loading", "ready
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """One model now. `done`/`total` are bytes of the running transfer (total None = unknown); `text` is one line."""
+    """One model now. `done`/`total` are bytes of the running transfer (total None = unknown); `text` is one line.
+
+    `batched`: whether its requests share forward passes; None before it was in memory.
+    """
 
     id: str
     state: State
@@ -20,3 +23,4 @@ class ModelStatus:
     done: int = 0
     total: int | None = None
     context_length: int | None = None
+    batched: bool | None = None

@@ -1,4 +1,4 @@
-"""Checks the sha256 of a model's files: `python -m server.models.verifying FOLDER STAMP`, a worker of `verified.py`."""
+"""Checks a model's files: `python -m server.models.verifying FOLDER STAMP`, a worker of `verified.py`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,21 @@ import argparse
 import sys
 from pathlib import Path
 
-from quantize.folder.verify import verify_if_changed
+from quantize.folder.manifest import MANIFEST
+from quantize.folder.verify import examine, is_unchanged, verify_if_changed
 from quantize.printable import echo
 from quantize.worker import JsonLines, exit_with_parent
-from server.models.verified import damaged
+
+
+def _problems(folder: Path, stamp: Path, report: JsonLines) -> list[str]:
+    found = examine(folder, thorough=False)
+    for warning in found.warnings:
+        echo(f"{folder}: {warning}", err=True)
+    if found.problems or not (folder / MANIFEST).is_file():
+        return found.problems
+    if not is_unchanged(folder, stamp):
+        report("verifying", 0, None, "checking the sha256 of its files")
+    return verify_if_changed(folder, stamp)
 
 
 def main() -> int:
@@ -21,10 +32,14 @@ def main() -> int:
     if args.watch_stdin:
         exit_with_parent(sys.stdin.buffer)
     report = JsonLines(sys.stdout)
-    if problems := verify_if_changed(args.folder, args.stamp):
+    if not args.folder.is_dir():
+        report.error("The model's files are gone.", retryable=False)
+        return 1
+    if problems := _problems(args.folder, args.stamp, report):
         for problem in problems:
-            echo(problem, err=True)
-        report.error(damaged(problems[0]), retryable=False)
+            echo(f"{args.folder}: {problem}", err=True)
+        message = f"The model's files are damaged, so it is not loaded: {problems[0]}"
+        report.error(message, retryable=False)
         return 1
     report.folder(str(args.folder))
     return 0

@@ -6,16 +6,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
-import os
-import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server.child.process import PATIENT, kill, log_lines, start
 from server.errors import ModelUnavailable
 
 log = logging.getLogger("configi.worker")
@@ -41,26 +39,20 @@ class WorkerFailed(ModelUnavailable):
         self.transient = transient
 
 
-async def run(command: Sequence[str], on_line: Callable[[ReportLine], None]) -> Path:
+async def run(command: Sequence[str], on_line: Callable[[ReportLine], None], niceness: int = PATIENT) -> Path:
     """The folder that the worker made or checked; `on_line` gets its progress. Cancelling ends it.
 
     Raises:
         WorkerFailed: with the reason that the worker gave, or because it ended without one.
     """
-    pipe = asyncio.subprocess.PIPE
-    # A session of its own: Ctrl-C on the terminal is ours to handle, and killpg reaches all it started.
-    process = await asyncio.create_subprocess_exec(
-        *command, "--watch-stdin", stdin=pipe, stdout=pipe, stderr=pipe, limit=_LONGEST_LINE, start_new_session=True
-    )
-    errors = asyncio.create_task(_log_lines(process.stderr))
+    process = await start([*command, "--watch-stdin"], niceness, _LONGEST_LINE)
+    errors = asyncio.create_task(log_lines(process.stderr, lambda line: log.warning("%s", line)))
     try:
         last = await _read_report(process.stdout, on_line)
         await process.wait()
         await errors
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        await kill(process)
         errors.cancel()
     if "folder" in last:
         return Path(last["folder"])
@@ -73,7 +65,9 @@ async def run(command: Sequence[str], on_line: Callable[[ReportLine], None]) -> 
 async def _read_report(stdout: asyncio.StreamReader | None, on_line: Callable[[ReportLine], None]) -> dict[str, Any]:
     """Pass progress on, and return the line that is not progress: the last."""
     last: dict[str, Any] = {}
-    async for raw in _lines(stdout):
+    # None only in asyncio's types.
+    assert stdout is not None
+    async for raw in stdout:
         try:
             line = json.loads(raw)
         except ValueError:
@@ -84,15 +78,3 @@ async def _read_report(stdout: asyncio.StreamReader | None, on_line: Callable[[R
         else:
             last = line
     return last
-
-
-async def _log_lines(stderr: asyncio.StreamReader | None) -> None:
-    async for raw in _lines(stderr):
-        log.warning("%s", raw.decode(errors="replace").rstrip())
-
-
-async def _lines(pipe: asyncio.StreamReader | None) -> AsyncIterator[bytes]:
-    """`pipe` is None only in asyncio's types: all three pipes are requested."""
-    if pipe is not None:
-        async for line in pipe:
-            yield line

@@ -23,6 +23,11 @@ from pydantic import (
 from server.settings import keys, names
 
 Acquire = Literal["fetch-or-build", "fetch", "build", "local"]
+# The names of `chat/formats`, and the choice by the model's own template.
+WireFormatName = Literal[
+    "auto", "gemma4", "functiongemma", "harmony", "minimax-m2", "qwen3-coder", "glm", "hermes", "mistral", "llama3",
+    "think", "plain",
+]  # fmt: skip
 # A path as people write it, with ~.
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 
@@ -199,7 +204,16 @@ class LimitSettings(Section):
     max_stop_chars: int = Field(256, ge=1, description="Length of one stop string.")
     max_logit_bias: int = Field(300, ge=1, description="Entries in logit_bias.")
     max_top_logprobs: int = Field(20, ge=0, description="Alternatives per token, as at OpenAI.")
+    max_bad_words: int = Field(64, ge=0, description="Strings in bad_words.")
+    max_tools: int = Field(512, ge=1, description="Tools per request; OpenAI allows 128, agents send more.")
+    images: Literal["refuse", "omit"] = Field(
+        "refuse", description='"omit" puts a note in the place of images, which no model here sees, instead of a 400.'
+    )
     max_n: int = Field(8, ge=1, description="Choices per request; each takes a slot.")
+    stored_responses: ByteSize = Field(
+        ByteSize(64 * 10**6), ge=0, description="Memory for responses that clients may ask for again; 0 keeps none."
+    )
+    stored_response_age_s: float = Field(86400, gt=0, description="How long such a response is kept.")
     max_grammar_bytes: ByteSize = Field(
         ByteSize(2**20), ge=1024, description="A grammar: all tools and the shape of the answer, schemas included."
     )
@@ -207,7 +221,9 @@ class LimitSettings(Section):
         5, gt=0, description="Longest time to make a grammar of a request's tools and the shape of its answer."
     )
     text_timeout_s: float = Field(
-        15, gt=0, description="Longest time to render and tokenize one request; then it is a 400 and its process ends."
+        15,
+        gt=0,
+        description="Longest processor time to render and tokenize one request; then it is a 400 and its process ends.",
     )
     text_memory_limit: ByteSize = Field(
         ByteSize(4 * 10**9),
@@ -243,8 +259,14 @@ class ModelSettings(Section):
         False, description="Whether the build is calibrated: better at the same size, and far longer in the making."
     )
     path: UserPath | None = Field(None, description='The MLX model folder, for acquire = "local".')
+    wire_format: WireFormatName = Field(
+        "auto", description="How the model writes thoughts and tool calls; auto asks its chat template."
+    )
     context_length: int | None = Field(
-        None, ge=16, description="Longest prompt plus answer in tokens; the model's own when absent."
+        None,
+        ge=16,
+        description="Longest prompt plus answer in tokens; what the model was made for when absent. More than that is "
+        "served with a warning in the log.",
     )
 
     @model_validator(mode="after")

@@ -8,12 +8,13 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from server.chat.conversation import Prompt
+from server.chat.conversation import Conversation, Prompt
+from server.chat.encoded import EncodedPrompt
 from server.chat.grammar.constraint import Constraint
-from server.chat.prompt import EncodedPrompt
 from server.chat.vocabulary import Vocabulary
-from server.errors import ModelUnavailable
-from server.settings.types import LimitSettings
+from server.child.process import PATIENT, SOON
+from server.errors import InvalidRequest, ModelUnavailable
+from server.settings.types import LimitSettings, Settings
 from server.text.lane import TEXT_COMMAND, Lane
 from server.text.protocol import (
     Constrain,
@@ -26,7 +27,7 @@ from server.text.protocol import (
     TextAnswer,
     TextCommand,
     Tokenized,
-    frame,
+    encode,
 )
 
 # A command that is larger goes its own way, so that nobody's question waits behind it.
@@ -34,6 +35,7 @@ _LARGE_BYTES = 65_536
 # The processes for large texts and for grammars hold a tokenizer each; they end when they have had nothing to do for so
 # long.
 _IDLE_S = 60
+_RENDERING = "Rendering and tokenizing this"
 # Of constraints that are remembered.
 _MOST_CONSTRAINTS = 64
 _MOST_GRAMMAR_CHARS = 8_000_000
@@ -80,34 +82,63 @@ class TextProcess:
 
     @staticmethod
     async def open(
-        folder: Path, context_length: int | None, limits: LimitSettings, command: Sequence[str] = TEXT_COMMAND
+        folder: Path,
+        context_length: int | None,
+        limits: LimitSettings,
+        conversions: Path | None = None,
+        command: Sequence[str] = TEXT_COMMAND,
+        wire_format: str = "auto",
     ) -> TextProcess:
-        """Raises ModelUnavailable when the folder's tokenizer or template is missing or broken."""
+        """`conversions` is the folder of tokenizers that were put together; `wire_format` "auto" asks the template.
 
-        def lane(timeout_s: float, work: str) -> Lane:
-            memory = int(limits.text_memory_limit)
-            return Lane(folder, context_length, timeout_s=timeout_s, memory_limit=memory, work=work, command=command)
+        Raises ModelUnavailable when the folder's tokenizer or template is missing or broken.
+        """
 
-        small, large = (lane(limits.text_timeout_s, "Rendering and tokenizing this") for _ in range(2))
-        grammars = lane(limits.grammar_timeout_s, "Making a grammar of the tools and the shape of the answer")
+        def lane(timeout_s: float, work: str, niceness: int, *, keeps: bool = False) -> Lane:
+            return Lane(
+                folder,
+                context_length,
+                conversions=conversions,
+                timeout_s=timeout_s,
+                memory_limit=int(limits.text_memory_limit),
+                work=work,
+                command=command,
+                wire_format=wire_format,
+                niceness=niceness,
+                keeps=keeps,
+            )
+
+        small = lane(limits.text_timeout_s, _RENDERING, SOON, keeps=True)
+        large = lane(limits.text_timeout_s, _RENDERING, PATIENT)
+        grammars = lane(limits.grammar_timeout_s, "Making a grammar of the tools and the shape of the answer", SOON)
         try:
             opened = await small.open()
         except BaseException:
             await small.close()
             raise
+        assert opened.vocabulary is not None
         return TextProcess(small, large, grammars, Vocabulary(opened.vocabulary))
 
     @staticmethod
-    def opener(limits: LimitSettings) -> Callable[[Path, int | None], Awaitable[TextProcess]]:
-        """`open` for whoever has folders and no limits."""
-        return lambda folder, context_length: TextProcess.open(folder, context_length, limits)
+    def opener(settings: Settings) -> Callable[[Path, int | None, str], Awaitable[TextProcess]]:
+        """`open` for whoever has folders and no settings."""
+        conversions = settings.storage.cache_dir / "tokenizers"
+
+        def open_folder(folder: Path, context_length: int | None, wire_format: str) -> Awaitable[TextProcess]:
+            return TextProcess.open(folder, context_length, settings.limits, conversions, wire_format=wire_format)
+
+        return open_folder
 
     @property
     def context_length(self) -> int:
         return self.vocabulary.context_length
 
-    async def encode_prompt(self, prompt: Prompt, client: str) -> EncodedPrompt:
-        answer = await self._asked(EncodePrompt(prompt), client)
+    async def encode_prompt(self, prompt: Prompt, client: str, *, with_offsets: bool = False) -> EncodedPrompt:
+        try:
+            answer = await self._asked(EncodePrompt(prompt, with_offsets), client)
+        except InvalidRequest as error:
+            error.param = error.param or ("messages" if isinstance(prompt, Conversation) else "prompt")
+            raise
         assert isinstance(answer, Encoded)
         return answer.prompt
 
@@ -122,7 +153,7 @@ class TextProcess:
         Raises:
             InvalidRequest: no grammar can be made of it.
         """
-        raw = frame(command)
+        raw = encode(command)
         key = hashlib.sha256(raw).digest()
         if key in self._constraints:
             self._constraints.move_to_end(key)
@@ -151,7 +182,7 @@ class TextProcess:
         await asyncio.gather(self._small.close(), self._large.close(), self._grammars.close())
 
     async def _asked(self, command: TextCommand, client: str) -> TextAnswer:
-        raw = frame(command)
+        raw = encode(command)
         return await self._ask(self._small if len(raw) <= _LARGE_BYTES else self._large, raw, client)
 
     async def _ask(self, lane: Lane | _OnDemand, raw: bytes, client: str) -> TextAnswer:

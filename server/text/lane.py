@@ -11,72 +11,34 @@ import contextlib
 import logging
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import psutil
-
+from server.child.asked import AskedChild, Bounds, ChildEnded, TookTooLong, TookTooMuch
+from server.child.process import SOON
+from server.child.turns import Turns
 from server.errors import InvalidRequest, ModelUnavailable
-from server.text.protocol import (
-    LENGTH_BYTES,
-    LONGEST_FRAME,
-    REFUSALS,
-    Open,
-    Opened,
-    Refused,
-    TextAnswer,
-    decode_answer,
-    frame,
-)
+from server.text.protocol import REFUSALS, Open, Opened, Refused, TextAnswer, decode_answer, encode
 
 log = logging.getLogger("configi.text")
 
 # -P: a folder named `server` where the user stands must not take our place.
 TEXT_COMMAND = (sys.executable, "-P", "-m", "server.text.process")
-# How often the memory of a command that is under way is looked at.
-_LOOK_S = 0.1
-
-
-class Turns:
-    """One at a time; among those who wait, the client that was served longest ago, then the order of arrival."""
-
-    def __init__(self) -> None:
-        self._busy = False
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
-
-    @contextlib.asynccontextmanager
-    async def turn(self, client: str) -> AsyncIterator[None]:
-        if self._busy:
-            mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.setdefault(client, deque()).append(mine)
-            try:
-                await mine
-            except asyncio.CancelledError:
-                if mine.done() and not mine.cancelled():
-                    self._pass_on()
-                raise
-        self._busy = True
-        try:
-            yield
-        finally:
-            self._pass_on()
-
-    def _pass_on(self) -> None:
-        while self._waiting:
-            # A client that still waits goes to the end, so that the next turn is another's.
-            client = next(iter(self._waiting))
-            queue = self._waiting.pop(client)
-            first = queue.popleft()
-            if queue:
-                self._waiting[client] = queue
-            if not first.done():
-                first.set_result(None)
-                return
-        self._busy = False
+# What a model's own files cost is no client's doing: a large sentencepiece vocabulary takes a minute, once.
+_OPEN_S = 60
+# What it may hold more than when it had opened the model's files: buffers, and caches of the tokenizer. One that holds
+# more after its last command is not asked again.
+_GROWN, _GROWN_BYTES = 1.1, 8 * 2**20
+_SETTLED_S = 2.0
 
 
 class Lane:
-    """`work` says in an error what took too long or too much."""
+    """The process is started by `open` or the first `ask`, and started again when it was ended for what it did.
+
+    `work` says in an error what took too long or too much. `keeps`: when it has grown, another one takes its place as
+    soon as nobody waits; otherwise the next command's.
+    """
 
     def __init__(
         self,
@@ -85,35 +47,44 @@ class Lane:
         *,
         timeout_s: float,
         memory_limit: int,
-        work: str = "Rendering and tokenizing this",
+        conversions: Path | None = None,
+        work: str,
         command: Sequence[str] = TEXT_COMMAND,
+        niceness: int = SOON,
+        keeps: bool = True,
+        wire_format: str = "auto",
     ) -> None:
-        self._open = Open(str(folder), context_length, memory_limit)
-        self._timeout_s = timeout_s
-        self._memory_limit = memory_limit
+        self._folder = folder
+        self._context_length = context_length
+        self._conversions = conversions
+        self._wire_format = wire_format
         self._work = work
-        self._command = command
+        self._bounds = Bounds(timeout_s, memory_limit)
+        self._keeps = keeps
+        self._child = AskedChild(command, niceness, "text process", log)
         self._turns = Turns()
-        self._process: asyncio.subprocess.Process | None = None
-        self._stderr: asyncio.Task[None] | None = None
+        # Resident bytes when it had read the model's files and done nothing yet.
+        self._opened_bytes = 0
+        self._renewal: asyncio.TimerHandle | None = None
+        self._renewing: asyncio.Task[None] | None = None
         self._closed = False
 
     async def open(self) -> Opened:
-        """Start the process if it does not run.
+        """Start the process; the answer has the vocabulary.
 
         Raises:
             ModelUnavailable: the folder's files are broken, or too much for the process.
         """
         async with self._turns.turn(""):
             try:
-                answer = await self._started()
+                answer = await self._started(vocabulary=True)
             except InvalidRequest as error:
                 raise ModelUnavailable(f"The model's tokenizer or template cannot be read: {error.message}") from error
             assert isinstance(answer, Opened)
             return answer
 
     async def ask(self, command: bytes, client: str) -> TextAnswer:
-        """The answer to `command`, a frame.
+        """The answer to `command`, as `encode` makes it.
 
         A caller that leaves gives up its place in the queue; what is already under way is left to its time limit.
 
@@ -138,83 +109,79 @@ class Lane:
             begun.set()
             if self._closed:
                 raise ModelUnavailable("The model is being unloaded.")
-            if self._process is None:
-                await self._started()
-            return await self._exchange(command)
+            self._stop_renewal()
+            try:
+                if not self._child.running:
+                    await self._started()
+                return await self._exchange(command, self._bounds)
+            finally:
+                if self._has_grown():
+                    self._renewal = asyncio.get_running_loop().call_later(_SETTLED_S, self._renew)
 
     async def rest(self) -> None:
         """Give the memory back until the next command."""
+        self._stop_renewal()
         async with self._turns.turn(""):
-            await self._end()
+            await self._child.end()
 
     async def close(self) -> None:
         """End the process for good; what is under way fails."""
         self._closed = True
-        await self._end()
+        self._stop_renewal()
+        await self._child.end()
+        if self._renewing is not None:
+            await asyncio.gather(self._renewing, return_exceptions=True)
 
-    async def _started(self) -> TextAnswer:
-        await self._end()
-        pipe = asyncio.subprocess.PIPE
-        # A session of its own: Ctrl-C on the terminal is the server's to handle.
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=pipe, stdout=pipe, stderr=pipe, limit=LONGEST_FRAME, start_new_session=True
-        )
-        self._stderr = asyncio.create_task(_log_lines(self._process))
+    # ---- its process
+
+    async def _started(self, *, vocabulary: bool = False) -> TextAnswer:
+        await self._child.start()
+        conversions = None if self._conversions is None else str(self._conversions)
+        memory, wire_format = self._bounds.memory, self._wire_format
+        question = Open(str(self._folder), self._context_length, conversions, memory, vocabulary, wire_format)
         try:
-            return await self._exchange(frame(self._open))
+            answer = await self._exchange(
+                encode(question), replace(self._bounds, seconds=max(self._bounds.seconds, _OPEN_S))
+            )
         except BaseException:
-            await self._end()
+            await self._child.end()
             raise
+        self._opened_bytes = self._child.resident_bytes
+        return answer
 
-    async def _exchange(self, command: bytes) -> TextAnswer:
-        process = self._process
-        assert process is not None and process.stdin is not None and process.stdout is not None
-        watching = asyncio.create_task(self._watch_memory(process))
+    async def _exchange(self, command: bytes, bounds: Bounds) -> TextAnswer:
         try:
-            async with asyncio.timeout(self._timeout_s):
-                process.stdin.write(command)
-                await process.stdin.drain()
-                length = int.from_bytes(await process.stdout.readexactly(LENGTH_BYTES), "big")
-                answer: TextAnswer = decode_answer(await process.stdout.readexactly(length))
-        except TimeoutError:
-            await self._end()
-            raise InvalidRequest(f"{self._work} took longer than {self._timeout_s:g} s and was ended.") from None
-        except (asyncio.IncompleteReadError, ConnectionError):
-            too_large = watching.done() and not watching.cancelled() and watching.result()
-            await self._end()
-            reason = "took too much memory and was ended" if too_large else "ended the process that did it"
-            raise InvalidRequest(f"{self._work} {reason}.") from None
-        finally:
-            watching.cancel()
+            answer: TextAnswer = decode_answer(await self._child.ask(deque([command]), bounds=bounds))
+        except TookTooLong:
+            raise InvalidRequest(f"{self._work} took longer than {bounds.seconds:g} s and was ended.") from None
+        except TookTooMuch:
+            raise InvalidRequest(f"{self._work} took too much memory and was ended.") from None
+        except ChildEnded:
+            raise InvalidRequest(f"{self._work} ended the process that did it.") from None
         if isinstance(answer, Refused):
             raise REFUSALS[answer.kind](answer.message, param=answer.param)
         return answer
 
-    async def _watch_memory(self, process: asyncio.subprocess.Process) -> bool:
-        """Whether it had to kill the process, which RLIMIT_AS does not hold back everywhere."""
-        with contextlib.suppress(psutil.Error):
-            seen = psutil.Process(process.pid)
-            while True:
-                await asyncio.sleep(_LOOK_S)
-                if seen.memory_info().rss > self._memory_limit:
-                    process.kill()
-                    return True
-        return False
+    # ---- its memory
 
-    async def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-            # Its pipes end with it; until they have, their ends on this side are open.
-            if self._stderr is not None:
-                await self._stderr
+    def _has_grown(self) -> bool:
+        return self._child.resident_bytes > _GROWN * self._opened_bytes + _GROWN_BYTES
 
+    def _renew(self) -> None:
+        self._renewal = None
+        self._renewing = asyncio.ensure_future(self._renewed())
 
-async def _log_lines(process: asyncio.subprocess.Process) -> None:
-    if (stderr := process.stderr) is not None:
-        while not stderr.at_eof():
-            with contextlib.suppress(ValueError):
-                if line := await stderr.readline():
-                    log.warning("text process %d: %s", process.pid, line.decode(errors="replace").rstrip())
+    async def _renewed(self) -> None:
+        async with self._turns.turn(""):
+            if self._closed or not self._has_grown():
+                return
+            await self._child.end()
+            if self._keeps:
+                # What is wrong now, the next command is told.
+                with contextlib.suppress(InvalidRequest, ModelUnavailable, OSError):
+                    await self._started()
+
+    def _stop_renewal(self) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
+            self._renewal = None

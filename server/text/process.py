@@ -8,14 +8,19 @@ closes stdin.
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import sys
+import time
 from pathlib import Path
 from typing import BinaryIO
 
 from quantize.printable import echo
+from server.allocator import give_back, keep_little
+from server.chat.conversion import Conversions
 from server.chat.grammar.constraint import Constraint
 from server.chat.processor import Processor
+from server.child.frames import read_frame, write_frame
 from server.errors import ConfigiError, InvalidRequest
 from server.text.protocol import (
     REFUSALS,
@@ -33,22 +38,26 @@ from server.text.protocol import (
     TextCommand,
     Tokenized,
     decode_command,
-    frame,
-    read_frame,
+    encode,
 )
+
+# After a command that took longer, what it has freed is given back; after the others it is too little.
+_LONG_S = 0.05
 
 
 def serve(commands: BinaryIO, answers: BinaryIO) -> None:
     """Answer until `commands` ends."""
     processor: Processor | None = None
     while (raw := read_frame(commands)) is not None:
+        begun = time.monotonic()
         command = decode_command(raw)
         answer: TextAnswer
         try:
             if isinstance(command, Open):
                 _bound_memory(command.memory_limit)
-                processor = Processor.load(Path(command.folder), command.context_length)
-                answer = Opened(processor.tokenizer.table(processor.context_length))
+                kept = Conversions(Path(command.conversions) if command.conversions else None)
+                processor = Processor.load(Path(command.folder), command.context_length, kept, command.wire_format)
+                answer = Opened(processor.table() if command.vocabulary else None)
             elif processor is None:
                 raise RuntimeError("the first command must be Open")
             else:
@@ -61,14 +70,16 @@ def serve(commands: BinaryIO, answers: BinaryIO) -> None:
             # Panics of Rust are no Exception. The process is fit for the next command, or will be found out.
             echo(f"{type(error).__name__}: {error}", err=True)
             answer = Refused(InvalidRequest.__name__, "The model's tokenizer or template fails on this text.")
-        answers.write(frame(answer))
-        answers.flush()
+        write_frame(answers, encode(answer))
+        if time.monotonic() - begun > _LONG_S:
+            del raw, command, answer
+            give_back()
 
 
 def _answer(processor: Processor, command: TextCommand) -> TextAnswer:
     match command:
         case EncodePrompt():
-            return Encoded(processor.encode_prompt(command.prompt))
+            return Encoded(processor.encode_prompt(command.prompt, with_offsets=command.with_offsets))
         case EncodeText():
             return Tokenized(processor.tokenizer.encode(command.text, command.add_special))
         case Constrain():
@@ -106,6 +117,9 @@ def _bound_memory(limit: int) -> None:
 
 
 def main() -> None:
+    keep_little()
+    # For the libraries that may be imported later: nothing here needs the network, or says what is no fault.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     serve(sys.stdin.buffer, sys.stdout.buffer)
 
 

@@ -1,6 +1,6 @@
 """The border between the HTTP process and a text process: one frame a command, one frame an answer, in order.
 
-Frozen msgspec structs, MessagePack, each behind its length in four bytes, over the child's stdin and stdout. A pipe and
+Frozen msgspec structs as MessagePack, in the frames of `child/frames.py` over the child's stdin and stdout. A pipe and
 not a socket: it needs no name on disk, and it ends with either process. A text process does one thing at a time, so an
 answer belongs to the command before it and nothing needs a number.
 """
@@ -8,35 +8,42 @@ answer belongs to the command before it and nothing needs a number.
 from __future__ import annotations
 
 import sys
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
 from server.chat.conversation import Prompt
+from server.chat.encoded import EncodedPrompt
 from server.chat.grammar.constraint import Constraint
-from server.chat.prompt import EncodedPrompt
 from server.chat.shapes import Shape
 from server.chat.tools import FREE, Tool, ToolChoice
 from server.chat.vocabulary import VocabularyTable
 from server.errors import ConfigiError, ContextLengthExceeded, InvalidRequest, ModelUnavailable
 
-LENGTH_BYTES = 4
-# An answer is at most a vocabulary's table or the ids of a whole context; anything larger is no answer of ours.
-LONGEST_FRAME = 2**28
+# Of a float.
 _LARGEST = int(sys.float_info.max)
 
 
 class Open(msgspec.Struct, frozen=True, tag=True):
-    """Read tokenizer and template of `folder`. Once, first. `context_length` is the configured one."""
+    """Read tokenizer and template of `folder`. Once, first. `context_length` None: what the folder itself says;
+    `conversions`: the folder of tokenizers that were put together."""
 
     folder: str
     context_length: int | None
+    conversions: str | None
     # Bytes of address space that the process may take, where the system can hold it to that.
     memory_limit: int
+    # Whether the answer is to have it: it is as large as the tokenizer, and needed once.
+    vocabulary: bool
+    # Of `chat/formats`, or "auto": the one that the template is written for.
+    wire_format: str = "auto"
 
 
 class EncodePrompt(msgspec.Struct, frozen=True, tag=True):
+    """`with_offsets`: tell where in its text each token of a raw prompt begins."""
+
     prompt: Prompt
+    with_offsets: bool = False
 
 
 class EncodeText(msgspec.Struct, frozen=True, tag=True):
@@ -63,7 +70,7 @@ TextCommand = Open | EncodePrompt | EncodeText | Constrain | Decode
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True):
-    vocabulary: VocabularyTable
+    vocabulary: VocabularyTable | None
 
 
 class Encoded(msgspec.Struct, frozen=True, tag=True):
@@ -101,13 +108,12 @@ decode_command = msgspec.msgpack.Decoder(TextCommand).decode
 decode_answer = msgspec.msgpack.Decoder(TextAnswer).decode
 
 
-def frame(message: TextCommand | TextAnswer) -> bytes:
+def encode(message: TextCommand | TextAnswer) -> bytes:
     try:
-        body = _encode(message)
+        return _encode(message)
     except OverflowError:
         # MessagePack ends at 64 bits, and the schemas of clients do not.
-        body = _encode(_rounded(msgspec.to_builtins(message, builtin_types=(bytes,))))
-    return len(body).to_bytes(LENGTH_BYTES, "big") + body
+        return _encode(_rounded(msgspec.to_builtins(message, builtin_types=(bytes,))))
 
 
 def _rounded(value: Any) -> Any:
@@ -119,13 +125,3 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         return float(max(-_LARGEST, min(value, _LARGEST)))
     return value
-
-
-def read_frame(stream: BinaryIO) -> bytes | None:
-    """None when the other side is gone."""
-    length = stream.read(LENGTH_BYTES)
-    if len(length) < LENGTH_BYTES:
-        return None
-    size = int.from_bytes(length, "big")
-    body = stream.read(size)
-    return body if len(body) == size else None

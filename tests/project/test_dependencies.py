@@ -11,7 +11,7 @@ from importlib.metadata import packages_distributions
 
 import pytest
 
-from tests.support.modules import IMPORTS, PACKAGES, inside
+from tests.support.modules import MODULES, PACKAGES, imported_by, inside
 from tests.support.running import ROOT
 from tools.lock import APART, TOGETHER, is_supported, lock_of, read_pins, requirements_of
 
@@ -40,7 +40,7 @@ distributions = cache(packages_distributions)
 
 def imported(*packages: str) -> set[str]:
     """The top-level packages of others that modules of `packages` import."""
-    found = {target.partition(".")[0] for name in IMPORTS if inside(name, *packages) for target in IMPORTS[name]}
+    found = {target.partition(".")[0] for name in MODULES if inside(name, *packages) for target in imported_by(name)}
     return found - sys.stdlib_module_names - set(PACKAGES)
 
 

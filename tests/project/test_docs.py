@@ -57,8 +57,8 @@ def test_every_request_field_is_in_the_docs(path: str) -> None:
     _, _, rest = PAGES["api.md"].partition(f"## Fields of {path}\n")
     section = rest.partition("\n## ")[0]
     fields = ENDPOINTS[path]
-    names = [*fields.works, *fields.accepted, *fields.refused]
-    assert sorted(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == sorted(names)
+    names = [*fields.works, *fields.aliases, *fields.inside, *fields.accepted, *fields.refused]
+    assert sorted(re.findall(r"^\| `([\w.]+)` \|", section, re.MULTILINE)) == sorted(names)
 
 
 def test_every_message_between_the_processes_is_explained() -> None:

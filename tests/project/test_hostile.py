@@ -17,7 +17,7 @@ from bench.hostile.attack import Shot, chat, fire
 from bench.hostile.meters import Meter, Seen, read
 from bench.hostile.rows import FULL, MAX_BODY, SHORT, plans
 from bench.hostile.stage import KINDS
-from bench.hostile.verdict import Quiet, Run, kept, summary, table
+from bench.hostile.verdict import Quiet, Run, better, kept, summary, table
 from bench.hostile.verdict import Seen as Row
 from tests.support.hostile import bodies, folders, templates
 from tests.support.loopback_hub import LoopbackHub
@@ -191,6 +191,12 @@ def test_a_sound_run_is_met() -> None:
 
 def test_a_busy_machine_gets_longer_limits() -> None:
     assert row(health_s=0.2).broken(QUIET, 2.0) == []
+
+
+def test_of_two_tries_the_one_counts_that_kept_more() -> None:
+    tries = [row(health_s=0.2), row(health_s=0.02)]
+    assert [seen.disturbed for seen in (row(others=0.01), row(others=1.2))] == [False, True]
+    assert better(*tries, QUIET, 1.0) is better(*reversed(tries), QUIET, 1.0) is tries[1]
 
 
 def test_memory_counts_only_where_there_was_a_process_before() -> None:

@@ -8,7 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 
 import pytest
 
-from tests.support.modules import IMPORTS, MODULES, inside
+from tests.support.modules import MODULES, imported_by, inside
 from tests.support.running import ROOT
 
 TENSORS = {"mlx", "mlx_lm"}
@@ -30,18 +30,22 @@ ARROWS: dict[str, set[str]] = {
         "server.chat", "server.engine_client", "server.errors", "server.metrics", "server.models", "server.settings",
         "server.text",
     },
-    "server.text": {"server.chat", "server.errors", "server.settings", "quantize"},
-    "server.metrics": {"server.chat", "server.errors", "server.models"},
-    "server.http": {"server.errors", "server.settings"},
-    "server.models": {
-        "server.engine_client", "server.errors", "server.settings", "server.text", "quantize", "quantize.folder",
-        "quantize.hub",
+    "server.text": {
+        "server.allocator", "server.chat", "server.child", "server.errors", "server.settings", "quantize",
     },
-    "server.chat": {"server.engine_client", "server.errors"},
+    "server.metrics": {"server.chat", "server.errors", "server.models"},
+    "server.http": {"server.allocator", "server.child", "server.errors", "server.settings"},
+    "server.models": {
+        "server.child", "server.engine_client", "server.errors", "server.settings", "server.text", "quantize",
+        "quantize.folder", "quantize.hub",
+    },
+    "server.chat": {"server.engine_client", "server.errors", "quantize"},
     "server.engine_client": {"server.errors", "server.settings"},
-    "server.engine": {"server.engine_client", "quantize"},
+    "server.engine": {"server.engine_client", "quantize", "quantize.forward"},
     "server.logs": {"server.settings", "quantize"},
     "server.settings": {"server.errors"},
+    "server.child": set(),
+    "server.allocator": set(),
     "server.errors": set(),
     "server": set(),
     # The builder, which knows no server.
@@ -92,14 +96,14 @@ def test_a_room_imports_only_the_rooms_below_it(name: str) -> None:
     breaches = [
         f"{source} imports {target}"
         for source in importers
-        for target in sorted(IMPORTS[source] & MODULES.keys())
+        for target in sorted(imported_by(source) & MODULES.keys())
         if not is_allowed(source, target)
     ]
     assert breaches == []
 
 
 def test_no_arrow_is_drawn_that_nothing_uses() -> None:
-    used = {(room(source), room(target)) for source in PRODUCT for target in IMPORTS[source] & MODULES.keys()}
+    used = {(room(source), room(target)) for source in PRODUCT for target in imported_by(source) & MODULES.keys()}
     drawn = {(source, target) for source, targets in ARROWS.items() if source not in ABOVE for target in targets}
     assert sorted(drawn - used) == []
 
@@ -107,46 +111,56 @@ def test_no_arrow_is_drawn_that_nothing_uses() -> None:
 def test_no_test_imports_another_test() -> None:
     tests = {name for name in MODULES if name.rpartition(".")[2].startswith("test_")}
     assert tests
-    assert sorted((name, target) for name in MODULES for target in IMPORTS[name] & tests) == []
+    assert sorted((name, target) for name in MODULES for target in imported_by(name) & tests) == []
 
 
 def test_the_wire_protocols_know_only_values_of_the_rooms_below_them() -> None:
     values = {
-        "server.chat.conversation", "server.chat.deltas", "server.chat.parts", "server.models.status",
-        "server.settings.types",
+        "server.chat.conversation", "server.chat.deltas", "server.chat.parts", "server.chat.shapes",
+        "server.chat.tools", "server.models.status", "server.settings.types",
     }  # fmt: skip
     below = ("server.chat", "server.models", "server.settings")
     dialects = [name for name in MODULES if inside(name, "server.api")]
-    wrong = [(d, target) for d in dialects for target in IMPORTS[d] if inside(target, *below) and target not in values]
-    assert wrong == []
+    used = {(dialect, target) for dialect in dialects for target in imported_by(dialect) if inside(target, *below)}
+    assert sorted((dialect, target) for dialect, target in used if target not in values) == []
 
 
 def test_what_reads_a_model_folder_needs_no_mlx() -> None:
     light = [name for name in MODULES if inside(name, "quantize.folder", "quantize.hub")]
-    assert [name for name in light if any(inside(target, *TENSORS) for target in IMPORTS[name])] == []
+    assert [name for name in light if any(inside(target, *TENSORS) for target in imported_by(name))] == []
 
 
 def test_only_the_engine_process_and_the_builder_import_mlx() -> None:
-    users = {name for name in PRODUCT if any(inside(target, *TENSORS) for target in IMPORTS[name])}
+    users = {name for name in PRODUCT if any(inside(target, *TENSORS) for target in imported_by(name))}
     assert any(inside(name, "server.engine") for name in users), "the test no longer sees who imports mlx"
     assert sorted(name for name in users if not inside(name, "server.engine", "quantize")) == []
 
 
-@pytest.mark.parametrize("library", ["transformers", "torch"])
-def test_nothing_imports(library: str) -> None:
-    assert [name for name in PRODUCT if any(inside(target, library) for target in IMPORTS[name])] == []
+@pytest.mark.parametrize(
+    ("library", "users"),
+    # For tokenizers that have to be put together, and what a config.json leaves out.
+    [("transformers", ["quantize.source.compat", "server.chat.conversion"]), ("torch", [])],
+)
+def test_only_what_needs_it_imports(library: str, users: list[str]) -> None:
+    found = [name for name in PRODUCT if any(inside(target, library) for target in imported_by(name))]
+    assert sorted(found) == users
 
 
 def test_no_two_modules_import_each_other() -> None:
-    graph = {name: {target for target in IMPORTS[name] if target in MODULES and target != name} for name in PRODUCT}
+    graph = {name: {target for target in imported_by(name) if target in MODULES and target != name} for name in PRODUCT}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"import cycle: {' <- '.join(error.args[1])}")
 
 
-def test_the_application_starts_without_mlx_transformers_or_the_hub() -> None:
-    heavy = ("mlx", "mlx_lm", "transformers", "torch", "huggingface_hub")
-    script = f"import sys, server.app; print(*[name for name in {heavy!r} if name in sys.modules])"
+_HEAVY = ("mlx", "mlx_lm", "transformers", "torch", "huggingface_hub", "numpy")
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"), [("server.app", (*_HEAVY, "tokenizers", "jinja2")), ("server.text.process", _HEAVY)]
+)
+def test_it_starts_without_what_is_heavy_there(module: str, heavy: tuple[str, ...]) -> None:
+    script = f"import sys, {module}; print(*[name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")

@@ -67,6 +67,18 @@ SERVED: dict[str, dict[str, Any]] = {
     "56 stop of 16 strings": {"stop": ["stop" * 64] * 16},
     "57 20 alternatives": {"logprobs": True, "top_logprobs": 20},
     "no stop": {"stop": []},
+    "top_p 0": {"top_p": 0},
+    "whole numbers as floats": {"max_tokens": 3.0, "top_k": -1.0, "n": 1.0},
+    "a tool": {"tools": [{"type": "function", "function": {"name": "f"}}]},
+    "calls, results and reasoning": {
+        "messages": [
+            user("a"),
+            {"role": "assistant", "reasoning_content": "b", "tool_calls": [{"id": "c", "function": {"name": "f"}}]},
+            {"role": "tool", "tool_call_id": "c", "content": None},
+        ]
+    },
+    "a tool's result to no call": {"messages": [user("a"), {"role": "tool", "tool_call_id": "c", "content": "b"}]},
+    "nothing but nulls": {"messages": [{"role": "user", "content": None}]},
     "several system messages": {"messages": [{"role": "system", "content": c} for c in "ab"] + [user("c")]},
     "system in the middle": {"messages": [user("a"), {"role": "system", "content": "b"}, user("c")]},
     "a role for developers": {"messages": [{"role": "developer", "content": PARTS}, user("b")]},
@@ -113,9 +125,11 @@ def test_49_eight_megabytes_of_text_are_refused_before_they_are_read(server: Run
         ("/v1/chat/completions", {"messages": [user(text)]}),
         ("/v1/completions", {"prompt": text}),
         ("/tokenize", {"content": text}),
+        ("/tokenize", {"messages": [user(text)]}),
     ):
         status, answer = server.post(path, body)
         assert (status, answer["error"]["code"]) == (400, "context_length_exceeded"), path
+        assert answer["error"]["param"] in body
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str, int]] = {

@@ -15,6 +15,7 @@ from pathlib import Path
 from quantize.build.build import build
 from quantize.calibrate.calibration import open_source, read_calibration
 from quantize.errors import QuantizeError
+from quantize.mlx_lm_alone import import_mlx_lm_alone
 from quantize.plan.plan import make_plan
 from quantize.source.checkpoint import HubOptions
 from quantize.source.sources import open_checkpoint
@@ -46,6 +47,8 @@ class Saboteur:
 
 def main() -> None:
     source, output, policy, call, how, *text = sys.argv[1:]
+    if not text:
+        import_mlx_lm_alone()
     checkpoint = open_checkpoint(source, HubOptions())
     calibration = read_calibration(Path(text[0]), 512) if text else None
     plan = make_plan(checkpoint, policy, calibration=calibration.identity if calibration else None)

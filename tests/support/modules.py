@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 from tests.support.running import ROOT
@@ -23,8 +24,10 @@ def _names() -> dict[str, Path]:
     return names
 
 
-def _imported(path: Path) -> set[str]:
-    """The modules that a file imports anywhere in it; `from package import module` is the module, not the package."""
+@functools.cache
+def imported_by(module: str) -> frozenset[str]:
+    """The modules that its file imports anywhere in it; `from package import module` is the module, not the package."""
+    path = MODULES[module]
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -33,8 +36,7 @@ def _imported(path: Path) -> set[str]:
             assert node.level == 0, f"{path} has a relative import, which is not followed here"
             base = node.module or ""
             found.update(name if (name := f"{base}.{alias.name}") in MODULES else base for alias in node.names)
-    return found
+    return frozenset(found)
 
 
 MODULES = _names()
-IMPORTS = {name: _imported(path) for name, path in MODULES.items()}

@@ -35,7 +35,7 @@ class Running:
 
     def engines(self) -> list[psutil.Process]:
         """Its engine processes, living ones only."""
-        return [child for child in children(self.process.pid) if not is_text_process(child)]
+        return [child for child in children(self.process.pid) if is_engine(child)]
 
     def get(self, path: str) -> tuple[int, Any]:
         return self._call(urllib.request.Request(self.url + path))
@@ -72,9 +72,9 @@ def children(pid: int) -> list[psutil.Process]:
     return [child for child in psutil.Process(pid).children() if child.status() != psutil.STATUS_ZOMBIE]
 
 
-def is_text_process(process: psutil.Process) -> bool:
+def is_engine(process: psutil.Process) -> bool:
     try:
-        return "server.text.process" in process.cmdline()
+        return not {"server.engine.process", "tests.support.scripted_engine"}.isdisjoint(process.cmdline())
     except psutil.NoSuchProcess:
         return False
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import zmq
 
-from server.engine_client.parent import exit_with_parent
+from quantize.worker import exit_with_parent
 from server.engine_client.protocol import (
     Cancel,
     EngineEvent,

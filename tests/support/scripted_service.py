@@ -1,7 +1,7 @@
 """A `Service` without a model: answers by script, on the routes that the real one serves, on a real socket.
 
 The last message, or the prompt, is the script ("fail early", "fail late", "crash", "hang", "hang before", "pause",
-"wait", "stop short", "flood"); anything else is answered with REPLY.
+"wait", "stop short", "flood", "echo", or one of `scripts`); anything else is answered with REPLY.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import math
 import socket
 import threading
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,14 +24,17 @@ from server.api.protocols import WireProtocol, mount
 from server.app import PROTOCOLS
 from server.chat.conversation import Conversation, GenerationOptions, GenerationRequest, Prompt
 from server.chat.deltas import (
+    Delta,
     Event,
     Finish,
     ModelPending,
     PrefillProgress,
     PromptLogprobs,
+    ReasoningDelta,
     ScoredToken,
     Started,
     TextDelta,
+    ToolCallDelta,
     Usage,
 )
 from server.errors import EngineFailed, InvalidRequest, ModelNotFound
@@ -44,16 +47,19 @@ MODEL = "org/tiny-model"
 REPLY = ("Paris", " is", " the", " capital", " é", "☃", ".")
 
 
-def token(index: int, text: str, k: int | None, logprob: float = -0.5) -> ScoredToken:
+def token(index: int, text: str, k: int | None, logprob: float = -0.5, offset: int = 0) -> ScoredToken:
     top = tuple((index + j, text if j == 0 else f"alt{j}", b"?", logprob - j) for j in range(k or 0))
-    return ScoredToken(index, text, text.encode(), logprob, top)
+    return ScoredToken(index, text, text.encode(), logprob, top, offset)
 
 
 @dataclass
 class ScriptedService:
     settings: Settings = field(default_factory=Settings)
     requests: list[GenerationRequest] = field(default_factory=list)
+    tokenized: list[Prompt] = field(default_factory=list)
     state: ModelStatus = field(default_factory=lambda: ModelStatus(MODEL, "ready", "ready", context_length=4096))
+    # By the text of a last message, what the model says to it.
+    scripts: Mapping[str, Sequence[Delta]] = field(default_factory=dict)
     alive: bool = True
     running: int = 0
     # Set whenever the last running generation has ended.
@@ -83,7 +89,7 @@ class ScriptedService:
             await asyncio.Event().wait()
         if script == "wait":
             yield ModelPending("loading\r\n\r\ndata: weights")
-        yield Started(MODEL, 5, "" if isinstance(request.prompt, Conversation) else script)
+        yield Started(MODEL, 5, "" if isinstance(request.prompt, Conversation) else script, [1, 2, 3, 4, 5])
         yield PrefillProgress(5, 5, 2)
         self.begun.set()
         if script == "fail late":
@@ -99,6 +105,14 @@ class ScriptedService:
         while script == "flood":
             yield TextDelta(0, "x" * 4096)
             await asyncio.sleep(0)
+        if script == "echo":
+            async for event in _echo(request):
+                yield event
+            return
+        if script in self.scripts:
+            for event in _scripted(self.scripts[script]):
+                yield event
+            return
         async for event in self._answer(request.options, script):
             yield event
 
@@ -106,13 +120,14 @@ class ScriptedService:
         k = options.top_logprobs
         if options.prompt_logprobs:
             halves = (script[:2], script[2:])
-            tokens = tuple(token(i, half, k, math.nan if i == 0 else -1.5) for i, half in enumerate(halves))
+            tokens = tuple(token(i, half, k, math.nan if i == 0 else -1.5, 2 * i) for i, half in enumerate(halves))
             for choice in range(options.n):
                 yield PromptLogprobs(choice, tokens)
         pieces = REPLY[: options.max_tokens]
         for index, piece in enumerate(pieces):
             for choice in range(options.n):
-                yield TextDelta(choice, piece, () if k is None else (token(index, piece, k),))
+                at = len("".join(pieces[:index]))
+                yield TextDelta(choice, piece, () if k is None else (token(index, piece, k, offset=at),))
         reason = "stop" if len(pieces) == len(REPLY) else "length"
         for choice in range(options.n):
             yield Finish(choice, reason, len(pieces))
@@ -120,6 +135,7 @@ class ScriptedService:
 
     async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool, client: str) -> list[int]:
         self.model(model or MODEL)
+        self.tokenized.append(prompt)
         return [1] * add_special + list(_text(prompt).encode())
 
     async def detokenize(self, model: str | None, tokens: list[int], client: str) -> str:
@@ -141,6 +157,28 @@ class ScriptedService:
 
     def metrics(self) -> bytes:
         return b"configi_up 1\n"
+
+
+def _scripted(deltas: Sequence[Delta]) -> Iterator[Event]:
+    """The deltas of choice 0, of which each is one token, and the ending that goes with them."""
+    yield from deltas
+    called = any(isinstance(delta, ToolCallDelta) for delta in deltas)
+    thought = sum(isinstance(delta, ReasoningDelta) for delta in deltas)
+    yield Finish(0, "tool_calls" if called else "stop", len(deltas))
+    yield Usage(5, len(deltas), 2, thought)
+
+
+async def _echo(request: GenerationRequest) -> AsyncGenerator[Event, None]:
+    """What was asked for, said back: the shape as text, then a call of each tool with its schema. Every piece takes a
+    turn of the event loop, so that many such answers mix."""
+    assert isinstance(request.prompt, Conversation)
+    deltas: list[Delta] = [TextDelta(0, word) for word in repr(request.options.shape).split(" ")]
+    for index, tool in enumerate(request.prompt.tools):
+        deltas.append(ToolCallDelta(0, index, f"call_{request.id}_{index}", tool.name))
+        deltas += [ToolCallDelta(0, index, arguments=piece) for piece in json.dumps(tool.parameters).split(" ")]
+    for event in _scripted(deltas):
+        await asyncio.sleep(0)
+        yield event
 
 
 def _text(prompt: Prompt) -> str:

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from quantize.errors import SourceError
+from quantize.files import read_text
 
 LETTERS = "ABCD"
 SHOTS = 5
@@ -42,12 +43,7 @@ class Score(msgspec.Struct, frozen=True):
 
 def read_questions(file: Path) -> list[Question]:
     """Raises SourceError naming the first line at fault."""
-    try:
-        content = file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise SourceError(f"{file} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise SourceError(f"{file} is not a text in UTF-8.") from None
+    content = read_text(file, SourceError)
     if file.suffix == ".jsonl":
         lines = [line for line in content.splitlines() if line.strip()]
         found = [_from_json(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]

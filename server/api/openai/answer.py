@@ -15,7 +15,19 @@ from starlette.requests import Request
 
 import server
 from server.chat.conversation import Client
-from server.chat.deltas import Event, Finish, FinishReason, PromptLogprobs, ScoredToken, Started, TextDelta, Usage
+from server.chat.deltas import (
+    Delta,
+    Event,
+    Finish,
+    FinishReason,
+    PromptLogprobs,
+    ReasoningDelta,
+    ScoredToken,
+    Started,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+)
 from server.errors import EngineFailed
 from server.settings.types import Settings
 
@@ -45,7 +57,8 @@ def wire_usage(usages: Sequence[Usage]) -> WireUsage:
     prompt = sum(usage.prompt_tokens for usage in usages)
     completion = sum(usage.completion_tokens for usage in usages)
     cached = sum(usage.cached_tokens for usage in usages)
-    return WireUsage(prompt, completion, prompt + completion, PromptDetails(cached))
+    reasoning = sum(usage.reasoning_tokens for usage in usages)
+    return WireUsage(prompt, completion, prompt + completion, PromptDetails(cached), CompletionDetails(reasoning))
 
 
 def wire_logprob(logprob: float) -> float:
@@ -60,11 +73,13 @@ class Caller:
     client: Client
 
 
-def caller(request: Request, settings: Settings) -> Caller:
-    """As the guard has found."""
+def caller(request: Request, settings: Settings, cache_salt: str = "") -> Caller:
+    """As the guard has found. `cache_salt`: the client's own, which keeps prefixes apart within what it may share."""
     state = request.scope.get("state") or {}
     client = str(state.get("client", ""))
     salt = "" if settings.shares_prefixes else client
+    if cache_salt:
+        salt = f"{salt}\0{cache_salt}"
     return Caller(str(state.get("request_id") or uuid.uuid4().hex), Client(client, salt))
 
 
@@ -77,19 +92,30 @@ def wall_time() -> int:
 
 
 @dataclass(slots=True)
+class MadeCall:
+    """One tool call; `arguments` is JSON text."""
+
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(slots=True)
 class Choice:
-    """One whole answer to one prompt. `tokens` is empty unless logprobs were asked for."""
+    """One whole answer to one prompt. Without logprobs `tokens`, those of the text, and `ids`, of all, are empty."""
 
     text: str = ""
+    reasoning: str = ""
+    calls: list[MadeCall] = field(default_factory=list)
     tokens: list[ScoredToken] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
     prompt_tokens: tuple[ScoredToken, ...] = ()
     reason: FinishReason | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    model: str
-    prompt_text: str
+    started: Started
     choices: list[Choice]
     usage: Usage
 
@@ -97,27 +123,54 @@ class Answer:
 async def collect(events: AsyncGenerator[Event, None], n: int) -> Answer:
     started: Started | None = None
     usage: Usage | None = None
-    choices = [Choice() for _ in range(n)]
-    pieces: list[list[str]] = [[] for _ in range(n)]
+    gathered = [_Pieces() for _ in range(n)]
     async with aclosing(events):
         async for event in events:
             match event:
-                case TextDelta():
-                    pieces[event.choice].append(event.text)
-                    choices[event.choice].tokens.extend(event.tokens)
+                case TextDelta() | ReasoningDelta() | ToolCallDelta():
+                    gathered[event.choice].add(event)
                 case Finish():
-                    choices[event.choice].reason = event.reason
+                    gathered[event.choice].reason = event.reason
                 case PromptLogprobs():
-                    choices[event.choice].prompt_tokens = event.tokens
+                    gathered[event.choice].prompt_tokens = event.tokens
                 case Started():
                     started = event
                 case Usage():
                     usage = event
-    if started is None or usage is None or any(choice.reason is None for choice in choices):
+    if started is None or usage is None or any(pieces.reason is None for pieces in gathered):
         raise unfinished()
-    for choice, texts in zip(choices, pieces, strict=True):
-        choice.text = "".join(texts)
-    return Answer(started.model, started.prompt_text, choices, usage)
+    return Answer(started, [pieces.choice() for pieces in gathered], usage)
+
+
+class _Pieces:
+    """What has come of one choice; joined once, since adding to a string copies it."""
+
+    def __init__(self) -> None:
+        self.reason: FinishReason | None = None
+        self.prompt_tokens: tuple[ScoredToken, ...] = ()
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: dict[int, tuple[MadeCall, list[str]]] = {}
+        self._tokens: list[ScoredToken] = []
+        self._ids: list[int] = []
+
+    def add(self, delta: Delta) -> None:
+        self._ids += [token.id for token in delta.tokens]
+        match delta:
+            case TextDelta():
+                self._text.append(delta.text)
+                self._tokens += delta.tokens
+            case ReasoningDelta():
+                self._reasoning.append(delta.text)
+            case ToolCallDelta():
+                call, arguments = self._calls.setdefault(delta.index, (MadeCall(), []))
+                call.id, call.name = delta.id or call.id, delta.name or call.name
+                arguments.append(delta.arguments)
+
+    def choice(self) -> Choice:
+        calls = [MadeCall(call.id, call.name, "".join(arguments)) for call, arguments in self._calls.values()]
+        text, reasoning = "".join(self._text), "".join(self._reasoning)
+        return Choice(text, reasoning, calls, self._tokens, self._ids, self.prompt_tokens, self.reason)
 
 
 async def collect_all(generations: Sequence[AsyncGenerator[Event, None]], n: int) -> list[Answer]:

@@ -31,7 +31,7 @@ from server.api.openai.answer import (
 )
 from server.api.openai.completions_request import CompletionCall, parse_completion
 from server.api.openai.dialect import OPENAI
-from server.api.openai.legacy_logprobs import LegacyLogprobs, legacy_logprobs
+from server.api.openai.legacy_logprobs import LegacyLogprobs, joined, legacy_logprobs
 from server.api.service import Service
 from server.chat.conversation import GenerationRequest
 from server.chat.deltas import (
@@ -59,6 +59,8 @@ class TextChoice(msgspec.Struct, frozen=True):
     text: str
     logprobs: LegacyLogprobs | None = None
     finish_reason: str | None = None
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: Sequence[int] | UnsetType = UNSET
 
 
 class TextCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +83,8 @@ def router(service: Service) -> APIRouter:
     @routes.post("/completions")
     async def completions(request: Request) -> Response:
         call = await parsed_body(request, parse)
-        return await while_connected(request, _respond(service, call, caller(request, service.settings)))
+        who = caller(request, service.settings, call.cache_salt)
+        return await while_connected(request, _respond(service, call, who))
 
     return routes
 
@@ -107,26 +110,28 @@ def _requests(call: CompletionCall, who: Caller) -> list[GenerationRequest]:
 
 def _completion(answers: Sequence[Answer], call: CompletionCall) -> TextCompletion:
     choices = [
-        _choice(index * call.options.n + k, choice, answer.prompt_text, call)
+        _choice(index * call.options.n + k, choice, answer.started, call)
         for index, answer in enumerate(answers)
         for k, choice in enumerate(answer.choices)
     ]
     return TextCompletion(
         id=answer_id("cmpl"),
         created=wall_time(),
-        model=answers[0].model,
+        model=answers[0].started.model,
         choices=choices,
         usage=wire_usage([answer.usage for answer in answers]),
     )
 
 
-def _choice(index: int, choice: Choice, prompt_text: str, call: CompletionCall) -> TextChoice:
+def _choice(index: int, choice: Choice, started: Started, call: CompletionCall) -> TextChoice:
+    before = started.prompt_text if call.echo else ""
     logprobs = None
-    if call.options.top_logprobs is not None:
-        # prompt_tokens are there only with echo.
-        logprobs, _ = legacy_logprobs([*choice.prompt_tokens, *choice.tokens], 0)
-    text = prompt_text + choice.text if call.echo else choice.text
-    return TextChoice(index, text, logprobs, choice.reason)
+    if call.logprobs:
+        logprobs = legacy_logprobs(choice.tokens, len(before))
+        if choice.prompt_tokens:
+            logprobs = joined(legacy_logprobs(choice.prompt_tokens), logprobs)
+    ids, prompt_ids = (choice.ids, started.prompt_ids) if call.token_ids else (UNSET, UNSET)
+    return TextChoice(index, before + choice.text, logprobs, choice.reason, ids, prompt_ids)
 
 
 class CompletionStream:
@@ -138,7 +143,6 @@ class CompletionStream:
         self._call = call
         self._model = ""
         self._prompt_texts = [""] * len(call.prompts)
-        self._offsets = [0] * (len(call.prompts) * call.options.n)
         self._usages: list[Usage] = []
         self._no_usage: UnsetType | None = None if call.include_usage else UNSET
 
@@ -147,11 +151,13 @@ class CompletionStream:
         first = prompt * self._call.options.n
         match inner:
             case TextDelta(choice, text, tokens):
-                return self._text(first + choice, text, tokens) if text or tokens else b""
+                start = len(self._prompt_texts[prompt]) if self._call.echo else 0
+                return self._text(first + choice, text, tokens, start) if text or tokens else b""
             case Finish():
                 return self._chunk(TextChoice(first + inner.choice, "", None, inner.reason))
             case PromptLogprobs():
-                return self._text(first + inner.choice, self._prompt_texts[prompt], inner.tokens)
+                logprobs = legacy_logprobs(inner.tokens)
+                return self._chunk(TextChoice(first + inner.choice, self._prompt_texts[prompt], logprobs))
             case Started():
                 return self._started(prompt, inner)
             case ModelPending():
@@ -171,16 +177,18 @@ class CompletionStream:
         self._model = event.model
         self._prompt_texts[prompt] = event.prompt_text
         # With logprobs the echo comes with them, at PromptLogprobs.
-        if not self._call.echo or self._call.options.prompt_logprobs:
+        echo = event.prompt_text if self._call.echo and not self._call.options.prompt_logprobs else ""
+        ids = event.prompt_ids if self._call.token_ids else UNSET
+        if not echo and ids is UNSET:
             return b""
         first = prompt * self._call.options.n
-        return b"".join(self._chunk(TextChoice(first + k, event.prompt_text)) for k in range(self._call.options.n))
+        choices = (TextChoice(first + k, echo, prompt_token_ids=ids) for k in range(self._call.options.n))
+        return b"".join(self._chunk(choice) for choice in choices)
 
-    def _text(self, index: int, text: str, tokens: Sequence[ScoredToken]) -> bytes:
-        logprobs = None
-        if tokens:
-            logprobs, self._offsets[index] = legacy_logprobs(tokens, self._offsets[index])
-        return self._chunk(TextChoice(index, text, logprobs))
+    def _text(self, index: int, text: str, tokens: Sequence[ScoredToken], start: int) -> bytes:
+        logprobs = legacy_logprobs(tokens, start) if tokens and self._call.logprobs else None
+        ids = [token.id for token in tokens] if self._call.token_ids else UNSET
+        return self._chunk(TextChoice(index, text, logprobs, token_ids=ids))
 
     def _chunk(self, choice: TextChoice | None, usage: WireUsage | None = None) -> bytes:
         return frame(

@@ -10,7 +10,7 @@ from pydantic import Field
 from server.api.fields import screen
 from server.api.openai.sampling import SamplingFields, checked_options, model_name
 from server.api.tables import COMPLETIONS
-from server.api.wire import shown, validated
+from server.api.wire import Whole, shown, validated
 from server.chat.conversation import GenerationOptions, RawPrompt
 from server.errors import InvalidRequest, UnsupportedField
 from server.http.body import json_object
@@ -23,9 +23,11 @@ _MAX_TOKEN_ID = 2**31
 
 class CompletionFields(SamplingFields):
     prompt: Any
+    # 0 reads the prompt, and with echo scores it, without an answer.
+    max_tokens: Whole | None = Field(None, ge=-1)
     echo: bool = False
-    logprobs: int | None = Field(None, ge=0, le=5)
-    best_of: int | None = Field(None, ge=1)
+    logprobs: Whole | None = Field(None, ge=0, le=5)
+    best_of: Whole | None = Field(None, ge=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,15 @@ class CompletionCall:
     echo: bool
     stream: bool
     include_usage: bool
+    logprobs: bool
+    token_ids: bool
+    cache_salt: str
     headers: dict[str, str]
 
 
 def parse_completion(raw: bytes, limits: LimitSettings) -> CompletionCall:
     screened = screen(json_object(raw, limits), COMPLETIONS)
-    fields = validated(CompletionFields, screened.values)
+    fields = validated(CompletionFields, screened.values, screened.spelled)
     options = checked_options(
         fields,
         limits,
@@ -64,6 +69,9 @@ def parse_completion(raw: bytes, limits: LimitSettings) -> CompletionCall:
         echo=fields.echo,
         stream=fields.stream,
         include_usage=bool(fields.stream_options.include_usage),
+        logprobs=fields.logprobs is not None,
+        token_ids=fields.return_token_ids,
+        cache_salt=fields.cache_salt,
         headers=screened.headers(),
     )
 

@@ -20,15 +20,21 @@ class LegacyLogprobs(msgspec.Struct, frozen=True):
     text_offset: list[int]
 
 
-def legacy_logprobs(tokens: Sequence[ScoredToken], offset: int) -> tuple[LegacyLogprobs, int]:
-    """The lists for `tokens`, whose text starts at `offset`, and the offset where it ends."""
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token.text)
+def legacy_logprobs(tokens: Sequence[ScoredToken], start: int = 0) -> LegacyLogprobs:
+    """The lists for `tokens`, all of the prompt or all of an answer that begins at character `start` of the text."""
+    offsets = [start + token.offset for token in tokens]
     values = [None if math.isnan(token.logprob) else wire_logprob(token.logprob) for token in tokens]
     tops = [_top(token) for token in tokens]
-    return LegacyLogprobs([token.text for token in tokens], values, tops, offsets), offset
+    return LegacyLogprobs([token.text for token in tokens], values, tops, offsets)
+
+
+def joined(first: LegacyLogprobs, then: LegacyLogprobs) -> LegacyLogprobs:
+    return LegacyLogprobs(
+        first.tokens + then.tokens,
+        first.token_logprobs + then.token_logprobs,
+        first.top_logprobs + then.top_logprobs,
+        first.text_offset + then.text_offset,
+    )
 
 
 def _top(token: ScoredToken) -> dict[str, float] | None:

@@ -19,8 +19,12 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     object: str = "model"
     created: int
     owned_by: str = "configi"
+    # Of vLLM's list: what the weights are called, and the context. A path is nobody's business.
+    root: str
+    max_model_len: int | None
     state: str
     context_length: int | None
+    batched: bool | None
 
 
 class ModelList(msgspec.Struct, frozen=True):
@@ -49,7 +53,15 @@ def router(service: Service) -> APIRouter:
 
 
 def _model(status: ModelStatus, created: int) -> Model:
-    return Model(id=status.id, created=created, state=status.state, context_length=status.context_length)
+    return Model(
+        id=status.id,
+        created=created,
+        root=status.id,
+        max_model_len=status.context_length,
+        state=status.state,
+        context_length=status.context_length,
+        batched=status.batched,
+    )
 
 
 def _json(payload: Model | ModelList) -> Response:

@@ -6,10 +6,18 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, FailFast, Field
 
-from server.api.wire import Wire, shown
-from server.chat.conversation import GenerationOptions
+from server.api.openai.shape_fields import ShapeFields, asked_shape
+from server.api.wire import Whole, Wire, shown
+from server.chat.conversation import GenerationOptions, Reasoning
+from server.chat.tools import FREE, ToolChoice
 from server.errors import InvalidRequest
 from server.settings.types import LimitSettings
+
+_MAX_TOKEN_ID = 2**31
+# The seed by which llama-server, LM Studio and Ollama mean one of the server's choice.
+_ANY_SEED = -1
+# Up to the context: -1, and Ollama's -2.
+_UNLIMITED = (-1, -2)
 
 
 def _not_zero(value: int) -> int:
@@ -18,11 +26,14 @@ def _not_zero(value: int) -> int:
     return value
 
 
-# A string alone means the same as a list of one.
-StopStrings = Annotated[
-    list[str], FailFast(), BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
-]
-TokenLimit = Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
+def _listed(value: Any) -> Any:
+    """A string alone means the same as a list of one, and an empty one means none."""
+    return ([value] if value else []) if isinstance(value, str) else value
+
+
+TextList = Annotated[list[str], FailFast(), BeforeValidator(_listed)]
+TokenLimit = Annotated[Whole, Field(ge=-2), AfterValidator(_not_zero)]
+TokenIds = Annotated[list[Annotated[Whole, Field(ge=0, lt=_MAX_TOKEN_ID)]], FailFast()]
 
 
 class StreamOptions(Wire):
@@ -30,22 +41,30 @@ class StreamOptions(Wire):
     include_obfuscation: bool | None = None
 
 
-class SamplingFields(Wire):
+class SamplingFields(ShapeFields):
     model: str | None = None
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     max_tokens: TokenLimit | None = None
+    min_tokens: Whole = Field(0, ge=0)
+    ignore_eos: bool = False
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, le=2**31)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: Whole | None = Field(None, ge=-1, le=2**31)
     min_p: float | None = Field(None, ge=0, le=1)
+    xtc_probability: float = Field(0.0, ge=0, le=1)
+    xtc_threshold: float = Field(0.1, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: dict[str, Any] = Field({})
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: StopStrings = Field([])
-    n: int = Field(1, ge=1)
+    allowed_token_ids: TokenIds = Field([])
+    bad_words: TextList = Field([])
+    seed: Whole | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: TextList = Field([])
+    n: Whole = Field(1, ge=1)
+    return_token_ids: bool = False
+    cache_salt: str = Field("", max_length=1024)
 
 
 def checked_options(
@@ -55,27 +74,43 @@ def checked_options(
     max_tokens: int | None,
     top_logprobs: int | None,
     prompt_logprobs: bool = False,
+    tool_choice: ToolChoice = FREE,
+    reasoning: Reasoning | None = None,
 ) -> GenerationOptions:
     """The options of `fields` within `limits`; `max_tokens` -1 and None both mean up to the context."""
     if fields.n > limits.max_n:
         raise InvalidRequest(f"n is {fields.n}; at most {limits.max_n} choices are possible.", param="n")
     if fields.stream_options.include_usage is not None and not fields.stream:
         raise InvalidRequest("stream_options is only possible with stream: true.", param="stream_options")
+    limit = None if max_tokens in _UNLIMITED else max_tokens
+    if limit is not None and fields.min_tokens > limit:
+        message = f"min_tokens is {fields.min_tokens}, and at most {limit} tokens are asked for."
+        raise InvalidRequest(message, param="min_tokens")
     return GenerationOptions(
-        max_tokens=None if max_tokens == -1 else max_tokens,
+        max_tokens=limit,
         temperature=fields.temperature,
         top_p=fields.top_p,
-        top_k=fields.top_k,
+        top_k=None if fields.top_k is None else max(0, fields.top_k),
         min_p=fields.min_p,
         repetition_penalty=fields.repetition_penalty,
         presence_penalty=fields.presence_penalty,
         frequency_penalty=fields.frequency_penalty,
         logit_bias=_logit_bias(fields.logit_bias, limits),
-        seed=None if fields.seed is None else fields.seed % 2**64,
-        stop=_stop(fields.stop, limits),
+        seed=None if fields.seed in (None, _ANY_SEED) else fields.seed % 2**64,
+        stop=_texts(fields.stop, "stop", limits.max_stop, limits),
         n=fields.n,
-        top_logprobs=top_logprobs,
+        # Token ids travel with the logprobs of their tokens.
+        top_logprobs=0 if top_logprobs is None and fields.return_token_ids else top_logprobs,
         prompt_logprobs=prompt_logprobs,
+        min_tokens=fields.min_tokens,
+        ignore_eos=fields.ignore_eos,
+        allowed_token_ids=tuple(sorted(set(fields.allowed_token_ids))) or None,
+        bad_words=_texts(fields.bad_words, "bad_words", limits.max_bad_words, limits),
+        xtc_probability=fields.xtc_probability,
+        xtc_threshold=fields.xtc_threshold,
+        shape=asked_shape(fields),
+        tool_choice=tool_choice,
+        reasoning=reasoning or Reasoning(),
     )
 
 
@@ -84,16 +119,15 @@ def model_name(model: str | None) -> str | None:
     return model if model and model.strip() else None
 
 
-def _stop(stop: list[str], limits: LimitSettings) -> tuple[str, ...]:
-    if len(stop) > limits.max_stop:
-        message = f"stop has {len(stop)} strings; at most {limits.max_stop} are possible."
-        raise InvalidRequest(message, param="stop")
-    if not all(stop):
-        raise InvalidRequest("stop holds an empty string.", param="stop")
-    if any(len(text) > limits.max_stop_chars for text in stop):
-        message = f"A stop string has at most {limits.max_stop_chars} characters."
-        raise InvalidRequest(message, param="stop")
-    return tuple(stop)
+def _texts(texts: list[str], name: str, most: int, limits: LimitSettings) -> tuple[str, ...]:
+    if len(texts) > most:
+        raise InvalidRequest(f"{name} has {len(texts)} strings; at most {most} are possible.", param=name)
+    if not all(texts):
+        raise InvalidRequest(f"{name} holds an empty string.", param=name)
+    if any(len(text) > limits.max_stop_chars for text in texts):
+        message = f"A string of {name} has at most {limits.max_stop_chars} characters."
+        raise InvalidRequest(message, param=name)
+    return tuple(texts)
 
 
 def _logit_bias(bias: dict[str, Any], limits: LimitSettings) -> dict[int, float]:
@@ -102,7 +136,7 @@ def _logit_bias(bias: dict[str, Any], limits: LimitSettings) -> dict[int, float]
         raise InvalidRequest(message, param="logit_bias")
     for key, value in bias.items():
         # At most ten digits: token ids have 32 bits, and int() of a long string is slow.
-        if not (key.isascii() and key.isdigit() and len(key) <= 10 and int(key) < 2**31):
+        if not (key.isascii() and key.isdigit() and len(key) <= 10 and int(key) < _MAX_TOKEN_ID):
             message = f"logit_bias has the key {shown(key)}, which is not a token id."
             raise InvalidRequest(message, param="logit_bias")
         if type(value) not in (int, float) or not -100 <= value <= 100:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.chat.formats.format import WireFormat
+from server.chat.formats.format import ThoughtMarkers, WireFormat
 from server.chat.formats.functiongemma import FunctionGemma
 from server.chat.formats.gemma4 import Gemma4
 from server.chat.formats.glm import Glm
@@ -29,6 +29,18 @@ FORMATS: dict[str, WireFormat] = {
         Plain(),
     )
 }
+
+
+def _both(thought: ThoughtMarkers) -> tuple[str, str]:
+    return thought.begin, thought.end
+
+
+# Tokens of some vocabularies that are control tokens though they show text: no message may write them.
+CONTROL_TEXTS = frozenset(
+    {text for wire_format in FORMATS.values() for text in wire_format.tokens}
+    | {text for wire_format in FORMATS.values() if wire_format.thought for text in _both(wire_format.thought)}
+    | {"<tools>", "</tools>", "<tool_response>", "</tool_response>", "<|tool_response>", "<tool_response|>"}
+)
 
 # The first whose words are all in the template's source is meant; the more particular ones come first.
 _SIGNS = (

@@ -36,6 +36,11 @@ class WireFormat(Protocol):
         ...
 
     @property
+    def tokens(self) -> tuple[str, ...]:
+        """Its markers, each of which may be a token."""
+        ...
+
+    @property
     def thought(self) -> ThoughtMarkers | None:
         """None for models that do not reason."""
         ...

@@ -26,11 +26,13 @@ START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", 
 END, CALL, RETURN = "<|end|>", "<|call|>", "<|return|>"
 _TOKENS = (START, CHANNEL, MESSAGE, CONSTRAIN, END, CALL, RETURN)
 _FINAL = f"{END}{START}assistant{CHANNEL}final{MESSAGE}"
-_RECIPIENT = re.compile(r"to=(?:functions[.:])?(\S+)")
+_HEADER = re.compile(r"\b(?:assistant|analysis|commentary|final|json|code)\b")
+_RECIPIENT = re.compile(r"(?<![^\s\ud800-\udfff>])to=(?:functions[.:])?([^\s\ud800-\udfff<]+)")
 
 
 class Harmony:
     name = "harmony"
+    tokens = _TOKENS
     thought = ThoughtMarkers(f"{CHANNEL}analysis{MESSAGE}", END, _FINAL)
 
     def channels(
@@ -99,16 +101,17 @@ class HarmonyMessages(Steered):
                 source.take(len(stop))
                 yield from self._message_of("".join(header))
 
-    def _loose(self, text: str) -> None:
-        """Between messages: the role of a header without a message, or text of a model that has lost the form."""
-        words = text.replace(self._channel, " ").replace(self._constrain, " ").strip()
-        if words not in ("", "assistant", "analysis", "final", "commentary"):
-            self.out.text(words)
+    def _loose(self, header: str) -> None:
+        """What of a header has no meaning is text of a model that has lost the form."""
+        words = header.replace(self._channel, " ").replace(self._constrain, " ")
+        if text := _HEADER.sub("", words).strip():
+            self.out.text(text)
 
     def _message_of(self, header: str) -> Steps[None]:
         words = header.replace(self._channel, " ").replace(self._constrain, " ")
         recipient = _RECIPIENT.search(words)
         channel = header.partition(self._channel)[2].strip()
+        self._loose(_RECIPIENT.sub("", header, count=1))
         if recipient is not None:
             yield from self._call(recipient[1])
         elif channel.startswith("analysis"):

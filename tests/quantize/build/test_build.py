@@ -236,14 +236,18 @@ def rewrite_fp8(file: Path, name: str) -> None:
     file.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
 
 
-def test_values_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["model.layers.2.mlp.up_proj.weight", "model.norm.weight", "model.layers.0.input_layernorm.weight",
+             "model.embed_tokens.weight"],
+)  # fmt: skip
+@pytest.mark.parametrize("bits", [b"\xc0\x7f", b"\x80\xff"], ids=["nan", "-inf"])
+def test_values_that_are_not_finite_are_refused_by_name(name: str, bits: bytes, tmp_path: Path) -> None:
     source = write(tmp_path / "source", *llama(), shards=1)
-    name = "model.layers.2.mlp.up_proj.weight"
     shard = source / "model-00001-of-00001.safetensors"
     header = read_header(shard)
     with shard.open("r+b") as file:
         file.seek(header.data + header.entries[name].begin)
-        file.write(b"\xc0\x7f")
+        file.write(bits)
     with pytest.raises(SourceError, match=rf"{name} holds values that are not finite"):
         built(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -85,11 +85,21 @@ def whole(source: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return calibrated(source, tmp_path_factory.mktemp("whole") / "out", data, count), next(calls)
 
 
-@pytest.mark.parametrize("layout", [gemma4, qwen3_moe, llama])
-def test_it_is_whole_and_stock_mlx_lm_generates_with_it(layout: Callable[..., Any], data: Path, tmp_path: Path) -> None:
-    folder = calibrated(write(tmp_path / "source", *layout()), tmp_path / "out", data)
-    assert verify(folder) == []
-    model, tokenizer = load(str(folder))
+@pytest.fixture(scope="module", params=["gemma4", "qwen3_moe", "llama"])
+def of_a_family(
+    request: pytest.FixtureRequest, whole: tuple[Path, int], data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A calibrated model."""
+    if request.param == "gemma4":
+        return whole[0]
+    layout = qwen3_moe(layers=2) if request.param == "qwen3_moe" else llama(layers=2)
+    folder = tmp_path_factory.mktemp(request.param)
+    return calibrated(write(folder / "source", *layout), folder / "out", data)
+
+
+def test_it_is_whole_and_stock_mlx_lm_generates_with_it(of_a_family: Path) -> None:
+    assert verify(of_a_family) == []
+    model, tokenizer = load(str(of_a_family))
     model.set_dtype(mx.float32)
     assert generate(model, tokenizer, prompt="Hello", max_tokens=4)
 

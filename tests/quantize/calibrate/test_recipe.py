@@ -13,7 +13,7 @@ from quantize.folder.quant_spec import QuantSpec
 from tests.support.activations import Layer, correlated_layer
 
 SETTINGS = SolverSettings()
-ROWS, COLUMNS = 96, 256
+ROWS, COLUMNS = 96, 128
 
 
 def held(layer: Layer) -> dict[str, HeldBack]:
@@ -45,7 +45,7 @@ def test_what_is_returned_is_what_was_judged() -> None:
     layer = correlated_layer(ROWS, COLUMNS, 25 * COLUMNS)
     found = solved(layer)
     assert (found.weight.dtype, found.scales.dtype, found.biases.dtype) == (mx.uint32, mx.bfloat16, mx.bfloat16)
-    assert [array.shape for array in (found.weight, found.scales, found.biases)] == [(96, 16), (96, 4), (96, 4)]
+    assert [array.shape for array in (found.weight, found.scales, found.biases)] == [(96, 8), (96, 2), (96, 2)]
     scales, biases = found.scales.astype(mx.float32), found.biases.astype(mx.float32)
     weight = mx.dequantize(found.weight, scales, biases, group_size=64, bits=2)
     [report] = found.reports

@@ -14,7 +14,7 @@ import pytest
 
 from quantize.build.build import build
 from quantize.folder import verify as verify_module
-from quantize.folder.verify import check, verify, verify_if_changed
+from quantize.folder.verify import check, examine, verify, verify_if_changed
 from quantize.plan.plan import make_plan
 from quantize.source.checkpoint import HubOptions
 from quantize.source.sources import open_checkpoint
@@ -75,7 +75,8 @@ def test_the_command_says_so_in_words_and_in_json(model: Path) -> None:
     (model / "tokenizer.json").unlink()
     done = configi("verify", str(model), "--json", check=False)
     assert done.returncode == 1
-    assert json.loads(done.stdout) == {"folder": str(model), "ok": False, "problems": ["tokenizer.json is missing."]}
+    assert json.loads(done.stdout) == {"folder": str(model), "ok": False, "problems": ["tokenizer.json is missing."],
+                                       "warnings": []}  # fmt: skip
 
 
 def test_one_flipped_bit_is_found_by_hashes_and_by_nothing_else(model: Path) -> None:
@@ -91,7 +92,21 @@ def test_a_shard_of_another_model_beside_the_right_ones_is_found(model: Path) ->
     shutil.copy(model / "model-00001-of-00003.safetensors", model / "model-00001-of-00002.safetensors")
     sentence = "model-00001-of-00002.safetensors does not belong to the model"
     assert [problem.partition(";")[0] for problem in check(model)] == [sentence]
-    assert [problem.partition(";")[0] for problem in check(without_manifest(model))] == [sentence]
+
+
+def test_a_stray_shard_counts_in_others_models_only_if_it_says_something_else(model: Path) -> None:
+    """mlx-lm reads them all, in any order: what is the same twice does no harm."""
+    stray = model / "model-00001-of-00002.safetensors"
+    shutil.copy(model / "model-00001-of-00003.safetensors", stray)
+    assert warnings(without_manifest(model))[0] == "A tensor is in two files."
+    raw = bytearray(stray.read_bytes())
+    raw[-1] ^= 1
+    stray.write_bytes(raw)
+    (problem,) = check(model)
+    assert problem.endswith(
+        "is one thing in model-00001-of-00003.safetensors and another in model-00001-of-00002.safetensors: "
+        "mlx-lm takes either."
+    )
 
 
 def test_a_shard_that_is_missing_or_cut_is_found(model: Path) -> None:
@@ -102,6 +117,13 @@ def test_a_shard_that_is_missing_or_cut_is_found(model: Path) -> None:
     shard.unlink()
     assert f"{shard.name} is missing." in check(model)
     assert check(without_manifest(model)) == [f"{shard.name} is missing."]
+
+
+def warnings(model: Path) -> list[str]:
+    """Of a model of others, which has no problems."""
+    found = examine(model, thorough=False)
+    assert found.problems == []
+    return found.warnings
 
 
 def nothing(tensors: dict[str, mx.array]) -> None:
@@ -139,9 +161,9 @@ def test_experts_that_a_converter_left_out_are_found(model: Path) -> None:
 
     rewritten(without_manifest(model), unquantize)
     (model / "model.safetensors.index.json").unlink()
-    assert f"config.json says that {DOWN} is 3-bit gs64, but it is not quantized." in check(model)
+    assert f"config.json says that {DOWN} is 3-bit gs64, but it is not quantized." in warnings(model)
     edit(model / "config.json", lambda config: both(config, lambda table: table.pop(DOWN)))
-    assert check(model) == [f"The experts in {DOWN}.weight are not quantized."]
+    assert warnings(model) == [f"The experts in {DOWN}.weight are not quantized."]
 
 
 def test_scales_that_are_not_finite_are_found(model: Path) -> None:
@@ -152,10 +174,21 @@ def test_scales_that_are_not_finite_are_found(model: Path) -> None:
     assert f"{DOWN}.scales holds values that are not finite." in verify(without_manifest(model))
 
 
+def test_norms_that_are_not_finite_are_found(model: Path) -> None:
+    name = "language_model.model.norm.weight"
+
+    def poison(tensors: dict[str, mx.array]) -> None:
+        tensors[name][7] = float("nan")
+
+    rewritten(without_manifest(model), poison, name)
+    assert verify(model) == [f"{name} holds values that are not finite."]
+
+
 def test_an_index_that_differs_from_the_files_is_found(model: Path) -> None:
     edit(model / "model.safetensors.index.json", lambda index: index["weight_map"].pop(f"{DOWN}.biases"))
     sentence = f"the files differ about {DOWN}.biases"
-    assert any(sentence in problem for problem in check(without_manifest(model)))
+    assert any(sentence in problem for problem in check(model))
+    assert any(sentence in warning for warning in warnings(without_manifest(model)))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"format": 1}'])
@@ -206,11 +239,11 @@ def test_other_makers_models_are_checked_for_what_they_say_of_themselves(tmp_pat
             )
         )
     mx.save_safetensors(str(model / "model.safetensors"), tensors)
-    assert verify(model) == ["The tensors are quantized, but config.json has no quantization table."]
+    assert warnings(model) == ["The tensors are quantized, but config.json has no quantization table."]
     edit(model / "config.json", lambda config: config.update(quantization={"group_size": 64, "bits": 4}))
     assert verify(model) == []
     edit(model / "config.json", lambda config: config["quantization"].update(bits=8))
-    assert len(verify(model)) == 14
+    assert len(warnings(model)) == 14
     edit(model / "config.json", lambda config: config["quantization"].update(mode="mxfp4"))
     assert verify(model) == []
 
@@ -219,4 +252,4 @@ def test_no_folder_and_an_empty_folder_are_a_sentence(tmp_path: Path) -> None:
     assert verify(tmp_path / "nothing") == [f"{tmp_path / 'nothing'} is not a folder."]
     assert verify(tmp_path) == ["The folder has no config.json."]
     (tmp_path / "config.json").write_text("{}")
-    assert verify(tmp_path) == ["The folder has no model*.safetensors."]
+    assert verify(tmp_path) == ["The source lacks weights (model.safetensors)."]

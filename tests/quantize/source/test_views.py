@@ -51,6 +51,7 @@ class InMemory:
         lambda x: x.flatten(-2)[1:],
         lambda x: x[1],
         lambda x: x[:, :, 2:3],
+        lambda x: x[:, :, 2:3].squeeze(),
     ],
 )
 def test_a_view_has_the_elements_of_the_operation(move: Callable[[Any], Any]) -> None:

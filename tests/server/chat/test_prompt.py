@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from server.chat.conversation import Conversation, RawPrompt
+from server.chat.encoded import EncodedPrompt
 from server.chat.parts import Message, Part, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart
-from server.chat.prompt import EncodedPrompt, encode_prompt, spelling_defuser
+from server.chat.prompt import encode_prompt, spelling_defuser
 from server.chat.template import ChatTemplate
 from server.chat.tokenizer import ChatTokenizer
 from server.errors import ContextLengthExceeded, InvalidRequest
@@ -210,7 +211,9 @@ def test_a_lone_surrogate_in_a_message_is_the_requests_fault(tokenizer: ChatToke
 def test_a_conversation_works_from_the_folder_alone(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path / "model", context=64)
     tokenizer = ChatTokenizer.load(folder)
-    encoded = encode_prompt(tokenizer, ChatTemplate.load(folder), _user("Hi"), tokenizer.context_length)
+    encoded = encode_prompt(
+        tokenizer, ChatTemplate.load(folder, tokenizer.special), _user("Hi"), tokenizer.context_length
+    )
     assert encoded.ids == tokenizer.encode(f"{START}user\nHi{END}\n{START}assistant\n", False)
 
 

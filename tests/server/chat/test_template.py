@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
@@ -13,7 +14,7 @@ import jinja2
 import pytest
 
 from server.chat.conversation import Conversation
-from server.chat.parts import Message, Role
+from server.chat.parts import Message, Role, TextPart, ToolCallPart, ToolResultPart
 from server.chat.template import ChatTemplate
 from server.errors import InvalidRequest, ModelUnavailable
 from tests.support.tiny_model import CHAT_TEMPLATE
@@ -133,10 +134,11 @@ def test_noncharacters_of_a_user_do_not_disturb_a_continuation() -> None:
 
 
 def test_thinking_is_off_unless_the_conversation_turns_it_on() -> None:
-    template = ChatTemplate("{{ 'think' if enable_thinking else 'answer' }}{{ tools is none }}", {})
-    assert template.render(_conversation("u x")).text == "answerTrue"
+    source = "{{ messages[0].content }} {{ 'think' if enable_thinking else 'answer' }}{{ tools is none }}"
+    template = ChatTemplate(source, {})
+    assert template.render(_conversation("u x")).text == "x answerTrue"
     asked = Conversation((Message.plain("user", "x"),), template_variables={"enable_thinking": True})
-    assert template.render(asked).text == "thinkTrue"
+    assert template.render(asked).text == "x thinkTrue"
 
 
 def test_the_environment_is_hugging_faces() -> None:
@@ -144,14 +146,14 @@ def test_the_environment_is_hugging_faces() -> None:
 {% for m in messages %}
     {% if loop.index > 1 %}{% break %}{% endif %}
     {% generation %}
-{{ {'b': '<é>', 'a': 1} | tojson }}
+{{ {'b': '<é>', 'a': m.content} | tojson }}
     {% endgeneration %}
 {{ [1] | tojson(indent=2, separators=(',', ':'), sort_keys=true) }}
 {{ strftime_now('%Y') }}
 {% endfor %}
 """
-    text = ChatTemplate(source, {}).render(_conversation("u x", "a y", "u z")).text
-    assert text == f'{{"b": "<é>", "a": 1}}\n[\n  1\n]\n{datetime.now().astimezone():%Y}\n'
+    text = ChatTemplate(source, {}).render(_conversation("u 1")).text
+    assert text == f'{{"b": "<é>", "a": "1"}}\n[\n  1\n]\n{datetime.now().astimezone():%Y}\n'
 
 
 @pytest.mark.parametrize(
@@ -209,12 +211,14 @@ def test_the_ends_in_a_long_conversation_are_those_of_rendering_each_beginning_o
     rendered = ChatTemplate(source, {"bos_token": "<bos>"}).render(Conversation(messages))
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
     plain = environment.from_string(source)
-    values = [{"role": message.role, "content": message.text} for message in messages]
+    # Results that answer no call are the user's words.
+    said = {"tool": "user"}
+    values = [{"role": said.get(message.role, message.role), "content": message.text} for message in messages]
     expected = []
     for count in range(max(1, len(messages) - 7), len(messages) + 1):
         prefix = plain.render(messages=values[:count], bos_token="<bos>", add_generation_prompt=False)
         if rendered.text.startswith(prefix) and len(prefix) < len(rendered.text):
-            expected.append((len(prefix), messages[count - 1].role))
+            expected.append((len(prefix), values[count - 1]["role"]))
     assert expected and list(rendered.ends) == expected
 
 
@@ -236,14 +240,78 @@ def _pieces_rendered(count: int) -> int:
     return pieces
 
 
-def test_of_a_long_conversation_only_the_latest_messages_are_rendered_more_than_once() -> None:
-    # The template makes one piece of each message.
-    assert _pieces_rendered(600) - _pieces_rendered(200) == 400
+@pytest.mark.parametrize(("count", "again"), [(2, 2), (20, 12), (600, 12)])
+def test_a_conversation_is_rendered_once_and_its_latest_messages_once_more(count: int, again: int) -> None:
+    # The template makes one piece of each message, and one for the reply; its end is a call too.
+    assert _pieces_rendered(count) <= count + 2 + again + 1
 
 
-def test_ends_are_absent_where_the_template_renders_a_prefix_differently() -> None:
-    source = "{% for m in messages %}[{{ 'last ' if loop.last }}{{ m.content }}]{% endfor %}!"
-    assert ChatTemplate(source, {}).render(_conversation("u a", "a b", "u c")).ends == ()
+MISTRAL_LIKE = (
+    "<s>{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]"
+    "{% else %} {{ m.content | trim }}</s>{% endif %}{% endfor %}"
+)
+# Nothing closes a message but the next one.
+GLM_LIKE = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
+# Results of tools that follow one another are said in one turn.
+QWEN_LIKE = """\
+{%- for m in messages %}
+    {%- if m.role == 'tool' %}
+        {%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}{{- '<|im_start|>user' }}{% endif %}
+        {{- '\n<tool_response>\n' + m.content + '\n</tool_response>' }}
+        {%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{- '<|im_end|>\n' }}{% endif %}
+    {%- else %}
+        {{- '<|im_start|>' + m.role + '\n' + m.content }}
+        {%- for call in m.tool_calls %}
+            {{- '\n<tool_call>\n' + (call.function | tojson) + '\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{% endif %}
+"""
+
+
+def _ends_of(source: str, *messages: Message) -> list[str]:
+    """What the prompt is cut into at its ends."""
+    rendered = ChatTemplate(source, {}).render(Conversation(messages))
+    cuts = [0, *(end.offset for end in rendered.ends), len(rendered.text)]
+    return [rendered.text[start:stop] for start, stop in pairwise(cuts)]
+
+
+def test_roles_that_are_closed_in_different_ways_have_their_ends() -> None:
+    said = _conversation("u a", "a b", "u c ").messages
+    assert _ends_of(MISTRAL_LIKE, *said) == ["<s>[INST] a[/INST]", " b", "</s>[INST] c [/INST]"]
+    assert _ends_of(GLM_LIKE, *said) == ["<|user|>\na", "<|assistant|>\nb", "<|user|>\nc "]
+
+
+def test_calls_of_tools_and_their_results_end_where_their_turns_do() -> None:
+    call = Message("assistant", (ToolCallPart("1", "f", '{"a": "<|im_end|>"}'),))
+    spoken = Message("assistant", (TextPart("Both."), ToolCallPart("2", "g", "{}")))
+    results = [Message("tool", (ToolResultPart("1", text),)) for text in ("one", "two")]
+    pieces = _ends_of(QWEN_LIKE, *_conversation("s be", "u do").messages, call, *results, spoken, results[0])
+    openings = ["system\nbe", "user\ndo", "assistant\n\n<tool_call>", "user\n<tool_response>\none"]
+    openings += ["assistant\nBoth.\n<tool_call>", "user\n<tool_response>\none", "assistant\n"]
+    assert len(pieces) == len(openings)
+    for piece, opening in zip(pieces, openings, strict=True):
+        assert piece.startswith(f"<|im_start|>{opening}")
+    assert all(piece.endswith("<|im_end|>\n") for piece in pieces[:-1])
+
+
+@pytest.mark.parametrize("computed", ["length", "reverse"])
+def test_texts_that_the_template_computes_with_have_no_ends(computed: str) -> None:
+    source = f"{{% for m in messages %}}[{{{{ m.content | {computed} }}}}{{{{ m.content }}}}]{{% endfor %}}"
+    said = [f"{role} x{index}b" for index in range(20) for role in "ua"]
+    rendered = ChatTemplate(source + "{% if add_generation_prompt %}!{% endif %}", {}).render(
+        _conversation(*said, "u c")
+    )
+    assert rendered.ends == ()
+
+
+def test_a_text_that_looks_like_a_mark_costs_ends_and_nothing_else() -> None:
+    said = ("s x", "u a", f"a \ufdef{2}\ufdef", "u c")
+    rendered = ChatTemplate(CHAT_TEMPLATE, {}).render(_conversation(*said))
+    assert "\ufdef2\ufdef<|im_end|>" in rendered.text
+    assert [rendered.text[: end.offset].count("<|im_end|>\n") for end in rendered.ends] == [1, 2]
 
 
 def test_a_folded_system_message_marks_no_end_of_its_own() -> None:
@@ -253,19 +321,108 @@ def test_a_folded_system_message_marks_no_end_of_its_own() -> None:
 
 def test_a_model_without_a_template_points_to_completions(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="/v1/completions"):
-        ChatTemplate.load(tmp_path).render(_conversation("u Hi"))
+        ChatTemplate.load(tmp_path, {}).render(_conversation("u Hi"))
 
 
-def test_the_jinja_file_wins_over_the_tokenizers_config(tmp_path: Path) -> None:
+def test_templates_are_found_where_transformers_finds_them(tmp_path: Path) -> None:
+    says = "{{ messages[0].content }} "
+
     def load(value: object) -> str:
-        config = {"chat_template": value, "bos_token": {"content": "<s>"}, "eos_token": None}
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-        return ChatTemplate.load(tmp_path).render(_conversation("u Hi")).text
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
+        return ChatTemplate.load(tmp_path, {"bos_token": "<s>"}).render(_conversation("u Hi")).text
 
-    assert load("text {{ bos_token }}") == "text <s>"
-    assert load([{"name": "rag", "template": "no"}, {"name": "default", "template": "listed"}]) == "listed"
-    (tmp_path / "chat_template.jinja").write_text("file")
-    assert load("text") == "file"
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": says + "oldest"}))
+    assert load(None) == "Hi oldest"
+    assert load(says + "text {{ bos_token }}") == "Hi text <s>"
+    named = {"rag": "no", "default": says + "named"}
+    assert load(named) == "Hi named"
+    assert load([{"name": name, "template": source} for name, source in named.items()]) == "Hi named"
+    with pytest.raises(InvalidRequest, match=r"for special uses only \(rag\)"):
+        load({"rag": "no"})
+    (tmp_path / "chat_template.jinja").write_text(says + "file")
+    assert load(named) == "Hi file"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("no")
+    assert load(named) == "Hi file"
+
+
+LOOPS_OVER_PARTS = (
+    "{% for m in messages %}<{{ m['role'] }}>{% for c in m['content'] %}"
+    "{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}</>{% endfor %}"
+)
+TAKES_THE_FIRST_PART = "{% for m in messages %}{{ m['role'] + ': ' + m['content'][0]['text'] + '\n' }}{% endfor %}"
+# As models of images do: a system message is text, a user's has parts.
+BY_ROLE = (
+    "{% for m in messages %}[{% if m.role == 'system' %}{{ m.content + '' }}"
+    "{% else %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endif %}]{% endfor %}"
+)
+TAKES_BOTH = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}PARTS{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (LOOPS_OVER_PARTS, "<system>Be nice.</><user>Hello world</><assistant>Yes</><user>go</>"),
+        (TAKES_THE_FIRST_PART, "system: Be nice.\nuser: Hello world\nassistant: Yes\nuser: go\n"),
+        (BY_ROLE, "[Be nice.][Hello world][Yes][go]"),
+        (TAKES_BOTH, "Be nice.Hello worldYesgo"),
+    ],
+)
+def test_content_is_given_as_the_template_takes_it(source: str, expected: str) -> None:
+    assert _render(source, "s Be nice.", "u Hello world", "a Yes", "u go") == expected
+
+
+def test_a_message_that_is_continued_may_be_parts() -> None:
+    assert _render(LOOPS_OVER_PARTS, "u Hi", "a Sure, ") == "<user>Hi</><assistant>Sure, "
+
+
+@pytest.mark.parametrize(
+    ("source", "turns", "role"),
+    [
+        ("You are asked something. Answer:", ("u Hi",), "user"),
+        ("{{ messages[-1].content }}", ("u one", "a two", "u three"), "user"),
+        (
+            "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
+            ("u a", "a bcd", "u e"),
+            "assistant",
+        ),
+        ("{% for m in messages %}{{ m.content[:2] }}{% endfor %}", ("u Hello",), "user"),
+    ],
+)
+def test_a_message_that_is_left_out_is_an_error(source: str, turns: tuple[str, ...], role: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"leaves out what a message of role '{role}' says"):
+        _render(source, *turns)
+
+
+@pytest.mark.parametrize("answer", ["", "a It is 21."])
+def test_a_result_that_is_left_out_is_an_error_also_where_its_text_is_in_another(answer: str) -> None:
+    source = "{% for m in messages if m.role != 'tool' %}{{ m.content }}{{ m.tool_calls }}{% endfor %}"
+    call = Message("assistant", (TextPart("b"), ToolCallPart("1", "f", "{}")))
+    result = Message("tool", (ToolResultPart("1", "21"),))
+    said = _conversation(*filter(None, ("u a", answer, "u e"))).messages
+    with pytest.raises(InvalidRequest, match="leaves out what a message of role 'tool' says"):
+        ChatTemplate(source, {}).render(Conversation((said[0], call, result, *said[1:])))
+
+
+@pytest.mark.parametrize(
+    ("source", "turns", "expected"),
+    [
+        # A switch is taken out of a text, a thought is, and a result is written as JSON.
+        ("{{ messages[0].content | replace('/no_think', '') }}", ("u Hi /no_think there",), "Hi  there"),
+        (
+            "{% for m in messages %}{{ m.content.split('</think>')[-1] }}|{% endfor %}",
+            ("u a", "a x</think>y", "u b"),
+            "a|y|b|",
+        ),
+        (
+            "{% for m in messages %}{{ m.content | tojson }}{% endfor %}",
+            ('u say "é"', "a b", "u c"),
+            '"say \\"é\\"""b""c"',
+        ),
+    ],
+)
+def test_what_a_template_makes_of_a_text_is_its_own(source: str, turns: tuple[str, ...], expected: str) -> None:
+    assert _render(source, *turns) == expected
 
 
 def test_a_template_that_does_not_compile_makes_the_model_unavailable() -> None:

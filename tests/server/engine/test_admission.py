@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +16,9 @@ from server.engine.admission import HORIZON, Admission
 from server.engine.cost_model import KVCostModel, measure
 from server.engine_client.client import EngineClient
 from server.engine_client.protocol import Finished, Generate, Sampling, Tokens
-from server.engine_client.supervisor import Supervisor
 from server.errors import ContextLengthExceeded, InsufficientMemory
-from server.settings.types import CacheSettings, EngineSettings, Settings
+from server.settings.types import CacheSettings, Settings
+from tests.support.engines import running_engine
 from tests.support.sliding_model import WINDOW, write_sliding_model
 from tests.support.tiny_model import write_tiny_model
 
@@ -103,19 +102,11 @@ def test_elsewhere_nothing_is_wired() -> None:
     assert device.memory_limit(0, backend=SimpleNamespace(device_info=dict)) > 2**20
 
 
-@contextlib.asynccontextmanager
-async def engine_with(folder: Path, room: int) -> AsyncIterator[EngineClient]:
+def engine_with(folder: Path, room: int) -> AbstractAsyncContextManager[EngineClient]:
     """`room` bytes beside the weights."""
     weights = (folder / "model.safetensors").stat().st_size
-    settings = Settings(
-        engine=EngineSettings(),
-        cache=CacheSettings.model_validate({"disk_limit": 0}),
-    )
-    supervisor = Supervisor(settings)
-    try:
-        yield await supervisor.start(folder, weights + room)
-    finally:
-        await supervisor.stop()
+    settings = Settings(cache=CacheSettings.model_validate({"disk_limit": 0}))
+    return running_engine(folder, settings, memory_limit=weights + room)
 
 
 async def finished(engine: EngineClient, *requests: Generate) -> int:

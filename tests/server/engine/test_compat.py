@@ -16,6 +16,7 @@ from mlx_lm.models import cache
 from mlx_lm.models.cache import (
     ArraysCache,
     CacheList,
+    ChunkedKVCache,
     ConcatenateKVCache,
     KVCache,
     QuantizedKVCache,
@@ -137,9 +138,11 @@ def test_prompts_of_different_lengths_are_read_together_as_alone(tmp_path: Path)
             assert mx.allclose(got.keys_and_values()[0], reference.keys_and_values()[0], atol=1e-4)
 
 
-def test_only_a_plain_kv_cache_is_trimmable_everywhere() -> None:
+def test_only_plain_kv_caches_are_trimmable_everywhere() -> None:
     assert compat.is_trimmable(KVCache())
-    others = [RotatingKVCache(8), QuantizedKVCache(), ConcatenateKVCache(), ArraysCache(1), CacheList(KVCache())]
+    assert compat.is_trimmable(CacheList(KVCache(), KVCache()))
+    mixed = CacheList(ArraysCache(1), KVCache())
+    others = [RotatingKVCache(8), ChunkedKVCache(8), QuantizedKVCache(), ConcatenateKVCache(), ArraysCache(1), mixed]
     assert not any(map(compat.is_trimmable, others))
     # The reason for asking the type: mlx-lm's own answer is another question's.
     assert RotatingKVCache(8).is_trimmable()
@@ -153,7 +156,36 @@ def test_a_kv_cache_is_cut_and_joined_by_its_state() -> None:
     assert [part.size() for part in parts] == [3, 4]
     joined = compat.concatenate(parts)
     assert (type(joined), held(joined), joined.size()) == (KVCache, [2, 3, 4, 299, 300, 301, 302], 7)
-    assert compat.bytes_per_token(layer) == HEADS * HEAD_DIM * 2 * 4
+    assert compat.bytes_per_token(layer, 305) == HEADS * HEAD_DIM * 2 * 4
+
+
+def test_a_layer_of_several_kv_caches_is_cut_and_joined_as_each_of_them() -> None:
+    layer = CacheList(filled(KVCache(), 300, 1, 4), filled(KVCache(), 305))
+    joined = compat.concatenate([compat.cut(layer, 2, 4), compat.cut(layer, 299, 301)])
+    assert [held(part) for part in joined.caches] == [[2, 3, 299, 300]] * 2
+    assert [type(leaf) for leaf in compat.leaves([layer, ArraysCache(1)])] == [KVCache, KVCache, ArraysCache]
+
+
+def test_a_chunked_layer_is_copied_with_its_place_in_the_text() -> None:
+    layer = filled(ChunkedKVCache(WINDOW), 5, 6)
+    layer.maybe_trim_front()
+    copied = compat.copy(layer)
+    layer.keys[:] = 7.0
+    assert (copied.offset, copied.start_position, compat.window_size(copied)) == (11, 11 - WINDOW, WINDOW)
+    assert held(copied)[:WINDOW] == list(range(11 - WINDOW, 11))
+
+
+def test_a_cache_class_of_an_architecture_is_copied_but_not_stored() -> None:
+    class OwnCache:
+        def __init__(self) -> None:
+            self.offset, self.rows = 2, mx.zeros(3)
+
+    layer = OwnCache()
+    copied = compat.copy(layer)
+    layer.rows[0] = 7.0
+    assert (copied.offset, copied.rows.tolist()) == (2, [0.0, 0.0, 0.0])
+    assert not compat.is_storable(layer)
+    assert compat.is_storable(ChunkedKVCache(8))
 
 
 @pytest.mark.parametrize("chunks", [(3,), (8,), (5, 1, 1, 1, 1, 1), (20,), (20, 1, 1), (6, 9)])

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from server.engine_client.protocol import Finished, Generate, Prefilled, PromptS
 from server.engine_client.supervisor import Supervisor
 from server.errors import EngineFailed, InvalidRequest, ModelUnavailable
 from server.settings.types import CacheSettings, EngineSettings, Settings
+from tests.support.engines import running_engine
 from tests.support.tiny_model import write_tiny_model
 
 GREEDY = Sampling(seed=0, temperature=0)
@@ -57,18 +58,9 @@ async def tokens(engine: EngineClient, *requests: Generate) -> list[list[int]]:
     return made
 
 
-@contextlib.asynccontextmanager
-async def engine_for(model: Path, **settings: Any) -> AsyncIterator[EngineClient]:
-    supervisor = Supervisor(engine_settings(**settings))
-    try:
-        yield await supervisor.start(model)
-    finally:
-        await supervisor.stop()
-
-
 def with_engine(model: Path, test: Callable[[EngineClient], Coroutine[Any, Any, None]], **settings: Any) -> None:
     async def run() -> None:
-        async with engine_for(model, **settings) as engine:
+        async with running_engine(model, engine_settings(**settings)) as engine:
             await test(engine)
 
     asyncio.run(run())
@@ -322,14 +314,6 @@ def test_a_damaged_shard_is_one_clear_sentence(tmp_path: Path, damage: str) -> N
     else:
         shard.write_bytes(shard.read_bytes()[: 1000 if damage == "truncated" else 0])
     assert_refused(folder, "could not be loaded")
-
-
-def test_weights_that_are_not_quantized_as_the_config_says_are_refused(tmp_path: Path) -> None:
-    folder = write_tiny_model(tmp_path / "model")
-    config = folder / "config.json"
-    quantized = config.read_text().rstrip().removesuffix("}") + ', "quantization": {"group_size": 64, "bits": 4}}'
-    config.write_text(quantized)
-    assert_refused(folder, "quantized but its weights are not")
 
 
 def assert_refused(folder: Path, sentence: str) -> None:

@@ -47,7 +47,7 @@ class House:
             Verifier(settings.storage),
             Memory(settings.lifecycle),
             lambda: Supervisor(settings, command),
-            TextProcess.opener(settings.limits),
+            TextProcess.opener(settings),
         )
         self.generation = Generation(settings, catalog, self.residency, Metrics())
 
@@ -183,6 +183,19 @@ def test_the_longest_wait_is_for_the_files_and_the_weights_together(model: Path)
 
     with asyncio.Runner(loop_factory=SkippingLoop) as runner:
         runner.run(run())
+
+
+def test_who_gives_up_before_the_files_are_there_finds_the_model_in_memory_at_the_next_try(model: Path) -> None:
+    async def run() -> None:
+        files = SlowAcquirer(Settings(), model)
+        async with house(model, acquirer=files, lifecycle={"load_wait_s": 0.2}) as h:
+            for _ in range(3):
+                with pytest.raises(ModelLoading):
+                    await h.all_of()
+            files.arrived.set()
+            await h.until(lambda: h.state == "ready")
+
+    asyncio.run(run())
 
 
 def test_clients_that_leave_while_a_model_comes_up_leave_nothing_behind(model: Path) -> None:

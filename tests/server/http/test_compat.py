@@ -221,8 +221,15 @@ def test_the_listener_for_the_signal_is_the_one_that_is_replaced() -> None:
     assert f"self.{listener}" in inspect.getsource(sse_starlette.EventSourceResponse.__call__)
     # The reason: what the documented switch leaves behind.
     assert "await anyio.sleep(0.5)" in inspect.getsource(sse_starlette.sse._shutdown_watcher)
-    # The reason: it is not exported.
-    assert "SendTimeoutError" not in sse_starlette.__all__
+
+
+def test_every_event_and_ping_is_sent_by_the_method_that_is_replaced() -> None:
+    response = sse_starlette.EventSourceResponse
+    assert list(inspect.signature(response._send_with_timeout).parameters) == ["self", "send", "message"]
+    for sender in (response._stream_response, response._ping):
+        assert "await self._send_with_timeout(" in inspect.getsource(sender)
+    # The reason: a scope for each message.
+    assert "with anyio.move_on_after(self.send_timeout)" in inspect.getsource(response._send_with_timeout)
 
 
 def test_a_stream_goes_on_after_the_signal_and_knows_when_its_client_has_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from server.errors import ContextLengthExceeded, InvalidRequest, ModelUnavailabl
 from server.settings.types import LimitSettings
 from server.text.client import TextProcess
 from server.text.protocol import Constrain
+from tests.support.streams import until
 from tests.support.tiny_model import CHAT_TEMPLATE, write_tiny_model
 
 PATIENT = LimitSettings()
@@ -139,6 +141,26 @@ def test_a_large_text_does_not_hold_up_a_small_one(tmp_path: Path) -> None:
     run(main)
 
 
+def test_a_model_without_a_tokenizer_json_is_converted_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        folder, kept = model(tmp_path / "model"), tmp_path / "tokenizers"
+        bpe = json.loads((folder / "tokenizer.json").read_text())["model"]
+        (folder / "vocab.json").write_text(json.dumps(bpe["vocab"]))
+        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, bpe["merges"])]))
+        (folder / "tokenizer.json").unlink()
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "GPT2Tokenizer"}))
+        ids = []
+        for _ in range(2):
+            text = await TextProcess.open(folder, None, PATIENT, kept)
+            try:
+                ids.append((await text.encode_prompt(GOOD, "a")).ids)
+                [place] = kept.iterdir()
+            finally:
+                await text.close()
+        assert ids[0] == ids[1] and (place / "tokenizer.json").is_file()
+
+
 def schema_of(text: TextProcess, schema: dict[str, Any]) -> Coroutine[Any, Any, Constraint]:
     return text.constrain(Constrain(shape=JsonSchema(schema)), "a")
 
@@ -240,6 +262,54 @@ def test_a_killed_process_is_started_again_by_the_next_request(tmp_path: Path) -
         assert children() == before
 
     run(main)
+
+
+# A text process that keeps 64 MB of each command.
+KEEPING = """
+import server.text.process as process
+answer, kept = process._answer, []
+process._answer = lambda *given: (kept.append(b"x" * 64_000_000), answer(*given))[1]
+process.main()
+"""
+
+
+def test_a_process_that_has_grown_makes_room_for_another_without_being_asked(tmp_path: Path) -> None:
+    async def main() -> None:
+        before = children()
+        command = (sys.executable, "-c", KEEPING)
+        text = await TextProcess.open(model(tmp_path), None, PATIENT, command=command)
+        try:
+            [first] = children() - before
+            assert await text.encode("Hello", False, "a")
+            await asyncio.to_thread(until, lambda: children() - before - {first})
+            assert await text.encode("Hello", False, "a")
+        finally:
+            await text.close()
+
+    run(main)
+
+
+# Says how many of the answers had a vocabulary, on stderr.
+TELLING = """
+import sys
+import server.text.process as process
+opened = process.Opened
+process.Opened = lambda table: (print(table is not None, file=sys.stderr, flush=True), opened(table))[1]
+process.main()
+"""
+
+
+def test_the_vocabulary_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        text = await TextProcess.open(model(tmp_path), None, PATIENT, command=(sys.executable, "-c", TELLING))
+        await text.rest()
+        assert await text.encode("Hello", False, "a")
+        with pytest.raises(ContextLengthExceeded):
+            await text.encode("word " * 20_000, False, "a")
+        await text.close()
+
+    run(main)
+    assert [record.getMessage().rpartition(" ")[2] for record in caplog.records] == ["True", "False", "False"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from server.api.openai.completions_request import CompletionFields
 from server.api.operations import DetokenizeFields, TokenizeFields
 from server.api.tables import CHAT, COMPLETIONS, DETOKENIZE, ENDPOINTS, TOKENIZE
 from server.chat.conversation import Conversation, GenerationRequest, RawPrompt
-from server.chat.parts import Message
+from server.chat.parts import Message, ToolResultPart
 from tests.support.scripted_service import MODEL, Running, ScriptedService, running
 
 
@@ -63,6 +63,11 @@ HARMLESS: dict[str, Any] = {
     "prediction": {"type": "content", "content": "x"},
     "parallel_tool_calls": True,
     "keep_alive": -1,
+    "top_logprobs": 0,
+    "bad_words": [],
+    "allowed_token_ids": [],
+    "grammar": "",
+    "structured_outputs": {},
     "cache_prompt": True,
     "add_generation_prompt": True,
     "continue_final_message": False,
@@ -85,7 +90,11 @@ def test_an_explicit_null_means_absent(server: Running, name: str) -> None:
 
 IGNORED_IN_MESSAGES: list[tuple[list[dict[str, Any]], str | None]] = [
     ([{"role": "user", "content": "a", "name": "x", "weight": 1}], "messages.0.name, messages.0.weight"),
-    ([{"role": "assistant"}, {"role": "tool", "content": "a", "tool_call_id": "c"}], "messages.1.tool_call_id"),
+    ([{"role": "assistant"}, {"role": "tool", "content": "a", "is_error": True}], "messages.1.is_error"),
+    (
+        [{"role": "user", "content": "a", "reasoning": "b", "tool_calls": []}],
+        "messages.0.reasoning, messages.0.tool_calls",
+    ),
     # What several messages have is named once.
     ([{"role": "user", "content": "a", "name": "x"}] * 2000, "messages.name"),
     ([{"role": "user", "content": [{"type": "text", "text": "a", "lang": "en"}]}], "messages.0.content.lang"),
@@ -139,9 +148,9 @@ def test_unknown_fields_are_named_in_a_header_of_bounded_length(server: Running,
 )
 def test_every_field_stands_in_exactly_one_table_and_the_working_ones_in_the_model(fields: Any, model: Any) -> None:
     assert set(fields.works) == set(model.model_fields)
-    assert not set(fields.works) & set(fields.accepted)
-    assert not set(fields.works) & set(fields.refused)
-    assert not set(fields.accepted) & set(fields.refused)
+    assert set(fields.aliases.values()) <= set(fields.works)
+    names = (*fields.works, *fields.accepted, *fields.refused, *fields.aliases, *fields.inside)
+    assert len(names) == len(set(names))
 
 
 def test_every_value_that_a_refusal_lets_through_is_served(server: Running) -> None:
@@ -164,7 +173,7 @@ cache_prompt id_slot lora continue_final_message add_generation_prompt
 
 
 def test_every_field_that_real_clients_send_is_in_a_table() -> None:
-    assert set(CLIENT_FIELDS.split()) <= {*CHAT.works, *CHAT.accepted, *CHAT.refused}
+    assert set(CLIENT_FIELDS.split()) <= {*CHAT.works, *CHAT.accepted, *CHAT.refused, *CHAT.inside}
 
 
 def test_content_is_read_in_every_shape_clients_send(server: Running) -> None:
@@ -177,13 +186,21 @@ def test_content_is_read_in_every_shape_clients_send(server: Running) -> None:
         {"role": "assistant", "content": None, "refusal": None, "tool_calls": [], "provider_specific_fields": {}},
         {"role": "tool", "content": parts, "tool_call_id": "c"},
         {"role": "user", "content": " \n\u0000"},
+        {"role": "user", "content": None},
+        {"role": "system"},
+        {"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "output_text", "text": "b"}]},
+        {"role": "assistant", "content": None, "refusal": "no"},
     ) == (
         Message.plain("system", "ab"),
         Message.plain("user", ""),
-        Message.plain("assistant", ""),
-        Message.plain("assistant", ""),
-        Message.plain("tool", "ab"),
+        Message("assistant", ()),
+        Message("assistant", ()),
+        Message("tool", (ToolResultPart("c", "ab"),)),
         Message.plain("user", " \n\x00"),
+        Message("user", ()),
+        Message("system", ()),
+        Message.plain("user", "ab"),
+        Message.plain("assistant", "no"),
     )
 
 
@@ -210,15 +227,25 @@ def test_of_duplicate_keys_the_last_wins(server: Running) -> None:
         ({"max_tokens": 32000}, 32000),
         ({"max_tokens": 5, "max_completion_tokens": 7}, 7),
         ({"max_tokens": 5, "max_completion_tokens": -1}, None),
+        ({"max_tokens": 5.0}, 5),
+        ({"n_predict": 6}, 6),
+        ({"num_predict": -2}, None),
+        ({"max_new_tokens": 6, "max_tokens": 6}, 6),
+        ({"max_output_tokens": 6}, 6),
+        ({"options": {"num_predict": 6}}, 6),
     ],
 )
 def test_the_token_limit_is_read_as_clients_mean_it(server: Running, fields: Any, expected: int | None) -> None:
     assert _chat_request(server, **fields).options.max_tokens == expected
 
 
-@pytest.mark.parametrize(("seed", "expected"), [(0, 0), (-1, 2**64 - 1), (-(2**63), 2**63), (2**63 - 1, 2**63 - 1)])
+@pytest.mark.parametrize(("seed", "expected"), [(0, 0), (-2, 2**64 - 2), (-(2**63), 2**63), (2**63 - 1, 2**63 - 1)])
 def test_a_seed_is_taken_modulo_2_to_the_64(server: Running, seed: int, expected: int) -> None:
     assert _chat_request(server, seed=seed).options.seed == expected
+
+
+def test_a_seed_of_minus_1_is_any_as_at_llama_server(server: Running) -> None:
+    assert _chat_request(server, seed=-1).options.seed is None
 
 
 @pytest.mark.parametrize("model", ["", " ", None])
@@ -245,28 +272,6 @@ def test_sampling_fields_arrive_as_they_were_sent(server: Running) -> None:
     assert (options.repetition_penalty, options.presence_penalty, options.frequency_penalty) == (1.1, -2, 2)
     assert options.logit_bias == {7: -100.0, 8: 1.5}
     assert (options.stop, options.n, options.top_logprobs) == (("end",), 3, 0)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"enable_thinking": False},
-        {"chat_template_kwargs": {"enable_thinking": False}},
-        {"reasoning_effort": "none"},
-        {"thinking": {"type": "disabled"}},
-        {"reasoning": {"enabled": False}},
-    ],
-)
-def test_every_way_to_turn_thinking_off_reaches_the_template(server: Running, fields: Any) -> None:
-    prompt = _chat_request(server, **fields).prompt
-    assert isinstance(prompt, Conversation)
-    assert prompt.template_variables == {"enable_thinking": False}
-
-
-def test_thinking_is_left_alone_when_nobody_asks(server: Running) -> None:
-    prompt = _chat_request(server, reasoning={}).prompt
-    assert isinstance(prompt, Conversation)
-    assert prompt.template_variables == {}
 
 
 def test_a_last_assistant_message_is_continued(server: Running) -> None:
@@ -302,6 +307,8 @@ def test_a_completion_is_16_tokens_long_unless_it_says_otherwise(server: Running
     assert server.service.requests[-1].options.max_tokens == 16
     server.complete(max_tokens=-1, best_of=2, n=2)
     assert server.service.requests[-1].options.max_tokens is None
+    server.complete(n_predict=3.0)
+    assert server.service.requests[-1].options.max_tokens == 3
 
 
 def test_a_big_body_is_parsed_beside_the_loop_with_the_same_result(server: Running) -> None:
@@ -319,8 +326,11 @@ def test_models_are_listed_whatever_the_query(server: Running, path: str) -> Non
         "id": MODEL,
         "object": "model",
         "owned_by": "configi",
+        "root": MODEL,
+        "max_model_len": 4096,
         "state": "ready",
         "context_length": 4096,
+        "batched": None,
     }
 
 
@@ -360,7 +370,7 @@ def test_detokenize_is_the_way_back(server: Running) -> None:
         ("/detokenize", {}, "tokens"),
         ("/detokenize", {"tokens": [-1]}, "tokens.0"),
         ("/detokenize", {"tokens": ["a"]}, "tokens.0"),
-        ("/detokenize", {"tokens": [1.0]}, "tokens.0"),
+        ("/detokenize", {"tokens": [1.5]}, "tokens.0"),
     ],
 )
 def test_a_bad_tokenizer_request_is_a_400_that_names_the_field(

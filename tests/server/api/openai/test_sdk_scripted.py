@@ -68,8 +68,8 @@ def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
 
 def test_errors_have_the_sdk_class_code_and_param(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
-        _ask(client, tools=[{"type": "function", "function": {"name": "f"}}])
-    assert (bad.value.code, bad.value.param) == ("unsupported_field", "tools")
+        _ask(client, extra_body={"documents": [{"text": "x"}]})
+    assert (bad.value.code, bad.value.param) == ("unsupported_field", "documents")
     with pytest.raises(openai.NotFoundError) as missing:
         client.models.retrieve("org/nope")
     assert missing.value.code == "model_not_found"

@@ -1,0 +1,27 @@
+"""What several rooms do with files: have them on the disk for certain, and read text that a person has written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from quantize.errors import QuantizeError
+
+
+def sync(path: Path) -> None:
+    """A file's bytes, or a folder's names, are on the disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_text(file: Path, error: type[QuantizeError]) -> str:
+    """Without the byte order mark that some editors write. Raises `error` for what cannot be read or is no UTF-8."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as reason:
+        raise error(f"{file} cannot be read: {reason.strerror}.") from None
+    except UnicodeDecodeError:
+        raise error(f"{file} is not text in UTF-8.") from None

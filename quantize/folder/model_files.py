@@ -1,0 +1,59 @@
+"""Which files of a folder are the model: the one answer for building, serving, checking and fetching. Pure.
+
+transformers reads what the index names, mlx-lm every model*.safetensors and no index. An index whose files are there
+counts, so that a build ignores what else lies about; one that is left over from another form of the model does not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from quantize.errors import SourceError
+from quantize.folder.safetensors_format import Header, indexed_shards
+
+# One of these is a model's tokenizer.
+TOKENIZERS = frozenset(("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model"))
+_MODEL = re.compile(r"model.*\.safetensors")
+# Of another model, or the same one in its maker's own names.
+_OTHERS = re.compile(r"(?:adapter|consolidated|optimizer|original).*")
+
+
+def is_loaded_by_mlx(name: str) -> bool:
+    """Whether mlx-lm takes the file for weights of the model."""
+    return _MODEL.fullmatch(name) is not None
+
+
+def weight_files(names: Iterable[str], index: Mapping[str, str] | None) -> list[str]:
+    """Of the files `names` of a folder, those with weights, in order; `index` is what its index says.
+
+    Raises SourceError when there are none, or a name in the index can be the name of none.
+    """
+    present = {name for name in names if name.endswith(".safetensors")}
+    indexed = indexed_shards(index) if index is not None else []
+    if indexed and present.issuperset(indexed):
+        return indexed
+    found = sorted(filter(is_loaded_by_mlx, present)) or sorted(n for n in present if not _OTHERS.fullmatch(n))
+    if not found:
+        what = f"the shard {indexed[0]}" if indexed else "weights (model.safetensors)"
+        raise SourceError(f"The source lacks {what}.")
+    return found
+
+
+def lost(headers: Mapping[str, Header], index: Mapping[str, str] | None) -> tuple[str, str] | None:
+    """A tensor that the index names and no file has, and the file that should; None if all of them are somewhere."""
+    there = {name for header in headers.values() for name in header.entries}
+    return next(((name, shard) for name, shard in (index or {}).items() if name not in there), None)
+
+
+def holders(headers: Mapping[str, Header], index: Mapping[str, str] | None) -> dict[str, list[str]]:
+    """The files that hold each tensor, the one that the index names first."""
+    found: dict[str, list[str]] = {}
+    for file, header in headers.items():
+        for name in header.entries:
+            found.setdefault(name, []).append(file)
+    for name, shard in (index or {}).items():
+        files = found.get(name, [])
+        if shard in files:
+            found[name] = [shard, *(file for file in files if file != shard)]
+    return found

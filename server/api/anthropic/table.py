@@ -1,0 +1,43 @@
+"""What each field of POST /v1/messages does here, as data; read by `fields.screen` and the docs."""
+
+from __future__ import annotations
+
+from server.api.fields import Fields, Refusal
+
+MESSAGES = Fields(
+    works={
+        "model": "The model's id or an alias; absent, empty or blank means the default model.",
+        "messages": "user, assistant and system; content is a string or blocks. A last assistant message is continued.",
+        "system": "A string or text blocks.",
+        "max_tokens": "Longest answer in tokens, with thinking; absent is up to the context, 0 only reads the prompt.",
+        "stream": "Send the answer as server-sent events.",
+        "temperature": "0 to 1 at Anthropic, 0 to 2 here; 0 always takes the likeliest token.",
+        "top_p": "0 to 1.",
+        "top_k": "0 is off.",
+        "stop_sequences": "The answer's text ends before the first of them, and stop_sequence says which.",
+        "tools": "Tools with an input_schema; those that Anthropic defines or runs are left out and named.",
+        "tool_choice": "auto, any, tool or none, with disable_parallel_tool_use.",
+        "thinking": "enabled with budget_tokens, adaptive, or disabled, as when absent; display omitted hides it.",
+        "output_config": "effort, and format with a json_schema.",
+        "return_progress": "true adds prompt_progress to the pings while the prompt is read.",
+    },
+    accepted={
+        "metadata": "A label; nothing is stored.",
+        "cache_control": "Prefixes are kept without being asked for.",
+        "context_management": "Nothing is removed from a conversation unasked.",
+        "service_tier": "There is one tier.",
+        "speed": "There is one speed.",
+        "inference_geo": "It runs on this machine.",
+        "diagnostics": "The log has them.",
+        "user_profile_id": "A label.",
+        "workspace_id": "A label.",
+        "betas": "Each field says here what it does.",
+    },
+    refused={
+        "container": Refusal("the server runs no code"),
+        "mcp_servers": Refusal("the server calls no other servers", ([],)),
+        "output_format": Refusal("use output_config.format"),
+        "max_tokens_to_sample": Refusal("use max_tokens"),
+        "prompt": Refusal("this endpoint takes messages"),
+    },
+)

@@ -1,0 +1,165 @@
+"""The response object, whole or as it grows, and the renderer of its stream. HTTP process."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from server.api.openai.answer import unfinished
+from server.api.openai.responses.output import Output, Told
+from server.api.openai.responses.request import ResponseCall
+from server.chat.deltas import (
+    Event,
+    Finish,
+    ModelPending,
+    PrefillProgress,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+)
+from server.errors import ConfigiError, ResponseCancelled
+from server.http.sse import comment
+
+# Called with the body of a response that has ended, when it is to be kept.
+Keep = Callable[[dict[str, Any]], None] | None
+
+
+class GrowingResponse:
+    """One response while it is made. `keep` is given its body when it has ended."""
+
+    def __init__(self, call: ResponseCall, keep: Keep) -> None:
+        self._call = call
+        self._keep = keep
+        self._output = Output(call.tools.declared, call.encrypted)
+        self._started = time.time()
+        self._model = call.model or ""
+        self._reason: str | None = None
+        self._usage: Usage | None = None
+        self.id = f"resp_{uuid.uuid4().hex}"
+
+    def take(self, event: Event) -> Iterable[Told]:
+        """What there is to tell of `event`."""
+        match event:
+            case TextDelta() | ReasoningDelta() | ToolCallDelta():
+                return self._output.push(event)
+            case Started():
+                self._model = event.model
+            case Finish():
+                self._reason = event.reason
+                return self._output.end("incomplete" if event.reason == "length" else "completed")
+            case Usage():
+                self._usage = event
+        return ()
+
+    def end(self) -> dict[str, Any]:
+        """The body of the finished response. Raises EngineFailed when the answer is not complete."""
+        if self._usage is None or self._reason is None:
+            raise unfinished()
+        cut = {"reason": "max_output_tokens"} if self._reason == "length" else None
+        return self._last(self.body("incomplete" if cut else "completed") | {"incomplete_details": cut})
+
+    def failed(self, error: ConfigiError) -> dict[str, Any]:
+        list(self._output.end("incomplete"))
+        if isinstance(error, ResponseCancelled):
+            return self._last(self.body("cancelled"))
+        code = "server_error" if error.status >= 500 else error.code or "invalid_prompt"
+        return self._last(self.body("failed") | {"error": {"code": code, "message": error.message}})
+
+    def _last(self, body: dict[str, Any]) -> dict[str, Any]:
+        if self._keep is not None:
+            self._keep(body)
+        return body
+
+    def body(self, status: str) -> dict[str, Any]:
+        fields = self._call.fields
+        return {
+            "id": self.id,
+            "object": "response",
+            "created_at": int(self._started),
+            "completed_at": int(time.time()) if status == "completed" else None,
+            "status": status,
+            "background": False,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": fields.instructions,
+            "max_output_tokens": fields.max_output_tokens,
+            "max_tool_calls": fields.max_tool_calls,
+            "metadata": fields.metadata,
+            "model": self._model,
+            "output": list(self._output.items),
+            "parallel_tool_calls": fields.parallel_tool_calls,
+            "previous_response_id": fields.previous_response_id,
+            "reasoning": {"effort": fields.reasoning.effort, "summary": None},
+            "service_tier": "default",
+            "store": fields.store,
+            "temperature": fields.temperature,
+            "text": {"format": fields.text.format or {"type": "text"}},
+            "tool_choice": "auto" if fields.tool_choice is None else fields.tool_choice,
+            "tools": fields.tools,
+            "top_logprobs": fields.top_logprobs or 0,
+            "top_p": fields.top_p,
+            "truncation": fields.truncation,
+            "usage": None if self._usage is None else response_usage(self._usage),
+        }
+
+
+def response_usage(usage: Usage) -> dict[str, Any]:
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
+
+
+class ResponseStream:
+    """Renders one stream. Clients miss an answer whose items have no end, or that is not completed: all are told."""
+
+    def __init__(self, response: GrowingResponse, progress: bool) -> None:
+        self._response = response
+        self._progress = progress
+        self._sequence = 0
+
+    def render(self, event: Event) -> bytes:
+        match event:
+            case Started():
+                self._response.take(event)
+                body = self._response.body("in_progress")
+                return self._frames(
+                    {"type": f"response.{kind}", "response": body} for kind in ("created", "in_progress")
+                )
+            case ModelPending():
+                return comment(event.text)
+            case PrefillProgress():
+                return self._prompt_progress(event)
+        return self._frames(self._response.take(event))
+
+    def end(self) -> bytes:
+        body = self._response.end()
+        return self._frames([{"type": f"response.{body['status']}", "response": body}])
+
+    def error(self, error: ConfigiError) -> bytes:
+        """In place of the dialect's error event: this one tells what there is of the answer."""
+        return self._frames([{"type": "response.failed", "response": self._response.failed(error)}])
+
+    def _prompt_progress(self, event: PrefillProgress) -> bytes:
+        if not self._progress:
+            return comment(f"prompt {event.done} of {event.total} tokens")
+        progress = {"total": event.total, "cache": event.cached, "processed": event.done}
+        body = self._response.body("in_progress")
+        return self._frames([{"type": "response.in_progress", "response": body, "prompt_progress": progress}])
+
+    def _frames(self, told: Iterable[Told]) -> bytes:
+        frames = []
+        for event in told:
+            data = msgspec.json.encode(event | {"sequence_number": self._sequence})
+            frames.append(b"event: %b\ndata: %b\n\n" % (event["type"].encode(), data))
+            self._sequence += 1
+        return b"".join(frames)

@@ -1,0 +1,157 @@
+"""Input items of the Responses protocol -> frozen `Message`s. Pure. HTTP process.
+
+An agent's history is a list of items, and what the assistant thought, said and called in one turn are several of them:
+here they are the parts of one message. Items of tools that this server does not run are left out and named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from server.api.opaque import opened
+from server.api.wire import shown
+from server.chat.parts import Message, Part, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart
+from server.errors import InvalidRequest, UnsupportedField
+
+OMITTED_IMAGE = "[image omitted]"
+
+_ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
+_IMAGES = ("input_image", "image_url", "computer_screenshot")
+_FILES = ("input_file", "input_audio")
+# What OpenAI's own tools did: nothing that the model here could have said or can use.
+_FOREIGN = (
+    "web_search_call", "file_search_call", "computer_call", "computer_call_output", "code_interpreter_call",
+    "image_generation_call", "local_shell_call", "local_shell_call_output", "shell_call", "shell_call_output",
+    "apply_patch_call", "apply_patch_call_output", "mcp_call", "mcp_list_tools", "mcp_approval_request",
+    "mcp_approval_response", "tool_search_call", "tool_search_output", "program", "program_output",
+    "additional_tools", "agent_message", "multi_agent_call", "multi_agent_call_output", "compaction_trigger",
+)  # fmt: skip
+
+# The item that a client means by its id alone; None when it is not stored.
+Lookup = Callable[[str], dict[str, Any] | None]
+
+
+class InputMessages(NamedTuple):
+    """`dropped`: the names of what was left out, for `x-configi-ignored`."""
+
+    messages: tuple[Message, ...]
+    dropped: tuple[str, ...]
+
+
+def input_messages(items: list[Any], lookup: Lookup, *, omit_images: bool = False) -> InputMessages:
+    """Raises InvalidRequest that names the item."""
+    return _Reader(lookup, omit_images).read(items)
+
+
+class _Reader:
+    def __init__(self, lookup: Lookup, omit_images: bool) -> None:
+        self._lookup = lookup
+        self._omit_images = omit_images
+        self._tool_names: dict[str, str] = {}
+        self._dropped: dict[str, None] = {}
+
+    def read(self, items: list[Any]) -> InputMessages:
+        turns: list[Message] = []
+        for index, item in enumerate(items):
+            for role, parts in self._item(item, f"input.{index}"):
+                if role == "assistant" and turns and turns[-1].role == "assistant":
+                    turns[-1] = Message("assistant", turns[-1].parts + parts)
+                else:
+                    turns.append(Message(role, parts))
+        return InputMessages(tuple(turns), tuple(self._dropped))
+
+    def _item(self, item: Any, where: str) -> Iterator[tuple[Role, tuple[Part, ...]]]:
+        if not isinstance(item, dict):
+            raise InvalidRequest(f"{where} must be an object, not {shown(item)}.", param=where)
+        kind = item.get("type") or ("message" if "role" in item else None)
+        match kind:
+            case "message":
+                role = self._role(item.get("role"), f"{where}.role")
+                yield role, tuple(self._content(item.get("content"), f"{where}.content"))
+            case "function_call":
+                yield "assistant", (self._call(item, where, self._string(item, "arguments", where)),)
+            case "custom_tool_call":
+                written = json.dumps({"input": self._string(item, "input", where)}, ensure_ascii=False)
+                yield "assistant", (self._call(item, where, written),)
+            case "function_call_output" | "custom_tool_call_output":
+                call = self._string(item, "call_id", where)
+                text = "".join(part.text for part in self._content(item.get("output"), f"{where}.output"))
+                yield "tool", (ToolResultPart(call, text, self._tool_names.get(call)),)
+            case "reasoning":
+                yield from self._reasoning(item, where)
+            case "compaction" | "context_compaction" | "compaction_summary":
+                yield "user", (TextPart(opened(self._string(item, "encrypted_content", where), where)),)
+            case "item_reference":
+                yield from self._reference(item, where)
+            case str() if kind in _FOREIGN:
+                self._dropped[f"input.{kind}"] = None
+            case _:
+                raise InvalidRequest(f"{where}.type is {shown(kind)}, which is not known here.", param=f"{where}.type")
+
+    def _role(self, role: Any, where: str) -> Role:
+        if isinstance(role, str) and role in _ROLES:
+            return _ROLES[role]
+        raise InvalidRequest(f"{where} must be one of {', '.join(_ROLES)}, not {shown(role)}.", param=where)
+
+    def _content(self, content: Any, where: str) -> Iterator[TextPart]:
+        if content is None:
+            return
+        if isinstance(content, str):
+            yield TextPart(content)
+        elif isinstance(content, list):
+            for index, part in enumerate(content):
+                yield self._part(part, f"{where}.{index}")
+        else:
+            raise InvalidRequest(f"{where} must be a string or a list of parts, not {shown(content)}.", param=where)
+
+    def _part(self, part: Any, where: str) -> TextPart:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in _TEXTS:
+            return TextPart(self._string(part, "text", where))
+        if kind == "refusal":
+            return TextPart(self._string(part, "refusal", where))
+        if kind in _IMAGES:
+            if self._omit_images:
+                return TextPart(OMITTED_IMAGE)
+            raise UnsupportedField(
+                f'{where} is an image, and no model here sees images; limits.images = "omit" leaves them out.',
+                param=where,
+            )
+        if kind in _FILES:
+            raise UnsupportedField(f"{where} is of type {kind}, which is not supported: content is text.", param=where)
+        raise InvalidRequest(f"{where} must be a part with a type of text, not {shown(part)}.", param=where)
+
+    def _call(self, item: dict[str, Any], where: str, arguments: str) -> ToolCallPart:
+        call = ToolCallPart(self._string(item, "call_id", where), self._string(item, "name", where), arguments)
+        self._tool_names[call.id] = call.name
+        return call
+
+    def _reasoning(self, item: dict[str, Any], where: str) -> Iterator[tuple[Role, tuple[Part, ...]]]:
+        """What was thought: in clear, else as this server enclosed it, else its summary."""
+        texts = [part.text for part in self._content(item.get("content"), f"{where}.content")]
+        if not texts and isinstance(item.get("encrypted_content"), str):
+            try:
+                texts = [opened(item["encrypted_content"], where)]
+            except InvalidRequest:
+                # Another server's: nobody here can read it, and the conversation goes on without.
+                self._dropped[f"{where}.encrypted_content"] = None
+        if not texts:
+            texts = [part.text for part in self._content(item.get("summary"), f"{where}.summary")]
+        if texts:
+            yield "assistant", (ReasoningPart("".join(texts)),)
+
+    def _reference(self, item: dict[str, Any], where: str) -> Iterator[tuple[Role, tuple[Part, ...]]]:
+        found = self._lookup(self._string(item, "id", where))
+        if found is None:
+            message = f"{where} refers to an item that is not stored here; send the item itself."
+            raise InvalidRequest(message, param=where)
+        yield from self._item(found, where)
+
+    def _string(self, item: dict[str, Any], key: str, where: str) -> str:
+        value = item.get(key)
+        if not isinstance(value, str):
+            raise InvalidRequest(f"{where}.{key} must be a string, not {shown(value)}.", param=f"{where}.{key}")
+        return value

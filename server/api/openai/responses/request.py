@@ -1,0 +1,180 @@
+"""POST /v1/responses, inwards: body -> conversation and options. HTTP process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from server.api.fields import Screened, screen
+from server.api.openai.responses.items import InputMessages, Lookup, input_messages
+from server.api.openai.responses.store import ResponseStore
+from server.api.openai.responses.table import RESPONSES
+from server.api.openai.responses.tools import ToolSet, tool_choice, tool_set
+from server.api.openai.sampling import SamplingFields, TokenLimit, checked_options, model_name
+from server.api.wire import Wire, shown, validated
+from server.chat.conversation import Conversation, GenerationOptions, Reasoning
+from server.chat.parts import Message
+from server.chat.shapes import AnyJson, JsonSchema, Shape
+from server.errors import InvalidRequest
+from server.http.body import json_object
+from server.settings.types import LimitSettings
+
+LOGPROBS = "message.output_text.logprobs"
+ENCRYPTED = "reasoning.encrypted_content"
+
+# The other words for how hard to think are the template's own.
+_NO_EFFORT = "none"
+
+
+class ResponseReasoning(Wire):
+    effort: str | None = None
+    enabled: bool | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    summary: Any = None
+    generate_summary: Any = None
+
+
+class TextFields(Wire):
+    format: dict[str, Any] | None = None
+    verbosity: Any = None
+
+
+class ResponseFields(SamplingFields):
+    input: str | list[Any] = ""
+    instructions: str | None = None
+    tools: list[Any] = Field([])
+    tool_choice: Any = None
+    parallel_tool_calls: bool = True
+    max_output_tokens: TokenLimit | None = None
+    top_logprobs: int | None = Field(None, ge=0)
+    include: list[Any] = Field([])
+    text: TextFields = TextFields()
+    reasoning: ResponseReasoning = ResponseReasoning()
+    store: bool = True
+    previous_response_id: str | None = None
+    truncation: Literal["auto", "disabled"] = "disabled"
+    metadata: dict[str, Any] = Field({})
+    max_tool_calls: int | None = None
+    return_progress: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedResponse:
+    """A body by itself. `said` is None when it needs the store: it goes on from a response, or refers to an item."""
+
+    fields: ResponseFields
+    items: list[Any]
+    said: InputMessages | None
+    options: GenerationOptions
+    tools: ToolSet
+    screened: Screened
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseCall:
+    """`items` are what is stored as the input of this response, those of the responses before it included."""
+
+    fields: ResponseFields
+    model: str | None
+    items: list[Any]
+    conversation: Conversation
+    options: GenerationOptions
+    tools: ToolSet
+    encrypted: bool
+    headers: dict[str, str]
+
+
+def parse_response(raw: bytes, limits: LimitSettings) -> ParsedResponse:
+    screened = screen(json_object(raw, limits), RESPONSES)
+    fields = validated(ResponseFields, screened.values)
+    items = [{"role": "user", "content": fields.input}] if isinstance(fields.input, str) else fields.input
+    refers = any(isinstance(item, dict) and item.get("type") == "item_reference" for item in items)
+    needs_store = refers or fields.previous_response_id is not None
+    tools = tool_set(fields.tools)
+    return ParsedResponse(
+        fields=fields,
+        items=items,
+        said=None if needs_store else _said(items, limits, lambda _: None),
+        options=_options(fields, limits, tools),
+        tools=tools,
+        screened=screened,
+    )
+
+
+def response_call(parsed: ParsedResponse, limits: LimitSettings, store: ResponseStore, owner: str) -> ResponseCall:
+    """Raises InvalidRequest, and NotFound for a previous response that is not stored for `owner`."""
+    fields, items = parsed.fields, [*_previous(parsed.fields, store, owner), *parsed.items]
+    said = parsed.said or _said(items, limits, lambda id: store.item(owner, id))
+    return ResponseCall(
+        fields=fields,
+        model=model_name(fields.model),
+        items=items,
+        conversation=Conversation(_messages(fields, said), parsed.tools.tools, reasoning=parsed.options.reasoning),
+        options=parsed.options,
+        tools=parsed.tools,
+        encrypted=ENCRYPTED in fields.include,
+        headers=parsed.screened.headers(*said.dropped, *parsed.tools.dropped),
+    )
+
+
+def _said(items: list[Any], limits: LimitSettings, lookup: Lookup) -> InputMessages:
+    if len(items) > limits.max_messages:
+        message = f"input has {len(items)} items; at most {limits.max_messages} are possible."
+        raise InvalidRequest(message, param="input")
+    return input_messages(items, lookup, omit_images=limits.images == "omit")
+
+
+def _previous(fields: ResponseFields, store: ResponseStore, owner: str) -> list[Any]:
+    if fields.previous_response_id is None:
+        return []
+    before = store.get(owner, fields.previous_response_id)
+    return [*before.items, *before.body["output"]]
+
+
+def _messages(fields: ResponseFields, said: InputMessages) -> tuple[Message, ...]:
+    """A conversation that nobody speaks in (a warm-up) is one in which the user says nothing yet."""
+    instructions = (Message.plain("system", fields.instructions),) if fields.instructions else ()
+    messages = (*instructions, *said.messages)
+    spoken = any(message.role != "system" for message in messages)
+    return messages if spoken else (*messages, Message.plain("user", ""))
+
+
+def _options(fields: ResponseFields, limits: LimitSettings, tools: ToolSet) -> GenerationOptions:
+    wants_logprobs = LOGPROBS in fields.include or bool(fields.top_logprobs)
+    top = fields.top_logprobs or 0
+    if top > limits.max_top_logprobs:
+        message = f"top_logprobs is {top}; at most {limits.max_top_logprobs} are possible."
+        raise InvalidRequest(message, param="top_logprobs")
+    options = checked_options(
+        fields, limits, max_tokens=fields.max_output_tokens, top_logprobs=top if wants_logprobs else None
+    )
+    return replace(
+        options,
+        shape=_shape(fields.text.format),
+        tool_choice=tool_choice(fields.tool_choice, tools, fields.parallel_tool_calls),
+        reasoning=_reasoning(fields.reasoning),
+    )
+
+
+def _reasoning(asked: ResponseReasoning) -> Reasoning:
+    enabled = asked.enabled
+    if asked.effort is not None and enabled is None:
+        enabled = asked.effort != _NO_EFFORT
+    effort = None if asked.effort == _NO_EFFORT else asked.effort
+    return Reasoning(enabled, effort, asked.max_tokens)
+
+
+def _shape(form: dict[str, Any] | None) -> Shape | None:
+    match form:
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return AnyJson()
+        case {"type": "json_schema", "schema": dict(schema)}:
+            return JsonSchema(schema, form.get("strict") is True, "text.format")
+    raise InvalidRequest(
+        f"text.format must be of type text, json_object, or json_schema with a schema, not {shown(form)}.",
+        param="text.format",
+    )

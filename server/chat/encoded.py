@@ -1,0 +1,26 @@
+"""A prompt as token ids: what the text process makes and the HTTP process passes on, without their libraries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from server.chat.parts import Role
+
+
+class End(NamedTuple):
+    """An offset, in characters or in tokens, at which a message of `role` ends."""
+
+    offset: int
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """`boundaries`: where in `ids` the system message and the latest messages end, ascending; one that is not certain
+    is absent. `offsets`: the character of `text` at which each token of a raw prompt begins, where it was asked for."""
+
+    ids: list[int]
+    boundaries: list[End]
+    text: str
+    offsets: list[int] | None = None

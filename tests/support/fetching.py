@@ -1,0 +1,55 @@
+"""The fetch worker as a process, on a Hub on loopback, with the real huggingface_hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.support.loopback_hub import (
+    REPO,
+    LoopbackHub,
+    hub_environment,
+)
+
+WANTED = {"config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"}
+
+
+@dataclass
+class Result:
+    code: int
+    progress: list[dict[str, Any]]
+    last: dict[str, Any]
+    stderr: str
+
+    @property
+    def message(self) -> str:
+        return str(self.last["error"]["message"])
+
+
+@dataclass
+class Bench:
+    hub: LoopbackHub
+    home: Path
+
+    @property
+    def storage(self) -> Path:
+        return self.home / "hub" / f"models--{REPO.replace('/', '--')}"
+
+    def fetch(self, source: str = REPO, *options: str, **environment: str) -> Result:
+        done = subprocess.run(
+            [sys.executable, "-m", "server.models.fetch", source, "--timeout", "5", "--backoff", "0.05", *options],
+            env={**os.environ, **hub_environment(self.hub, self.home), **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        assert lines, done.stderr
+        return Result(done.returncode, lines[:-1], lines[-1], done.stderr)
