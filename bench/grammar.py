@@ -91,11 +91,11 @@ async def _measure(folder: Path, tokens: int, rounds: int) -> dict[int, float]:
 async def _round(engine: EngineClient, vocabulary: Vocabulary, tokens: int, held: int, number: int) -> float:
     """From the second token of the last row that began to the last of all: the batch is whole meanwhile."""
     rng = random.Random(number)
-    prompt = [rng.randrange(1000, 2000) for _ in range(24)]
+    prompt = [rng.randrange(100, 400) for _ in range(24)]
     rows = [
         Generate(
             id=0,
-            prompt=[*prompt, 1000 + row],
+            prompt=[*prompt, 100 + row],
             max_tokens=tokens,
             stop_tokens=[],
             sampling=Sampling(seed=row, temperature=0.8),

@@ -22,6 +22,7 @@ from quantize.folder.hashing import sha256_of
 from quantize.folder.manifest import MANIFEST, File, Manifest, read_manifest
 from quantize.folder.model_files import holders, is_loaded_by_mlx, lost, weight_files
 from quantize.folder.safetensors_format import INDEX, Entry, Header, indexed_shards, parse_index, read_header
+from quantize.folder.stale_template import stale_template
 from quantize.folder.tensor_rules import tensor_problems
 from quantize.foreign_json import read_json
 from quantize.names import checked_name, distinct_names
@@ -89,6 +90,8 @@ def _examine(folder: Path, found: Findings, *, thorough: bool) -> None:
     if not folder.is_dir():
         found.problems.append(f"{folder} is not a folder.")
         return
+    if stale := stale_template(folder):
+        found.warnings.append(stale)
     config, manifest = _config(folder), read_manifest(folder)
     if manifest is None:
         headers = _of_others(folder, config, found)

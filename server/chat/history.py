@@ -35,6 +35,8 @@ def arranged(messages: Messages, tools: Sequence[Tool], traits: Traits) -> Messa
         return _declared(tuple(map(_as_text, messages)), tools)
     if not traits.knows_calls:
         return tuple(map(_as_text, messages))
+    if traits.holds_results:
+        return _with_results(messages)
     return _one_by_one(messages) if traits.one_call else messages
 
 
@@ -55,6 +57,22 @@ def _without_orphans(messages: Messages) -> Messages:
         elif not answered:
             message = Message.plain("user", message.text)
         turns.append(message)
+    return tuple(turns)
+
+
+def _with_results(messages: Messages) -> Messages:
+    """Each result in the message with its call, as Gemma 4's own form has it."""
+    turns: list[Message] = []
+    for message in messages:
+        if message.role == "tool" and turns:
+            names = {part.id: part.name for part in turns[-1].parts if isinstance(part, ToolCallPart)}
+            named = [
+                replace(part, name=part.name or names.get(part.call_id)) if isinstance(part, ToolResultPart) else part
+                for part in message.parts
+            ]
+            turns[-1] = replace(turns[-1], parts=(*turns[-1].parts, *named))
+        else:
+            turns.append(message)
     return tuple(turns)
 
 

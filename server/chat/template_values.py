@@ -8,7 +8,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from server.chat.parts import Message, ReasoningPart, ToolCallPart, ToolResultPart
+from msgspec.structs import replace
+
+from server.chat.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 from server.chat.traits import Traits
 
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
@@ -20,7 +22,10 @@ def template_values(
     """With `change` applied to every string that came from outside, as the template will write it: parts that it gets
     joined are joined, and JSON is read, so that nothing hides between two parts or behind an escape."""
     traits = traits or Traits()
-    values: dict[str, Any] = {"content": message.text}
+    # Results stand in a message of their own, or behind the calls that they answer.
+    holds_results = message.role == "assistant"
+    own = replace(message, parts=tuple(part for part in message.parts if isinstance(part, TextPart)))
+    values: dict[str, Any] = {"content": own.text if holds_results else message.text}
     calls = []
     reasoning = ""
     for part in message.parts:
@@ -31,6 +36,8 @@ def template_values(
                 arguments = part.arguments or "{}" if arguments_as_text else _arguments(part.arguments)
                 function = {"name": part.name, "arguments": arguments}
                 calls.append({"id": _id(part.id, traits), "type": "function", "function": function})
+            case ToolResultPart() if holds_results:
+                values.setdefault("tool_responses", []).append({"name": part.name, "response": part.text})
             case ToolResultPart():
                 values["tool_call_id"] = _id(part.call_id, traits)
                 if part.name is not None:

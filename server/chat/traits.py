@@ -17,7 +17,8 @@ _NO_EFFORT = "none"
 @dataclass(frozen=True, slots=True)
 class Traits:
     """`variables`: the names that the template reads. `knows_tools`: it declares tools itself. `knows_calls`: it writes
-    calls and results in a history. `one_call`: it has room for one call in a message. `short_ids`: it refuses ids of
+    calls and results in a history. `one_call`: it has room for one call in a message.
+    `holds_results`: it looks for the results of calls in the message that has the calls. `short_ids`: it refuses ids of
     calls that are not 9 letters and digits. `thought_key`: where it looks for the reasoning of a message beside
     `reasoning_content`."""
 
@@ -25,6 +26,7 @@ class Traits:
     knows_tools: bool = False
     knows_calls: bool = False
     one_call: bool = False
+    holds_results: bool = False
     short_ids: bool = False
     thought_key: str | None = None
 
@@ -40,6 +42,7 @@ class Traits:
             variables=variables,
             knows_tools="tools" in variables,
             knows_calls="tool_calls" in source,
+            holds_results="tool_responses" in source and "tool_call_id" not in source,
             one_call="tool_calls[0]" in source,
             short_ids="length != 9" in source,
             thought_key="thinking" if "message.thinking" in source else None,

@@ -35,6 +35,9 @@ def report(settings: ServerSettings, *, as_json: bool) -> None:
         text = ready.get("text", "") if model["id"] == ready.get("model") else ""
         table.add_row(model["id"], model.get("state", ""), text)
     out.print(table)
+    for model in models:
+        if warning := model.get("warning"):
+            out.print(f"{model['id']}: {warning}", markup=False)
 
 
 def _get(address: str, path: str, key: str | None) -> dict[str, Any]:

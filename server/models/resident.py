@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from quantize.folder.stale_template import stale_template
 from server.engine_client.client import EngineClient
 from server.engine_client.supervisor import Supervisor
 from server.errors import ConfigiError, EngineFailed, ModelUnavailable
@@ -111,6 +112,9 @@ class Resident:
         except Exception as error:
             raise self.fail(error) from error
         self.folder, self.text = folder, text
+        if stale := await asyncio.to_thread(stale_template, folder):
+            log.warning("model %s: %s", self.entry.id, stale)
+        self.status = replace(self.status, warning=stale)
         text.on_unavailable = self._forget_files
         return text
 

@@ -24,3 +24,5 @@ class ModelStatus:
     total: int | None = None
     context_length: int | None = None
     batched: bool | None = None
+    # Something about its files that its users should know.
+    warning: str | None = None

@@ -20,6 +20,7 @@ from server.chat.tools import FREE, Tool, ToolChoice
 from server.chat.vocabulary import VocabularyTable
 from server.errors import ConfigiError, ContextLengthExceeded, InvalidRequest, ModelUnavailable
 
+# Of a float.
 _LARGEST = int(sys.float_info.max)
 
 
@@ -111,7 +112,7 @@ def encode(message: TextCommand | TextAnswer) -> bytes:
     try:
         return _encode(message)
     except OverflowError:
-        # MessagePack ends at 64 bits, and schemas need not.
+        # MessagePack ends at 64 bits, and the schemas of clients do not.
         return _encode(_rounded(msgspec.to_builtins(message, builtin_types=(bytes,))))
 
 

@@ -25,6 +25,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     context_length: int | None
     batched: bool | None
+    warning: str | None
 
 
 class ModelList(msgspec.Struct, frozen=True):
@@ -61,6 +62,7 @@ def _model(status: ModelStatus, created: int) -> Model:
         state=status.state,
         context_length=status.context_length,
         batched=status.batched,
+        warning=status.warning,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from server.chat.formats.rules import in_order, up_to
-from server.chat.formats.schema import Schema
+from server.chat.formats.schema import ToolSchema
 from server.chat.grammar import lark
 from server.chat.vocabulary import Vocabulary
 
@@ -34,7 +34,7 @@ class GemmaValues:
             ("any", "string | number | boolean | null | any_object | any_list"),
         ]
 
-    def object(self, name: str, schema: Schema, depth: int = 0) -> list[tuple[str, str]]:
+    def object(self, name: str, schema: ToolSchema, depth: int = 0) -> list[tuple[str, str]]:
         """Rules, the first of them `name`, for an object with the members of `schema`, in the alphabet's order as the
         template writes them."""
         keys = sorted(schema.names, key=str.casefold)
@@ -42,12 +42,12 @@ class GemmaValues:
             return [(name, '"{" "}"' if schema.is_closed else "any_object")]
         rules, listed = [], []
         for index, key in enumerate(keys):
-            term, needed = self._value(f"{name}_{index}v", schema.of(key) or Schema({}), depth + 1)
+            term, needed = self._value(f"{name}_{index}v", schema.of(key) or ToolSchema({}), depth + 1)
             rules += needed
             listed.append((f"{lark.literal(key + ':')} {term}", key in schema.required))
         return [(name, f'"{{" {name}_m "}}"'), *in_order(f"{name}_m", listed, ","), *rules]
 
-    def _value(self, name: str, schema: Schema, depth: int) -> tuple[str, list[tuple[str, str]]]:
+    def _value(self, name: str, schema: ToolSchema, depth: int) -> tuple[str, list[tuple[str, str]]]:
         """A term for a value, and the rules that it needs."""
         choices = schema.choices
         if choices and all(isinstance(choice, str | int | float | None) for choice in choices):

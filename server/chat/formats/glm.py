@@ -12,7 +12,7 @@ from server.chat.formats.loose_json import JsonStyle, LooseJson
 from server.chat.formats.outlet import json_text
 from server.chat.formats.reader import CallReader, Calls
 from server.chat.formats.rules import grammar, one_or_more
-from server.chat.formats.schema import Schema, arguments_schema
+from server.chat.formats.schema import ToolSchema, arguments_schema
 from server.chat.formats.symbols import Symbols
 from server.chat.formats.xml_calls import Around, argument_rules, copy_value
 from server.chat.grammar import lark
@@ -76,7 +76,7 @@ class KeysAndValues:
         yield from source.skip()
         yield from source.accept(self._end)
 
-    def _pairs(self, schema: Schema) -> Steps[None]:
+    def _pairs(self, schema: ToolSchema) -> Steps[None]:
         source, out = self._calls.source, self._calls.out
         out.arguments("{")
         lead = ""

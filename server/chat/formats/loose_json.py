@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from server.chat.formats.inlet import SPACE, Broken, Cut, Inlet, Steps, Stops
 from server.chat.formats.outlet import json_text
-from server.chat.formats.schema import Schema, scalar, typed
+from server.chat.formats.schema import ToolSchema, scalar, typed
 
 _DEEPEST = 64
 _LONGEST_KEY = 256
@@ -46,7 +46,7 @@ class LooseJson:
         mark = re.escape(style.mark) or r"(?!)"
         self._next = re.compile(rf",\s*(?:[}}\])\"']|{mark}|[^\s,:={{}}()\[\]]+\s*[:=])")
 
-    def members(self, schema: Schema | None, bracket: str, lead: str = "", depth: int = 0) -> Steps[None]:
+    def members(self, schema: ToolSchema | None, bracket: str, lead: str = "", depth: int = 0) -> Steps[None]:
         """An object whose `bracket` was taken, as far as its end; in parentheses it is a call as Python writes it."""
         if depth > _DEEPEST:
             raise Broken
@@ -64,7 +64,7 @@ class LooseJson:
             seen.append(key)
             yield from self.value(part, f'{comma}"{json_text(key)}": ', close, depth + 1)
 
-    def value(self, schema: Schema | None, lead: str = "", close: str = "}", depth: int = 0) -> Steps[None]:
+    def value(self, schema: ToolSchema | None, lead: str = "", close: str = "}", depth: int = 0) -> Steps[None]:
         """Whatever comes next, in something that `close` ends."""
         source, mark = self._source, self._style.mark
         yield from source.skip()
@@ -100,7 +100,7 @@ class LooseJson:
             raise Broken
         return (yield from source.starts(*self._style.ends))
 
-    def _key(self, schema: Schema | None, seen: list[str], positional: bool) -> Steps[str]:
+    def _key(self, schema: ToolSchema | None, seen: list[str], positional: bool) -> Steps[str]:
         """Its colon is taken too."""
         source, mark = self._source, self._style.mark
         key: list[str] = []
@@ -141,7 +141,7 @@ class LooseJson:
                 return unread[end : end + 1] not in (":", "=")
             yield
 
-    def _list(self, schema: Schema | None, lead: str, depth: int) -> Steps[None]:
+    def _list(self, schema: ToolSchema | None, lead: str, depth: int) -> Steps[None]:
         if depth > _DEEPEST:
             raise Broken
         items = schema.items if schema is not None else None
@@ -222,7 +222,7 @@ class LooseJson:
             raise Cut
         return int(source.take(4), 16) if _HEX.match(source.unread) else None
 
-    def _word(self, schema: Schema | None, lead: str, close: str) -> Steps[None]:
+    def _word(self, schema: ToolSchema | None, lead: str, close: str) -> Steps[None]:
         """A value without quotes."""
         source = self._source
         word = ""
@@ -258,11 +258,11 @@ class LooseJson:
             yield
 
 
-def _with_colons(schema: Schema | None) -> list[str]:
+def _with_colons(schema: ToolSchema | None) -> list[str]:
     return [] if schema is None else [name + ":" for name in schema.names if name]
 
 
-def _next_name(schema: Schema | None, seen: list[str]) -> str:
+def _next_name(schema: ToolSchema | None, seen: list[str]) -> str:
     """The parameter that a value without a name is for."""
     name = next((name for name in ([] if schema is None else schema.names) if name not in seen), None)
     if name is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from server.chat.formats.schema import Schema
+from server.chat.formats.schema import ToolSchema
 from server.chat.grammar import lark
 from server.chat.tools import Tool, ToolChoice
 from server.chat.vocabulary import Vocabulary
@@ -64,11 +64,11 @@ def up_to(name: str, end: str, vocabulary: Vocabulary) -> tuple[str, list[tuple[
 Members = list[tuple[str, bool]]
 
 
-def members(tool: Tool, item: Callable[[str, Schema], str]) -> Members:
+def members(tool: Tool, item: Callable[[str, ToolSchema], str]) -> Members:
     """For each of the tool's parameters, in their order, the term `item` makes of it and whether it must be there."""
-    schema = Schema(tool.parameters or {})
+    schema = ToolSchema(tool.parameters or {})
     required = schema.required
-    return [(item(name, schema.of(name) or Schema({})), name in required) for name in schema.names]
+    return [(item(name, schema.of(name) or ToolSchema({})), name in required) for name in schema.names]
 
 
 def in_order(name: str, listed: Members, comma: str) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ _LOOSE_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _WORDS = {"true": "true", "false": "false", "null": "null", "True": "true", "False": "false", "None": "null"}
 
 
-class Schema:
+class ToolSchema:
     """A part of a JSON Schema, with the whole of it for references."""
 
     def __init__(self, value: Any, root: Any = None) -> None:
@@ -35,10 +35,10 @@ class Schema:
         """Whether it allows strings and nothing else."""
         return self.types == {"string"}
 
-    def of(self, name: str) -> Schema | None:
+    def of(self, name: str) -> ToolSchema | None:
         """None where it is not declared."""
         value = self._find(name, _DEEPEST)
-        return None if value is None else Schema(value, self._root)
+        return None if value is None else ToolSchema(value, self._root)
 
     @property
     def names(self) -> list[str]:
@@ -68,8 +68,8 @@ class Schema:
         return self._value
 
     @property
-    def items(self) -> Schema:
-        return Schema(self._value.get("items", {}), self._root)
+    def items(self) -> ToolSchema:
+        return ToolSchema(self._value.get("items", {}), self._root)
 
     def _find(self, name: str, depth: int) -> Any:
         properties = self._value.get("properties")
@@ -77,15 +77,15 @@ class Schema:
             return properties[name]
         if depth:
             for part in _parts(self._value):
-                found = Schema(part, self._root)._find(name, depth - 1)
+                found = ToolSchema(part, self._root)._find(name, depth - 1)
                 if found is not None:
                     return found
         extra = self._value.get("additionalProperties")
         return extra if isinstance(extra, dict) and extra else None
 
 
-def arguments_schema(tool: Tool) -> Schema:
-    return Schema(tool.parameters or {})
+def arguments_schema(tool: Tool) -> ToolSchema:
+    return ToolSchema(tool.parameters or {})
 
 
 def scalar(word: str) -> str | None:
@@ -103,7 +103,7 @@ def scalar(word: str) -> str | None:
     return None
 
 
-def typed(text: str, schema: Schema | None) -> str:
+def typed(text: str, schema: ToolSchema | None) -> str:
     """The JSON of a value that came as bare text, of the type that the schema wants, else a string."""
     types = frozenset({"string"}) if schema is None else schema.types
     word = text.strip()

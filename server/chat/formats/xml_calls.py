@@ -9,7 +9,7 @@ from server.chat.formats.inlet import Broken, Cut, Steps, Stops
 from server.chat.formats.outlet import json_text
 from server.chat.formats.reader import Calls
 from server.chat.formats.rules import NAME, json_value, up_to
-from server.chat.formats.schema import Schema, arguments_schema, typed
+from server.chat.formats.schema import ToolSchema, arguments_schema, typed
 from server.chat.grammar import lark
 from server.chat.tools import Tool
 from server.chat.vocabulary import Vocabulary
@@ -88,7 +88,7 @@ class XmlCalls:
         return text
 
 
-def copy_value(calls: Calls, schema: Schema | None, lead: str, ends: tuple[str, ...]) -> Steps[None]:
+def copy_value(calls: Calls, schema: ToolSchema | None, lead: str, ends: tuple[str, ...]) -> Steps[None]:
     """A bare value up to one of `ends`, which stays. A string is passed on as it comes. The line breaks that a model
     puts around a value are not part of it."""
     source, out = calls.source, calls.out
@@ -132,7 +132,7 @@ def argument_rules(name: str, tool: Tool, around: Around, vocabulary: Vocabulary
         return [(name, f"({around.tag(NAME)} {term} {around.after})*"), *rules]
     body, rules = [], []
     for index, key in enumerate(schema.names):
-        part = schema.of(key) or Schema({})
+        part = schema.of(key) or ToolSchema({})
         rules += _value_rules(f"{name}_{index}", tool, part, around, vocabulary)
         item = f"{around.tag(lark.literal(key))} {name}_{index} {around.after}"
         body.append(item if key in schema.required else f"({item})?")
@@ -140,7 +140,7 @@ def argument_rules(name: str, tool: Tool, around: Around, vocabulary: Vocabulary
 
 
 def _value_rules(
-    name: str, tool: Tool, schema: Schema, around: Around, vocabulary: Vocabulary
+    name: str, tool: Tool, schema: ToolSchema, around: Around, vocabulary: Vocabulary
 ) -> list[tuple[str, str]]:
     """Rules, the first of them `name`, for a bare value and its end."""
     types, choices = schema.types, schema.choices

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from server.chat.grammar import lark
@@ -15,6 +15,8 @@ Schema = dict[str, Any] | bool
 _BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _IN_LIST = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 _DIRECT = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames")
+# Those that llguidance enforces. All others are annotations, as JSON Schema has them, and promise nothing.
+_FORMATS = frozenset({"date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
 # What is given up of a schema that is not strict and cannot be used, one after the other.
 _GIVEN_UP: tuple[frozenset[str], ...] = (
     frozenset({"pattern", "format"}),
@@ -33,11 +35,7 @@ def usable(schema: Schema, *, strict: bool, param: str, vocab_size: int) -> tupl
         InvalidRequest: a strict one has a keyword that cannot be enforced, or no schema can be made of it.
     """
     if strict:
-        try:
-            check(f"start: {lark.json_schema(schema)}", vocab_size)
-        except GrammarFault as fault:
-            raise InvalidRequest(f"{param}: {_with_place(str(fault), schema)}", param=param) from None
-        return schema, []
+        return _strictly(schema, param, vocab_size)
     given_up: frozenset[str] = frozenset()
     for more in (frozenset[str](), *_GIVEN_UP):
         given_up |= more
@@ -53,6 +51,24 @@ def usable(schema: Schema, *, strict: bool, param: str, vocab_size: int) -> tupl
                 notes.append(f"{param}: not enforced: {', '.join(lost)}")
             return candidate, notes
     return {"type": "object"}, [f"{param}: not enforced: {reason}"]
+
+
+def _strictly(schema: Schema, param: str, vocab_size: int) -> tuple[Schema, list[str]]:
+    candidate = _changed(schema, _without_annotation)
+    try:
+        check(f"start: {lark.json_schema(candidate)}", vocab_size)
+    except GrammarFault as fault:
+        raise InvalidRequest(f"{param}: {_with_place(str(fault), schema)}", param=param) from None
+    formats = sorted({str(part["format"]) for _, part in _parts(schema) if _is_annotation(part)})
+    return candidate, [f"{param}: not enforced: format {', '.join(formats)}"] if formats else []
+
+
+def _is_annotation(part: dict[str, Any]) -> bool:
+    return "format" in part and str(part["format"]) not in _FORMATS
+
+
+def _without_annotation(part: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in part.items() if key != "format"} if _is_annotation(part) else part
 
 
 def _with_place(reason: str, schema: Schema) -> str:
@@ -72,8 +88,8 @@ def _is_about(reason: str, key: str, value: Any) -> bool:
             return "regular expression" in reason
         case "oneOf":
             return reason.startswith("oneOf ")
-        case "format":
-            return reason == f"Unknown format: {value}"
+        case "minProperties" | "maxProperties":
+            return "Properties only supported" in reason
         case "type":
             return reason == f"Invalid type: {value}"
         case "$ref":
@@ -104,14 +120,22 @@ def _children(schema: dict[str, Any]) -> Iterator[tuple[str, str | int | None, A
 
 def _without(schema: Schema, keywords: frozenset[str]) -> Schema:
     """A copy without `keywords`, wherever they are keywords and not names of properties."""
-    if not isinstance(schema, dict) or not keywords:
+    if not keywords:
         return schema
-    kept: dict[str, Any] = {key: value for key, value in schema.items() if key not in keywords}
-    for key, name, part in _children(kept):
+    return _changed(schema, lambda part: {key: value for key, value in part.items() if key not in keywords})
+
+
+def _changed(schema: Schema, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Schema:
+    """A copy with `change` made to it and to all schemas in it."""
+    if not isinstance(schema, dict):
+        return schema
+    part = change(schema)
+    kept = dict(part)
+    for key, name, inner in _children(part):
         if name is None:
-            kept[key] = _without(part, keywords)
+            kept[key] = _changed(inner, change)
         else:
-            if kept[key] is schema[key]:
-                kept[key] = kept[key].copy()
-            kept[key][name] = _without(part, keywords)
+            if kept[key] is part[key]:
+                kept[key] = part[key].copy()
+            kept[key][name] = _changed(inner, change)
     return kept

@@ -195,7 +195,11 @@ def test_a_structural_tag_waits_for_its_triggers(composer: Composer, reader: Rea
         (JsonSchema({"type": "string", "pattern": "(?=a)b"}), "response_format", '"pattern" at / '),
         (JsonSchema({"type": "strange"}), "response_format", '"type" at /'),
         (JsonSchema({"$ref": "#/nowhere"}), "response_format", '"$ref" at /'),
-        (JsonSchema({"items": {"format": "colour"}}), "response_format", '"format" at /items'),
+        (
+            JsonSchema({"items": {"type": "object", "properties": {"a": {}}, "minProperties": 1}}),
+            "response_format",
+            '"minProperties" at /items',
+        ),
         (
             JsonSchema({"anyOf": [{"oneOf": [{"type": "string"}, {"pattern": "a"}]}]}),
             "response_format",
@@ -218,6 +222,19 @@ def test_what_cannot_be_enforced_is_refused_with_its_place(
     assert error.value.param == param
     assert words in error.value.message
     assert "\n" not in error.value.message
+
+
+def test_a_format_that_nobody_checks_is_an_annotation_even_when_strict(composer: Composer, reader: Reader) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"format": {"type": "string", "format": "colour"}},
+        "required": ["format"],
+    }
+    grammar, _, notes = composer.compose((), FREE, JsonSchema(schema))
+    assert notes == ["response_format: not enforced: format colour"]
+    assert reader.accepts(grammar, '{"format": "red"}')
+    dated, _, notes = composer.compose((), FREE, JsonSchema({"type": "string", "format": "date"}))
+    assert (notes, reader.accepts(dated, '"2026-11-26"'), reader.accepts(dated, '"today"')) == ([], True, False)
 
 
 def test_a_strict_tool_is_refused_for_what_a_lenient_one_only_notes(composer: Composer) -> None:

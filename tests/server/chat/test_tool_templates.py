@@ -196,3 +196,12 @@ def test_a_result_that_answers_no_call_is_what_the_user_says(published: dict[str
     template = ChatTemplate(published[name], SPECIAL)
     text = template.render(Conversation((ASK, says("assistant", "Well."), result("twenty-one")), TOOLS)).text
     assert "twenty-one" in text
+
+
+@pytest.mark.slow
+def test_the_first_template_of_gemma_4_gets_results_in_the_form_that_it_knows() -> None:
+    """transformers renders them as turns of a tool, which the model has never seen."""
+    template = ChatTemplate(published_templates("trl")["gemma4_v2"], SPECIAL)
+    text = template.render(Conversation(HISTORIES["two steps"], TOOLS)).text
+    assert text.count("<|tool_response>response:get_weather{") == 2 and "<|turn>tool" not in text
+    assert text.endswith("<tool_response|>")

@@ -253,3 +253,20 @@ def test_counting_tokens_takes_a_place_like_everything_else(model: Path) -> None
             assert [type(result) for result in ended] == [list, QueueFull, QueueFull]
 
     asyncio.run(run())
+
+
+def test_a_template_that_its_publisher_has_replaced_is_named_in_the_log_and_the_status(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_tiny_model(tmp_path)
+    with (folder / "chat_template.jinja").open("a") as template:
+        template.write("{# <|tool_response> #}")
+
+    async def run() -> None:
+        async with house(folder) as h:
+            assert h.generation.default_model().warning is None
+            await h.all_of()
+            assert "has replaced (sha256 " in str(h.generation.default_model().warning)
+
+    asyncio.run(run())
+    assert any("has replaced (sha256 " in record.getMessage() for record in caplog.records)
