@@ -1,8 +1,7 @@
-"""A model folder whose chat template knows tools, as Hermes and Qwen write them, over the weights of another one."""
+"""The tiny model with a chat template that knows tools and thoughts, as Hermes and Qwen write them."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from tests.support.tiny_model import write_tiny_model
@@ -40,15 +39,5 @@ TEMPLATE = """\
 def write_tool_model(folder: Path, *, context: int = 4096) -> Path:
     """The tiny model with this template."""
     write_tiny_model(folder, context=context)
-    return _with_template(folder)
-
-
-def copy_as_tool_model(model: Path, folder: Path) -> Path:
-    """Any ChatML model with this template."""
-    shutil.copytree(model, folder)
-    return _with_template(folder)
-
-
-def _with_template(folder: Path) -> Path:
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
