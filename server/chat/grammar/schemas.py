@@ -11,10 +11,11 @@ from server.errors import InvalidRequest
 
 Schema = dict[str, Any] | bool
 
-# Where a schema has other schemas: below a name, in a list, or directly.
-_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+# Where a schema has other schemas: below a name, in a list, or directly. `components` and `schemas` are OpenAPI's place
+# for definitions, which its tools leave where it was.
+_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "schemas")
 _IN_LIST = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
-_DIRECT = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames")
+_DIRECT = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames", "components")
 # Those that llguidance enforces. All others are annotations, as JSON Schema has them, and promise nothing.
 _FORMATS = frozenset({"date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
 # What is given up of a schema that is not strict and cannot be used, one after the other.
@@ -64,7 +65,7 @@ def _strictly(schema: Schema, param: str, vocab_size: int) -> tuple[Schema, list
 
 
 def _is_annotation(part: dict[str, Any]) -> bool:
-    return "format" in part and str(part["format"]) not in _FORMATS
+    return isinstance(part.get("format"), str) and part["format"] not in _FORMATS
 
 
 def _without_annotation(part: dict[str, Any]) -> dict[str, Any]:

@@ -233,6 +233,8 @@ def test_a_format_that_nobody_checks_is_an_annotation_even_when_strict(composer:
     grammar, _, notes = composer.compose((), FREE, JsonSchema(schema))
     assert notes == ["response_format: not enforced: format colour"]
     assert reader.accepts(grammar, '{"format": "red"}')
+    of_openapi = {"$ref": "#/components/schemas/A", "components": {"schemas": {"A": schema}}}
+    assert len(composer.compose((), FREE, JsonSchema(of_openapi))[2]) == 1
     dated, _, notes = composer.compose((), FREE, JsonSchema({"type": "string", "format": "date"}))
     assert (notes, reader.accepts(dated, '"2026-11-26"'), reader.accepts(dated, '"today"')) == ([], True, False)
 
