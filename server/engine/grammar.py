@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from server.engine.steering import Steering, first_line, needs_steering
-from server.engine.tokens import GrammarError, Tokens
+from server.engine.tokens import GrammarError, SpelledTokens
 from server.engine_client.protocol import Generate, TokenTable
 
 # Agents send the same tools with every request, a few of them at once.
@@ -34,11 +34,11 @@ class Grammars:
         self._thread = ThreadPoolExecutor(1, "grammar")
         self._tokenizer: LLTokenizer | None = None
         self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
-        self.tokens: Tokens | None = None
+        self.tokens: SpelledTokens | None = None
 
     def know(self, table: TokenTable) -> None:
         """Before the first request with a grammar or a thought."""
-        self.tokens = Tokens(table, self._vocab_size)
+        self.tokens = SpelledTokens(table, self._vocab_size)
 
     def order(self, request: Generate) -> None:
         """Begin to compile what `request` will need."""
@@ -81,7 +81,7 @@ class Grammars:
         texts = [request.grammar.text for request in requests if request.grammar is not None]
         wait([self._compiled[text] for text in texts if text in self._compiled], timeout_s, "FIRST_COMPLETED")
 
-    def _compile(self, text: str, tokens: Tokens) -> LLMatcher:
+    def _compile(self, text: str, tokens: SpelledTokens) -> LLMatcher:
         if self._tokenizer is None:
             # The only part that holds the GIL: half a second for 262,144 tokens on a fast machine, once.
             self._tokenizer = LLTokenizer(TokenizerWrapper(_Spelling(tokens)), eos_token=tokens.ends or None)
@@ -97,7 +97,7 @@ class Grammars:
 class _Spelling:
     """The vocabulary as llguidance takes it."""
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: SpelledTokens) -> None:
         self.tokens = tokens.texts
         self.special_token_ids = sorted(tokens.markers)
         self.eos_token_id = tokens.ends[0] if tokens.ends else 0

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from llguidance import LLMatcher
 from llguidance.numpy import fill_next_token_bitmask
 
-from server.engine.tokens import GrammarError, Tokens, Watch
+from server.engine.tokens import GrammarError, SpelledTokens, Watch
 from server.engine_client.protocol import Generate
 
 # One bit for each token, the first in the lowest bit of the first word.
@@ -34,7 +34,7 @@ class Steering:
     """`matcher` stands at the beginning of the request's grammar, if it has one. `failed` says what ends the request
     with an error, `complete` that the answer cannot go on."""
 
-    def __init__(self, request: Generate, tokens: Tokens | None, matcher: LLMatcher | None, width: int) -> None:
+    def __init__(self, request: Generate, tokens: SpelledTokens | None, matcher: LLMatcher | None, width: int) -> None:
         self.failed: str | None = None
         self.complete = False
         self._request = request
@@ -47,7 +47,7 @@ class Steering:
         if tokens is not None:
             self._start(request, tokens, matcher)
 
-    def _start(self, request: Generate, tokens: Tokens, matcher: LLMatcher | None) -> None:
+    def _start(self, request: Generate, tokens: SpelledTokens, matcher: LLMatcher | None) -> None:
         grammar, thought = request.grammar, request.thought
         self._tokens = tokens
         # Copied for each use: a lazy grammar is used more than once.

@@ -21,7 +21,7 @@ class GrammarError(Exception):
     """The request's grammar cannot be used; the message is fit for users."""
 
 
-class Tokens:
+class SpelledTokens:
     """A token's code is its bytes, or for a marker one unit that no text can spell."""
 
     def __init__(self, table: TokenTable, vocab_size: int) -> None:
@@ -99,7 +99,7 @@ class Tokens:
 class Watch:
     """Looks for texts in the tokens of an answer. `texts` are coded."""
 
-    def __init__(self, tokens: Tokens, texts: list[bytes]) -> None:
+    def __init__(self, tokens: SpelledTokens, texts: list[bytes]) -> None:
         self._tokens = tokens
         self._texts = texts
         self._longest = max(map(len, texts), default=0)

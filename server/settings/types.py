@@ -215,7 +215,7 @@ class LimitSettings(Section):
     )
     stored_response_age_s: float = Field(86400, gt=0, description="How long such a response is kept.")
     max_grammar_bytes: ByteSize = Field(
-        ByteSize(2**20), ge=1024, description="A grammar: all tools and the shape of the answer, schemas included."
+        ByteSize(10**6), ge=1024, description="A grammar: all tools and the shape of the answer, schemas included."
     )
     grammar_timeout_s: float = Field(
         5, gt=0, description="Longest time to make a grammar of a request's tools and the shape of its answer."

@@ -37,6 +37,10 @@ class Running:
         """Its engine processes, living ones only."""
         return [child for child in children(self.process.pid) if is_engine(child)]
 
+    def workers(self) -> list[psutil.Process]:
+        """The processes that fetch, build or check a model for it, living ones only."""
+        return [child for child in children(self.process.pid) if _runs(child, "server.models.", "quantize")]
+
     def get(self, path: str) -> tuple[int, Any]:
         return self._call(urllib.request.Request(self.url + path))
 
@@ -73,8 +77,12 @@ def children(pid: int) -> list[psutil.Process]:
 
 
 def is_engine(process: psutil.Process) -> bool:
+    return _runs(process, "server.engine", "tests.support.scripted_engine")
+
+
+def _runs(process: psutil.Process, *modules: str) -> bool:
     try:
-        return not {"server.engine.process", "tests.support.scripted_engine"}.isdisjoint(process.cmdline())
+        return any(argument.startswith(modules) for argument in process.cmdline())
     except psutil.NoSuchProcess:
         return False
 

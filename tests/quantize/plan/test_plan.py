@@ -228,7 +228,10 @@ Change = dict[str, Any]
         ({"add": {"model.language_model.layers.3.mlp.up_proj.weight": (190, 128)}}, "has the shape"),
         ({"config": {"model_type": "transformer"}}, "type 'transformer' are unknown to mlx-lm"),
         ({"config": {"quantization_config": {"quant_method": "hqq"}}}, "is quantized with hqq, which cannot be undone"),
-        ({"config": {"text_config": {"model_type": "gemma4_text"}}}, "no num_hidden_layers"),
+        (
+            {"config": {"text_config": {"model_type": "gemma4_text"}}},
+            "has no known role in models of the type 'gemma4'",
+        ),
     ],
 )
 def test_a_source_that_is_not_what_it_should_be_is_one_sentence(tmp_path: Path, change: Change, sentence: str) -> None:

@@ -118,7 +118,10 @@ SPELLED: dict[str, tuple[Part, ...]] = {
 @pytest.mark.parametrize("parts", SPELLED.values(), ids=SPELLED)
 def test_no_part_of_a_message_can_write_control_tokens(tokenizer: ChatTokenizer, parts: tuple[Part, ...]) -> None:
     template = ChatTemplate(WRITES_EVERYTHING, {})
-    conversation = Conversation((Message("assistant", parts), Message.plain("user", "go")))
+    said = (Message("assistant", parts),)
+    if isinstance(parts[0], ToolResultPart):
+        said = (Message("assistant", (ToolCallPart("1", "f", "{}"),)), Message("tool", parts))
+    conversation = Conversation((*said, Message.plain("user", "go")))
     encoded = encode_prompt(tokenizer, template, conversation, CONTEXT)
     assert END in encoded.text
     assert END_ID not in encoded.ids

@@ -71,7 +71,7 @@ def test_the_transfer_is_a_bar_on_a_terminal_and_plain_lines_elsewhere(
 
 
 def workers(server: Running) -> list[psutil.Process]:
-    return server.engines()
+    return server.workers()
 
 
 def test_while_the_model_is_fetched_streams_wait_and_the_rest_is_told_when_to_come_back(

@@ -123,7 +123,7 @@ def test_a_server_that_ends_while_it_builds_goes_on_at_its_next_start(bench: Ben
     bench.hold_the_source()
     with bench.serving() as server, stream(server):
         assert bench.hub.stalled.wait(20)
-        children = server.engines()
+        children = server.workers()
         assert children
         server.stop(how, timeout=15)
         gone, alive = psutil.wait_procs(children, timeout=10)
