@@ -152,6 +152,10 @@ def test_a_conversation_is_rendered_as_transformers_renders_it(templates: dict[s
                 left_out = "leaves out what a message of role 'tool'" in error.message
                 assert expected[0] is None or left_out, f"{name}, {about}: {error.message}"
                 continue
+            if "tool_calls" not in source and any("tool_calls" in values for values in messages):
+                # transformers leaves the call out, where we write it as text.
+                assert "get_weather" in text, f"{name}, {about}"
+                continue
             # What transformers refuses is put in an order that the template takes.
             assert expected[0] is None or text in expected, f"{name}, {about}"
             same += text in expected
