@@ -41,7 +41,7 @@ bench: $(VENV)/.dev
 soak: $(VENV)/.dev
 	@$(BIN)/python -m bench.soak $(ARGS); status=$$?; $(BIN)/python -m bench.report; $(BIN)/python -m tools.docs_tables; exit $$status
 
-# What hostile inputs cost everybody else, in about six minutes; ARGS=--full for all of it, --factor 3 on a busy machine.
+# What hostile inputs cost everybody else, in about seven minutes; ARGS=--full for all of it, --factor 3 on a busy machine.
 hostile: $(VENV)/.dev
 	@$(BIN)/python -m bench.hostile $(ARGS); status=$$?; $(BIN)/python -m tools.docs_tables; exit $$status
 

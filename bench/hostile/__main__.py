@@ -31,8 +31,9 @@ from bench.servers import ServerFailed
 from tests.support.loopback_hub import hub_environment, loopback_hub
 
 # The quietest of the first looks gives the figures, so that a disturbed one does not widen the limits. Before each
-# other plan a short one says what its processes hold.
-_LOOKS, _QUIET_S, _SHORT_QUIET_S = 2, 10.0, 2.0
+# other plan a short one says what its processes hold. They are as long as the rows: an engine holds what its longest
+# stream took.
+_LOOKS, _QUIET_S, _SHORT_QUIET_S = 2, 15.0, 2.0
 # A stall that begins with the last answer is still to be seen.
 _AFTER_S = 0.3
 _NEXT_S, _ALIVE_S, _BACK_S = 4.0, 2.0, 10.0
@@ -68,19 +69,20 @@ def _figures(looks: list[Watched]) -> Quiet:
 
 def _row(stage: Stage, plan: Plan, row: Row, memory: dict[Kind, int], quiet: Quiet, factor: float) -> Seen:
     """Once more when it broke a promise while others used the machine."""
-    first = _try(stage, plan, row, memory)
-    if not (first.disturbed and first.broken(quiet, factor)):
-        return first
-    print(line(first), f"disturbed, {first.others:.1f} processors: again", file=sys.stderr, flush=True)
-    return better(first, _try(stage, plan, row, memory), quiet, factor)
-
-
-def _try(stage: Stage, plan: Plan, row: Row, memory: dict[Kind, int]) -> Seen:
     stage.up()
-    shots = row.shots()
     stage.look()
     # What an earlier row has left is blamed on that one, and on the whole at the end.
     before: dict[Kind, int] = {kind: max(memory[kind], stage.memory.now[kind]) for kind in KINDS}
+    first = _try(stage, plan, row, before)
+    if not (first.disturbed and first.broken(quiet, factor)):
+        return first
+    print(line(first), f"disturbed, {first.others:.1f} processors: again", file=sys.stderr, flush=True)
+    return better(first, _try(stage, plan, row, before), quiet, factor)
+
+
+def _try(stage: Stage, plan: Plan, row: Row, before: dict[Kind, int]) -> Seen:
+    stage.up()
+    shots = row.shots()
     with stage.looking(), Metered(stage.port) as meters:
         others = Others(stage)
         outcomes = fire(stage.port, shots, row.at_once, row.limit_s)

@@ -158,7 +158,7 @@ def _conversation(fields: TokenizeFields, raw: list[Any], limits: LimitSettings)
     messages, dropped = conversation_messages(raw, ContentRules(limits.images == "omit"))
     tools = asked_tools(ToolFields(tools=fields.tools), limits)
     asked = asked_reasoning(ThoughtFields(chat_template_kwargs=fields.chat_template_kwargs))
-    conversation = Conversation(messages, tools.tools, asked.variables, asked.reasoning)
+    conversation = Conversation(messages, tools.tools, asked.switches, asked.reasoning)
     continued, answered = fields.continue_final_message, fields.add_generation_prompt
     if (continued if conversation.continues else answered) is False and True not in (continued, answered):
         conversation = replace(conversation, open=False)

@@ -9,12 +9,6 @@ from jinja2 import Environment, TemplateSyntaxError, nodes
 
 from server.chat.conversation import Reasoning
 
-# Variables that a client may set, where the template reads them. Their publishers document what they mean.
-SWITCHES = frozenset({
-    "enable_thinking", "thinking", "thinking_mode", "reasoning_effort", "thinking_effort", "reasoning_mode",
-    "thinking_budget", "preserve_thinking", "preserved_thinking", "keep_past_thinking", "clear_thinking",
-    "drop_thinking", "truncate_history_thinking", "add_vision_id", "date_string", "model_identity", "add_thoughts",
-})  # fmt: skip
 # The efforts that templates know; the others are the nearest of them.
 _EFFORTS = {"minimal": "low", "xhigh": "high", "max": "high"}
 _NO_EFFORT = "none"

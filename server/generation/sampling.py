@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import TypeVar
 
-from server.chat.conversation import Client, GenerationOptions
+from server.chat.conversation import Client, GenerationOptions, Reasoning
 from server.chat.encoded import EncodedPrompt
 from server.chat.formats.format import ThoughtMarkers
 from server.chat.grammar.constraint import FREE, Constraint
@@ -81,19 +81,19 @@ def generate_commands(
 
 
 def thought_of(
-    markers: ThoughtMarkers | None, budget: int | None, prompt: EncodedPrompt, constraint: Constraint
+    markers: ThoughtMarkers | None, reasoning: Reasoning, prompt: EncodedPrompt, constraint: Constraint
 ) -> Thought | None:
-    """What the engine must know of the model's reasoning: something if it is bounded, or if a grammar waits for it."""
-    grammar = constraint.grammar
+    """What the engine must know of the model's thought: something if it is bounded, or if a grammar waits for it."""
+    grammar, budget = constraint.grammar, reasoning.budget_tokens
     if markers is None or (budget is None and (grammar is None or grammar.opening)):
         return None
-    return Thought(
-        begin=markers.begin,
-        end=markers.end,
-        open=prompt.text.rstrip().endswith(markers.begin.rstrip()),
-        max_tokens=budget,
-        closing=constraint.closing,
-    )
+    tail = prompt.text.rstrip()
+    is_open = tail.endswith(markers.begin.rstrip())
+    over = reasoning.enabled is False or tail.endswith(markers.end.rstrip())
+    if over and not is_open and budget is None:
+        # What is held from its first token must not begin with a thought that nobody wants.
+        return None
+    return Thought(begin=markers.begin, end=markers.end, open=is_open, max_tokens=budget, closing=constraint.closing)
 
 
 def _given(value: T | None, default: T) -> T:

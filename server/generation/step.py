@@ -74,7 +74,7 @@ class Generation:
             finally:
                 constraining.cancel()
             self._log_text(request, "prompt", prompt.text)
-            thought = thought_of(chosen.thought, options.reasoning.budget_tokens, prompt, constraint)
+            thought = thought_of(chosen.thought, options.reasoning, prompt, constraint)
             commands = generate_commands(options, request.client, text.vocabulary, prompt, constraint, thought)
             with self._residency.lease(entry) as lease:
                 while pending := await wait.news(lease.granted):

@@ -7,6 +7,9 @@ answer belongs to the command before it and nothing needs a number.
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import msgspec
 
 from server.chat.conversation import Prompt
@@ -16,6 +19,9 @@ from server.chat.shapes import Shape
 from server.chat.tools import FREE, Tool, ToolChoice
 from server.chat.vocabulary import VocabularyTable
 from server.errors import ConfigiError, ContextLengthExceeded, InvalidRequest, ModelUnavailable
+
+# Of a float.
+_LARGEST = int(sys.float_info.max)
 
 
 class Open(msgspec.Struct, frozen=True, tag=True):
@@ -97,6 +103,25 @@ REFUSALS: dict[str, type[ConfigiError]] = {
     cls.__name__: cls for cls in (InvalidRequest, ContextLengthExceeded, ModelUnavailable)
 }
 
-encode = msgspec.msgpack.Encoder().encode
+_encode = msgspec.msgpack.Encoder().encode
 decode_command = msgspec.msgpack.Decoder(TextCommand).decode
 decode_answer = msgspec.msgpack.Decoder(TextAnswer).decode
+
+
+def encode(message: TextCommand | TextAnswer) -> bytes:
+    try:
+        return _encode(message)
+    except OverflowError:
+        # MessagePack ends at 64 bits, and the schemas of clients do not.
+        return _encode(_rounded(msgspec.to_builtins(message, builtin_types=(bytes,))))
+
+
+def _rounded(value: Any) -> Any:
+    """With floats in place of integers of more than 64 bits."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        return float(max(-_LARGEST, min(value, _LARGEST)))
+    return value

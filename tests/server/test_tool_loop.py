@@ -1,95 +1,230 @@
-"""A tool loop of ten steps keeps what was read: over HTTP, with the real engine, on a model with sliding windows."""
+"""Tools, forms and reasoning from the OpenAI SDK to real weights and back: a random tiny model, and the embedded one.
+
+Neither was trained to call tools, and the template of the second knows none. What a grammar holds is well formed all
+the same.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import openai
 import pytest
+from openai.types.chat.chat_completion import Choice
 
-from tests.support.running import Running, serving
-from tests.support.sliding_model import write_sliding_model
+from tests.support.commands import embedding_worker
+from tests.support.running import serving
+from tests.support.tool_model import write_tool_model
 
-STEPS = 10
-TOOLS = [{"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}]
-
-_HEAD = """\
-{%- set ns = namespace(last=-1) %}
-{%- for m in messages if m.role == 'user' %}{% set ns.last = messages.index(m) %}{% endfor %}
-{%- if tools %}{{ '<|im_start|>system\\n' }}{{ tools | tojson }}{{ '<|im_end|>\\n' }}{% endif %}
-"""
-# A result is a turn of its own; the reply opens with an empty thought that the history drops.
-TURNS = (
-    _HEAD
-    + """\
-{%- for m in messages %}
-{{- '<|im_start|>' + m.role + '\\n' + m.content }}
-{%- for c in m.tool_calls or [] %}{{ '<tool_call>' + c.function.arguments | tojson + '</tool_call>' }}{% endfor %}
-{{- '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think></think>' }}{% endif %}
-"""
-)
-# The thoughts of the turns behind the last question stay in the history, as with Qwen 3.
-THOUGHTS = TURNS.replace(
-    "'\\n' + m.content }}",
-    "'\\n' }}{% if m.reasoning_content and loop.index0 > ns.last %}{{ '<think>' + m.reasoning_content + '</think>' }}"
-    "{% endif %}{{ m.content }}",
-)
-# Results stand in the model's own turn, which goes on behind them, as with Gemma 4.
-ONE_TURN = (
-    _HEAD
-    + """\
-{%- for m in messages %}
-{%- if m.role == 'tool' %}{{ '<|im_start|>' + m.content + '<|im_end|>' }}
-{%- else %}
-{%- if not (m.role == 'assistant' and loop.previtem and loop.previtem.role == 'tool') %}
-{{- '<|im_start|>' + m.role + '\\n' }}{% endif %}{{ m.content }}
-{%- for c in m.tool_calls or [] %}{{ '<tool_call>' + c.function.arguments | tojson + '</tool_call>' }}{% endfor %}
-{%- if not m.tool_calls %}{{ '<|im_end|>\\n' }}{% endif %}
-{%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt and messages[-1].role != 'tool' -%}
-{{ '<|im_start|>assistant\\n<think></think>' }}{% endif %}
-"""
-)
+CITIES = ["Paris", "Rome", "Oslo"]
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"enum": CITIES}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+SEARCH = {
+    "type": "object",
+    "properties": {"query": {"type": "string", "pattern": "^[a-z]{1,8}$"}},
+    "required": ["query"],
+    "additionalProperties": False,
+}
+SCHEMAS = {"weather": WEATHER, "search": SEARCH}
+TOOLS: list[Any] = [
+    {"type": "function", "function": {"name": name, "description": f"A {name}.", "parameters": schema, "strict": True}}
+    for name, schema in SCHEMAS.items()
+]
+NAMED = {"type": "function", "function": {"name": "search"}}
+ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}}
+# With the names that may be called; None may call none.
+CHOICES: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "required": ("required", ("weather", "search")),
+    "named": (NAMED, ("search",)),
+    "allowed": (ALLOWED, ("search",)),
+    "none": ("none", ()),
+    "auto": ("auto", ("weather", "search")),
+}
+QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 
-def _step(number: int) -> list[dict[str, Any]]:
-    """What the client adds to the history: the call as the server told it, and what came of it."""
-    arguments = json.dumps({"path": f"src/file {number}", "words": ["the", "answer", number]})
-    call = {"id": f"call_{number}", "type": "function", "function": {"name": "look", "arguments": arguments}}
-    thought = f"I have to look at file {number} before I go on."
-    return [
-        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": thought},
-        {"role": "tool", "tool_call_id": f"call_{number}", "content": f"file {number} holds the story of the sea " * 3},
+@pytest.fixture(scope="module", params=["tiny", pytest.param("embedded", marks=pytest.mark.slow)])
+def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    folder = tmp_path_factory.mktemp(f"tools-{request.param}")
+    if request.param == "tiny":
+        model = write_tool_model(folder / "model")
+    else:
+        out, _ = embedding_worker(folder / "cache").communicate()
+        model = Path(json.loads(out.splitlines()[-1])["folder"])
+    with (
+        serving(folder, model) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=300) as sdk,
+    ):
+        yield sdk
+
+
+def _ask(client: openai.OpenAI, stream: bool, **fields: Any) -> Any:
+    """The choice of an answer, whole or put together by the SDK's helper; the helper refuses an answer that was cut.
+
+    The random model likes space between values as much as anything.
+    """
+    asked: dict[str, Any] = {"model": "tiny", "messages": QUESTION, "max_tokens": 800, "seed": 7} | fields
+    if not stream:
+        return client.chat.completions.create(**asked).choices[0]
+    with client.chat.completions.stream(**asked) as events:
+        for _ in events:
+            pass
+        return events.get_final_completion().choices[0]
+
+
+def _stream(client: openai.OpenAI, **fields: Any) -> Any:
+    """The choice of a plain stream, which may be cut."""
+    message: dict[str, Any] = {"role": "assistant", "content": ""}
+    calls: list[dict[str, Any]] = []
+    reason = None
+    for chunk in client.chat.completions.create(model="tiny", messages=QUESTION, stream=True, **fields):
+        delta, reason = chunk.choices[0].delta, chunk.choices[0].finish_reason
+        message["content"] += delta.content or ""
+        for piece in delta.tool_calls or []:
+            if piece.index == len(calls):
+                calls.append(piece.model_dump())
+            else:
+                calls[piece.index]["function"]["arguments"] += piece.function.arguments
+    choice = {"index": 0, "finish_reason": reason, "message": message | ({"tool_calls": calls} if calls else {})}
+    return Choice.model_validate(choice)
+
+
+def _check_calls(choice: Any, allowed: tuple[str, ...]) -> None:
+    """Calls are of tools that may be called, with arguments that their schemas allow, each with an id of its own."""
+    calls = choice.message.tool_calls or []
+    if choice.finish_reason == "length":
+        # A call that was cut is no call of anything yet.
+        calls = calls[:-1]
+    else:
+        assert (choice.finish_reason == "tool_calls") == bool(calls)
+    assert len({call.id for call in calls}) == len(calls)
+    for call in calls:
+        assert call.function.name in allowed
+        jsonschema.validate(json.loads(call.function.arguments), SCHEMAS[call.function.name])
+
+
+@pytest.mark.parametrize("how", ["whole", "helper", "stream"])
+@pytest.mark.parametrize("choice", ["required", "named", "allowed"])
+def test_a_call_that_must_be_is_made(client: openai.OpenAI, choice: str, how: str) -> None:
+    given, allowed = CHOICES[choice]
+    fields = {"tools": TOOLS, "tool_choice": given, "parallel_tool_calls": False}
+    answer = _stream(client, **fields) if how == "stream" else _ask(client, how == "helper", **fields)
+    assert answer.finish_reason == "tool_calls"
+    assert len(answer.message.tool_calls) == 1
+    _check_calls(answer, allowed)
+
+
+@pytest.mark.parametrize("how", ["whole", "stream"])
+@pytest.mark.parametrize("choice", ["none", "auto"])
+def test_a_call_that_may_be_is_well_formed_and_none_that_may_not_is_made(
+    client: openai.OpenAI, choice: str, how: str
+) -> None:
+    given, allowed = CHOICES[choice]
+    fields = {"tools": TOOLS, "tool_choice": given, "max_tokens": 48}
+    answer = _stream(client, **fields) if how == "stream" else _ask(client, False, **fields)
+    _check_calls(answer, allowed)
+    assert answer.message.content or answer.message.tool_calls
+    if choice == "none":
+        assert not answer.message.tool_calls
+
+
+def test_a_stream_and_a_whole_answer_make_the_same_call(client: openai.OpenAI) -> None:
+    fields = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False}
+    whole, streamed = (_ask(client, stream, **fields) for stream in (False, True))
+    assert [(c.function.name, c.function.arguments) for c in whole.message.tool_calls] == [
+        (c.function.name, c.function.arguments) for c in streamed.message.tool_calls
     ]
 
 
-def _cached(server: Running, messages: list[dict[str, Any]]) -> tuple[int, int]:
-    """How many tokens of the prompt were not read again, of how many."""
-    status, answer = server.chat(model="tiny", messages=messages, tools=TOOLS, tool_choice="none", max_tokens=4)
-    assert status == 200, answer
-    usage = answer["usage"]
-    return usage["prompt_tokens_details"]["cached_tokens"], usage["prompt_tokens"]
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_loop_of_three_steps_ends_in_text(client: openai.OpenAI, stream: bool) -> None:
+    messages: list[Any] = list(QUESTION)
+    ids = []
+    for step, name in enumerate(("search", "weather", "search")):
+        choice = {"type": "function", "function": {"name": name}}
+        answer = _ask(client, stream, messages=messages, tools=TOOLS, tool_choice=choice)
+        _check_calls(answer, (name,))
+        [call] = answer.message.tool_calls
+        ids.append(call.id)
+        messages += [answer.message.model_dump(exclude_none=True), {
+            "role": "tool", "tool_call_id": call.id, "content": f"Result {step}: 18 degrees",
+        }]  # fmt: skip
+    assert len(set(ids)) == 3
+    last = _ask(client, False, messages=messages, tools=TOOLS, tool_choice="none", max_tokens=24)
+    assert last.message.content
+    assert not last.message.tool_calls
 
 
-@pytest.mark.parametrize("template", [TURNS, THOUGHTS, ONE_TURN], ids=["turns", "thoughts", "one turn"])
-def test_cached_tokens_grow_at_every_step_of_a_tool_loop_and_after_a_restart(tmp_path: Path, template: str) -> None:
-    model = write_sliding_model(tmp_path / "model")
-    (model / "chat_template.jinja").write_text(template)
-    storage = {"storage": {"cache_dir": str(tmp_path / "kept")}, "cache": {"disk_limit": 10**9}}
-    messages: list[dict[str, Any]] = [{"role": "user", "content": "What is the answer? Look at all the files."}]
-    counts: list[tuple[int, int]] = []
-    for half in (range(STEPS // 2), range(STEPS // 2, STEPS)):
-        with serving(tmp_path, model, **storage) as server:
-            for number in half:
-                counts.append(_cached(server, messages))
-                messages += _step(number)
-            server.stop()
-    grown = [cached for cached, _ in counts]
-    # All but what the last step has added, and the few tokens at the joint.
-    for (cached, _), (_, before) in zip(counts[1:], counts, strict=False):
-        assert cached >= before - 20, counts
-    assert grown == sorted(set(grown)), counts
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_output_of_a_form_has_it(client: openai.OpenAI, stream: bool) -> None:
+    shape = {"type": "json_schema", "json_schema": {"name": "weather", "schema": WEATHER, "strict": True}}
+    answer = _ask(client, stream, response_format=shape)
+    assert answer.finish_reason == "stop"
+    jsonschema.validate(json.loads(answer.message.content), WEATHER)
+
+
+FORMS: dict[str, tuple[dict[str, Any], str]] = {
+    "choice": ({"structured_outputs": {"choice": CITIES}}, "^(Paris|Rome|Oslo)$"),
+    "regex": ({"structured_outputs": {"regex": "[a-z]{3}-[0-9]{2}"}}, "^[a-z]{3}-[0-9]{2}$"),
+    "gbnf": ({"grammar": 'root ::= "yes" | "no"'}, "^(yes|no)$"),
+    "json_schema": ({"json_schema": {"enum": [1, 2]}}, "^[12]$"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_other_servers_hold_too(client: openai.OpenAI, form: str) -> None:
+    fields, pattern = FORMS[form]
+    answer = _ask(client, False, extra_body=fields)
+    assert answer.finish_reason == "stop"
+    jsonschema.validate(answer.message.content, {"type": "string", "pattern": pattern})
+
+
+# The template of the other knows no thoughts.
+@pytest.mark.parametrize("client", ["tiny"], indirect=True)
+def test_a_thought_is_kept_out_of_the_content_and_ends_at_its_budget(client: openai.OpenAI) -> None:
+    fields = {"enable_thinking": True, "thinking_token_budget": 12}
+    answer = client.chat.completions.create(
+        model="tiny", messages=QUESTION, max_tokens=60, seed=7, extra_body=fields
+    )  # fmt: skip
+    message = answer.choices[0].message
+    assert message.reasoning_content == message.reasoning != ""
+    assert "think>" not in (message.content or "") + message.reasoning_content
+    details = answer.usage.completion_tokens_details
+    assert 0 < details.reasoning_tokens <= 12 + 8, "the words that close it count"
+    assert message.content
+
+
+def _canary(client: openai.OpenAI, number: int) -> str:
+    """A request in which a word of its own is all that may be said; what was said without it."""
+    word = f"canary-{number:03d}-{number * 7919 % 1000:03d}"
+    schema = {"type": "object", "properties": {"word": {"const": word}}, "required": ["word"],
+              "additionalProperties": False}  # fmt: skip
+    stream = bool(number % 2)
+    if number % 3:
+        tool = {"type": "function", "function": {"name": f"say-{word}", "parameters": schema, "strict": True}}
+        [call] = _ask(
+            client, stream, tools=[tool], tool_choice="required", parallel_tool_calls=False
+        ).message.tool_calls
+        assert call.function.name == f"say-{word}"
+        said = call.function.arguments
+    else:
+        shape = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema, "strict": True}}
+        said = _ask(client, stream, response_format=shape).message.content
+    assert json.loads(said) == {"word": word}
+    return said.replace(word, "")
+
+
+@pytest.mark.parametrize("client", ["tiny"], indirect=True)
+def test_interleaved_requests_say_no_foreign_canary(client: openai.OpenAI) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(lambda number: _canary(client, number), range(48)))
+    assert not [text for text in said if "canary" in text]

@@ -58,7 +58,7 @@ def parse_chat(raw: bytes, limits: LimitSettings) -> ChatCall:
     messages, dropped = conversation_messages(fields.messages, ContentRules(limits.images == "omit"))
     tools = asked_tools(fields, limits)
     asked = asked_reasoning(fields)
-    conversation = Conversation(messages, tools.tools, asked.variables, asked.reasoning)
+    conversation = Conversation(messages, tools.tools, asked.switches, asked.reasoning)
     check_continuation(conversation, fields.continue_final_message, fields.add_generation_prompt)
     limit = fields.max_tokens if fields.max_completion_tokens is None else fields.max_completion_tokens
     options = checked_options(

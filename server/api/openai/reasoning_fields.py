@@ -1,8 +1,7 @@
 """The fields that say whether a model thinks before it answers, how long, and whether that is shown. Pure.
 
-Every server has its own; all of them become one `Reasoning`, and the variables by which chat templates know it. Two
-fields that say different things are refused; only `chat_template_kwargs` wins over the others, as everywhere. HTTP
-process.
+Every server has its own; all of them become one `Reasoning`, which the template is told in words of its own. Two fields
+that say different things are refused; only `chat_template_kwargs` wins over the others, as everywhere. HTTP process.
 """
 
 from __future__ import annotations
@@ -49,10 +48,10 @@ class ThoughtFields(Wire):
 
 @dataclass(frozen=True, slots=True)
 class AskedReasoning:
-    """`variables` are for the chat template. `shown`: the reasoning is part of the answer. `ignored`: names of keys."""
+    """`switches`: variables for the chat template. `shown`: whether answers hold the reasoning. `ignored`: keys."""
 
     reasoning: Reasoning
-    variables: dict[str, Scalar]
+    switches: dict[str, Scalar]
     shown: bool
     ignored: tuple[str, ...]
 

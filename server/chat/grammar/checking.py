@@ -40,6 +40,8 @@ def _reason(message: str) -> str:
     message = re.split(r"\n\s*\d+ \| ", message)[0].strip()
     found = re.search(r"^error: (.*)", message, re.MULTILINE)
     head, _, schema = message.partition(_WORDS)
+    if schema.startswith("oneOf "):
+        return "oneOf is enforced only where no two of its parts can hold at once, which is not sure here"
     if found:
         return f"its regular expression: {found[1]}"
     return (schema or re.sub(r"^(?:at )?\d+\(\d+\): ", "", head)).splitlines()[0][:300]

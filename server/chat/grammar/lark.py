@@ -54,8 +54,9 @@ _IN_REGEX = {"/": r"\/", "\n": r"\n", "\r": r"\r", "\\\n": r"\n", "\\\r": r"\r"}
 
 
 def json_schema(schema: dict[str, Any] | bool, *, lenient: bool = False) -> str:
-    """JSON that satisfies `schema`, on one line. `lenient`: keywords that llguidance cannot enforce are skipped."""
-    options = {"whitespace_pattern": _SPACE, "lenient": lenient}
+    """JSON that satisfies `schema`, on one line. `lenient`: keywords that llguidance cannot enforce are skipped, and of
+    `oneOf` more than one may hold."""
+    options = {"whitespace_pattern": _SPACE, "lenient": lenient, "coerce_one_of": lenient}
     if isinstance(schema, bool):
         schema = {} if schema else {"not": {}}
     # Ours take the place of any that the client sent.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from server.chat.grammar import lark
@@ -11,10 +11,13 @@ from server.errors import InvalidRequest
 
 Schema = dict[str, Any] | bool
 
-# Where a schema has other schemas: below a name, in a list, or directly.
-_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+# Where a schema has other schemas: below a name, in a list, or directly. `components` and `schemas` are OpenAPI's place
+# for definitions, which its tools leave where it was.
+_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "schemas")
 _IN_LIST = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
-_DIRECT = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames")
+_DIRECT = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames", "components")
+# Those that llguidance enforces. All others are annotations, as JSON Schema has them, and promise nothing.
+_FORMATS = frozenset({"date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
 # What is given up of a schema that is not strict and cannot be used, one after the other.
 _GIVEN_UP: tuple[frozenset[str], ...] = (
     frozenset({"pattern", "format"}),
@@ -33,11 +36,7 @@ def usable(schema: Schema, *, strict: bool, param: str, vocab_size: int) -> tupl
         InvalidRequest: a strict one has a keyword that cannot be enforced, or no schema can be made of it.
     """
     if strict:
-        try:
-            check(f"start: {lark.json_schema(schema)}", vocab_size)
-        except GrammarFault as fault:
-            raise InvalidRequest(f"{param}: {_with_place(str(fault), schema)}", param=param) from None
-        return schema, []
+        return _strictly(schema, param, vocab_size)
     given_up: frozenset[str] = frozenset()
     for more in (frozenset[str](), *_GIVEN_UP):
         given_up |= more
@@ -55,17 +54,48 @@ def usable(schema: Schema, *, strict: bool, param: str, vocab_size: int) -> tupl
     return {"type": "object"}, [f"{param}: not enforced: {reason}"]
 
 
+def _strictly(schema: Schema, param: str, vocab_size: int) -> tuple[Schema, list[str]]:
+    candidate = _changed(schema, _without_annotation)
+    try:
+        check(f"start: {lark.json_schema(candidate)}", vocab_size)
+    except GrammarFault as fault:
+        raise InvalidRequest(f"{param}: {_with_place(str(fault), schema)}", param=param) from None
+    formats = sorted({str(part["format"]) for _, part in _parts(schema) if _is_annotation(part)})
+    return candidate, [f"{param}: not enforced: format {', '.join(formats)}"] if formats else []
+
+
+def _is_annotation(part: dict[str, Any]) -> bool:
+    return isinstance(part.get("format"), str) and part["format"] not in _FORMATS
+
+
+def _without_annotation(part: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in part.items() if key != "format"} if _is_annotation(part) else part
+
+
 def _with_place(reason: str, schema: Schema) -> str:
-    """The reason, with the pointer to the first part that has what it names."""
+    """The reason, with the keyword that it is about and the pointer to the first part that has it."""
     for place, part in _parts(schema):
         for key, value in part.items():
-            if f'"{key}"' in reason and "Unimplemented" in reason:
-                return (
-                    f'the keyword "{key}" at {place or "/"} cannot be enforced; leave it out or do not ask for strict.'
-                )
-            if key == "pattern" and "regular expression" in reason and isinstance(value, str):
-                return f'the keyword "pattern" at {place or "/"} cannot be enforced ({reason}).'
+            if _is_about(reason, key, value):
+                return f'the keyword "{key}" at {place or "/"} cannot be enforced: {reason}'
     return f"the schema cannot be enforced: {reason}"
+
+
+def _is_about(reason: str, key: str, value: Any) -> bool:
+    if reason.startswith("Unimplemented keys"):
+        return f'"{key}"' in reason
+    match key:
+        case "pattern":
+            return "regular expression" in reason
+        case "oneOf":
+            return reason.startswith("oneOf ")
+        case "minProperties" | "maxProperties":
+            return "Properties only supported" in reason
+        case "type":
+            return reason == f"Invalid type: {value}"
+        case "$ref":
+            return isinstance(value, str) and value.lstrip("#") in reason
+    return False
 
 
 def _parts(schema: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -91,14 +121,22 @@ def _children(schema: dict[str, Any]) -> Iterator[tuple[str, str | int | None, A
 
 def _without(schema: Schema, keywords: frozenset[str]) -> Schema:
     """A copy without `keywords`, wherever they are keywords and not names of properties."""
-    if not isinstance(schema, dict) or not keywords:
+    if not keywords:
         return schema
-    kept: dict[str, Any] = {key: value for key, value in schema.items() if key not in keywords}
-    for key, name, part in _children(kept):
+    return _changed(schema, lambda part: {key: value for key, value in part.items() if key not in keywords})
+
+
+def _changed(schema: Schema, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Schema:
+    """A copy with `change` made to it and to all schemas in it."""
+    if not isinstance(schema, dict):
+        return schema
+    part = change(schema)
+    kept = dict(part)
+    for key, name, inner in _children(part):
         if name is None:
-            kept[key] = _without(part, keywords)
+            kept[key] = _changed(inner, change)
         else:
-            if kept[key] is schema[key]:
-                kept[key] = kept[key].copy()
-            kept[key][name] = _without(part, keywords)
+            if kept[key] is part[key]:
+                kept[key] = part[key].copy()
+            kept[key][name] = _changed(inner, change)
     return kept

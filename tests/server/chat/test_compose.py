@@ -193,8 +193,18 @@ def test_a_structural_tag_waits_for_its_triggers(composer: Composer, reader: Rea
             '"uniqueItems" at /$defs/x',
         ),
         (JsonSchema({"type": "string", "pattern": "(?=a)b"}), "response_format", '"pattern" at / '),
-        (JsonSchema({"type": "strange"}), "response_format", "strange"),
-        (JsonSchema({"$ref": "#/nowhere"}), "response_format", "nowhere"),
+        (JsonSchema({"type": "strange"}), "response_format", '"type" at /'),
+        (JsonSchema({"$ref": "#/nowhere"}), "response_format", '"$ref" at /'),
+        (
+            JsonSchema({"items": {"type": "object", "properties": {"a": {}}, "minProperties": 1}}),
+            "response_format",
+            '"minProperties" at /items',
+        ),
+        (
+            JsonSchema({"anyOf": [{"oneOf": [{"type": "string"}, {"pattern": "a"}]}]}),
+            "response_format",
+            '"oneOf" at /anyOf/0',
+        ),
         (Regex("a(b"), "structured_outputs.regex", "unclosed group"),
         (Regex(r"(a)\1"), "structured_outputs.regex", "backreferences"),
         (GrammarText("root ::= nowhere"), "grammar", "nowhere"),
@@ -212,6 +222,21 @@ def test_what_cannot_be_enforced_is_refused_with_its_place(
     assert error.value.param == param
     assert words in error.value.message
     assert "\n" not in error.value.message
+
+
+def test_a_format_that_nobody_checks_is_an_annotation_even_when_strict(composer: Composer, reader: Reader) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"format": {"type": "string", "format": "colour"}},
+        "required": ["format"],
+    }
+    grammar, _, notes = composer.compose((), FREE, JsonSchema(schema))
+    assert notes == ["response_format: not enforced: format colour"]
+    assert reader.accepts(grammar, '{"format": "red"}')
+    of_openapi = {"$ref": "#/components/schemas/A", "components": {"schemas": {"A": schema}}}
+    assert len(composer.compose((), FREE, JsonSchema(of_openapi))[2]) == 1
+    dated, _, notes = composer.compose((), FREE, JsonSchema({"type": "string", "format": "date"}))
+    assert (notes, reader.accepts(dated, '"2026-11-26"'), reader.accepts(dated, '"today"')) == ([], True, False)
 
 
 def test_a_strict_tool_is_refused_for_what_a_lenient_one_only_notes(composer: Composer) -> None:
@@ -235,6 +260,7 @@ def test_a_strict_tool_is_refused_for_what_a_lenient_one_only_notes(composer: Co
         {"properties": {"pattern": {"type": "string", "minLength": 9, "maxLength": 2}}, "required": ["pattern"]},
         {"type": "object", "properties": {"a": 5}},
         {"properties": []},
+        {"properties": {"a": {"oneOf": [{"type": "string"}, {"pattern": "a"}], "uniqueItems": True}}},
         {"$ref": "#"},
         {"type": "object", "allOf": [{"not": {}}], "$schema": "http://json-schema.org/draft-07/schema#"},
     ],

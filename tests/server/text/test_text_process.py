@@ -17,6 +17,7 @@ from server.chat.conversation import Conversation, RawPrompt
 from server.chat.grammar.constraint import Constraint
 from server.chat.parts import Message
 from server.chat.shapes import JsonSchema
+from server.chat.tools import Tool
 from server.errors import ContextLengthExceeded, InvalidRequest, ModelUnavailable
 from server.settings.types import LimitSettings
 from server.text.client import TextProcess
@@ -177,6 +178,17 @@ def test_a_grammar_is_made_once_for_those_that_ask_the_same(tmp_path: Path) -> N
             assert await schema_of(text, {"type": "string"}) != first
             with pytest.raises(InvalidRequest, match='"if" at /'):
                 await schema_of(text, {"if": {}})
+
+    run(main)
+
+
+def test_a_schema_may_hold_numbers_of_any_size(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(model(tmp_path)) as text:
+            schema = {"type": "number", "description": "x", "default": -(10**400)}
+            assert (await schema_of(text, schema)).grammar is not None
+            tools = (Tool("count", parameters=schema),)
+            assert (await text.encode_prompt(Conversation(GOOD.messages, tools=tools), "a")).ids
 
     run(main)
 

@@ -331,6 +331,7 @@ def test_models_are_listed_whatever_the_query(server: Running, path: str) -> Non
         "state": "ready",
         "context_length": 4096,
         "batched": None,
+        "warning": None,
     }
 
 

@@ -194,4 +194,5 @@ def test_tokenize_renders_for_an_answer_or_as_it_stands(
     assert isinstance(prompt, Conversation)
     assert prompt.open is is_open
     assert prompt.tools == (Tool("weather", "Now.", SCHEMA),)
-    assert prompt.reasoning.enabled is True
+    assert prompt.template_variables == {"enable_thinking": True}
+    assert prompt.reasoning.enabled
