@@ -54,7 +54,7 @@ def message_ends(messages: Messages, prompt: str, marked: str, *, is_excerpt: bo
         # Counted from the last place, since the same may have been said before.
         shift = prompt.rfind(plain[start:stop]) - start
         ends += [(i, offset + shift) for i, offset in late if shift + start >= 0]
-    return tuple(End(offset, messages[i].role) for i, offset in ends if offset < len(prompt))
+    return tuple(End(offset, messages[i].role) for i, offset in ends if offset <= len(prompt))
 
 
 def _is_wanted(messages: Messages, i: int) -> bool:

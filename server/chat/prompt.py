@@ -141,7 +141,10 @@ def _encode_segments(tokenizer: ChatTokenizer, rendered: Rendered, mark: str) ->
     start = 0
     for segment in rendered.text.split(mark):
         for at, piece in _well_read(tokenizer, segment, start):
-            ends = {end.offset - at: end.role for end in rendered.ends if at <= end.offset < at + len(piece)}
+            stop = at + len(piece)
+            # Where the model goes on behind a result in the same turn, a message ends with the prompt.
+            last = stop == len(rendered.text)
+            ends = {end.offset - at: end.role for end in rendered.ends if at <= end.offset < stop + last}
             tokens, found = tokenizer.encode_with_borders(piece, ends, goes_on=at > 0)
             boundaries += [End(len(ids) + offset, ends[border]) for border, offset in found.items()]
             ids += tokens

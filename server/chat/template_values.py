@@ -23,7 +23,7 @@ def template_values(
     joined are joined, and JSON is read, so that nothing hides between two parts or behind an escape."""
     traits = traits or Traits()
     # Results stand in a message of their own, or behind the calls that they answer.
-    holds_results = message.role == "assistant"
+    holds_results = traits.holds_results and message.role == "assistant"
     own = replace(message, parts=tuple(part for part in message.parts if isinstance(part, TextPart)))
     values: dict[str, Any] = {"content": own.text if holds_results else message.text}
     calls = []

@@ -103,6 +103,9 @@ class ChatTokenizer:
         ids: list[int] = encoding.ids
         found = {}
         for border in borders:
+            if border == len(text) and ids and ids[-1] in self._added:
+                found[border] = len(ids) - skipped
+                continue
             index = encoding.char_to_token(len(lead) + border)
             span = None if index is None else encoding.token_to_chars(index)
             if index is None or span is None or span[0] != len(lead) + border:

@@ -180,7 +180,9 @@ def _finds_what_is_kept_of(request: Generate, other: Generate) -> bool:
 
 
 def checkpoints(request: Generate) -> list[int]:
-    """Offsets up to which the prompt is worth keeping, ascending. What opens the reply is kept with the reply."""
-    ends = request.boundaries
+    """Offsets up to which the prompt is worth keeping, ascending. What opens the reply is kept with the reply; the last
+    token is read with it."""
+    ends, most = request.boundaries, len(request.prompt) - 1
     system = [end.offset for end in ends if end.kind == "system"][-1:]
-    return sorted({*system, *(end.offset for end in ends[-_LATEST_CHECKPOINTS:])}) or [len(request.prompt) - 1]
+    kept = {*system, *(end.offset for end in ends[-_LATEST_CHECKPOINTS:])}
+    return sorted({min(offset, most) for offset in kept}) or [most]
