@@ -109,7 +109,13 @@ def test_the_disk_is_read_only_when_that_is_faster_than_prefill(
 
 def test_a_salt_under_which_nothing_is_kept_leaves_nothing_behind(tmp_path: Path) -> None:
     cache = PrefixCache(10**9, DiskTier(tmp_path, "model", 0), trimmable=True)
+    before = _trees()
     for number in range(100):
         assert cache.find([1, 2, 3], f"salt-{number}").length == 0
         assert not cache.has([1, 2], f"salt-{number}")
-    assert sum(isinstance(alive, PrefixTree) for alive in gc.get_objects()) == 0
+    assert _trees() <= before
+
+
+def _trees() -> int:
+    """Those of other tests of this process are among them."""
+    return sum(isinstance(alive, PrefixTree) for alive in gc.get_objects())
