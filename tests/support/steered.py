@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ByteSize
 
+from server.chat.grammar import lark
 from server.chat.vocabulary import Vocabulary
 from server.engine_client.client import EngineClient
 from server.engine_client.protocol import Finished, Generate, Grammar, Sampling, Tokens
@@ -18,6 +19,18 @@ from server.settings.types import CacheSettings, EngineSettings, Settings
 from tests.support.tiny_model import BOS_ID, END_ID
 
 PROMPT = [70, 80, 90, 100, 110]
+# Something that needs names, words, numbers and a list.
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 12},
+        "size": {"enum": ["small", "large"]},
+        "people": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "maxItems": 3},
+    },
+    "required": ["city", "size", "people"],
+    "additionalProperties": False,
+}
+JSON = Grammar(text=f"start: {lark.json_schema(SCHEMA)}")
 _SAMPLING = {"allowed", "banned", "logit_bias", "temperature", "xtc_probability", "xtc_threshold", "top_k"}
 
 
@@ -52,7 +65,11 @@ class Asked:
         return answers
 
 
-def with_engine(model: Path, vocabulary: Vocabulary, test: Callable[[Asked], Coroutine[Any, Any, None]]) -> None:
+Test = Callable[[Asked], Coroutine[Any, Any, None]]
+Run = Callable[[Test], None]
+
+
+def with_engine(model: Path, vocabulary: Vocabulary, test: Test) -> None:
     async def main() -> None:
         cache = CacheSettings(disk_limit=ByteSize(0))
         supervisor = Supervisor(Settings(engine=EngineSettings(max_concurrent=8), cache=cache))

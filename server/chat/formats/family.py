@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
@@ -18,7 +19,7 @@ from server.chat.vocabulary import Vocabulary
 THINK = ThoughtMarkers("<think>", "</think>", "\n</think>\n\n")
 
 
-class MarkedFormat:
+class MarkedFormat(ABC):
     """`tokens`: the markers, of which many are tokens. No marker ever stands in a text; `spelled` has what stands there
     for one, where that is not nothing, when a call comes back as text."""
 
@@ -53,8 +54,9 @@ class MarkedFormat:
             },
         )
 
+    @abstractmethod
     def reader(self, calls: Calls, symbols: Symbols) -> CallReader:
-        raise NotImplementedError
+        """Reads the calls of one answer."""
 
     def answer_opening(self, vocabulary: Vocabulary) -> str:
         return ""

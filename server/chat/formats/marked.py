@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable
 
 from server.chat.channels import Piece
@@ -11,7 +12,7 @@ from server.chat.formats.outlet import Outlet
 from server.chat.formats.reader import CallReader
 
 
-class Steered:
+class Steered(ABC):
     """Channels that a parser, which reads from `source` and writes to `out`, is driven by."""
 
     def __init__(self, source: Inlet, out: Outlet) -> None:
@@ -20,9 +21,9 @@ class Steered:
         self.reasoning = False
         self._steps: Generator[None, None, None] | None = None
 
+    @abstractmethod
     def answer(self) -> Steps[None]:
         """Read the whole answer."""
-        raise NotImplementedError
 
     def push(self, token: int, text: str) -> Iterable[Piece]:
         return self._go_on(self.source.symbols.read(token, text))

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import anthropic
 import pytest
 from anthropic import Anthropic
 
-from server.chat.conversation import Conversation, GenerationRequest, Reasoning
-from server.chat.deltas import Event, Finish, PrefillProgress, ReasoningDelta, Started, TextDelta, ToolCallDelta, Usage
+from server.chat.conversation import Reasoning
+from server.chat.deltas import Finish, PrefillProgress, TextDelta, ToolCallDelta, Usage
 from server.chat.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 from server.chat.shapes import JsonSchema
 from server.chat.tools import Tool, ToolChoice
 from server.errors import ContextLengthExceeded, EngineFailed
 from server.settings.types import Settings
-from tests.support.scripted_service import MODEL, Running, ScriptedService, running
+from tests.support.scripted_events import END, THOUGHT_THEN_CALL, ScriptedEvents
+from tests.support.scripted_service import MODEL, Running, running
 
 WEATHER: dict[str, Any] = {
     "name": "weather",
@@ -25,62 +26,30 @@ WEATHER: dict[str, Any] = {
     "input_schema": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]},
 }
 HI: list[Any] = [{"role": "user", "content": "Weather?"}]
-THOUGHT_THEN_CALL: tuple[Event, ...] = (
-    PrefillProgress(30, 30, 12),
-    ReasoningDelta(0, "They want"),
-    ReasoningDelta(0, " weather."),
-    TextDelta(0, "Let me look."),
-    ToolCallDelta(0, 0, "call_a", "weather", ""),
-    ToolCallDelta(0, 0, arguments='{"place": '),
-    ToolCallDelta(0, 0, arguments='"Paris"}'),
-    ToolCallDelta(0, 1, "call_b", "now", ""),
-    Finish(0, "tool_calls", 21),
-    Usage(30, 21, 12, 4),
-)
-
-
-class Scripted(ScriptedService):
-    """Says what the test wants next, and remembers what it was asked."""
-
-    script: tuple[Event | Exception, ...] = ()
-
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
-        self.requests.append(request)
-        if self.script and isinstance(self.script[0], Exception):
-            raise self.script[0]
-        yield Started(MODEL, 30)
-        for event in self.script or (TextDelta(0, "Paris."), Finish(0, "stop", 2), Usage(30, 2, 12)):
-            if isinstance(event, Exception):
-                raise event
-            yield event
-
-    @property
-    def asked(self) -> Conversation:
-        prompt = self.requests[-1].prompt
-        assert isinstance(prompt, Conversation)
-        return prompt
+CALLS = (PrefillProgress(30, 30, 12), *THOUGHT_THEN_CALL, ToolCallDelta(0, 1, "call_b", "now", ""), *END)
 
 
 @pytest.fixture(scope="module")
-def up() -> Iterator[tuple[Running, Scripted]]:
-    service = Scripted(Settings())
+def up() -> Iterator[tuple[Running, ScriptedEvents]]:
+    service = ScriptedEvents(Settings())
     with running(service, guarded=True) as server:
         yield server, service
 
 
 @pytest.fixture
-def service(up: tuple[Running, Scripted]) -> Scripted:
-    up[1].script = ()
+def service(up: tuple[Running, ScriptedEvents]) -> ScriptedEvents:
+    up[1].says()
+    up[1].held = False
     return up[1]
 
 
 @pytest.fixture
-def client(up: tuple[Running, Scripted]) -> Iterator[Anthropic]:
+def client(up: tuple[Running, ScriptedEvents]) -> Iterator[Anthropic]:
     with Anthropic(base_url=up[0].url, api_key="any", max_retries=0, timeout=20) as sdk:
         yield sdk
 
 
-def test_a_plain_answer(client: Anthropic, service: Scripted) -> None:
+def test_a_plain_answer(client: Anthropic, service: ScriptedEvents) -> None:
     answer = client.messages.create(model=MODEL, max_tokens=9, system="Be brief.", messages=HI)
     assert [block.to_dict() for block in answer.content] == [{"type": "text", "text": "Paris."}]
     assert (answer.stop_reason, answer.model, answer.role) == ("end_turn", MODEL, "assistant")
@@ -91,8 +60,8 @@ def test_a_plain_answer(client: Anthropic, service: Scripted) -> None:
     assert service.requests[-1].options.reasoning == Reasoning(enabled=False)
 
 
-def test_thought_text_and_calls_are_blocks_in_their_order(client: Anthropic, service: Scripted) -> None:
-    service.script = THOUGHT_THEN_CALL
+def test_thought_text_and_calls_are_blocks_in_their_order(client: Anthropic, service: ScriptedEvents) -> None:
+    service.says(*CALLS)
     answer = client.messages.create(
         model=MODEL, max_tokens=99, messages=HI, tools=[WEATHER], thinking={"type": "enabled", "budget_tokens": 1024}
     )
@@ -106,8 +75,8 @@ def test_thought_text_and_calls_are_blocks_in_their_order(client: Anthropic, ser
     assert service.asked.tools == (Tool("weather", WEATHER["description"], WEATHER["input_schema"]),)
 
 
-def test_a_stream_tells_every_blocks_beginning_deltas_and_end(client: Anthropic, service: Scripted) -> None:
-    service.script = THOUGHT_THEN_CALL
+def test_a_stream_tells_every_blocks_beginning_deltas_and_end(client: Anthropic, service: ScriptedEvents) -> None:
+    service.says(*CALLS)
     with client.messages.create(model=MODEL, max_tokens=99, messages=HI, tools=[WEATHER], stream=True) as stream:
         events = list(stream)
     told = [
@@ -126,8 +95,10 @@ def test_a_stream_tells_every_blocks_beginning_deltas_and_end(client: Anthropic,
     assert [event.index for event in events if event.type == "content_block_start"] == [0, 1, 2, 3]
 
 
-def test_the_stream_helper_of_the_sdk_gathers_what_an_answer_would_be(client: Anthropic, service: Scripted) -> None:
-    service.script = THOUGHT_THEN_CALL
+def test_the_stream_helper_of_the_sdk_gathers_what_an_answer_would_be(
+    client: Anthropic, service: ScriptedEvents
+) -> None:
+    service.says(*CALLS)
     whole = client.messages.create(model=MODEL, max_tokens=99, messages=HI, tools=[WEATHER])
     with client.messages.stream(model=MODEL, max_tokens=99, messages=HI, tools=[WEATHER]) as stream:
         gathered = stream.get_final_message()
@@ -135,8 +106,8 @@ def test_the_stream_helper_of_the_sdk_gathers_what_an_answer_would_be(client: An
     assert (gathered.stop_reason, gathered.usage.to_dict()) == (whole.stop_reason, whole.usage.to_dict())
 
 
-def test_a_thought_that_is_not_shown_still_comes_back(client: Anthropic, service: Scripted) -> None:
-    service.script = THOUGHT_THEN_CALL
+def test_a_thought_that_is_not_shown_still_comes_back(client: Anthropic, service: ScriptedEvents) -> None:
+    service.says(*CALLS)
     thinking: Any = {"type": "adaptive", "display": "omitted"}
     answer = client.messages.create(
         model=MODEL, max_tokens=99, messages=HI, thinking=thinking, output_config={"effort": "high"}
@@ -164,7 +135,7 @@ def test_a_thought_that_is_not_shown_still_comes_back(client: Anthropic, service
 
 
 def test_system_messages_stand_where_they_were_sent_and_the_billing_line_goes(
-    client: Anthropic, service: Scripted
+    client: Anthropic, service: ScriptedEvents
 ) -> None:
     system: Any = [
         {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1; cch=ab12;"},
@@ -189,20 +160,20 @@ def test_system_messages_stand_where_they_were_sent_and_the_billing_line_goes(
     ],
 )
 def test_every_tool_choice_reaches_the_model(
-    client: Anthropic, service: Scripted, asked: Any, choice: ToolChoice
+    client: Anthropic, service: ScriptedEvents, asked: Any, choice: ToolChoice
 ) -> None:
     client.messages.create(model=MODEL, max_tokens=9, messages=HI, tools=[WEATHER], tool_choice=asked)
     assert service.requests[-1].options.tool_choice == choice
 
 
-def test_tools_that_anthropic_defines_are_left_out_and_named(client: Anthropic, service: Scripted) -> None:
+def test_tools_that_anthropic_defines_are_left_out_and_named(client: Anthropic, service: ScriptedEvents) -> None:
     tools: Any = [{"type": "web_search_20250305", "name": "web_search"}, {"type": "custom", **WEATHER, "strict": True}]
     raw = client.messages.with_raw_response.create(model=MODEL, max_tokens=9, messages=HI, tools=tools)
     assert raw.headers["x-configi-ignored"] == "tools.web_search_20250305"
     assert [(tool.name, tool.strict) for tool in service.asked.tools] == [("weather", True)]
 
 
-def test_a_schema_for_the_text_reaches_the_model(client: Anthropic, service: Scripted) -> None:
+def test_a_schema_for_the_text_reaches_the_model(client: Anthropic, service: ScriptedEvents) -> None:
     form: Any = {"format": {"type": "json_schema", "schema": {"type": "object"}}}
     client.messages.create(model=MODEL, max_tokens=9, messages=HI, output_config=form)
     assert service.requests[-1].options.shape == JsonSchema({"type": "object"}, True, "output_config.format")
@@ -217,22 +188,22 @@ def test_a_schema_for_the_text_reaches_the_model(client: Anthropic, service: Scr
     ],
 )
 def test_every_ending_has_its_reason(
-    client: Anthropic, service: Scripted, finish: Finish, reason: str, sequence: str | None
+    client: Anthropic, service: ScriptedEvents, finish: Finish, reason: str, sequence: str | None
 ) -> None:
-    service.script = (TextDelta(0, "x"), finish, Usage(1, 1, 0))
+    service.says(TextDelta(0, "x"), finish, Usage(1, 1, 0))
     answer = client.messages.create(model=MODEL, max_tokens=9, messages=HI, stop_sequences=["END"])
     assert (answer.stop_reason, answer.stop_sequence) == (reason, sequence)
     assert service.requests[-1].options.stop == ("END",)
 
 
-def test_no_tokens_read_the_prompt_and_answer_nothing(client: Anthropic, service: Scripted) -> None:
+def test_no_tokens_read_the_prompt_and_answer_nothing(client: Anthropic, service: ScriptedEvents) -> None:
     answer = client.messages.create(model=MODEL, max_tokens=0, messages=HI)
     assert (answer.content, answer.stop_reason, answer.usage.output_tokens) == ([], "max_tokens", 0)
     assert service.requests[-1].options.max_tokens == 1
 
 
-def test_a_call_that_was_cut_says_what_there_was(client: Anthropic, service: Scripted) -> None:
-    service.script = (ToolCallDelta(0, 0, "c", "weather", '{"pl'), Finish(0, "length", 5), Usage(9, 5, 0))
+def test_a_call_that_was_cut_says_what_there_was(client: Anthropic, service: ScriptedEvents) -> None:
+    service.says(ToolCallDelta(0, 0, "c", "weather", '{"pl'), Finish(0, "length", 5), Usage(9, 5, 0))
     answer = client.messages.create(model=MODEL, max_tokens=5, messages=HI, tools=[WEATHER])
     block = answer.content[0]
     assert block.type == "tool_use" and block.input == {"INVALID_JSON": '{"pl'} and answer.stop_reason == "max_tokens"
@@ -242,24 +213,26 @@ def test_tokens_are_counted_as_the_prompt_is_read(client: Anthropic) -> None:
     assert client.messages.count_tokens(model=MODEL, messages=HI).input_tokens == len("Weather?")
 
 
-def test_progress_is_told_in_pings_to_those_who_ask(up: tuple[Running, Scripted], service: Scripted) -> None:
-    service.script = THOUGHT_THEN_CALL
+def test_progress_is_told_in_pings_to_those_who_ask(
+    up: tuple[Running, ScriptedEvents], service: ScriptedEvents
+) -> None:
+    service.says(*CALLS)
     body = {"model": MODEL, "max_tokens": 9, "messages": HI, "stream": True, "return_progress": True}
     pings = [event for event in up[0].send("POST", "/v1/messages", body).events() if event["type"] == "ping"]
     assert pings == [{"type": "ping", "prompt_progress": {"total": 30, "cache": 12, "processed": 30}}]
 
 
 def test_errors_are_worded_as_anthropic_words_them(
-    up: tuple[Running, Scripted], client: Anthropic, service: Scripted
+    up: tuple[Running, ScriptedEvents], client: Anthropic, service: ScriptedEvents
 ) -> None:
-    service.script = (ContextLengthExceeded("The context is 10 tokens."),)
+    service.says(ContextLengthExceeded("The context is 10 tokens."))
     with pytest.raises(anthropic.BadRequestError) as caught:
         client.messages.create(model=MODEL, max_tokens=9, messages=HI)
     assert caught.value.body == {
         "type": "error",
         "error": {"type": "invalid_request_error", "message": "prompt is too long: The context is 10 tokens."},
     }
-    service.script = (TextDelta(0, "Par"), EngineFailed("The engine ended."))
+    service.says(TextDelta(0, "Par"), EngineFailed("The engine ended."))
     with (
         pytest.raises(anthropic.APIStatusError, match="The engine ended"),
         client.messages.stream(model=MODEL, max_tokens=9, messages=HI) as stream,

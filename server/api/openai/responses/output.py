@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from server.chat.deltas import Delta, ReasoningDelta, ScoredToken, TextDelta, To
 Told = dict[str, Any]
 
 
-class _Item:
+class _Item(ABC):
     """One output item while it is made. `place`: what every event of it carries."""
 
     prefix: str
@@ -30,8 +31,9 @@ class _Item:
         self.index = index
         self.place = {"item_id": self.id, "output_index": index}
 
+    @abstractmethod
     def item(self, status: str) -> Told:
-        raise NotImplementedError
+        """As a stream tells it and an answer holds it."""
 
     def begin(self) -> Iterator[Told]:
         yield {"type": "response.output_item.added", "output_index": self.index, "item": self.item("in_progress")}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,14 +11,14 @@ import openai
 import pytest
 from openai import OpenAI
 
-from server.chat.conversation import Conversation, GenerationRequest
-from server.chat.deltas import Event, Finish, ReasoningDelta, Started, TextDelta, ToolCallDelta, Usage
+from server.chat.deltas import Finish, TextDelta, ToolCallDelta, Usage
 from server.chat.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 from server.chat.shapes import JsonSchema
 from server.chat.tools import Tool, ToolChoice
 from server.errors import ContextLengthExceeded, EngineFailed
 from server.settings.types import Settings
-from tests.support.scripted_service import MODEL, Running, ScriptedService, running
+from tests.support.scripted_events import END, THOUGHT_THEN_CALL, ScriptedEvents
+from tests.support.scripted_service import MODEL, Running, running
 
 WEATHER: dict[str, Any] = {
     "type": "function",
@@ -27,59 +26,30 @@ WEATHER: dict[str, Any] = {
     "description": "The weather of a place.",
     "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]},
 }
-THOUGHT_THEN_CALL: tuple[Event, ...] = (
-    ReasoningDelta(0, "They want"),
-    ReasoningDelta(0, " weather."),
-    TextDelta(0, "Let me look."),
-    ToolCallDelta(0, 0, "call_a", "weather", ""),
-    ToolCallDelta(0, 0, arguments='{"place": '),
-    ToolCallDelta(0, 0, arguments='"Paris"}'),
+CALLS = (
+    *THOUGHT_THEN_CALL,
     ToolCallDelta(0, 1, "call_b", "patch", ""),
     ToolCallDelta(0, 1, arguments='{"input": "*** Begin\\n\\"x\\""}'),
-    Finish(0, "tool_calls", 21),
-    Usage(30, 21, 12, 4),
+    *END,
 )
 
 
-class Scripted(ScriptedService):
-    """Says what the test wants next, and remembers what it was asked."""
-
-    script: tuple[Event | Exception, ...] = ()
-
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
-        self.requests.append(request)
-        if self.script and isinstance(self.script[0], Exception):
-            error, self.script = self.script[0], self.script[1:]
-            raise error
-        yield Started(MODEL, 30)
-        if any(isinstance(event, Started) for event in self.script):
-            await asyncio.to_thread(self.go_on.wait, 10)
-        for event in self.script or (TextDelta(0, "Paris."), Finish(0, "stop", 2), Usage(30, 2, 12)):
-            if isinstance(event, Exception):
-                raise event
-            yield event
-
-    def asked(self) -> Conversation:
-        prompt = self.requests[-1].prompt
-        assert isinstance(prompt, Conversation)
-        return prompt
-
-
 @pytest.fixture(scope="module")
-def up() -> Iterator[tuple[Running, Scripted]]:
-    service = Scripted(Settings())
+def up() -> Iterator[tuple[Running, ScriptedEvents]]:
+    service = ScriptedEvents(Settings())
     with running(service, guarded=True) as server:
         yield server, service
 
 
 @pytest.fixture
-def service(up: tuple[Running, Scripted]) -> Scripted:
-    up[1].script = ()
+def service(up: tuple[Running, ScriptedEvents]) -> ScriptedEvents:
+    up[1].says()
+    up[1].held = False
     return up[1]
 
 
 @pytest.fixture
-def client(up: tuple[Running, Scripted]) -> Iterator[OpenAI]:
+def client(up: tuple[Running, ScriptedEvents]) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{up[0].url}/v1", api_key="any", max_retries=0, timeout=20) as sdk:
         yield sdk
 
@@ -91,20 +61,20 @@ def refused(param: str) -> Iterator[None]:
     assert caught.value.param == param, caught.value.message
 
 
-def test_a_plain_answer(client: OpenAI, service: Scripted) -> None:
+def test_a_plain_answer(client: OpenAI, service: ScriptedEvents) -> None:
     answer = client.responses.create(model=MODEL, input="Capital of France?", instructions="Be brief.")
     assert (answer.output_text, answer.status, answer.model) == ("Paris.", "completed", MODEL)
     assert answer.usage is not None
     assert (answer.usage.input_tokens, answer.usage.output_tokens, answer.usage.total_tokens) == (30, 2, 32)
     assert answer.usage.input_tokens_details.cached_tokens == 12
-    assert service.asked().messages == (
+    assert service.asked.messages == (
         Message.plain("system", "Be brief."),
         Message.plain("user", "Capital of France?"),
     )
 
 
-def test_thought_text_and_calls_are_items_in_their_order(client: OpenAI, service: Scripted) -> None:
-    service.script = THOUGHT_THEN_CALL
+def test_thought_text_and_calls_are_items_in_their_order(client: OpenAI, service: ScriptedEvents) -> None:
+    service.says(*CALLS)
     patch: Any = {"type": "custom", "name": "patch", "description": "Edits."}
     answer = client.responses.create(
         model=MODEL,
@@ -121,11 +91,11 @@ def test_thought_text_and_calls_are_items_in_their_order(client: OpenAI, service
     assert custom.type == "custom_tool_call"
     assert (custom.call_id, custom.name, custom.input) == ("call_b", "patch", '*** Begin\n"x"')
     assert answer.usage is not None and answer.usage.output_tokens_details.reasoning_tokens == 4
-    assert [tool.name for tool in service.asked().tools] == ["weather", "patch"]
+    assert [tool.name for tool in service.asked.tools] == ["weather", "patch"]
 
 
-def test_a_stream_tells_every_beginning_delta_and_end_with_its_number(client: OpenAI, service: Scripted) -> None:
-    service.script = THOUGHT_THEN_CALL
+def test_a_stream_tells_every_beginning_delta_and_end_with_its_number(client: OpenAI, service: ScriptedEvents) -> None:
+    service.says(*CALLS)
     patch: Any = {"type": "custom", "name": "patch"}
     with client.responses.create(model=MODEL, input="Weather?", tools=[WEATHER, patch], stream=True) as stream:
         events = list(stream)
@@ -150,16 +120,16 @@ def test_a_stream_tells_every_beginning_delta_and_end_with_its_number(client: Op
             assert not hasattr(event, "item_id") or event.item_id == done[event.output_index].id
 
 
-def test_the_stream_helper_of_the_sdk_parses_an_answer(client: OpenAI, service: Scripted) -> None:
-    service.script = (*THOUGHT_THEN_CALL[:-2], Finish(0, "tool_calls", 21), Usage(30, 21, 12))
+def test_the_stream_helper_of_the_sdk_parses_an_answer(client: OpenAI, service: ScriptedEvents) -> None:
+    service.says(*CALLS)
     with client.responses.stream(model=MODEL, input="Weather?", tools=[WEATHER]) as stream:
         deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
         final = stream.get_final_response()
     assert ("".join(deltas), final.output_text) == ("Let me look.", "Let me look.")
 
 
-def test_a_cut_answer_is_incomplete_and_so_is_its_last_item(client: OpenAI, service: Scripted) -> None:
-    service.script = (
+def test_a_cut_answer_is_incomplete_and_so_is_its_last_item(client: OpenAI, service: ScriptedEvents) -> None:
+    service.says(
         TextDelta(0, "Once"),
         ToolCallDelta(0, 0, "c", "weather", '{"pl'),
         Finish(0, "length", 5),
@@ -171,8 +141,8 @@ def test_a_cut_answer_is_incomplete_and_so_is_its_last_item(client: OpenAI, serv
     assert [item.status for item in answer.output] == ["completed", "incomplete"]
 
 
-def test_a_stream_that_fails_says_so_with_what_there_was(client: OpenAI, service: Scripted) -> None:
-    service.script = (TextDelta(0, "Par"), EngineFailed("The engine ended."))
+def test_a_stream_that_fails_says_so_with_what_there_was(client: OpenAI, service: ScriptedEvents) -> None:
+    service.says(TextDelta(0, "Par"), EngineFailed("The engine ended."))
     with client.responses.create(model=MODEL, input="x", stream=True) as stream:
         last = list(stream)[-1]
     assert last.type == "response.failed" and last.response.error is not None
@@ -180,7 +150,7 @@ def test_a_stream_that_fails_says_so_with_what_there_was(client: OpenAI, service
     assert last.response.output_text == "Par"
 
 
-def test_a_turn_of_an_agent_is_one_message(client: OpenAI, service: Scripted) -> None:
+def test_a_turn_of_an_agent_is_one_message(client: OpenAI, service: ScriptedEvents) -> None:
     items: Any = [
         {"role": "developer", "content": [{"type": "input_text", "text": "Be an agent."}]},
         {"type": "message", "role": "user", "content": "Weather?"},
@@ -194,7 +164,7 @@ def test_a_turn_of_an_agent_is_one_message(client: OpenAI, service: Scripted) ->
     ]
     raw = client.responses.with_raw_response.create(model=MODEL, input=items, tools=[{"type": "web_search"}, WEATHER])
     assert raw.headers["x-configi-ignored"] == "input.web_search_call, tools.web_search"
-    assert service.asked().messages == (
+    assert service.asked.messages == (
         Message.plain("system", "Be an agent."),
         Message.plain("user", "Weather?"),
         Message("assistant", (
@@ -208,8 +178,8 @@ def test_a_turn_of_an_agent_is_one_message(client: OpenAI, service: Scripted) ->
     )  # fmt: skip
 
 
-def test_an_answer_sent_back_is_read_as_it_was_said(client: OpenAI, service: Scripted) -> None:
-    service.script = THOUGHT_THEN_CALL
+def test_an_answer_sent_back_is_read_as_it_was_said(client: OpenAI, service: ScriptedEvents) -> None:
+    service.says(*CALLS)
     patch: Any = {"type": "custom", "name": "patch"}
     encrypted: Any = ["reasoning.encrypted_content"]
     first = client.responses.create(
@@ -222,7 +192,7 @@ def test_an_answer_sent_back_is_read_as_it_was_said(client: OpenAI, service: Scr
     sent_back: Any = [item.to_dict() for item in first.output]
     del sent_back[0]["content"]  # clients that keep nothing but the enclosed thought
     client.responses.create(model=MODEL, input=[{"role": "user", "content": "Weather?"}, *sent_back])
-    assert service.asked().messages[1].parts == (
+    assert service.asked.messages[1].parts == (
         ReasoningPart("They want weather."),
         TextPart("Let me look."),
         ToolCallPart("call_a", "weather", '{"place": "Paris"}'),
@@ -239,14 +209,14 @@ def test_a_thought_that_another_server_enclosed_is_left_out_and_named(client: Op
     assert raw.headers["x-configi-ignored"] == "input.0.encrypted_content"
 
 
-def test_tools_of_a_namespace_are_called_by_name_and_answered_with_it(client: OpenAI, service: Scripted) -> None:
-    service.script = (ToolCallDelta(0, 0, "c", "files__read", "{}"), Finish(0, "tool_calls", 1), Usage(1, 1, 0))
+def test_tools_of_a_namespace_are_called_by_name_and_answered_with_it(client: OpenAI, service: ScriptedEvents) -> None:
+    service.says(ToolCallDelta(0, 0, "c", "files__read", "{}"), Finish(0, "tool_calls", 1), Usage(1, 1, 0))
     reading = {"type": "function", "name": "read", "parameters": {"type": "object", "properties": {}}}
     tools: Any = [reading, {"type": "namespace", "name": "files", "description": "On disk.", "tools": [reading]}]
     answer = client.responses.create(model=MODEL, input="x", tools=tools)
     call = answer.output[0]
     assert call.type == "function_call" and (call.name, call.namespace) == ("read", "files")
-    assert [tool.name for tool in service.asked().tools] == ["read", "files__read"]
+    assert [tool.name for tool in service.asked.tools] == ["read", "files__read"]
 
 
 @pytest.mark.parametrize(
@@ -261,29 +231,31 @@ def test_tools_of_a_namespace_are_called_by_name_and_answered_with_it(client: Op
         ),
     ],
 )
-def test_every_tool_choice_reaches_the_model(client: OpenAI, service: Scripted, asked: Any, choice: ToolChoice) -> None:
+def test_every_tool_choice_reaches_the_model(
+    client: OpenAI, service: ScriptedEvents, asked: Any, choice: ToolChoice
+) -> None:
     client.responses.create(model=MODEL, input="x", tools=[WEATHER], tool_choice=asked)
     assert service.requests[-1].options.tool_choice == choice
-    assert service.asked().tools == (Tool("weather", WEATHER["description"], WEATHER["parameters"]),)
+    assert service.asked.tools == (Tool("weather", WEATHER["description"], WEATHER["parameters"]),)
 
 
-def test_a_schema_for_the_text_reaches_the_model(client: OpenAI, service: Scripted) -> None:
+def test_a_schema_for_the_text_reaches_the_model(client: OpenAI, service: ScriptedEvents) -> None:
     form: Any = {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}
     client.responses.create(model=MODEL, input="x", text={"format": form})
     assert service.requests[-1].options.shape == JsonSchema({"type": "object"}, True, "text.format")
 
 
 @pytest.mark.parametrize("value", ["", []])
-def test_an_empty_input_warms_the_model_up(client: OpenAI, service: Scripted, value: Any) -> None:
+def test_an_empty_input_warms_the_model_up(client: OpenAI, service: ScriptedEvents, value: Any) -> None:
     client.responses.create(model=MODEL, input=value, instructions="Be brief.", max_output_tokens=1)
-    assert service.asked().messages == (Message.plain("system", "Be brief."), Message.plain("user", ""))
+    assert service.asked.messages == (Message.plain("system", "Be brief."), Message.plain("user", ""))
 
 
-def test_a_stored_answer_can_be_asked_for_continued_listed_and_deleted(client: OpenAI, service: Scripted) -> None:
+def test_a_stored_answer_can_be_asked_for_continued_listed_and_deleted(client: OpenAI, service: ScriptedEvents) -> None:
     first = client.responses.create(model=MODEL, input="Capital?", instructions="Be brief.")
     assert client.responses.retrieve(first.id).to_dict() == first.to_dict()
     second = client.responses.create(model=MODEL, input="And Italy?", previous_response_id=first.id)
-    assert [message.text for message in service.asked().messages] == ["Capital?", "Paris.", "And Italy?"]
+    assert [message.text for message in service.asked.messages] == ["Capital?", "Paris.", "And Italy?"]
     third = client.responses.create(model=MODEL, input="And Spain?", previous_response_id=second.id)
     listed = client.responses.input_items.list(third.id, order="asc", limit=2)
     assert [item.type for item in listed.data] == ["message", "message"] and listed.has_more
@@ -295,7 +267,7 @@ def test_a_stored_answer_can_be_asked_for_continued_listed_and_deleted(client: O
         client.responses.retrieve(first.id)
     unknown: Any = {"type": "item_reference", "id": second.output[0].id}
     client.responses.create(model=MODEL, input=[unknown, {"role": "user", "content": "Sure?"}])
-    assert [message.text for message in service.asked().messages] == ["Paris.", "Sure?"]
+    assert [message.text for message in service.asked.messages] == ["Paris.", "Sure?"]
 
 
 def test_what_is_not_to_be_stored_is_not(client: OpenAI) -> None:
@@ -305,25 +277,26 @@ def test_what_is_not_to_be_stored_is_not(client: OpenAI) -> None:
 
 
 def test_a_conversation_that_is_too_long_loses_its_oldest_turns_when_that_is_allowed(
-    client: OpenAI, service: Scripted
+    client: OpenAI, service: ScriptedEvents
 ) -> None:
     turns: Any = [{"role": "system", "content": "S"}]
     for index in range(8):
         turns += [{"role": "user", "content": f"u{index}"}, {"role": "assistant", "content": f"a{index}"}]
     turns.append({"role": "user", "content": "last"})
     too_long = ContextLengthExceeded("Too long.")
-    service.script = (too_long,)
+    service.says(too_long)
     with pytest.raises(openai.BadRequestError) as caught:
         client.responses.create(model=MODEL, input=turns)
     assert caught.value.code == "context_length_exceeded"
-    service.script = (too_long, too_long)
+    service.says(too_long, too_long)
     assert client.responses.create(model=MODEL, input=turns, truncation="auto").output_text == "Paris."
-    kept = [message.text for message in service.asked().messages]
+    kept = [message.text for message in service.asked.messages]
     assert (kept[0], kept[1][0], kept[-1]) == ("S", "u", "last") and len(kept) < len(turns)
 
 
-def test_a_response_can_be_cancelled_while_it_is_made(client: OpenAI, service: Scripted) -> None:
-    service.script = (Started(MODEL, 30), TextDelta(0, "never"), Finish(0, "stop", 1), Usage(1, 1, 0))
+def test_a_response_can_be_cancelled_while_it_is_made(client: OpenAI, service: ScriptedEvents) -> None:
+    service.says(TextDelta(0, "never"), Finish(0, "stop", 1), Usage(1, 1, 0))
+    service.held = True
     service.go_on.clear()
     with client.responses.create(model=MODEL, input="x", stream=True) as stream:
         created = next(stream)
@@ -335,16 +308,16 @@ def test_a_response_can_be_cancelled_while_it_is_made(client: OpenAI, service: S
     assert client.responses.cancel(created.response.id).status == "cancelled"
 
 
-def test_compacting_keeps_what_the_user_said_and_sums_up_the_rest(client: OpenAI, service: Scripted) -> None:
-    service.script = (TextDelta(0, "Goal: fix it."), Finish(0, "stop", 4), Usage(40, 4, 30))
+def test_compacting_keeps_what_the_user_said_and_sums_up_the_rest(client: OpenAI, service: ScriptedEvents) -> None:
+    service.says(TextDelta(0, "Goal: fix it."), Finish(0, "stop", 4), Usage(40, 4, 30))
     items: Any = [{"role": "user", "content": "Fix it."}, {"role": "assistant", "content": "Done so far: half."}]
     raw = client.responses.with_raw_response.compact(model=MODEL, input=items)
     assert [item.type for item in raw.parse().output] == ["message", "compaction"]
     assert raw.parse().usage.input_tokens == 40
     again = json.loads(raw.content)["output"]
-    service.script = ()
+    service.says()
     client.responses.create(model=MODEL, input=[*again, {"role": "user", "content": "Go on."}])
-    texts = [message.text for message in service.asked().messages]
+    texts = [message.text for message in service.asked.messages]
     assert texts[0] == "Fix it." and "Goal: fix it." in texts[1] and texts[2] == "Go on."
 
 
@@ -372,9 +345,9 @@ def test_what_cannot_be_done_is_named(client: OpenAI, body: dict[str, Any], para
         client.post("/responses", body=body, cast_to=object)
 
 
-def test_a_large_input_is_read_like_a_small_one(client: OpenAI, service: Scripted) -> None:
+def test_a_large_input_is_read_like_a_small_one(client: OpenAI, service: ScriptedEvents) -> None:
     text = "word " * 40_000
     tools: Any = [WEATHER]
     first = client.responses.create(model=MODEL, input=text, tools=tools, tool_choice="required")
     client.responses.create(model=MODEL, input=text, previous_response_id=first.id)
-    assert [len(message.text) for message in service.asked().messages] == [len(text), len("Paris."), len(text)]
+    assert [len(message.text) for message in service.asked.messages] == [len(text), len("Paris."), len(text)]

@@ -55,10 +55,12 @@ def test_it_is_the_same_however_it_is_cut(transcript: Transcript) -> None:
         assert _read(transcript, cuts=f"seed {seed}").whole == whole
 
 
-@pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=str)
+# Words about a call end no thought: only a token does.
+SPELLED = [transcript for transcript in TRANSCRIPTS if transcript.title != "a call that ends a thought"]
+
+
+@pytest.mark.parametrize("transcript", SPELLED, ids=str)
 def test_markers_that_are_no_tokens_are_found_in_the_characters(transcript: Transcript) -> None:
-    if transcript.title == "a call that ends a thought":
-        pytest.skip("words about a call end no thought: only a token does")
     whole = _read(transcript, spelled=True)
     assert (whole.text, whole.reasoning) == (transcript.answer, transcript.reasoning)
     assert whole.called() == list(transcript.calls)

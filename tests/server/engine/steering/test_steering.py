@@ -5,60 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
-from server.chat.grammar import lark
 from server.chat.tokenizer import ChatTokenizer
 from server.chat.vocabulary import Vocabulary
 from server.engine_client.protocol import Grammar
 from server.errors import InvalidRequest
-from tests.support.steered import Asked, request, with_engine
-from tests.support.tiny_model import END_ID, write_tiny_model
-from tests.support.vocabulary import vocabulary_of
-
-Test = Callable[[Asked], Coroutine[Any, Any, None]]
+from tests.support.steered import JSON, SCHEMA, Asked, Run, request
+from tests.support.tiny_model import END_ID
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("steering") / "model")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(model: Path) -> ChatTokenizer:
-    return ChatTokenizer.load(model)
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tokenizer: ChatTokenizer) -> Vocabulary:
-    return vocabulary_of(tokenizer)
-
-
-@pytest.fixture(scope="module")
-def run(model: Path, vocabulary: Vocabulary) -> Callable[[Test], None]:
-    """Calls a test with a way to ask a running engine."""
-    return lambda test: with_engine(model, vocabulary, test)
-
-
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "city": {"type": "string", "maxLength": 12},
-        "size": {"enum": ["small", "large"]},
-        "people": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "maxItems": 3},
-    },
-    "required": ["city", "size", "people"],
-    "additionalProperties": False,
-}
-JSON = Grammar(text=f"start: {lark.json_schema(SCHEMA)}")
-
-
-def test_answers_satisfy_their_schema_whatever_is_drawn(run: Callable[[Test], None], vocabulary: Vocabulary) -> None:
+def test_answers_satisfy_their_schema_whatever_is_drawn(run: Run, vocabulary: Vocabulary) -> None:
     async def test(ask: Asked) -> None:
         for answer in await ask(*(request(JSON, seed=seed, temperature=1.5) for seed in range(8))):
             assert answer.reason == "stop"
@@ -67,7 +27,7 @@ def test_answers_satisfy_their_schema_whatever_is_drawn(run: Callable[[Test], No
     run(test)
 
 
-def test_rows_with_and_without_a_grammar_answer_as_they_do_alone(run: Callable[[Test], None]) -> None:
+def test_rows_with_and_without_a_grammar_answer_as_they_do_alone(run: Run) -> None:
     rows = [
         request(JSON, seed=3),
         request(seed=4, max_tokens=60),
@@ -86,7 +46,7 @@ def test_rows_with_and_without_a_grammar_answer_as_they_do_alone(run: Callable[[
 
 
 def test_a_cut_answer_is_cut_by_length_and_a_whole_one_at_its_last_token_is_not(
-    run: Callable[[Test], None], vocabulary: Vocabulary
+    run: Run, vocabulary: Vocabulary
 ) -> None:
     grammar = Grammar(text='start: "abcdef"')
 
@@ -103,7 +63,7 @@ def test_a_cut_answer_is_cut_by_length_and_a_whole_one_at_its_last_token_is_not(
 
 
 def test_the_end_comes_only_where_the_grammar_accepts_and_not_before_min_tokens(
-    run: Callable[[Test], None], vocabulary: Vocabulary
+    run: Run, vocabulary: Vocabulary
 ) -> None:
     eager = {END_ID: 100.0}
 
@@ -124,9 +84,7 @@ def test_the_end_comes_only_where_the_grammar_accepts_and_not_before_min_tokens(
     run(test)
 
 
-def test_bias_allowed_and_banned_tokens_work_within_a_grammar(
-    run: Callable[[Test], None], tokenizer: ChatTokenizer
-) -> None:
+def test_bias_allowed_and_banned_tokens_work_within_a_grammar(run: Run, tokenizer: ChatTokenizer) -> None:
     [yes], [no] = tokenizer.encode("y", False), tokenizer.encode("n", False)
     grammar = Grammar(text='start: "y" | "n"')
 
@@ -143,7 +101,7 @@ def test_bias_allowed_and_banned_tokens_work_within_a_grammar(
     run(test)
 
 
-def test_a_banned_sequence_is_not_completed_and_its_beginning_is_free(run: Callable[[Test], None]) -> None:
+def test_a_banned_sequence_is_not_completed_and_its_beginning_is_free(run: Run) -> None:
     async def test(ask: Asked) -> None:
         [free] = await ask(request(temperature=0, max_tokens=20))
         banned = free.tokens[4:7]
@@ -154,7 +112,7 @@ def test_a_banned_sequence_is_not_completed_and_its_beginning_is_free(run: Calla
     run(test)
 
 
-def test_only_allowed_tokens_are_drawn(run: Callable[[Test], None]) -> None:
+def test_only_allowed_tokens_are_drawn(run: Run) -> None:
     async def test(ask: Asked) -> None:
         [made] = await ask(request(allowed=[70, 71, 72], max_tokens=50, temperature=3.0))
         assert set(made.tokens) == {70, 71, 72}
@@ -162,7 +120,7 @@ def test_only_allowed_tokens_are_drawn(run: Callable[[Test], None]) -> None:
     run(test)
 
 
-def test_logprobs_are_those_of_what_may_be_drawn(run: Callable[[Test], None], tokenizer: ChatTokenizer) -> None:
+def test_logprobs_are_those_of_what_may_be_drawn(run: Run, tokenizer: ChatTokenizer) -> None:
     """As at vLLM: of the distribution after the grammar."""
     ids = [tokenizer.encode(letter, False)[0] for letter in "yn"]
 
@@ -174,7 +132,7 @@ def test_logprobs_are_those_of_what_may_be_drawn(run: Callable[[Test], None], to
     run(test)
 
 
-def test_a_bad_grammar_costs_its_own_request_only(run: Callable[[Test], None]) -> None:
+def test_a_bad_grammar_costs_its_own_request_only(run: Run) -> None:
     async def test(ask: Asked) -> None:
         free = request(seed=4, max_tokens=60)
         [alone] = await ask(free)
@@ -192,7 +150,7 @@ def test_a_bad_grammar_costs_its_own_request_only(run: Callable[[Test], None]) -
     run(test)
 
 
-def test_a_grammar_that_becomes_too_much_half_way_ends_its_own_answer_only(run: Callable[[Test], None]) -> None:
+def test_a_grammar_that_becomes_too_much_half_way_ends_its_own_answer_only(run: Run) -> None:
     grammar = Grammar(text="start: /(a{1,1000}){1,1000}/")
 
     async def test(ask: Asked) -> None:
@@ -207,7 +165,7 @@ def test_a_grammar_that_becomes_too_much_half_way_ends_its_own_answer_only(run: 
     run(test)
 
 
-def test_a_cancelled_answer_leaves_the_others_as_they_were(run: Callable[[Test], None], vocabulary: Vocabulary) -> None:
+def test_a_cancelled_answer_leaves_the_others_as_they_were(run: Run, vocabulary: Vocabulary) -> None:
     async def test(ask: Asked) -> None:
         [alone] = await ask(request(JSON, seed=2))
         endless = Grammar(text="start: /[a-z]+/")
@@ -223,7 +181,7 @@ def test_a_cancelled_answer_leaves_the_others_as_they_were(run: Callable[[Test],
     run(test)
 
 
-def test_xtc_takes_the_likeliest_away_as_often_as_it_is_told(run: Callable[[Test], None]) -> None:
+def test_xtc_takes_the_likeliest_away_as_often_as_it_is_told(run: Run) -> None:
     fields: dict[str, Any] = {"allowed": [70, 71], "temperature": 50.0, "max_tokens": 60, "top_logprobs": 1}
 
     async def test(ask: Asked) -> None:

@@ -3,45 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Coroutine
-from pathlib import Path
-from typing import Any
-
-import pytest
 
 from server.chat.tokenizer import ChatTokenizer
 from server.chat.vocabulary import Vocabulary
 from server.engine_client.protocol import Grammar
-from tests.support.steered import Asked, request, with_engine
-from tests.support.tiny_model import START, START_ID, write_tiny_model
-from tests.support.vocabulary import vocabulary_of
-
-Test = Callable[[Asked], Coroutine[Any, Any, None]]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("steering") / "model")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(model: Path) -> ChatTokenizer:
-    return ChatTokenizer.load(model)
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tokenizer: ChatTokenizer) -> Vocabulary:
-    return vocabulary_of(tokenizer)
-
-
-@pytest.fixture(scope="module")
-def run(model: Path, vocabulary: Vocabulary) -> Callable[[Test], None]:
-    """Calls a test with a way to ask a running engine."""
-    return lambda test: with_engine(model, vocabulary, test)
+from tests.support.steered import Asked, Run, request
+from tests.support.tiny_model import START, START_ID
 
 
 def test_a_lazy_grammar_takes_over_at_its_opening_and_lets_go_when_it_is_complete(
-    run: Callable[[Test], None], vocabulary: Vocabulary
+    run: Run, vocabulary: Vocabulary
 ) -> None:
     """The marker is one token here; it is drawn now and then, since a bias makes it likely."""
     grammar = Grammar(text=f'start: <[{START_ID}]> "[" /[a-z]{{3}}/ "]"', opening=[START])
@@ -64,7 +35,7 @@ def test_a_lazy_grammar_takes_over_at_its_opening_and_lets_go_when_it_is_complet
 
 
 def test_an_opening_of_several_tokens_is_found_across_them(
-    run: Callable[[Test], None], tokenizer: ChatTokenizer, vocabulary: Vocabulary
+    run: Run, tokenizer: ChatTokenizer, vocabulary: Vocabulary
 ) -> None:
     grammar = Grammar(text='start: "<c>" "[" /[a-z]{3}/ "]"', opening=["<c>"])
     rows = [
@@ -82,7 +53,7 @@ def test_an_opening_of_several_tokens_is_found_across_them(
 
 
 def test_what_one_token_writes_beyond_an_opening_belongs_to_the_grammar(
-    run: Callable[[Test], None], tokenizer: ChatTokenizer, vocabulary: Vocabulary
+    run: Run, tokenizer: ChatTokenizer, vocabulary: Vocabulary
 ) -> None:
     """The token " the" completes the opening " t" and runs beyond it; " to" does too, and is no beginning of a call."""
     [the], [to] = tokenizer.encode(" the", False), tokenizer.encode(" to", False)
@@ -97,7 +68,7 @@ def test_what_one_token_writes_beyond_an_opening_belongs_to_the_grammar(
     run(test)
 
 
-def test_a_lazy_grammar_that_may_come_once_ends_the_answer(run: Callable[[Test], None], vocabulary: Vocabulary) -> None:
+def test_a_lazy_grammar_that_may_come_once_ends_the_answer(run: Run, vocabulary: Vocabulary) -> None:
     grammar = Grammar(text=f'start: <[{START_ID}]> "[" /[a-z]{{3}}/ "]"', opening=[START], once=True)
 
     async def test(ask: Asked) -> None:

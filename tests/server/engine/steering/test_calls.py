@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -16,34 +14,8 @@ from server.chat.shapes import JsonSchema
 from server.chat.tokenizer import ChatTokenizer
 from server.chat.tools import FREE, Tool, ToolChoice
 from server.chat.vocabulary import Vocabulary
-from tests.support.steered import Answer, Asked, request, with_engine
-from tests.support.tiny_model import write_tiny_model
-from tests.support.vocabulary import vocabulary_of
+from tests.support.steered import Answer, Asked, Run, request
 from tests.support.wire import read
-
-Test = Callable[[Asked], Coroutine[Any, Any, None]]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("steering") / "model")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(model: Path) -> ChatTokenizer:
-    return ChatTokenizer.load(model)
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tokenizer: ChatTokenizer) -> Vocabulary:
-    return vocabulary_of(tokenizer)
-
-
-@pytest.fixture(scope="module")
-def run(model: Path, vocabulary: Vocabulary) -> Callable[[Test], None]:
-    """Calls a test with a way to ask a running engine."""
-    return lambda test: with_engine(model, vocabulary, test)
-
 
 SWITCH: dict[str, Any] = {
     "type": "object",
@@ -67,9 +39,7 @@ def called(name: str, answer: Answer, vocabulary: Vocabulary) -> list[tuple[str,
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_required_call_is_made_whatever_is_drawn(
-    run: Callable[[Test], None], vocabulary: Vocabulary, name: str
-) -> None:
+def test_a_required_call_is_made_whatever_is_drawn(run: Run, vocabulary: Vocabulary, name: str) -> None:
     composer = Composer(FORMATS[name], vocabulary, 2**20)
     any_call, *_ = composer.compose(TOOLS, ToolChoice("required", parallel=False), None)
     this_call, *_ = composer.compose(TOOLS, ToolChoice("required", ("switch",), parallel=False), None)
@@ -87,7 +57,7 @@ def test_a_required_call_is_made_whatever_is_drawn(
 
 
 def test_with_tools_a_shape_leaves_the_model_the_choice_between_both(
-    run: Callable[[Test], None], tokenizer: ChatTokenizer, vocabulary: Vocabulary
+    run: Run, tokenizer: ChatTokenizer, vocabulary: Vocabulary
 ) -> None:
     composer = Composer(FORMATS["hermes"], vocabulary, 2**20)
     schema = {

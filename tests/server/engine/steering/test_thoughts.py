@@ -3,56 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
-from server.chat.grammar import lark
 from server.chat.tokenizer import ChatTokenizer
 from server.chat.vocabulary import Vocabulary
 from server.engine_client.protocol import Grammar, Thought
-from tests.support.steered import Asked, request, with_engine
-from tests.support.tiny_model import BOS_ID, END, END_ID, START, START_ID, write_tiny_model
-from tests.support.vocabulary import vocabulary_of
-
-Test = Callable[[Asked], Coroutine[Any, Any, None]]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("steering") / "model")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(model: Path) -> ChatTokenizer:
-    return ChatTokenizer.load(model)
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tokenizer: ChatTokenizer) -> Vocabulary:
-    return vocabulary_of(tokenizer)
-
-
-@pytest.fixture(scope="module")
-def run(model: Path, vocabulary: Vocabulary) -> Callable[[Test], None]:
-    """Calls a test with a way to ask a running engine."""
-    return lambda test: with_engine(model, vocabulary, test)
-
-
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "city": {"type": "string", "maxLength": 12},
-        "size": {"enum": ["small", "large"]},
-        "people": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "maxItems": 3},
-    },
-    "required": ["city", "size", "people"],
-    "additionalProperties": False,
-}
-JSON = Grammar(text=f"start: {lark.json_schema(SCHEMA)}")
+from tests.support.steered import JSON, SCHEMA, Asked, Run, request
+from tests.support.tiny_model import BOS_ID, END, END_ID, START, START_ID
 
 
 def thought(tokenizer: ChatTokenizer, **fields: Any) -> Thought:
@@ -62,7 +22,7 @@ def thought(tokenizer: ChatTokenizer, **fields: Any) -> Thought:
 
 
 def test_a_grammar_waits_for_the_end_of_an_open_thought(
-    run: Callable[[Test], None], tokenizer: ChatTokenizer, vocabulary: Vocabulary
+    run: Run, tokenizer: ChatTokenizer, vocabulary: Vocabulary
 ) -> None:
     async def test(ask: Asked) -> None:
         fields: dict[str, Any] = {"thought": thought(tokenizer, open=True), "stop_tokens": [BOS_ID]}
@@ -77,7 +37,7 @@ def test_a_grammar_waits_for_the_end_of_an_open_thought(
 
 
 def test_a_held_answer_may_begin_with_a_thought_or_not(
-    run: Callable[[Test], None], tokenizer: ChatTokenizer, vocabulary: Vocabulary
+    run: Run, tokenizer: ChatTokenizer, vocabulary: Vocabulary
 ) -> None:
     async def test(ask: Asked) -> None:
         fields: dict[str, Any] = {"thought": thought(tokenizer, max_tokens=10), "stop_tokens": [BOS_ID]}
@@ -94,7 +54,7 @@ def test_a_held_answer_may_begin_with_a_thought_or_not(
 @pytest.mark.parametrize("grammar", [None, JSON])
 @pytest.mark.parametrize("budget", [0, 1, 20])
 def test_a_thought_beyond_its_budget_is_closed_in_the_models_own_words(
-    run: Callable[[Test], None], tokenizer: ChatTokenizer, vocabulary: Vocabulary, budget: int, grammar: Grammar | None
+    run: Run, tokenizer: ChatTokenizer, vocabulary: Vocabulary, budget: int, grammar: Grammar | None
 ) -> None:
     async def test(ask: Asked) -> None:
         row = request(
@@ -111,7 +71,7 @@ def test_a_thought_beyond_its_budget_is_closed_in_the_models_own_words(
     run(test)
 
 
-def test_a_thought_that_ends_in_time_is_left_alone(run: Callable[[Test], None], tokenizer: ChatTokenizer) -> None:
+def test_a_thought_that_ends_in_time_is_left_alone(run: Run, tokenizer: ChatTokenizer) -> None:
     async def test(ask: Asked) -> None:
         fields: dict[str, Any] = {"stop_tokens": [BOS_ID], "logit_bias": {END_ID: 46.0}, "max_tokens": 60}
         [free] = await ask(request(**fields))
