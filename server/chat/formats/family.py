@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 from server.chat.channels import Channels, TextOnly
-from server.chat.formats.format import CallGrammar, ThoughtMarkers
+from server.chat.formats.format import Arguments, CallGrammar, ThoughtMarkers
 from server.chat.formats.inlet import Inlet
 from server.chat.formats.marked import MarkedChannels
 from server.chat.formats.outlet import Outlet, new_call_id
@@ -24,6 +24,7 @@ class MarkedFormat(ABC):
     for one, where that is not nothing, when a call comes back as text."""
 
     name: ClassVar[str]
+    arguments: ClassVar[Arguments] = "json"
     thought: ClassVar[ThoughtMarkers | None] = None
     tokens: ClassVar[tuple[str, ...]] = ()
     spelled: ClassVar[Mapping[str, str]] = {}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from server.chat.channels import Channels
 from server.chat.tools import Tool, ToolChoice
 from server.chat.vocabulary import Vocabulary
+
+# How the arguments of a call are written: as JSON, as Gemma writes values, or as bare text between tags.
+Arguments = Literal["json", "gemma", "bare"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,11 @@ class WireFormat(Protocol):
     @property
     def tokens(self) -> tuple[str, ...]:
         """Its markers, each of which may be a token."""
+        ...
+
+    @property
+    def arguments(self) -> Arguments:
+        """What a schema can be held by."""
         ...
 
     @property

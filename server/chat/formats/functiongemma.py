@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from server.chat.formats.family import MarkedFormat
-from server.chat.formats.format import CallGrammar
+from server.chat.formats.format import Arguments, CallGrammar
 from server.chat.formats.gemma4 import GemmaCalls, gemma_grammar
 from server.chat.formats.reader import CallReader, Calls
 from server.chat.formats.symbols import Symbols
@@ -17,6 +18,7 @@ BEGIN, END, MARK = "<start_function_call>", "<end_function_call>", "<escape>"
 
 class FunctionGemma(MarkedFormat):
     name = "functiongemma"
+    arguments: ClassVar[Arguments] = "gemma"
     tokens = (BEGIN, END, MARK)
     spelled = {MARK: '"'}  # noqa: RUF012 - constant
 

@@ -7,9 +7,10 @@ space and line breaks between arguments, parentheses, words without quotes, Pyth
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from server.chat.formats.family import MarkedFormat
-from server.chat.formats.format import CallGrammar, ThoughtMarkers
+from server.chat.formats.format import Arguments, CallGrammar, ThoughtMarkers
 from server.chat.formats.gemma_values import GemmaValues
 from server.chat.formats.inlet import SPACE, Broken, Cut, Steps, Stops
 from server.chat.formats.loose_json import JsonStyle, LooseJson
@@ -28,6 +29,7 @@ _PREFIX = "call:"
 
 class Gemma4(MarkedFormat):
     name = "gemma4"
+    arguments: ClassVar[Arguments] = "gemma"
     thought = ThoughtMarkers("<|channel>thought\n", _CHANNEL_END, "\n<channel|>")
     tokens = (BEGIN, END, MARK, _CHANNEL, _CHANNEL_END)
     spelled = {MARK: '"'}  # noqa: RUF012 - constant

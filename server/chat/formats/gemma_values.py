@@ -1,6 +1,7 @@
 """The grammar of values as Gemma writes them: bare keys, bare numbers and words, strings between marks. Pure text.
 
-JSON Schema in that dialect: types, properties, required, items, enum and const are held; other keywords are not.
+JSON Schema in that dialect: types, properties, required, items, enum and const are held. `grammar/unheld.py` names the
+keywords that are not.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from server.chat.formats.family import THINK, MarkedFormat
-from server.chat.formats.format import CallGrammar
+from server.chat.formats.format import Arguments, CallGrammar
 from server.chat.formats.hermes import BEGIN, END
 from server.chat.formats.inlet import Broken, Cut, Steps, Stops
 from server.chat.formats.loose_json import JsonStyle, LooseJson
@@ -28,6 +29,7 @@ _LINE = '"\\n"?'
 
 class Glm(MarkedFormat):
     name = "glm"
+    arguments: ClassVar[Arguments] = "bare"
     thought = THINK
     tokens = (BEGIN, END, KEY, KEY_END, VALUE, VALUE_END)
     # What of a broken call is no marker of calls but of its parts comes back as it was.

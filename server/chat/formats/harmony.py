@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from server.chat.channels import Channels
-from server.chat.formats.format import CallGrammar, ThoughtMarkers
+from server.chat.formats.format import Arguments, CallGrammar, ThoughtMarkers
 from server.chat.formats.inlet import Broken, Cut, Inlet, Steps, Stops
 from server.chat.formats.loose_json import JsonStyle, LooseJson
 from server.chat.formats.marked import Steered
@@ -32,6 +33,7 @@ _RECIPIENT = re.compile(r"(?<![^\s\ud800-\udfff>])to=(?:functions[.:])?([^\s\ud8
 
 class Harmony:
     name = "harmony"
+    arguments: ClassVar[Arguments] = "json"
     tokens = _TOKENS
     thought = ThoughtMarkers(f"{CHANNEL}analysis{MESSAGE}", END, _FINAL)
 

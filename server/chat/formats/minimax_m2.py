@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from server.chat.formats.family import THINK, MarkedFormat
-from server.chat.formats.format import CallGrammar
+from server.chat.formats.format import Arguments, CallGrammar
 from server.chat.formats.inlet import Steps
 from server.chat.formats.reader import CallReader, Calls
 from server.chat.formats.rules import grammar
@@ -24,6 +25,7 @@ _AROUND = Around(lambda name: f'"<parameter name=\\"" {name} "\\">"', "</paramet
 
 class MiniMaxM2(MarkedFormat):
     name = "minimax-m2"
+    arguments: ClassVar[Arguments] = "bare"
     thought = THINK
     tokens = (BEGIN, END)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
-from server.chat.formats.format import CallGrammar
+from server.chat.formats.format import Arguments, CallGrammar
 from server.chat.formats.hermes import BEGIN, END, FUNCTION, Hermes, TaggedCalls
 from server.chat.formats.reader import CallReader, Calls
 from server.chat.formats.rules import grammar, one_or_more
@@ -21,6 +22,7 @@ class Qwen3Coder(Hermes):
     """Its models leave `<tool_call>` out at times, and begin with the tag of the function."""
 
     name = "qwen3-coder"
+    arguments: ClassVar[Arguments] = "bare"
 
     def call_grammar(self, vocabulary: Vocabulary, tools: Sequence[Tool], choice: ToolChoice) -> CallGrammar | None:
         begin, end = lark.marker(vocabulary, BEGIN), lark.marker(vocabulary, END)

@@ -14,6 +14,7 @@ from server.chat.formats.format import CallGrammar, WireFormat
 from server.chat.grammar import lark
 from server.chat.grammar.checking import GrammarFault, check
 from server.chat.grammar.schemas import usable
+from server.chat.grammar.unheld import unheld
 from server.chat.shapes import AnyJson, GrammarText, JsonSchema, OneOf, Regex, Shape, StructuralTag
 from server.chat.tools import Tool, ToolChoice
 from server.chat.vocabulary import Vocabulary
@@ -64,6 +65,14 @@ class Composer:
         whole = {"type": "object", **tool.parameters}
         schema, more = usable(whole, strict=tool.strict, param=param, vocab_size=self._vocabulary.vocab_size)
         notes += more
+        lost = list(unheld(self._format.arguments, schema)) if isinstance(schema, dict) else []
+        if lost and tool.strict:
+            place, keyword = lost[0]
+            raise InvalidRequest(
+                f'{param}: the keyword "{keyword}" at {place} cannot be enforced in the calls of this model.',
+                param=param,
+            )
+        notes += [f'{param}: not enforced in the calls of this model: "{key}" at {place}' for place, key in lost]
         return msgspec.structs.replace(tool, parameters=schema if isinstance(schema, dict) else {})
 
     def _with_any_arguments(

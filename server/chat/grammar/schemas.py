@@ -47,7 +47,7 @@ def usable(schema: Schema, *, strict: bool, param: str, vocab_size: int) -> tupl
             reason = str(fault)
         else:
             notes = [f"{param}: not enforced: {warning}" for warning in warnings]
-            lost = sorted(given_up & {key for _, part in _parts(schema) for key in part})
+            lost = sorted(given_up & {key for _, part in parts(schema) for key in part})
             if lost:
                 notes.append(f"{param}: not enforced: {', '.join(lost)}")
             return candidate, notes
@@ -60,7 +60,7 @@ def _strictly(schema: Schema, param: str, vocab_size: int) -> tuple[Schema, list
         check(f"start: {lark.json_schema(candidate)}", vocab_size)
     except GrammarFault as fault:
         raise InvalidRequest(f"{param}: {_with_place(str(fault), schema)}", param=param) from None
-    formats = sorted({str(part["format"]) for _, part in _parts(schema) if _is_annotation(part)})
+    formats = sorted({str(part["format"]) for _, part in parts(schema) if _is_annotation(part)})
     return candidate, [f"{param}: not enforced: format {', '.join(formats)}"] if formats else []
 
 
@@ -74,7 +74,7 @@ def _without_annotation(part: dict[str, Any]) -> dict[str, Any]:
 
 def _with_place(reason: str, schema: Schema) -> str:
     """The reason, with the keyword that it is about and the pointer to the first part that has it."""
-    for place, part in _parts(schema):
+    for place, part in parts(schema):
         for key, value in part.items():
             if _is_about(reason, key, value):
                 return f'the keyword "{key}" at {place or "/"} cannot be enforced: {reason}'
@@ -98,13 +98,13 @@ def _is_about(reason: str, key: str, value: Any) -> bool:
     return False
 
 
-def _parts(schema: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def parts(schema: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """The schema and all schemas in it, each with its JSON pointer."""
     if not isinstance(schema, dict):
         return
     yield place, schema
     for key, name, part in _children(schema):
-        yield from _parts(part, f"{place}/{key}" + ("" if name is None else f"/{name}"))
+        yield from parts(part, f"{place}/{key}" + ("" if name is None else f"/{name}"))
 
 
 def _children(schema: dict[str, Any]) -> Iterator[tuple[str, str | int | None, Any]]:

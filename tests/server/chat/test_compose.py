@@ -9,6 +9,7 @@ from typing import Any
 import llguidance
 import pytest
 
+from server.chat.formats.choose import FORMATS
 from server.chat.formats.format import CallGrammar
 from server.chat.formats.hermes import Hermes
 from server.chat.grammar import lark
@@ -289,3 +290,47 @@ def test_notes_name_each_keyword_once(composer: Composer) -> None:
     _, _, notes = composer.compose((Tool("f", parameters=schema),), FREE, None)
     assert len(notes) == 1
     assert json.dumps("uniqueItems") in notes[0]
+
+
+PLACE: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "description": "Of the place.", "maxLength": 20},
+        "unit": {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None},
+        "kind": {"enum": ["town", "river"]},
+        "sizes": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+    },
+    "required": ["name", "kind"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("wire_format", "lost"),
+    [
+        ("gemma4", [("/properties/name", "maxLength"), ("/properties/sizes/items", "minimum")]),
+        ("functiongemma", [("/properties/name", "maxLength"), ("/properties/sizes/items", "minimum")]),
+        # A list is JSON there as well, and only a bare text is free.
+        ("qwen3-coder", [("/properties/name", "maxLength")]),
+        ("minimax-m2", [("/properties/name", "maxLength")]),
+        ("glm", [("/properties/name", "maxLength")]),
+        *((name, []) for name in ("hermes", "llama3", "mistral", "harmony", "plain", "think")),
+    ],
+)
+def test_what_the_calls_of_a_model_cannot_hold_is_noted_and_refused_when_strict(
+    tokenizer: ChatTokenizer, wire_format: str, lost: list[tuple[str, str]]
+) -> None:
+    composer = Composer(FORMATS[wire_format], vocabulary_of(tokenizer), 2**20)
+    _, _, notes = composer.compose((Tool("place", parameters=PLACE),), FREE, None)
+    assert [note.partition(": not enforced in the calls of this model: ")[2] for note in notes] == [
+        f'"{keyword}" at {place}' for place, keyword in lost
+    ]
+    strict = Tool("place", parameters=PLACE, strict=True)
+    if not lost:
+        assert composer.compose((strict,), FREE, None)[0] is not None
+        return
+    with pytest.raises(InvalidRequest, match=f'the keyword "{lost[0][1]}" at {lost[0][0]}') as error:
+        composer.compose((strict,), FREE, None)
+    assert error.value.param == "tools[0].function.parameters"
+    held = {**PLACE, "properties": {key: PLACE["properties"][key] for key in ("unit", "kind")}, "required": ["kind"]}
+    assert composer.compose((Tool("place", parameters=held, strict=True),), FREE, None)[0] is not None

@@ -4,60 +4,28 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from datetime import datetime
-from itertools import pairwise
 from pathlib import Path
-from types import FrameType
 
-import jinja2
 import pytest
 
 from server.chat.conversation import Conversation
-from server.chat.parts import Message, Role, TextPart, ToolCallPart, ToolResultPart
+from server.chat.parts import Message, TextPart, ToolCallPart, ToolResultPart
 from server.chat.template import ChatTemplate
 from server.chat.tools import Tool
 from server.errors import InvalidRequest, ModelUnavailable
+from tests.support.conversations import GEMMA_LIKE, NO_SYSTEM, conversation
 from tests.support.tiny_model import CHAT_TEMPLATE
 
-# Roles must alternate, the system message is folded into the first user turn, contents are trimmed.
-GEMMA_LIKE = """\
-{{ bos_token }}
-{%- if messages[0]['role'] == 'system' -%}
-    {%- set first = messages[0]['content'] + '\\n\\n' -%}
-    {%- set rest = messages[1:] -%}
-{%- else -%}
-    {%- set first = '' -%}
-    {%- set rest = messages -%}
-{%- endif -%}
-{%- for message in rest -%}
-    {%- if message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}
-        {{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
-    {%- endif -%}
-    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
-    {{ '<start_of_turn>' + role + '\\n' + (first if loop.first else '') }}
-    {{- message['content'] | trim }}{{ '<end_of_turn>\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}
-"""
-NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + (
-    "{% for m in messages %}[{{ m.role }}:{{ m.content }}]{% endfor %}"
-)
 DROPS_LATER_SYSTEM = """\
 {% for m in messages[:1] + (messages[1:] | rejectattr('role', 'equalto', 'system') | list) %}
 {{- '[' + m.role + ':' + m.content + ']' }}
 {%- endfor %}
 """
-ROLES: dict[str, Role] = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
-
-
-def _conversation(*turns: str) -> Conversation:
-    """`"u hello"` is the user saying hello."""
-    return Conversation(tuple(Message.plain(ROLES[turn[0]], turn[2:]) for turn in turns))
 
 
 def _render(source: str, *turns: str) -> str:
-    return ChatTemplate(source, {"bos_token": "<bos>"}).render(_conversation(*turns)).text
+    return ChatTemplate(source, {"bos_token": "<bos>"}).render(conversation(*turns)).text
 
 
 def test_chatml_renders_up_to_where_the_model_writes() -> None:
@@ -137,7 +105,7 @@ def test_noncharacters_of_a_user_do_not_disturb_a_continuation() -> None:
 def test_thinking_is_off_unless_the_conversation_turns_it_on() -> None:
     source = "{{ messages[0].content }} {{ 'think' if enable_thinking else 'answer' }}{{ tools is none }}"
     template = ChatTemplate(source, {})
-    assert template.render(_conversation("u x")).text == "x answerTrue"
+    assert template.render(conversation("u x")).text == "x answerTrue"
     asked = Conversation((Message.plain("user", "x"),), template_variables={"enable_thinking": True})
     assert template.render(asked).text == "x thinkTrue"
 
@@ -153,7 +121,7 @@ def test_the_environment_is_hugging_faces() -> None:
 {{ strftime_now('%Y') }}
 {% endfor %}
 """
-    text = ChatTemplate(source, {}).render(_conversation("u 1")).text
+    text = ChatTemplate(source, {}).render(conversation("u 1")).text
     assert text == f'{{"b": "<é>", "a": "1"}}\n[\n  1\n]\n{datetime.now().astimezone():%Y}\n'
 
 
@@ -175,154 +143,9 @@ def test_whatever_a_template_does_wrong_is_one_sentence(source: str, reason: str
     assert "\n" not in error.value.message and "/" not in error.value.message
 
 
-def test_the_ends_of_messages_are_where_the_template_ends_them() -> None:
-    rendered = ChatTemplate(CHAT_TEMPLATE, {}).render(_conversation("s a", "u b", "a c", "u d"))
-    assert [rendered.text[: end.offset].rsplit("<|im_start|>", 1)[1] for end in rendered.ends] == [
-        "system\na<|im_end|>\n",
-        "user\nb<|im_end|>\n",
-        "assistant\nc<|im_end|>\n",
-        "user\nd<|im_end|>\n",
-    ]
-
-
-def test_a_long_conversation_marks_its_system_message_and_its_latest_messages() -> None:
-    turns = [f"{role} {index}" for index in range(100) for role in "ua"]
-    rendered = ChatTemplate(CHAT_TEMPLATE, {}).render(_conversation("s x", *turns, "u last"))
-    assert rendered.ends[0].offset == len("<|im_start|>system\nx<|im_end|>\n")
-    assert len(rendered.ends) == 9
-    assert rendered.text[rendered.ends[-1].offset :] == "<|im_start|>assistant\n"
-
-
-LONG = {
-    "chat": [f"{role} turn {index}" for index in range(30) for role in "ua"],
-    "agent": ["u do it", *(f"{role} step {index} " for index in range(30) for role in "at"), "a so"],
-    "same words": ["u yes", *(f"{role} yes" for _ in range(20) for role in "au")],
-}
-
-
-@pytest.mark.parametrize(
-    ("source", "turns"),
-    [*((source, turns) for source in (CHAT_TEMPLATE, NO_SYSTEM) for turns in LONG), (GEMMA_LIKE, "chat")],
-)
-@pytest.mark.parametrize("last", [(), ("u last",)])
-def test_the_ends_in_a_long_conversation_are_those_of_rendering_each_beginning_of_it(
-    source: str, turns: str, last: tuple[str, ...]
-) -> None:
-    messages = _conversation(*LONG[turns], *last).messages
-    rendered = ChatTemplate(source, {"bos_token": "<bos>"}).render(Conversation(messages))
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
-    plain = environment.from_string(source)
-    # Results that answer no call are the user's words.
-    said = {"tool": "user"}
-    values = [{"role": said.get(message.role, message.role), "content": message.text} for message in messages]
-    expected = []
-    for count in range(max(1, len(messages) - 7), len(messages) + 1):
-        prefix = plain.render(messages=values[:count], bos_token="<bos>", add_generation_prompt=False)
-        if rendered.text.startswith(prefix) and len(prefix) <= len(rendered.text):
-            expected.append((len(prefix), values[count - 1]["role"]))
-    assert expected and list(rendered.ends) == expected
-
-
-def _pieces_rendered(count: int) -> int:
-    """How many pieces of text the template makes in all for a chat of `count` messages."""
-    pieces = 0
-
-    def seen(frame: FrameType, event: str, argument: object) -> None:
-        nonlocal pieces
-        pieces += event == "call" and frame.f_code.co_name == "root"
-
-    conversation = _conversation("s x", *(f"{'ua'[index % 2]} {index}" for index in range(count - 1)))
-    template = ChatTemplate(CHAT_TEMPLATE, {})
-    sys.setprofile(seen)
-    try:
-        template.render(conversation)
-    finally:
-        sys.setprofile(None)
-    return pieces
-
-
-@pytest.mark.parametrize(("count", "again"), [(2, 2), (20, 12), (600, 12)])
-def test_a_conversation_is_rendered_once_and_its_latest_messages_once_more(count: int, again: int) -> None:
-    # The template makes one piece of each message, and one for the reply; its end is a call too.
-    assert _pieces_rendered(count) <= count + 2 + again + 1
-
-
-MISTRAL_LIKE = (
-    "<s>{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]"
-    "{% else %} {{ m.content | trim }}</s>{% endif %}{% endfor %}"
-)
-# Nothing closes a message but the next one.
-GLM_LIKE = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
-# Results of tools that follow one another are said in one turn.
-QWEN_LIKE = """\
-{%- for m in messages %}
-    {%- if m.role == 'tool' %}
-        {%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}{{- '<|im_start|>user' }}{% endif %}
-        {{- '\n<tool_response>\n' + m.content + '\n</tool_response>' }}
-        {%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{- '<|im_end|>\n' }}{% endif %}
-    {%- else %}
-        {{- '<|im_start|>' + m.role + '\n' + m.content }}
-        {%- for call in m.tool_calls %}
-            {{- '\n<tool_call>\n' + (call.function | tojson) + '\n</tool_call>' }}
-        {%- endfor %}
-        {{- '<|im_end|>\n' }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{% endif %}
-"""
-
-
-def _ends_of(source: str, *messages: Message) -> list[str]:
-    """What the prompt is cut into at its ends."""
-    rendered = ChatTemplate(source, {}).render(Conversation(messages))
-    cuts = sorted({0, *(end.offset for end in rendered.ends), len(rendered.text)})
-    return [rendered.text[start:stop] for start, stop in pairwise(cuts)]
-
-
-def test_roles_that_are_closed_in_different_ways_have_their_ends() -> None:
-    said = _conversation("u a", "a b", "u c ").messages
-    assert _ends_of(MISTRAL_LIKE, *said) == ["<s>[INST] a[/INST]", " b", "</s>[INST] c [/INST]"]
-    assert _ends_of(GLM_LIKE, *said) == ["<|user|>\na", "<|assistant|>\nb", "<|user|>\nc "]
-
-
-def test_calls_of_tools_and_their_results_end_where_their_turns_do() -> None:
-    call = Message("assistant", (ToolCallPart("1", "f", '{"a": "<|im_end|>"}'),))
-    spoken = Message("assistant", (TextPart("Both."), ToolCallPart("2", "g", "{}")))
-    results = [Message("tool", (ToolResultPart("1", text),)) for text in ("one", "")]
-    pieces = _ends_of(QWEN_LIKE, *_conversation("s be", "u do").messages, call, *results, spoken, results[1])
-    openings = ["system\nbe", "user\ndo", "assistant\n\n<tool_call>", "user\n<tool_response>\none"]
-    openings += ["assistant\nBoth.\n<tool_call>", "user\n<tool_response>\n\n", "assistant\n"]
-    assert len(pieces) == len(openings)
-    for piece, opening in zip(pieces, openings, strict=True):
-        assert piece.startswith(f"<|im_start|>{opening}")
-    assert all(piece.endswith("<|im_end|>\n") for piece in pieces[:-1])
-
-
-@pytest.mark.parametrize("computed", ["length", "reverse"])
-def test_texts_that_the_template_computes_with_have_no_ends(computed: str) -> None:
-    source = f"{{% for m in messages %}}[{{{{ m.content | {computed} }}}}{{{{ m.content }}}}]{{% endfor %}}"
-    said = [f"{role} x{index}b" for index in range(20) for role in "ua"]
-    rendered = ChatTemplate(source + "{% if add_generation_prompt %}!{% endif %}", {}).render(
-        _conversation(*said, "u c")
-    )
-    assert rendered.ends == ()
-
-
-def test_a_text_that_looks_like_a_mark_costs_ends_and_nothing_else() -> None:
-    said = ("s x", "u a", f"a \ufdef{2}\ufdef", "u c")
-    rendered = ChatTemplate(CHAT_TEMPLATE, {}).render(_conversation(*said))
-    assert "\ufdef2\ufdef<|im_end|>" in rendered.text
-    assert [rendered.text[: end.offset].count("<|im_end|>\n") for end in rendered.ends] == [1, 2]
-
-
-def test_a_folded_system_message_marks_no_end_of_its_own() -> None:
-    rendered = ChatTemplate(GEMMA_LIKE, {"bos_token": "<bos>"}).render(_conversation("s a", "u b"))
-    assert [rendered.text[: end.offset] for end in rendered.ends] == ["<bos><start_of_turn>user\na\n\nb<end_of_turn>\n"]
-
-
 def test_a_model_without_a_template_points_to_completions(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="/v1/completions"):
-        ChatTemplate.load(tmp_path, {}).render(_conversation("u Hi"))
+        ChatTemplate.load(tmp_path, {}).render(conversation("u Hi"))
 
 
 def test_templates_are_found_where_transformers_finds_them(tmp_path: Path) -> None:
@@ -330,7 +153,7 @@ def test_templates_are_found_where_transformers_finds_them(tmp_path: Path) -> No
 
     def load(value: object) -> str:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
-        return ChatTemplate.load(tmp_path, {"bos_token": "<s>"}).render(_conversation("u Hi")).text
+        return ChatTemplate.load(tmp_path, {"bos_token": "<s>"}).render(conversation("u Hi")).text
 
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": says + "oldest"}))
     assert load(None) == "Hi oldest"
@@ -400,7 +223,7 @@ def test_a_result_that_is_left_out_is_an_error_also_where_its_text_is_in_another
     source = "{% for m in messages if m.role != 'tool' %}{{ m.content }}{{ m.tool_calls }}{% endfor %}"
     call = Message("assistant", (TextPart("b"), ToolCallPart("1", "f", "{}")))
     result = Message("tool", (ToolResultPart("1", "21"),))
-    said = _conversation(*filter(None, ("u a", answer, "u e"))).messages
+    said = conversation(*filter(None, ("u a", answer, "u e"))).messages
     with pytest.raises(InvalidRequest, match="leaves out what a message of role 'tool' says"):
         ChatTemplate(source, {}).render(Conversation((said[0], call, result, *said[1:])))
 
