@@ -190,6 +190,8 @@ class Resident:
                 if self._supervisor.gave_up:
                     raise
                 self.set("loading", f"starting again: {error.message}")
+        if self.text is not None:
+            self.engine.know(self.text.vocabulary.token_table)
         self.status = replace(self.status, batched=self.engine.batched)
         self.set("ready", "in memory")
         self._await_requests()
