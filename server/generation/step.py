@@ -17,6 +17,7 @@ from server.chat.formats.format import WireFormat
 from server.chat.grammar.constraint import FREE, Constraint
 from server.errors import ContextLengthExceeded, ModelLoading
 from server.generation.answer import answer
+from server.generation.blame import blaming
 from server.generation.channels import channels_of, wire_format
 from server.generation.places import Places
 from server.generation.sampling import generate_commands, thought_of
@@ -80,6 +81,7 @@ class Generation:
                     yield pending
                 engine = lease.granted.result()
                 with (
+                    blaming(request),
                     closing(engine.generate(commands, text.vocabulary.token_table)) as stream,
                     place.queue(stream) as queue_timeout,
                 ):
