@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+from mlx_lm.models.cache import make_prompt_cache
 
 from server.engine.admission import Admission
 from server.engine.cost_model import measure
@@ -71,7 +72,10 @@ def bare_scores(model: Any, score: ScoreOptions) -> Logprobs:
 
 
 def _bare(model: Any, before: list[int], option: list[int]) -> float:
-    logits = model(mx.array([[*before, *option[:-1]]]))[0, len(before) - 1 :].astype(mx.float32)
+    # With a cache: some models answer otherwise without one.
+    logits = model(mx.array([[*before, *option[:-1]]]), cache=make_prompt_cache(model))[0, len(before) - 1 :].astype(
+        mx.float32
+    )
     logprobs: Any = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     return sum(float(logprobs[at, token].item()) for at, token in enumerate(option))
 
