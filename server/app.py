@@ -13,6 +13,7 @@ from server.api import operations
 from server.api.anthropic import messages
 from server.api.openai import chat_completions, completions
 from server.api.openai import models as model_routes
+from server.api.openai.decisions import routes as decisions
 from server.api.openai.responses import routes as responses
 from server.api.protocols import WireProtocol, mount
 from server.engine_client.supervisor import ENGINE_COMMAND, Supervisor
@@ -27,7 +28,15 @@ from server.models.verified import Verifier
 from server.settings.types import Settings
 from server.text.client import TextProcess
 
-PROTOCOLS: tuple[WireProtocol, ...] = (chat_completions, completions, responses, messages, model_routes, operations)
+PROTOCOLS: tuple[WireProtocol, ...] = (
+    chat_completions,
+    completions,
+    responses,
+    decisions,
+    messages,
+    model_routes,
+    operations,
+)
 
 # Runs beside the server for as long as it is up, e.g. to show progress on the terminal.
 Companion = Callable[[Residency, Catalog], Awaitable[None]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from server.api.anthropic.table import MESSAGES
 from server.api.fields import Fields, Refusal
+from server.api.openai.decisions.table import DECISIONS
 from server.api.openai.responses.table import RESPONSES
 from server.api.other_servers import (
     ACCEPTED,
@@ -197,6 +198,7 @@ ENDPOINTS = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETIONS,
     "/v1/responses": RESPONSES,
+    "/v1/decisions": DECISIONS,
     "/v1/messages": MESSAGES,
     "/tokenize": TOKENIZE,
     "/detokenize": DETOKENIZE,

@@ -54,6 +54,21 @@ class RawPrompt(msgspec.Struct, frozen=True, tag=True):
 Prompt = Conversation | RawPrompt
 
 
+class ClosedQuestion(msgspec.Struct, frozen=True):
+    """`text` as the model reads it; `options` are the answers, as the model would write them."""
+
+    text: str
+    options: tuple[str, ...]
+
+
+class Inquiry(msgspec.Struct, frozen=True):
+    """Questions, each by itself, about the same messages. `preface` stands between them and the question."""
+
+    messages: tuple[Message, ...]
+    preface: str
+    questions: tuple[ClosedQuestion, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
     """Everything about the answer but its prompt. `None` means the model's or the server's default.
@@ -114,3 +129,14 @@ class GenerationRequest:
     options: GenerationOptions
     client: Client = Client()
     wait_for_model: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRequest:
+    """Like `GenerationRequest`, for questions whose options are scored; it waits for a model like one that does not
+    stream."""
+
+    id: str
+    model: str | None
+    inquiry: Inquiry
+    client: Client = Client()

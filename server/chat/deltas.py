@@ -114,3 +114,13 @@ class Usage:
 
 
 Event = ModelPending | Started | PrefillProgress | PromptLogprobs | Delta | Finish | Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """The natural log-probability of every option of every question of an `Inquiry`. The prompt tokens of `usage` are
+    those of the messages, once, and of each question."""
+
+    model: str
+    logprobs: Sequence[Sequence[float]]
+    usage: Usage

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from server.chat.conversation import Prompt
+from server.chat.conversation import Inquiry, Prompt
 from server.chat.conversion import Conversions
-from server.chat.encoded import EncodedPrompt
+from server.chat.encoded import EncodedInquiry, EncodedPrompt
 from server.chat.prompt import encode_prompt
+from server.chat.questions import encode_inquiry
 from server.chat.template import ChatTemplate
 from server.chat.tokenizer import ChatTokenizer
 from server.chat.vocabulary import Vocabulary, VocabularyTable
@@ -46,3 +47,6 @@ class Processor:
 
     def encode_prompt(self, prompt: Prompt, *, with_offsets: bool) -> EncodedPrompt:
         return encode_prompt(self.tokenizer, self.template, prompt, self.context_length, with_offsets=with_offsets)
+
+    def encode_inquiry(self, inquiry: Inquiry) -> EncodedInquiry:
+        return encode_inquiry(self.tokenizer, self.template, inquiry, self.context_length)

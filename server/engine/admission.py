@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from server.engine.cost_model import KVCostModel
 from server.engine.token_budget import MIN_CHUNK_TOKENS
-from server.engine_client.protocol import Generate
+from server.engine_client.protocol import Request
 
 HORIZON = 512
 # The low watermark as a fraction of the limit; the rest is for what the arithmetic misses.
@@ -32,7 +32,7 @@ class Admission:
     def low_watermark(self) -> int:
         return int(self.limit * _LOW_WATERMARK)
 
-    def refusal(self, request: Generate) -> str | None:
+    def refusal(self, request: Request) -> str | None:
         """Why the request can never run here; None when it can."""
         needed = self.cost.kv_bytes(len(request.prompt)) + MIN_CHUNK_TOKENS * self.cost.activation_per_token
         available = self.low_watermark - self.weights
@@ -43,12 +43,12 @@ class Admission:
             f"{_size(max(available, 0))} is available."
         )
 
-    def fits(self, request: Generate, running: Iterable[tuple[Generate, int]]) -> bool:
+    def fits(self, request: Request, running: Iterable[tuple[Request, int]]) -> bool:
         """Beside `running`, each with the tokens that it has now. A request that is alone may always try."""
         running = list(running)
         return not running or self.reserved([*running, (request, len(request.prompt))]) <= self.low_watermark
 
-    def reserved(self, running: Iterable[tuple[Generate, int]]) -> int:
+    def reserved(self, running: Iterable[tuple[Request, int]]) -> int:
         """Bytes of weights and sequences, as far ahead as the horizon. mlx-lm pads a batch to its longest sequence."""
         lengths = [self._expected_length(request, tokens) for request, tokens in running]
         return self.weights + len(lengths) * self.cost.kv_bytes(max(lengths, default=0))
@@ -57,7 +57,7 @@ class Admission:
         """Prompt tokens whose activations fit beside `active_bytes` in use."""
         return max(MIN_CHUNK_TOKENS, (self.limit - active_bytes) // max(1, activation_per_token))
 
-    def _expected_length(self, request: Generate, tokens: int) -> int:
+    def _expected_length(self, request: Request, tokens: int) -> int:
         return min(len(request.prompt) + request.max_tokens, max(tokens, len(request.prompt)) + HORIZON)
 
 

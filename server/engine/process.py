@@ -34,6 +34,7 @@ from server.engine_client.protocol import (
     Generate,
     Load,
     Loaded,
+    ScoreOptions,
     TokenTable,
     decode_command,
     encode,
@@ -105,7 +106,7 @@ def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
         while socket.poll(wait):
             idle, wait = False, batching_window
             command = decode_command(socket.recv())
-            if not isinstance(command, TokenTable | Generate | Cancel):
+            if not isinstance(command, TokenTable | Generate | ScoreOptions | Cancel):
                 return
             events += engine.handle(command)
         if idle:

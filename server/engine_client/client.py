@@ -19,8 +19,10 @@ from server.engine_client.protocol import (
     Generate,
     Load,
     Loaded,
+    OptionsScored,
     Prefilled,
     PromptScored,
+    Request,
     Stats,
     Stop,
     Tokens,
@@ -37,7 +39,7 @@ from server.errors import (
     ModelUnavailable,
 )
 
-RequestEvent = Prefilled | PromptScored | Tokens | Finished
+RequestEvent = Prefilled | PromptScored | OptionsScored | Tokens | Finished
 
 _FAILURES: dict[str, type[ConfigiError]] = {
     "invalid": InvalidRequest,
@@ -95,14 +97,14 @@ class EngineClient:
             self._knows_tokens = True
             self._send(table())
 
-    def generate(self, requests: Sequence[Generate], table: Callable[[], TokenTable] | None = None) -> EngineStream:
+    def generate(self, requests: Sequence[Request], table: Callable[[], TokenTable] | None = None) -> EngineStream:
         """Send `requests`, whose ids are chosen here; the stream distinguishes them by their index.
 
         `table` is for `know`, which may not have been called when the model was loaded.
         """
         if self.closed is not None:
             raise self.closed
-        if table is not None and any(r.grammar or r.thought for r in requests):
+        if table is not None and any(map(_needs_tokens, requests)):
             self.know(table)
         if not self._streams:
             self._silence_s = 0.0
@@ -171,6 +173,10 @@ class EngineClient:
         # Never blocks: the queue is unbounded. It fails only when the engine has just died, which `close` will report.
         sent: Any = self._socket.send(encode(command), zmq.NOBLOCK)
         sent.exception()
+
+
+def _needs_tokens(request: Request) -> bool:
+    return isinstance(request, Generate) and bool(request.grammar or request.thought)
 
 
 class EngineStream:

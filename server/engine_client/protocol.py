@@ -129,6 +129,37 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     thought: Thought | None = None
 
 
+class Branch(msgspec.Struct, frozen=True):
+    """What one question adds to the prompt that it shares with others, and the answers that may follow, all as token
+    ids; none is empty."""
+
+    tail: list[int]
+    options: list[list[int]]
+
+
+class ScoreOptions(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """How likely each option of each branch is behind `prompt`, which is read once for all of them.
+
+    `boundaries`, `client` and `cache_salt` as in `Generate`.
+    """
+
+    id: int
+    prompt: list[int]
+    branches: list[Branch]
+    boundaries: list[Boundary] = []
+    client: str = ""
+    cache_salt: str = ""
+
+    @property
+    def max_tokens(self) -> int:
+        """What the longest branch adds to the prompt."""
+        return max(len(branch.tail) + max(map(len, branch.options)) for branch in self.branches)
+
+
+# What takes a slot.
+Request = Generate | ScoreOptions
+
+
 class TokenTable(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The spelling of the model's tokens. Sent once, when the model was loaded, or else before the first request with a
     grammar or a thought.
@@ -153,7 +184,7 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """Exit now, status 0."""
 
 
-EngineCommand = Load | TokenTable | Generate | Cancel | Stop
+EngineCommand = Load | TokenTable | Generate | ScoreOptions | Cancel | Stop
 
 # ---- events: engine process -> HTTP process
 
@@ -186,6 +217,14 @@ class PromptScored(msgspec.Struct, frozen=True, tag=True):
 
     id: int
     logprobs: list[TokenLogprob]
+
+
+class OptionsScored(msgspec.Struct, frozen=True, tag=True):
+    """The natural log-probability of every option of every branch of `ScoreOptions`; of an option of several tokens,
+    that of all of them. `Finished` follows."""
+
+    id: int
+    logprobs: list[list[float]]
 
 
 class Tokens(msgspec.Struct, frozen=True, tag=True):
@@ -231,7 +270,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     peak_bytes: int
 
 
-EngineEvent = Loaded | Prefilled | PromptScored | Tokens | Finished | Failed | Stats
+EngineEvent = Loaded | Prefilled | PromptScored | OptionsScored | Tokens | Finished | Failed | Stats
 
 encode = msgspec.msgpack.Encoder().encode
 decode_command = msgspec.msgpack.Decoder(EngineCommand).decode

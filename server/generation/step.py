@@ -11,16 +11,17 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, closing
 
-from server.chat.conversation import Conversation, GenerationRequest, Prompt, RawPrompt
-from server.chat.deltas import Event, ReasoningDelta, Started, TextDelta, ToolCallDelta
+from server.chat.conversation import Conversation, DecisionRequest, GenerationRequest, Prompt, RawPrompt
+from server.chat.deltas import Decided, Event, ReasoningDelta, Started, TextDelta, ToolCallDelta
 from server.chat.formats.format import WireFormat
 from server.chat.grammar.constraint import FREE, Constraint
 from server.errors import ContextLengthExceeded, ModelLoading
 from server.generation.answer import answer
 from server.generation.blame import blaming
 from server.generation.channels import channels_of, wire_format
+from server.generation.decided import decided
 from server.generation.places import Places
-from server.generation.sampling import generate_commands, thought_of
+from server.generation.sampling import generate_commands, score_command, thought_of
 from server.generation.waiting import ModelWait
 from server.metrics import Metrics
 from server.models.catalog import Catalog
@@ -95,6 +96,34 @@ class Generation:
                             self._log_answer(request, event)
                             yield event
 
+    async def decide(self, request: DecisionRequest) -> Decided:
+        """How likely the options of each question are.
+
+        Raises:
+            ConfigiError: the HTTP answer.
+        """
+        entry, client = self._catalog.resolve(request.model), request.client
+        with self._metrics.request(entry.id) as measured, self._places.take(1) as place:
+            wait = ModelWait(self._residency, entry, place, self.settings.lifecycle.load_wait_s)
+            opening = self._residency.open(entry)
+            try:
+                await wait.news(opening)
+            except ModelLoading:
+                self._residency.preload(entry)
+                raise
+            inquiry = await opening.result().encode_inquiry(request.inquiry, client.group)
+            self._log_text(request, "prompt", inquiry.text)
+            with self._residency.lease(entry) as lease:
+                await wait.news(lease.granted)
+                engine = lease.granted.result()
+                with (
+                    closing(engine.generate([score_command(inquiry, client)])) as stream,
+                    place.queue(stream) as queue_timeout,
+                ):
+                    answer = await decided(stream, entry.id, inquiry, queue_timeout.cancel)
+            measured.event(answer.usage)
+            return answer
+
     async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool, client: str) -> list[int]:
         """Raises ModelUnavailable without the model's files, ContextLengthExceeded for a huge text."""
         async with self._text(model) as text:
@@ -145,7 +174,7 @@ class Generation:
             case ToolCallDelta():
                 self._log_text(request, f"call {event.choice}.{event.index}", (event.name or "") + event.arguments)
 
-    def _log_text(self, request: GenerationRequest, what: str, text: str) -> None:
+    def _log_text(self, request: GenerationRequest | DecisionRequest, what: str, text: str) -> None:
         if self.settings.log.prompts:
             log.info(what, extra={"request_id": request.id, "text": text})
 
