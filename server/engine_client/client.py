@@ -178,6 +178,8 @@ class EngineStream:
         self._client = client
         # The queue holds at most max_tokens small events a request; a reader that stalls is cut by its write timeout.
         self._events: asyncio.Queue[tuple[int, RequestEvent] | ConfigiError] = asyncio.Queue()
+        # Done when there is an event, or an error: for `asyncio.wait`, among others, and never to be cancelled.
+        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.open_ids: dict[int, int] = {}
         self._stopped: set[int] = set()
 
@@ -200,10 +202,10 @@ class EngineStream:
         index = self.open_ids[event.id]
         if isinstance(event, Finished):
             del self.open_ids[event.id]
-        self._events.put_nowait((index, event))
+        self._put((index, event))
 
     def fail(self, error: ConfigiError) -> None:
-        self._events.put_nowait(error)
+        self._put(error)
 
     def stop(self, index: int) -> None:
         """The answer of one request is complete for its reader (a stop string): free its slot, and drop what the
@@ -213,6 +215,11 @@ class EngineStream:
         for id in ids:
             del self.open_ids[id]
         self._client.cancel(ids)
+
+    def _put(self, item: tuple[int, RequestEvent] | ConfigiError) -> None:
+        self._events.put_nowait(item)
+        if not self.begun.done():
+            self.begun.set_result(None)
 
     def close(self) -> None:
         """Free the slots of all requests that have not finished."""

@@ -13,7 +13,7 @@ from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import replace
 
 from server.chat.conversation import Conversation, GenerationRequest, Prompt, RawPrompt
-from server.chat.deltas import Event, ReasoningDelta, Started, TextDelta, ToolCallDelta
+from server.chat.deltas import Event, ModelPending, ReasoningDelta, Started, TextDelta, ToolCallDelta
 from server.chat.formats.format import WireFormat
 from server.chat.grammar.constraint import FREE, Constraint
 from server.errors import ContextLengthExceeded, ModelLoading
@@ -73,19 +73,23 @@ class Generation:
                 constraint = await constraining
             finally:
                 constraining.cancel()
+            for note in request.notes:
+                log.info(note, extra={"request_id": request.id})
             self._log_text(request, "prompt", prompt.text)
             thought = thought_of(chosen.thought, options.reasoning, prompt, constraint)
             commands = generate_commands(options, request.client, text.vocabulary, prompt, constraint, thought)
-            with self._residency.lease(entry) as lease:
+            with self._residency.lease(entry, request.keep_alive_s) as lease:
                 while pending := await wait.news(lease.granted):
                     yield pending
                 engine = lease.granted.result()
                 with (
                     closing(engine.generate(commands, text.vocabulary.token_table)) as stream,
-                    place.queue(stream) as queue_timeout,
+                    place.wait(stream) as on_slot,
                 ):
                     yield Started(entry.id, len(prompt.ids), prompt.text, prompt.ids)
-                    on_slot = queue_timeout.cancel
+                    number: int | None = None
+                    while number := await place.news(stream, number):
+                        yield ModelPending(f"queued: place {number}", "queued", entry.id, number)
                     held = commands[0].grammar is not None
                     channels = channels_of(request, chosen, text.vocabulary, prompt, held=held)
                     async with aclosing(answer(stream, request, text.vocabulary, prompt, channels, on_slot)) as events:
