@@ -16,7 +16,7 @@ class PromptProgress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     of the cache included. `time_ms` since its prefill began.
 
     `state`: fetching, building, loading, unloading (another model makes room), queued or prefill. `diverged_at`: the
-    first token that no earlier prompt had. `queue_place`: 1 is next. Bytes are those of a transfer or a build.
+    first token that no earlier prompt had. `queue_place`: 1 is next. Bytes are those of a transfer, a build or a load.
     """
 
     total: int

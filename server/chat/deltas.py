@@ -28,7 +28,7 @@ class ModelPending:
     says all of it.
 
     `state`: fetching, building, loading, unloading or queued. `place` in the queue: 1 is next. `done` of `total` bytes
-    of a transfer or a build, at `rate` a second.
+    of a transfer, a build or a load, at `rate` a second.
     """
 
     text: str

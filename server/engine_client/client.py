@@ -19,6 +19,7 @@ from server.engine_client.protocol import (
     Generate,
     Load,
     Loaded,
+    Loading,
     Prefilled,
     PromptScored,
     Stats,
@@ -37,6 +38,7 @@ from server.errors import (
     ModelUnavailable,
 )
 
+OnLoading = Callable[[int, int], None]
 RequestEvent = Prefilled | PromptScored | Tokens | Finished
 
 _FAILURES: dict[str, type[ConfigiError]] = {
@@ -59,6 +61,8 @@ class EngineClient:
         self._knows_tokens = False
         self._loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         self._silence_s = 0.0
+        # Told how many bytes of its weights, of how many, the engine has in memory.
+        self.on_loading: OnLoading = lambda done, total: None
         # Whether its requests share forward passes; known once the model is loaded.
         self.batched = True
         self.closed: ConfigiError | None = None
@@ -144,6 +148,8 @@ class EngineClient:
         match event:
             case Stats():
                 self.stats = event
+            case Loading():
+                self.on_loading(event.done, event.total)
             case Loaded():
                 self.batched = event.batched
                 self._loaded.set_result(event)

@@ -168,7 +168,7 @@ class Resident:
         folder = self.known_folder()
         while self.engine is None:
             try:
-                self.engine = await self._supervisor.start(folder, memory_limit)
+                self.engine = await self._supervisor.start(folder, memory_limit, self._show_loading)
             except EngineFailed as error:
                 if self._supervisor.gave_up:
                     raise
@@ -176,6 +176,10 @@ class Resident:
         self.status = replace(self.status, batched=self.engine.batched)
         self.set("ready", "in memory")
         self._await_requests()
+
+    def _show_loading(self, done: int, total: int) -> None:
+        text = f"loading into memory: {done / 1e9:.2f} of {total / 1e9:.2f} GB"
+        self.set("loading", text, done, total)
 
     async def unload(self) -> None:
         """Give its memory back, by ending its engine."""

@@ -204,5 +204,6 @@ def test_a_stream_that_waits_for_its_model_is_told_so_as_data(tmp_path: Path) ->
     seen = list(states(iter(told)))
     assert [seen[0]["state"], seen[-1]["state"]] == ["loading", "prefill"]
     assert seen[0]["text"].startswith("loading: ")
+    assert [30, 100] in [[state.get("bytes_done"), state.get("bytes_total")] for state in seen]
     assert seen[-1]["processed"] == seen[-1]["total"]
     assert json.dumps(told[0]["choices"][0]["delta"]) == '{"role": "assistant", "content": ""}'
