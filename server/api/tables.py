@@ -13,9 +13,11 @@ from server.api.openai.responses.table import RESPONSES
 from server.api.other_servers import (
     ACCEPTED,
     INSIDE,
+    KEEP_ALIVE,
     REFUSED,
     REFUSED_IN_CHAT,
     REFUSED_IN_COMPLETIONS,
+    RETURN_PROGRESS,
     SAMPLING_ALIASES,
 )
 
@@ -43,6 +45,8 @@ _SAMPLING = {
     "n": "Number of choices.",
     "return_token_ids": "true adds token_ids to each choice and prompt_token_ids to the answer.",
     "cache_salt": "Prefixes are shared only with requests that have the same one.",
+    "keep_alive": KEEP_ALIVE,
+    "return_progress": RETURN_PROGRESS,
 }
 
 _SHAPE = {

@@ -120,7 +120,9 @@ class GenerationRequest:
     """One request as `generation` takes it. `id` is the request id of the log and of the x-request-id header.
 
     A request that is to `wait_for_model` (a stream) is told the model's state while it loads; others wait up to
-    `lifecycle.load_wait_s` and then fail with ModelLoading.
+    `lifecycle.load_wait_s` and then fail with ModelLoading. `keep_alive_s`: how long the model is to stay in memory
+    afterwards, infinite for ever; None says nothing of it. `notes`: what its dialect changed in the prompt, for the
+    log.
     """
 
     id: str
@@ -129,6 +131,8 @@ class GenerationRequest:
     options: GenerationOptions
     client: Client = Client()
     wait_for_model: bool = False
+    keep_alive_s: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

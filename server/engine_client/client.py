@@ -19,6 +19,7 @@ from server.engine_client.protocol import (
     Generate,
     Load,
     Loaded,
+    Loading,
     OptionsScored,
     Prefilled,
     PromptScored,
@@ -40,6 +41,7 @@ from server.errors import (
 )
 
 RequestEvent = Prefilled | PromptScored | OptionsScored | Tokens | Finished
+OnLoading = Callable[[int, int], None]
 
 _FAILURES: dict[str, type[ConfigiError]] = {
     "invalid": InvalidRequest,
@@ -61,6 +63,8 @@ class EngineClient:
         self._knows_tokens = False
         self._loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         self._silence_s = 0.0
+        # Told how many bytes of its weights, of how many, the engine has in memory.
+        self.on_loading: OnLoading = lambda done, total: None
         # Whether its requests share forward passes; known once the model is loaded.
         self.batched = True
         self.closed: ConfigiError | None = None
@@ -151,6 +155,8 @@ class EngineClient:
         match event:
             case Stats():
                 self.stats = event
+            case Loading():
+                self.on_loading(event.done, event.total)
             case Loaded():
                 self.batched = event.batched
                 self._loaded.set_result(event)
@@ -189,6 +195,8 @@ class EngineStream:
         self._client = client
         # The queue holds at most max_tokens small events a request; a reader that stalls is cut by its write timeout.
         self._events: asyncio.Queue[tuple[int, RequestEvent] | ConfigiError] = asyncio.Queue()
+        # Done when there is an event, or an error: for `asyncio.wait`, among others, and never to be cancelled.
+        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.open_ids: dict[int, int] = {}
         self._stopped: set[int] = set()
 
@@ -211,10 +219,10 @@ class EngineStream:
         index = self.open_ids[event.id]
         if isinstance(event, Finished):
             del self.open_ids[event.id]
-        self._events.put_nowait((index, event))
+        self._put((index, event))
 
     def fail(self, error: ConfigiError) -> None:
-        self._events.put_nowait(error)
+        self._put(error)
 
     def stop(self, index: int) -> None:
         """The answer of one request is complete for its reader (a stop string): free its slot, and drop what the
@@ -224,6 +232,11 @@ class EngineStream:
         for id in ids:
             del self.open_ids[id]
         self._client.cancel(ids)
+
+    def _put(self, item: tuple[int, RequestEvent] | ConfigiError) -> None:
+        self._events.put_nowait(item)
+        if not self.begun.done():
+            self.begun.set_result(None)
 
     def close(self) -> None:
         """Free the slots of all requests that have not finished."""

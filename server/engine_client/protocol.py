@@ -189,6 +189,13 @@ EngineCommand = Load | TokenTable | Generate | ScoreOptions | Cancel | Stop
 # ---- events: engine process -> HTTP process
 
 
+class Loading(msgspec.Struct, frozen=True, tag=True):
+    """`done` of the `total` bytes of the weights are in memory."""
+
+    done: int
+    total: int
+
+
 class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The model is resident, and has answered. `batched`: requests share its forward passes."""
 
@@ -270,7 +277,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     peak_bytes: int
 
 
-EngineEvent = Loaded | Prefilled | PromptScored | OptionsScored | Tokens | Finished | Failed | Stats
+EngineEvent = Loading | Loaded | Prefilled | PromptScored | OptionsScored | Tokens | Finished | Failed | Stats
 
 encode = msgspec.msgpack.Encoder().encode
 decode_command = msgspec.msgpack.Decoder(EngineCommand).decode

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, closing
 
 from server.chat.conversation import Conversation, DecisionRequest, GenerationRequest, Prompt, RawPrompt
-from server.chat.deltas import Decided, Event, ReasoningDelta, Started, TextDelta, ToolCallDelta
+from server.chat.deltas import Decided, Event, ModelPending, ReasoningDelta, Started, TextDelta, ToolCallDelta
 from server.chat.formats.format import WireFormat
 from server.chat.grammar.constraint import FREE, Constraint
 from server.errors import ContextLengthExceeded, ModelLoading
@@ -74,20 +74,24 @@ class Generation:
                 constraint = await constraining
             finally:
                 constraining.cancel()
+            for note in request.notes:
+                log.info(note, extra={"request_id": request.id})
             self._log_text(request, "prompt", prompt.text)
             thought = thought_of(chosen.thought, options.reasoning, prompt, constraint)
             commands = generate_commands(options, request.client, text.vocabulary, prompt, constraint, thought)
-            with self._residency.lease(entry) as lease:
+            with self._residency.lease(entry, request.keep_alive_s) as lease:
                 while pending := await wait.news(lease.granted):
                     yield pending
                 engine = lease.granted.result()
                 with (
                     blaming(request),
                     closing(engine.generate(commands, text.vocabulary.token_table)) as stream,
-                    place.queue(stream) as queue_timeout,
+                    place.wait(stream) as on_slot,
                 ):
                     yield Started(entry.id, len(prompt.ids), prompt.text, prompt.ids)
-                    on_slot = queue_timeout.cancel
+                    number: int | None = None
+                    while number := await place.news(stream, number):
+                        yield ModelPending(f"queued: place {number}", "queued", entry.id, number)
                     held = commands[0].grammar is not None
                     channels = channels_of(request, chosen, text.vocabulary, prompt, held=held)
                     async with aclosing(answer(stream, request, text.vocabulary, prompt, channels, on_slot)) as events:
@@ -118,9 +122,9 @@ class Generation:
                 engine = lease.granted.result()
                 with (
                     closing(engine.generate([score_command(inquiry, client)])) as stream,
-                    place.queue(stream) as queue_timeout,
+                    place.wait(stream) as on_slot,
                 ):
-                    answer = await decided(stream, entry.id, inquiry, queue_timeout.cancel)
+                    answer = await decided(stream, entry.id, inquiry, on_slot)
             measured.event(answer.usage)
             return answer
 

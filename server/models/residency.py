@@ -82,14 +82,16 @@ class Residency:
         model.refuse_if_failed()
         return model.open()
 
-    def lease(self, entry: ModelSettings) -> Lease:
+    def lease(self, entry: ModelSettings, keep_alive_s: float | None = None) -> Lease:
         """A lease, granted as soon as `entry` is in memory. Its files must be there (`open`).
 
+        `keep_alive_s`: how long it is to stay there when its last lease has ended; infinite is for ever, None as
+        others or the settings say.
         `granted` fails with ModelUnavailable or InsufficientMemory when it cannot be loaded.
         """
         model = self._models[entry.id]
         model.refuse_if_failed()
-        lease = model.lease()
+        lease = model.lease(keep_alive_s)
         if model.engine is not None and not self._turn.locked():
             model.grant_leases(model.engine)
         else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,7 @@ from server.errors import ConfigiError, EngineFailed, ModelUnavailable
 from server.models.acquire import AcquireProgress, Acquirer
 from server.models.describe import Describer
 from server.models.lease import Lease
+from server.models.pace import Pace
 from server.models.status import ModelStatus, State
 from server.settings.types import LifecycleSettings, ModelSettings
 from server.text.client import TextProcess
@@ -42,7 +44,7 @@ class Owner(Protocol):
     def lease_ended(self) -> None: ...
 
     def idle(self, model: Resident) -> None:
-        """It has been in memory for `idle_unload_s` without a request."""
+        """It has been in memory without a request for as long as it was to stay."""
 
     def engine_died(self, model: Resident, error: ConfigiError) -> None: ...
 
@@ -70,6 +72,7 @@ class Resident:
         self._acquirer = acquirer
         self._opener = opener
         self._supervisor = supervisor
+        self._pace = Pace()
         self._owner = owner
         self._describer = describer
         self._opening: asyncio.Task[TextProcess] | None = None
@@ -78,6 +81,8 @@ class Resident:
         self._granted: set[Lease] = set()
         self._idle_timer: asyncio.TimerHandle | None = None
         self._text_timer: asyncio.TimerHandle | None = None
+        # As the last request asked that had a wish; it holds until the model is unloaded.
+        self._keep_alive_s: float | None = None
         self._failure: ConfigiError | None = None
         self._failed_at = 0.0
         supervisor.on_exit = self._engine_died
@@ -85,7 +90,9 @@ class Resident:
     def set(self, state: State, text: str, done: int = 0, total: int | None = None) -> None:
         if self.status.state != state:
             log.info("model %s: %s (%s)", self.entry.id, state, text)
-        self.status = replace(self.status, state=state, text=text, done=done, total=total)
+            self._pace.restart()
+        rate = self._pace.rate(done) if total else None
+        self.status = replace(self.status, state=state, text=text, done=done, total=total, rate=rate)
         self._owner.status_changed()
 
     def rest(self) -> None:
@@ -185,7 +192,7 @@ class Resident:
         folder = self.known_folder()
         while self.engine is None:
             try:
-                self.engine = await self._supervisor.start(folder, memory_limit)
+                self.engine = await self._supervisor.start(folder, memory_limit, self._show_loading)
             except EngineFailed as error:
                 if self._supervisor.gave_up:
                     raise
@@ -195,6 +202,10 @@ class Resident:
         self.status = replace(self.status, batched=self.engine.batched)
         self.set("ready", "in memory")
         self._await_requests()
+
+    def _show_loading(self, done: int, total: int) -> None:
+        text = f"loading into memory: {done / 1e9:.2f} of {total / 1e9:.2f} GB"
+        self.set("loading", text, done, total)
 
     async def unload(self) -> None:
         """Give its memory back, by ending its engine."""
@@ -231,6 +242,7 @@ class Resident:
 
     def _forget_engine(self) -> None:
         self.engine = None
+        self._keep_alive_s = None
         self._stop_idle_timer()
         self._await_texts()
 
@@ -245,9 +257,9 @@ class Resident:
     def in_use(self) -> bool:
         return bool(self._granted)
 
-    def lease(self) -> Lease:
+    def lease(self, keep_alive_s: float | None = None) -> Lease:
         """One that waits, until `grant_leases` or `refuse_leases`."""
-        lease = Lease(self._lease_ended)
+        lease = Lease(self._lease_ended, keep_alive_s)
         self._waiting.append(lease)
         return lease
 
@@ -257,6 +269,8 @@ class Resident:
             lease = self._waiting.popleft()
             lease.grant(engine)
             self._granted.add(lease)
+            if lease.keep_alive_s is not None:
+                self._keep_alive_s = lease.keep_alive_s
             self._stop_idle_timer()
 
     def refuse_leases(self, error: ConfigiError) -> None:
@@ -274,9 +288,11 @@ class Resident:
 
     def _await_requests(self) -> None:
         self._stop_idle_timer()
-        if self._settings.idle_unload_s and self.engine is not None:
-            loop = asyncio.get_running_loop()
-            self._idle_timer = loop.call_later(self._settings.idle_unload_s, self._owner.idle, self)
+        # 0 is never in the settings, and at once in a request.
+        asked = self._keep_alive_s
+        seconds = (self._settings.idle_unload_s or math.inf) if asked is None else asked
+        if seconds < math.inf and self.engine is not None:
+            self._idle_timer = asyncio.get_running_loop().call_later(seconds, self._owner.idle, self)
 
     def _stop_idle_timer(self) -> None:
         if self._idle_timer is not None:

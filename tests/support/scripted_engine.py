@@ -24,6 +24,7 @@ from server.engine_client.protocol import (
     Generate,
     Load,
     Loaded,
+    Loading,
     OptionsScored,
     Prefilled,
     Request,
@@ -63,6 +64,7 @@ def main() -> None:
         raise SystemExit("no Load")
     if script.noise:
         print("x" * script.noise, file=sys.stderr)
+    socket.send(encode([Loading(30, 100)]))
     time.sleep(script.load_seconds)
     if script.crash_at_load or Path(load.model_dir).name == script.crash_for:
         os.kill(os.getpid(), signal.SIGKILL)
