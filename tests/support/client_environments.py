@@ -1,6 +1,6 @@
 """Environments of clients: a folder with the newest versions of their packages, of PyPI or of npm.
 
-They are kept between runs in the user's cache, or in the folder that `CONFIGI_CLIENTS` names; deleting one installs it
+They are kept between runs in the user's cache, or in the folder that `CLIENTS_FOLDER` names; deleting one installs it
 anew.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import platformdirs
 
-_HOME = Path(os.environ.get("CONFIGI_CLIENTS") or platformdirs.user_cache_path("configi-clients"))
+_HOME = Path(os.environ.get("CLIENTS_FOLDER") or platformdirs.user_cache_path("configi-clients"))
 _INSTALL_S = 900
 
 

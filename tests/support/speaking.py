@@ -49,13 +49,11 @@ class Offered:
 def said(prompt: str, held: str = "") -> str:
     """The whole answer, thoughts and calls as Hermes models write them. `held`: the grammar that the answer must be
     of, which tells what was asked for beside the prompt."""
-    turns = prompt.split("<|im_start|>")
-    task = "".join(turn for turn in turns if turn.startswith("user\n"))
-    results = [turn for turn in turns if "<tool_response>" in turn]
+    task = "".join(turn for turn in prompt.split("<|im_start|>") if turn.startswith("user\n"))
     tools = tuple(offered(prompt))
     if words := _CANARY.findall(prompt):
         return _call(tools[0], {"word": words[-1]}) if tools else words[-1]
-    answer = _answer(task, results, tools)
+    answer = _answer(prompt, task, tools)
     if held.startswith("start: calls") and not answer.startswith("<tool_call>"):
         answer = _call(next(tool for tool in tools if tool.name in held))
     elif held and "degrees" in held and not tools:
@@ -72,20 +70,20 @@ def offered(prompt: str) -> Iterator[Offered]:
         yield Offered(function["name"], function.get("parameters") or {})
 
 
-def _answer(task: str, results: Sequence[str], tools: Sequence[Offered]) -> str:
+def _answer(prompt: str, task: str, tools: Sequence[Offered]) -> str:
     if TASK in task:
-        return _runs(task, results, tools)
-    if any(DEGREES in result for result in results):
+        return _runs(prompt, task, tools)
+    if DEGREES in prompt:
         return _final(f"It is {DEGREES} in Paris.", tools)
     if "weather" in task and (asked := [tool for tool in tools if "city" in tool.properties]):
         return _call(asked[0])
     return _final(CITY, tools)
 
 
-def _runs(task: str, results: Sequence[str], tools: Sequence[Offered]) -> str:
+def _runs(prompt: str, task: str, tools: Sequence[Offered]) -> str:
     """The commands through whichever tool of the agent runs commands, then what they have said."""
     runners = [(tool, name) for tool in tools for name in _RUNS if name in tool.properties]
-    to_run = [command for command, output in COMMANDS.items() if not any(output in result for result in results)]
+    to_run = [command for command, output in COMMANDS.items() if output not in prompt]
     if not runners:
         return CITY if to_run else TOLD
     tool, parameter = runners[0]

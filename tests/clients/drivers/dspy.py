@@ -33,9 +33,7 @@ def usage():
     lm = model()
     lm(CAPITAL)
     used = lm.history[-1]["usage"]
-    if API == "chat":
-        return [used["prompt_tokens"], used["completion_tokens"], used["prompt_tokens_details"]["cached_tokens"]]
-    return [used["input_tokens"], used["output_tokens"], used["input_tokens_details"]["cached_tokens"]]
+    return [used["prompt_tokens"], used["completion_tokens"], used["prompt_tokens_details"]["cached_tokens"]]
 
 
 @feature

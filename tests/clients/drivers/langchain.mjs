@@ -52,7 +52,7 @@ await drive({
   reasoning: async () => {
     if (API === "chat") throw new Lacks("ChatOpenAI drops `reasoning_content`");
     const thinks = { thinking: { type: "enabled", budget_tokens: 1024 }, maxTokens: 2000 };
-    const answer = await model(API === "messages" ? thinks : { reasoning: { effort: "high" } }).invoke(CAPITAL);
+    const answer = await model(API === "messages" ? thinks : { reasoning: { effort: "high", summary: "auto" } }).invoke(CAPITAL);
     const thoughts = answer.contentBlocks.filter((block) => block.type === "reasoning");
     return [thoughts.map((block) => block.reasoning).join(""), answer.text];
   },

@@ -83,7 +83,9 @@ def reasoning():
     if API == "chat":
         raise Lacks("ChatOpenAI drops `reasoning_content`")
     thinks = {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 2000}
-    answer = model(**(thinks if API == "messages" else {"reasoning": {"effort": "high"}})).invoke(CAPITAL)
+    answer = model(**(thinks if API == "messages" else {"reasoning": {"effort": "high", "summary": "auto"}})).invoke(
+        CAPITAL
+    )
     thoughts = [block["reasoning"] for block in answer.content_blocks if block["type"] == "reasoning"]
     return ["".join(thoughts), answer.text]
 

@@ -79,10 +79,9 @@ def structured():
 @feature
 def reasoning():
     # What the name of a model allows is in a table of LiteLLM's, where local ones are not.
-    allowed = {} if API == "messages" else {"allowed_openai_params": ["reasoning_effort"]}
-    thinks = {"thinking": {"type": "enabled", "budget_tokens": 1024}} if API == "messages" else {}
-    effort = {} if API == "messages" else {"reasoning_effort": "high"}
-    message = ask(CAPITAL, **allowed, **thinks, **effort).choices[0].message
+    thinks = {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 2000}
+    thinks = thinks if API == "messages" else {"reasoning_effort": "high"}
+    message = ask(CAPITAL, allowed_openai_params=list(thinks), **thinks).choices[0].message
     return [message.reasoning_content, message.content]
 
 
