@@ -38,10 +38,12 @@ def agent(request: pytest.FixtureRequest) -> Agent:
 
 
 @pytest.fixture(scope="module")
-def environment(agent: Agent) -> Iterator[Environment]:
+def environment(agent: Agent, request: pytest.FixtureRequest) -> Iterator[Environment]:
     made = installed(f"agent-{agent.packages[0].rpartition('/')[2]}", agent.packages, python=agent.python)
     yield made
-    remove(made)
+    # Whoever looks for a fault runs it again.
+    if request.config.getoption("--record"):
+        remove(made)
 
 
 @pytest.fixture

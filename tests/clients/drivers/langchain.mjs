@@ -52,7 +52,9 @@ await drive({
   reasoning: async () => {
     if (API === "chat") throw new Lacks("ChatOpenAI drops `reasoning_content`");
     const thinks = { thinking: { type: "enabled", budget_tokens: 1024 }, maxTokens: 2000 };
-    const answer = await model(API === "messages" ? thinks : { reasoning: { effort: "high", summary: "auto" } }).invoke(CAPITAL);
+    // It sends `reasoning` to models only whose names it knows for it: an alias of the server.
+    const reasons = { name: "gpt-5", reasoning: { effort: "high", summary: "auto" } };
+    const answer = await model(API === "messages" ? thinks : reasons).invoke(CAPITAL);
     const thoughts = answer.contentBlocks.filter((block) => block.type === "reasoning");
     return [thoughts.map((block) => block.reasoning).join(""), answer.text];
   },

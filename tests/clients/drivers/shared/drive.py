@@ -75,4 +75,5 @@ def main() -> None:
             line = {"lacks": str(reason)}
         except Exception:
             line = {"failed": traceback.format_exc(limit=-6)}
-        print(json.dumps({"feature": name} | line, default=str), flush=True)
+        # On a line of its own: SDKs print, too.
+        print("\n" + json.dumps({"feature": name} | line, default=str), flush=True)
