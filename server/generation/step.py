@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from server.chat.conversation import Conversation, GenerationRequest, Prompt, RawPrompt
 from server.chat.deltas import Event, ReasoningDelta, Started, TextDelta, ToolCallDelta
+from server.chat.description import Description
 from server.chat.formats.format import WireFormat
 from server.chat.grammar.constraint import FREE, Constraint
 from server.errors import ContextLengthExceeded, ModelLoading
@@ -31,6 +32,9 @@ from server.text.client import TextProcess
 from server.text.protocol import Constrain
 
 log = logging.getLogger("configi.generation")
+
+# So long an editor's question waits for a model's files to be read.
+_LOOK_S = 5.0
 
 
 class Generation:
@@ -159,11 +163,20 @@ class Generation:
     def default_model(self) -> ModelStatus:
         return self._status(self._catalog.default)
 
+    async def description(self, name: str) -> Description | None:
+        """What the files of the model say, which are read for it if they are on this machine; nothing is fetched. None
+        when they are not here, cannot be read, or take longer than an editor waits: the next one that asks is told."""
+        text = await self._residency.look(self._catalog.resolve(name), _LOOK_S)
+        return text.vocabulary.description if text else None
+
     def _status(self, entry: ModelSettings) -> ModelStatus:
-        """With the context length, which the model's own files tell once they have been read."""
+        """With the context length, which the model's own files tell once they have been read, and its engine's part."""
         status = self._residency.status(entry)
-        text = self._residency.text(entry)
-        return replace(status, context_length=text.context_length) if text else status
+        text, engine = self._residency.text(entry), self._residency.engine(entry)
+        if text is None:
+            return status
+        own, most = text.context_length, engine.most_tokens if engine else None
+        return replace(status, context_length=own, context_length_now=None if most is None else min(own, most))
 
     def healthy(self) -> bool:
         """Alive and making progress: the engine, if there should be one, is there and answers."""

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine
 
+from server.engine_client.client import EngineClient
 from server.engine_client.supervisor import Supervisor
 from server.errors import ConfigiError, ModelUnavailable
 from server.models.acquire import Acquirer
@@ -50,6 +51,9 @@ class Residency:
         self._current: Resident | None = None
         self._loading: set[Resident] = set()
         self._preloading: set[str] = set()
+        self._looking: dict[Resident, asyncio.Task[None]] = {}
+        # Text processes that nobody needs yet are started one after the other.
+        self._look_turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lease_ends = Notifier()
         self.changes = Notifier()
@@ -70,6 +74,20 @@ class Residency:
     def text(self, entry: ModelSettings) -> TextProcess | None:
         """What `open` has given, if it was called."""
         return self._models[entry.id].text
+
+    def engine(self, entry: ModelSettings) -> EngineClient | None:
+        """Its engine while it is in memory."""
+        return self._models[entry.id].engine
+
+    async def look(self, entry: ModelSettings, patience_s: float) -> TextProcess | None:
+        """The text process of `entry`, started for it if the files are on this machine; nothing is obtained. None when
+        that is not done within `patience_s`, though it goes on, or cannot be done."""
+        model = self._models[entry.id]
+        if model.text is None:
+            if model not in self._looking:
+                self._looking[model] = self._run(self._look(model))
+            await asyncio.wait({self._looking[model]}, timeout=patience_s)
+        return model.text
 
     def open(self, entry: ModelSettings) -> asyncio.Future[TextProcess]:
         """The text process of `entry`, whose files are obtained if need be. Shared, so never to be cancelled.
@@ -188,6 +206,16 @@ class Residency:
             if not model.in_use and not model.wanted:
                 await model.unload()
 
+    async def _look(self, model: Resident) -> None:
+        try:
+            async with self._look_turn:
+                model.refuse_if_failed()
+                await model.look()
+        except ConfigiError as error:
+            log.info("model %s cannot be described: %s", model.entry.id, error.message)
+        finally:
+            self._looking.pop(model, None)
+
     async def _preload(self, entry: ModelSettings) -> None:
         try:
             await asyncio.shield(self.open(entry))
@@ -198,7 +226,8 @@ class Residency:
         finally:
             self._preloading.discard(entry.id)
 
-    def _run(self, coroutine: Coroutine[None, None, None]) -> None:
+    def _run(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

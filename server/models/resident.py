@@ -101,6 +101,14 @@ class Resident:
             self._opening.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self._opening
 
+    async def look(self) -> None:
+        """`open` if its files are on this machine; the memory that it took is given back while nobody needs it."""
+        if await asyncio.to_thread(self._acquirer.locate, self.entry) is None:
+            return
+        text = await asyncio.shield(self.open())
+        if self.engine is None and not self.wanted:
+            await text.rest()
+
     async def _open(self) -> TextProcess:
         try:
             folder = await asyncio.to_thread(self._acquirer.locate, self.entry)
