@@ -5,6 +5,7 @@ Its /api/v0/chat/completions and /api/v0/completions are OpenAI's, and routes of
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -24,7 +25,8 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/api/v0/models")
     async def list_models() -> Response:
-        return _json({"object": "list", "data": [await _model(service, model.id) for model in service.models()]})
+        models = await asyncio.gather(*(_model(service, model.id) for model in service.models()))
+        return _json({"object": "list", "data": models})
 
     @routes.get("/api/v0/models/{name:path}")
     async def retrieve_model(name: str) -> Response:

@@ -6,6 +6,7 @@ beyond that is refused with the path that does it.
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -58,7 +59,9 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/api/tags")
     async def tags() -> Response:
-        return _json({"models": [_entry(model, await _described(service, model)) for model in service.models()]})
+        models = service.models()
+        abouts = await asyncio.gather(*(_described(service, model) for model in models))
+        return _json({"models": list(map(_entry, models, abouts))})
 
     @routes.post("/api/show")
     async def show(request: Request) -> Response:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -43,8 +45,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/v1/models")
     @routes.get("/models")
     async def list_models() -> Response:
-        for status in service.models():
-            await service.description(status.id)
+        await asyncio.gather(*(service.description(status.id) for status in service.models()))
         return _json(ModelList([_model(status, created) for status in service.models()]))
 
     @routes.get("/v1/models/{name:path}")
