@@ -59,11 +59,15 @@ class OtherFile(msgspec.Struct, frozen=True):
 
 
 class Infill(msgspec.Struct, frozen=True, tag=True):
-    """A text with a gap between `prefix` and `suffix`, which the model is to fill."""
+    """A text with a gap between `prefix` and `suffix`, which the model is to fill.
+
+    `room`: tokens to leave for the answer; what does not fit beside them is left out. None: that is an error.
+    """
 
     prefix: str
     suffix: str
     files: tuple[OtherFile, ...] = ()
+    room: int | None = None
 
 
 Prompt = Conversation | RawPrompt | Infill

@@ -20,7 +20,7 @@ class EncodedPrompt:
     """`boundaries`: where in `ids` the system message and the latest messages end, ascending; one that is not certain
     is absent. `offsets`: the character of `text` at which each token of a raw prompt begins, where it was asked for.
     `stops`: tokens that end the answer beside those that end every one. `goes_on`: a later prompt may begin with this
-    one and its answer."""
+    one and its answer. `truncated`: something was left out of it."""
 
     ids: list[int]
     boundaries: list[End]
@@ -28,3 +28,4 @@ class EncodedPrompt:
     offsets: list[int] | None = None
     stops: list[int] = field(default_factory=list)
     goes_on: bool = True
+    truncated: bool = False

@@ -7,9 +7,10 @@ to the place where somebody types.
 
 from __future__ import annotations
 
-from itertools import takewhile
+from dataclasses import dataclass, replace
+from itertools import chain, takewhile
 
-from server.chat.conversation import Infill
+from server.chat.conversation import Infill, OtherFile
 from server.chat.encoded import EncodedPrompt, End
 from server.chat.infill_tokens import InfillTokens
 from server.chat.prompt import checked, encode_text
@@ -19,83 +20,112 @@ from server.errors import InvalidRequest
 # What files are of, and the one that is being edited is called, where nobody says it: models have learned that names
 # stand there, and llama-server writes these.
 _REPOSITORY, _FILE = "myproject", "filename"
+# What stands in every prompt: the beginning of a text, and three markers.
+_ALWAYS = 4
 
 
 def encode_infill(tokenizer: ChatTokenizer, infill: Infill, context_length: int) -> EncodedPrompt:
     """Raises ContextLengthExceeded when no token is left for an answer, InvalidRequest without the tokens for it."""
-    if tokenizer.infill is None:
+    tokens = tokenizer.infill
+    if tokens is None:
         raise InvalidRequest(
             "This model has no tokens for filling in the middle: send a prompt without a text behind it.",
             param="suffix",
         )
-    tokenizer.check_size("".join((infill.prefix, infill.suffix, *(file.text for file in infill.files))), context_length)
-    writing = _Writing(tokenizer, tokenizer.infill)
-    if tokenizer.infill.suffix_first:
-        writing.suffix_first(infill)
+    near, room = infill, infill.room
+    if room is None:
+        tokenizer.check_size(
+            infill.prefix + infill.suffix + "".join(file.text for file in infill.files), context_length
+        )
     else:
-        writing.prefix_first(infill)
-    ends = sorted(tokenizer.infill.ends)
-    return checked(tokenizer, EncodedPrompt(writing.ids, writing.ends, writing.text, None, ends, False), context_length)
+        near = _near_the_gap(infill, tokenizer.most_characters(context_length))
+    parts = fitting = _encoded(tokenizer, tokens, near)
+    if room is not None:
+        fitting = _fitting(parts, context_length - min(room, context_length // 4) - _ALWAYS)
+    truncated = near != infill or fitting != parts
+    ids, ends = _laid_out(tokenizer, tokens, fitting)
+    stops = sorted(tokens.ends)
+    encoded = EncodedPrompt(ids, ends, tokenizer.decode(ids), stops=stops, goes_on=False, truncated=truncated)
+    return checked(tokenizer, encoded, context_length)
 
 
-class _Writing:
-    """`ends`: behind the other files, where the line of the gap begins, and at the gap."""
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Token ids. `head` and `last` enclose the other files, if there are any; `line` of the tokens of `prefix` are
+    before the line of the gap."""
 
-    def __init__(self, tokenizer: ChatTokenizer, tokens: InfillTokens) -> None:
-        self._tokenizer = tokenizer
-        self._tokens = tokens
-        self.ids: list[int] = tokenizer.beginning
-        self.text = ""
-        self.ends: list[End] = []
+    head: list[int]
+    files: list[list[int]]
+    last: list[int]
+    prefix: list[int]
+    line: int
+    suffix: list[int]
 
-    def prefix_first(self, infill: Infill) -> None:
-        if infill.files:
-            self._other_files(infill)
-            self.ends.append(End(len(self.ids), "system"))
-        self._token(self._tokens.prefix)
-        self._before_the_gap(infill.prefix)
-        self._token(self._tokens.suffix)
-        self._text(infill.suffix, goes_on=True)
-        if self._tokens.middle is not None:
-            self._token(self._tokens.middle)
+    @property
+    def others(self) -> list[int]:
+        return [*self.head, *chain(*self.files), *self.last] if self.files else []
 
-    def suffix_first(self, infill: Infill) -> None:
-        self._token(self._tokens.suffix)
-        self._text(infill.suffix)
-        self._token(self._tokens.prefix)
-        if infill.files:
-            self._other_files(infill)
-            self.ends.append(End(len(self.ids), "system"))
-        self._before_the_gap(infill.prefix)
 
-    def _other_files(self, infill: Infill) -> None:
-        if self._tokens.file is None:
-            for file in infill.files:
-                self._text(f"--- {file.name} ---\n\n{file.text}\n\n")
-            return
-        if self._tokens.repository is not None:
-            self._token(self._tokens.repository)
-            self._text(f"{_REPOSITORY}\n", goes_on=True)
-        for file in infill.files:
-            self._token(self._tokens.file)
-            self._text(f"{file.name}\n{file.text}", goes_on=True)
-        self._token(self._tokens.file)
-        self._text(f"{_FILE}\n", goes_on=True)
+def _encoded(tokenizer: ChatTokenizer, tokens: InfillTokens, infill: Infill) -> _Parts:
+    def behind(marker: int, text: str) -> list[int]:
+        return [marker, *encode_text(tokenizer, text, goes_on=True)]
 
-    def _before_the_gap(self, prefix: str) -> None:
-        """What is typed changes the tokens of its own line, and where a line begins they mostly part."""
-        begin = len(self.ids)
-        self._text(prefix)
-        lines = encode_text(self._tokenizer, prefix[: prefix.rfind("\n") + 1])
-        pairs = zip(self.ids[begin:], lines, strict=False)
-        agreed = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        self.ends += [End(end, "user") for end in dict.fromkeys((begin + agreed, len(self.ids)))]
+    prefix = encode_text(tokenizer, infill.prefix)
+    # What is typed changes the tokens of its own line, and where a line begins they mostly part.
+    lines = encode_text(tokenizer, infill.prefix[: infill.prefix.rfind("\n") + 1])
+    agreed = takewhile(lambda pair: pair[0] == pair[1], zip(prefix, lines, strict=False))
+    head: list[int] = []
+    last: list[int] = []
+    if tokens.file is None:
+        files = [encode_text(tokenizer, f"--- {file.name} ---\n\n{file.text}\n\n") for file in infill.files]
+    else:
+        files = [behind(tokens.file, f"{file.name}\n{file.text}") for file in infill.files]
+        last = behind(tokens.file, f"{_FILE}\n")
+        if tokens.repository is not None:
+            head = behind(tokens.repository, f"{_REPOSITORY}\n")
+    # No space is put in front of a text that goes on from a marker.
+    suffix = encode_text(tokenizer, infill.suffix, goes_on=not tokens.suffix_first)
+    return _Parts(head, files, last, prefix, sum(1 for _ in agreed), suffix)
 
-    def _token(self, token: int) -> None:
-        self.ids.append(token)
-        self.text += self._tokenizer.decode([token])
 
-    def _text(self, text: str, *, goes_on: bool = False) -> None:
-        """`goes_on`: no space is put in front of it, where the tokenizer puts one in front of a text."""
-        self.ids += encode_text(self._tokenizer, text, goes_on=goes_on)
-        self.text += text
+def _laid_out(tokenizer: ChatTokenizer, tokens: InfillTokens, parts: _Parts) -> tuple[list[int], list[End]]:
+    """The prompt, and its ends: behind the other files, where the line of the gap begins, and at the gap."""
+    others = parts.others
+    if tokens.suffix_first:
+        before = [*tokenizer.beginning, tokens.suffix, *parts.suffix, tokens.prefix, *others]
+        shared, after = len(before), []
+    else:
+        before = [*tokenizer.beginning, *others, tokens.prefix]
+        shared = len(before) - 1
+        after = [tokens.suffix, *parts.suffix] + ([] if tokens.middle is None else [tokens.middle])
+    ends = [End(shared, "system")] if others else []
+    gap = len(before) + len(parts.prefix)
+    ends += [End(end, "user") for end in dict.fromkeys((len(before) + parts.line, gap))]
+    return [*before, *parts.prefix, *after], ends
+
+
+def _near_the_gap(infill: Infill, most: int) -> Infill:
+    """Without what cannot fit whatever its tokens are: work for nothing."""
+    files: list[OtherFile] = []
+    left = most
+    for file in reversed(infill.files):
+        left -= len(file.name) + len(file.text)
+        if left < 0:
+            break
+        files.insert(0, file)
+    prefix, suffix = infill.prefix[-most:], infill.suffix[:most]
+    return Infill(prefix, suffix, tuple(files), infill.room)
+
+
+def _fitting(parts: _Parts, room: int) -> _Parts:
+    """Without what has no room: other files go, the first before those behind it; then what is far from the gap, of
+    which the text behind it gets a quarter."""
+    left = room - len(parts.prefix) - len(parts.suffix) - len(parts.head) - len(parts.last)
+    files = parts.files
+    while files and sum(map(len, files)) > left:
+        files = files[1:]
+    if len(parts.prefix) + len(parts.suffix) <= room:
+        return replace(parts, files=files)
+    suffix = parts.suffix[: max(room // 4, room - len(parts.prefix))]
+    gone = max(0, len(parts.prefix) + len(suffix) - room)
+    return replace(parts, files=[], prefix=parts.prefix[gone:], line=max(0, parts.line - gone), suffix=suffix)

@@ -134,6 +134,10 @@ class ChatTokenizer:
             if token in self._control and end - start > 1 and self._control[token] not in text[start:end]
         ]
 
+    def most_characters(self, context_length: int) -> int:
+        """As many as certainly pass `check_size`, whatever they are."""
+        return context_length * self._longest_token // 4
+
     def check_size(self, text: str, context_length: int) -> None:
         """Refuse, before any work, a text that cannot fit whatever its tokens are."""
         most = context_length * self._longest_token

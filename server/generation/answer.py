@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Literal
 
 from server.chat.channels import Channels
-from server.chat.conversation import GenerationRequest
+from server.chat.conversation import GenerationOptions, GenerationRequest
 from server.chat.deltas import (
     Delta,
     Event,
@@ -42,20 +42,7 @@ async def answer(
     """The events of every choice as they come, then the usage of all together. `new_channels`: the parser of one
     choice. `on_slot`: the request has a slot."""
     options = request.options
-    scored, parallel = options.top_logprobs is not None, options.tool_choice.parallel
-    outputs = [
-        ChoiceOutput(
-            vocabulary,
-            options.stop,
-            choice,
-            scored,
-            new_channels(),
-            prompt=prompt.ids,
-            parallel=parallel,
-            min_indent=options.min_indent,
-        )
-        for choice in range(options.n)
-    ]
+    outputs = [_output(options, vocabulary, prompt, choice, new_channels()) for choice in range(options.n)]
     begun = [0.0] * options.n
     completion_tokens = [0] * options.n
     cached = 0
@@ -94,6 +81,21 @@ async def answer(
                 yield PromptLogprobs(choice, _prompt_tokens(prompt, event, vocabulary))
     reasoning_tokens = sum(output.reasoning_tokens for output in outputs)
     yield Usage(len(prompt.ids), sum(completion_tokens), cached, reasoning_tokens)
+
+
+def _output(
+    options: GenerationOptions, vocabulary: Vocabulary, prompt: EncodedPrompt, choice: int, channels: Channels | None
+) -> ChoiceOutput:
+    return ChoiceOutput(
+        vocabulary,
+        options.stop,
+        choice,
+        options.top_logprobs is not None,
+        channels,
+        prompt=prompt.ids,
+        parallel=options.tool_choice.parallel,
+        min_indent=options.min_indent,
+    )
 
 
 def _reason(reason: Literal["stop", "length"], output: ChoiceOutput) -> FinishReason:

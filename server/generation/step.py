@@ -88,7 +88,7 @@ class Generation:
                     closing(engine.generate(commands, text.vocabulary.token_table)) as stream,
                     place.queue(stream) as queue_timeout,
                 ):
-                    yield Started(entry.id, len(prompt.ids), prompt.text, prompt.ids)
+                    yield Started(entry.id, len(prompt.ids), prompt.text, prompt.ids, prompt.truncated)
                     on_slot = queue_timeout.cancel
                     held = commands[0].grammar is not None
                     channels = channels_of(request, chosen, text.vocabulary, prompt, held=held)

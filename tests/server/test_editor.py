@@ -141,6 +141,13 @@ def test_the_answer_ends_before_a_line_that_is_indented_by_less_and_in_time(serv
     assert infill(server, n_predict=20, **only)["content"] == "\n" * 20
 
 
+def test_what_has_no_room_is_left_out_and_said(server: Running) -> None:
+    answer = infill(server, input_extra=[*FILES, {"filename": "large.py", "text": ABOVE * 20}])
+    assert answer["truncated"] and "part_0" not in answer["prompt"]
+    assert ABOVE in answer["prompt"]
+    assert not infill(server)["truncated"]
+
+
 def test_a_model_without_the_tokens_refuses_by_the_field_and_serves_the_next_request(tmp_path: Path) -> None:
     with serving(tmp_path, write_tiny_model(tmp_path / "model")) as server:
         for path, body, param in (

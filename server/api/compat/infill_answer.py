@@ -64,7 +64,7 @@ class GrowingInfill:
             "tokens_evaluated": self._usage.prompt_tokens,
             "prompt": self._started.prompt_text,
             "has_new_line": any("\n" in text for text in self._text),
-            "truncated": False,
+            "truncated": self._started.truncated,
             "stop_type": _stop_type(self._finish),
             "stopping_word": self._finish.stop_string or "",
             "tokens_cached": self._usage.cached_tokens,

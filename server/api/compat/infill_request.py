@@ -17,6 +17,8 @@ from server.http.body import json_object
 from server.settings.types import LimitSettings
 
 _UNNAMED = "tmp"
+# For an answer of any length; most are far shorter.
+_ROOM = 512
 _LIKELIEST = "infill"
 # The samplers by llama-server's names, and what turns each off.
 _OFF: dict[str, dict[str, float]] = {
@@ -61,9 +63,10 @@ def parse_infill(raw: bytes, limits: LimitSettings) -> InfillCall:
     fields = _sampled(validated(InfillFields, screened.values, screened.spelled))
     options = checked_options(fields, limits, max_tokens=fields.max_tokens, top_logprobs=None)
     files, ignored = _files(fields.input_extra)
+    room = _ROOM if options.max_tokens is None else options.max_tokens
     return InfillCall(
         model=model_name(fields.model),
-        prompt=Infill(fields.input_prefix + fields.prompt, fields.input_suffix, files),
+        prompt=Infill(fields.input_prefix + fields.prompt, fields.input_suffix, files, room),
         options=replace(options, min_indent=fields.n_indent, time_limit_s=fields.t_max_predict_ms / 1000),
         stream=fields.stream,
         response_fields=tuple(fields.response_fields),

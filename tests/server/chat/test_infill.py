@@ -68,7 +68,7 @@ def test_each_family_has_its_own_order(made: Maker, markers: tuple[str, ...], la
     tokenizer = made(*markers, add_bos=True)
     prompt = encoded(tokenizer)
     assert prompt.ids == [BOS_ID, *ids(tokenizer, *layout)]
-    assert prompt.text == "".join(layout)
+    assert prompt.text == BOS + "".join(layout)
     # Whatever of the family's tokens it writes, the answer is over.
     assert {tokenizer.encode(marker, False)[0] for marker in markers} <= set(prompt.stops)
 
@@ -141,6 +141,45 @@ def test_what_does_not_fit_is_refused_with_the_numbers(qwen: ChatTokenizer) -> N
         encoded(qwen, "x y z " * 600)
     with pytest.raises(ContextLengthExceeded):
         encoded(qwen, "", "", OtherFile("a", "x" * 10**6))
+
+
+CONTEXT_FOR_ANSWERS = 64
+FILES = tuple(OtherFile(f"{name}.py", f"{name} = 1\n" * 40) for name in "abc")
+
+
+def fitted(tokenizer: ChatTokenizer, prefix: str, suffix: str, files: tuple[OtherFile, ...] = FILES) -> EncodedPrompt:
+    return encode_infill(tokenizer, Infill(prefix, suffix, files, CONTEXT_FOR_ANSWERS), 512)
+
+
+def test_where_it_may_be_shortened_all_of_it_stays_that_fits(qwen: ChatTokenizer) -> None:
+    prompt = encode_infill(qwen, Infill(CODE, "\n", FILES, CONTEXT_FOR_ANSWERS), CONTEXT)
+    assert (prompt.truncated, prompt.ids) == (False, encode_infill(qwen, Infill(CODE, "\n", FILES), CONTEXT).ids)
+
+
+def test_the_first_files_go_first(qwen: ChatTokenizer) -> None:
+    prompt = fitted(qwen, CODE, "\n")
+    assert prompt.truncated
+    assert "a.py" not in prompt.text and "c.py" in prompt.text
+    assert prompt.text.endswith(f"{PREFIX}{CODE}{SUFFIX}\n{MIDDLE}")
+    assert len(prompt.ids) <= 512 - CONTEXT_FOR_ANSWERS
+
+
+@pytest.mark.parametrize("size", [500, 5000, 5_000_000])
+def test_then_what_is_far_from_the_gap(qwen: ChatTokenizer, size: int) -> None:
+    prefix, suffix = "x = 1\n" * size + "here(", ")there\n" + "y = 2\n" * size
+    prompt = fitted(qwen, prefix, suffix)
+    before, _, behind = prompt.text.removeprefix(PREFIX).partition(SUFFIX)
+    assert prompt.truncated and prefix.endswith(before) and suffix.startswith(behind.removesuffix(MIDDLE))
+    assert before.endswith("here(") and behind.startswith(")there")
+    assert len(before) > len(behind) > 100
+    assert 400 < len(prompt.ids) <= 512 - CONTEXT_FOR_ANSWERS
+    line, gap = (end.offset for end in prompt.boundaries)
+    assert qwen.decode(prompt.ids[line:gap]).lstrip("\n") == "here("
+
+
+def test_one_side_alone_may_take_all_the_room(qwen: ChatTokenizer) -> None:
+    assert len(fitted(qwen, "x = 1\n" * 500, "").ids) > 400
+    assert len(fitted(qwen, "", "x = 1\n" * 500).ids) > 400
 
 
 def test_a_message_cannot_write_these_tokens_and_a_raw_prompt_can(qwen: ChatTokenizer) -> None:

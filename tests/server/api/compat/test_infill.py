@@ -48,7 +48,7 @@ def test_what_an_editor_sends_becomes_a_gap_between_two_texts(server: Running) -
     reply = server.send("POST", "/infill", EDITOR)
     assert reply.status == 200
     asked = server.service.requests[-1]
-    assert asked.prompt == Infill("def f():\n    ret", "\n", (OtherFile("a.py", "x = 1\n"),))
+    assert asked.prompt == Infill("def f():\n    ret", "\n", (OtherFile("a.py", "x = 1\n"),), room=128)
     options = asked.options
     assert (options.max_tokens, options.top_k, options.top_p, options.temperature) == (128, 40, 0.99, 0)
     assert (options.min_p, options.repetition_penalty, options.xtc_probability) == (0, 1, 0)
