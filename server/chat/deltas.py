@@ -43,13 +43,15 @@ class ModelPending:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The first event when nothing has to be waited for: the prompt is valid and the engine has it."""
+    """The first event when nothing has to be waited for: the prompt is valid and the engine has it. `truncated`:
+    something was left out of it, as the request allows."""
 
     model: str
     prompt_tokens: int
     # Logprobs of the prompt come later, as `PromptLogprobs`.
     prompt_text: str = ""
     prompt_ids: Sequence[int] = ()
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

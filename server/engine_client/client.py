@@ -67,6 +67,8 @@ class EngineClient:
         self.on_loading: OnLoading = lambda done, total: None
         # Whether its requests share forward passes; known once the model is loaded.
         self.batched = True
+        # For how long a sequence it has memory.
+        self.most_tokens: int | None = None
         self.closed: ConfigiError | None = None
         self.stats: Stats | None = None
         # Requests that ended well: the supervisor then forgets past failures.
@@ -159,6 +161,7 @@ class EngineClient:
                 self.on_loading(event.done, event.total)
             case Loaded():
                 self.batched = event.batched
+                self.most_tokens = event.most_tokens
                 self._loaded.set_result(event)
             case Failed(id=id):
                 error = _FAILURES[event.kind](event.message)

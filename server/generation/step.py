@@ -13,6 +13,7 @@ from contextlib import aclosing, asynccontextmanager, closing
 
 from server.chat.conversation import Conversation, DecisionRequest, GenerationRequest, Prompt, RawPrompt
 from server.chat.deltas import Decided, Event, ModelPending, ReasoningDelta, Started, TextDelta, ToolCallDelta
+from server.chat.description import Description
 from server.chat.formats.format import WireFormat
 from server.chat.grammar.constraint import FREE, Constraint
 from server.errors import ContextLengthExceeded, ModelLoading
@@ -32,6 +33,9 @@ from server.text.client import TextProcess
 from server.text.protocol import Constrain
 
 log = logging.getLogger("configi.generation")
+
+# So long an editor's question waits for a model's files to be read.
+_LOOK_S = 5.0
 
 
 class Generation:
@@ -88,7 +92,7 @@ class Generation:
                     closing(engine.generate(commands, text.vocabulary.token_table)) as stream,
                     place.wait(stream) as on_slot,
                 ):
-                    yield Started(entry.id, len(prompt.ids), prompt.text, prompt.ids)
+                    yield Started(entry.id, len(prompt.ids), prompt.text, prompt.ids, prompt.truncated)
                     number: int | None = None
                     while number := await place.news(stream, number):
                         yield ModelPending(f"queued: place {number}", "queued", entry.id, number)
@@ -192,6 +196,11 @@ class Generation:
 
     def default_model(self) -> ModelStatus:
         return self._residency.status(self._catalog.default)
+
+    async def description(self, name: str) -> Description | None:
+        """What the files of the model say, which are read for it if they are on this machine; nothing is fetched. None
+        when they are not here, cannot be read, or take longer than an editor waits: the next one that asks is told."""
+        return await self._residency.describe(self._catalog.resolve(name), _LOOK_S)
 
     def healthy(self) -> bool:
         """Alive and making progress: the engine, if there should be one, is there and answers."""
