@@ -14,6 +14,7 @@ from server.api.anthropic import messages
 from server.api.compat import llama_server, lm_studio, ollama, vllm
 from server.api.openai import chat_completions, completions, embeddings
 from server.api.openai import models as model_routes
+from server.api.openai.decisions import routes as decisions
 from server.api.openai.responses import routes as responses
 from server.api.protocols import WireProtocol, mount
 from server.engine_client.supervisor import ENGINE_COMMAND, Supervisor
@@ -32,6 +33,7 @@ PROTOCOLS: tuple[WireProtocol, ...] = (
     chat_completions,
     completions,
     responses,
+    decisions,
     messages,
     embeddings,
     model_routes,

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from server.chat.conversation import GenerationRequest, Prompt
-from server.chat.deltas import Event
+from server.chat.conversation import DecisionRequest, GenerationRequest, Prompt
+from server.chat.deltas import Decided, Event
 from server.chat.description import Description
 from server.models.status import ModelStatus
 from server.settings.types import Settings
@@ -26,6 +26,10 @@ class Service(Protocol):
         task (the first event before the response starts, the rest inside it), so no cancel scope may span a yield.
         A stream that is cut is cancelled again at every await until it ends, so clean-up that waits must be shielded.
         """
+        ...
+
+    async def decide(self, request: DecisionRequest) -> Decided:
+        """Raises ConfigiError. Cancelling it cancels everything behind it."""
         ...
 
     async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool, client: str) -> list[int]: ...

@@ -9,13 +9,16 @@ from __future__ import annotations
 from server.api.anthropic.table import MESSAGES
 from server.api.compat.table import INFILL_ACCEPTED, INFILL_REFUSED, INFILL_WORKS, SHOW
 from server.api.fields import Fields, Refusal
+from server.api.openai.decisions.table import DECISIONS
 from server.api.openai.responses.table import RESPONSES
 from server.api.other_servers import (
     ACCEPTED,
     INSIDE,
+    KEEP_ALIVE,
     REFUSED,
     REFUSED_IN_CHAT,
     REFUSED_IN_COMPLETIONS,
+    RETURN_PROGRESS,
     SAMPLING_ALIASES,
 )
 
@@ -43,6 +46,8 @@ _SAMPLING = {
     "n": "Number of choices.",
     "return_token_ids": "true adds token_ids to each choice and prompt_token_ids to the answer.",
     "cache_salt": "Prefixes are shared only with requests that have the same one.",
+    "keep_alive": KEEP_ALIVE,
+    "return_progress": RETURN_PROGRESS,
 }
 
 _SHAPE = {
@@ -204,6 +209,7 @@ ENDPOINTS = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETIONS,
     "/v1/responses": RESPONSES,
+    "/v1/decisions": DECISIONS,
     "/v1/messages": MESSAGES,
     "/infill": INFILL,
     "/tokenize": TOKENIZE,

@@ -73,6 +73,21 @@ class Infill(msgspec.Struct, frozen=True, tag=True):
 Prompt = Conversation | RawPrompt | Infill
 
 
+class ClosedQuestion(msgspec.Struct, frozen=True):
+    """`text` as the model reads it; `options` are the answers, as the model would write them."""
+
+    text: str
+    options: tuple[str, ...]
+
+
+class Inquiry(msgspec.Struct, frozen=True):
+    """Questions, each by itself, about the same messages. `preface` stands between them and the question."""
+
+    messages: tuple[Message, ...]
+    preface: str
+    questions: tuple[ClosedQuestion, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
     """Everything about the answer but its prompt. `None` means the model's or the server's default.
@@ -128,7 +143,9 @@ class GenerationRequest:
     """One request as `generation` takes it. `id` is the request id of the log and of the x-request-id header.
 
     A request that is to `wait_for_model` (a stream) is told the model's state while it loads; others wait up to
-    `lifecycle.load_wait_s` and then fail with ModelLoading.
+    `lifecycle.load_wait_s` and then fail with ModelLoading. `keep_alive_s`: how long the model is to stay in memory
+    afterwards, infinite for ever; None says nothing of it. `notes`: what its dialect changed in the prompt, for the
+    log.
     """
 
     id: str
@@ -137,3 +154,16 @@ class GenerationRequest:
     options: GenerationOptions
     client: Client = Client()
     wait_for_model: bool = False
+    keep_alive_s: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRequest:
+    """Like `GenerationRequest`, for questions whose options are scored; it waits for a model like one that does not
+    stream."""
+
+    id: str
+    model: str | None
+    inquiry: Inquiry
+    client: Client = Client()

@@ -15,6 +15,23 @@ class End(NamedTuple):
     role: Role
 
 
+class EncodedQuestion(NamedTuple):
+    """`ids` go on from the prompt that all questions share; each of `options` goes on from there."""
+
+    ids: list[int]
+    options: list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedInquiry:
+    """`ids` and `boundaries` of what all questions share, as in `EncodedPrompt`. `text`: the first question's."""
+
+    ids: list[int]
+    boundaries: list[End]
+    questions: list[EncodedQuestion]
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
     """`boundaries`: where in `ids` the system message and the latest messages end, ascending; one that is not certain

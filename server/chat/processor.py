@@ -8,13 +8,14 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from server.chat.conversation import Infill, Prompt
+from server.chat.conversation import Infill, Inquiry, Prompt
 from server.chat.conversion import Conversions
 from server.chat.describing import describe
 from server.chat.description import Description
-from server.chat.encoded import EncodedPrompt
+from server.chat.encoded import EncodedInquiry, EncodedPrompt
 from server.chat.infill import encode_infill
 from server.chat.prompt import encode_prompt
+from server.chat.questions import encode_inquiry
 from server.chat.template import ChatTemplate
 from server.chat.tokenizer import ChatTokenizer
 from server.chat.vocabulary import Vocabulary, VocabularyTable
@@ -55,3 +56,6 @@ class Processor:
         if isinstance(prompt, Infill):
             return encode_infill(self.tokenizer, prompt, self.context_length)
         return encode_prompt(self.tokenizer, self.template, prompt, self.context_length, with_offsets=with_offsets)
+
+    def encode_inquiry(self, inquiry: Inquiry) -> EncodedInquiry:
+        return encode_inquiry(self.tokenizer, self.template, inquiry, self.context_length)

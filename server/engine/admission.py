@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from server.engine.cost_model import KVCostModel
 from server.engine.token_budget import MIN_CHUNK_TOKENS
-from server.engine_client.protocol import Generate
+from server.engine_client.protocol import Request
 
 HORIZON = 512
 # The low watermark as a fraction of the limit; the rest is for what the arithmetic misses.
@@ -41,7 +41,7 @@ class Admission:
         longest = bisect_right(range(_ENDLESS), self._available, key=self._needed) - 1
         return max(0, longest)
 
-    def refusal(self, request: Generate) -> str | None:
+    def refusal(self, request: Request) -> str | None:
         """Why the request can never run here; None when it can."""
         needed = self._needed(len(request.prompt))
         if needed <= self._available:
@@ -51,12 +51,12 @@ class Admission:
             f"{_size(max(self._available, 0))} is available."
         )
 
-    def fits(self, request: Generate, running: Iterable[tuple[Generate, int]]) -> bool:
+    def fits(self, request: Request, running: Iterable[tuple[Request, int]]) -> bool:
         """Beside `running`, each with the tokens that it has now. A request that is alone may always try."""
         running = list(running)
         return not running or self.reserved([*running, (request, len(request.prompt))]) <= self.low_watermark
 
-    def reserved(self, running: Iterable[tuple[Generate, int]]) -> int:
+    def reserved(self, running: Iterable[tuple[Request, int]]) -> int:
         """Bytes of weights and sequences, as far ahead as the horizon. mlx-lm pads a batch to its longest sequence."""
         lengths = [self._expected_length(request, tokens) for request, tokens in running]
         return self.weights + len(lengths) * self.cost.kv_bytes(max(lengths, default=0))
@@ -74,7 +74,7 @@ class Admission:
         """Bytes beside the weights that reading a prompt of so many tokens takes."""
         return self.cost.kv_bytes(tokens) + MIN_CHUNK_TOKENS * self.cost.activation_per_token
 
-    def _expected_length(self, request: Generate, tokens: int) -> int:
+    def _expected_length(self, request: Request, tokens: int) -> int:
         return min(len(request.prompt) + request.max_tokens, max(tokens, len(request.prompt)) + HORIZON)
 
 

@@ -131,8 +131,40 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     thought: Thought | None = None
 
 
+class Branch(msgspec.Struct, frozen=True):
+    """What one question adds to the prompt that it shares with others, and the answers that may follow, all as token
+    ids; none is empty."""
+
+    tail: list[int]
+    options: list[list[int]]
+
+
+class ScoreOptions(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """How likely each option of each branch is behind `prompt`, which is read once for all of them.
+
+    `boundaries`, `client` and `cache_salt` as in `Generate`.
+    """
+
+    id: int
+    prompt: list[int]
+    branches: list[Branch]
+    boundaries: list[Boundary] = []
+    client: str = ""
+    cache_salt: str = ""
+
+    @property
+    def max_tokens(self) -> int:
+        """What the longest branch adds to the prompt."""
+        return max(len(branch.tail) + max(map(len, branch.options)) for branch in self.branches)
+
+
+# What takes a slot.
+Request = Generate | ScoreOptions
+
+
 class TokenTable(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The spelling of the model's tokens. Sent once, before the first request with a grammar or a thought.
+    """The spelling of the model's tokens. Sent once, when the model was loaded, or else before the first request with a
+    grammar or a thought.
 
     Token i is `text[starts[i]:starts[i + 1]]`, `starts` little-endian uint32. `markers`: those that ordinary text never
     becomes. `ends`: those that end an answer.
@@ -154,9 +186,16 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """Exit now, status 0."""
 
 
-EngineCommand = Load | TokenTable | Generate | Cancel | Stop
+EngineCommand = Load | TokenTable | Generate | ScoreOptions | Cancel | Stop
 
 # ---- events: engine process -> HTTP process
+
+
+class Loading(msgspec.Struct, frozen=True, tag=True):
+    """`done` of the `total` bytes of the weights are in memory."""
+
+    done: int
+    total: int
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -189,6 +228,14 @@ class PromptScored(msgspec.Struct, frozen=True, tag=True):
 
     id: int
     logprobs: list[TokenLogprob]
+
+
+class OptionsScored(msgspec.Struct, frozen=True, tag=True):
+    """The natural log-probability of every option of every branch of `ScoreOptions`; of an option of several tokens,
+    that of all of them. `Finished` follows."""
+
+    id: int
+    logprobs: list[list[float]]
 
 
 class Tokens(msgspec.Struct, frozen=True, tag=True):
@@ -234,7 +281,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     peak_bytes: int
 
 
-EngineEvent = Loaded | Prefilled | PromptScored | Tokens | Finished | Failed | Stats
+EngineEvent = Loading | Loaded | Prefilled | PromptScored | OptionsScored | Tokens | Finished | Failed | Stats
 
 encode = msgspec.msgpack.Encoder().encode
 decode_command = msgspec.msgpack.Decoder(EngineCommand).decode

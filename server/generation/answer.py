@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -12,6 +13,7 @@ from typing import Literal
 from server.chat.channels import Channels
 from server.chat.conversation import GenerationOptions, GenerationRequest
 from server.chat.deltas import (
+    CacheDivergence,
     Delta,
     Event,
     Finish,
@@ -45,7 +47,7 @@ async def answer(
     outputs = [_output(options, vocabulary, prompt, choice, new_channels()) for choice in range(options.n)]
     begun = [0.0] * options.n
     completion_tokens = [0] * options.n
-    cached = 0
+    prefill = _Prefill(prompt)
     async for choice, event in stream:
         match event:
             case Tokens() | Finished() if options.max_tokens == 0:
@@ -72,15 +74,41 @@ async def answer(
                 yield Finish(choice, _reason(event.reason, outputs[choice]), completion_tokens[choice])
             case Prefilled():
                 on_slot()
-                cached = max(cached, event.cached)
                 if event.shared:
                     _log_prefix(request.id, event)
+                # The others find what the first has read.
                 if choice == 0:
-                    yield PrefillProgress(event.done, event.total, event.cached)
+                    yield prefill.progress(event)
             case PromptScored():
                 yield PromptLogprobs(choice, _prompt_tokens(prompt, event, vocabulary))
     reasoning_tokens = sum(output.reasoning_tokens for output in outputs)
-    yield Usage(len(prompt.ids), sum(completion_tokens), cached, reasoning_tokens)
+    yield Usage(len(prompt.ids), sum(completion_tokens), prefill.cached, reasoning_tokens, prefill.divergence)
+
+
+class _Prefill:
+    """How the prompt of one request is read, from its slot on. Only one event of the engine says what was there before:
+    it holds for all that follow."""
+
+    def __init__(self, prompt: EncodedPrompt) -> None:
+        self.cached = 0
+        self.divergence: CacheDivergence | None = None
+        self._prompt = prompt
+        self._began: float | None = None
+
+    def progress(self, event: Prefilled) -> PrefillProgress:
+        now = asyncio.get_running_loop().time()
+        self._began = now if self._began is None else self._began
+        self.cached = max(self.cached, event.cached)
+        # The last token of a prompt is not looked up: it is always read.
+        if 0 < event.shared < event.total - 1:
+            self.divergence = CacheDivergence(event.shared, _part(self._prompt, event.shared))
+        at = None if self.divergence is None else self.divergence.at
+        return PrefillProgress(event.done, event.total, self.cached, now - self._began, at)
+
+
+def _part(prompt: EncodedPrompt, offset: int) -> Literal["system", "messages"] | None:
+    ends = [end.offset for end in prompt.boundaries if end.role == "system"][:1]
+    return None if not ends else "system" if offset < ends[0] else "messages"
 
 
 def _output(

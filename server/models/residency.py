@@ -11,11 +11,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine
 
-from server.engine_client.client import EngineClient
 from server.engine_client.supervisor import Supervisor
 from server.errors import ConfigiError, ModelUnavailable
 from server.models.acquire import Acquirer
 from server.models.catalog import Catalog
+from server.models.describe import Describer
 from server.models.lease import Lease
 from server.models.memory import Memory
 from server.models.notifier import Notifier
@@ -43,8 +43,10 @@ class Residency:
     ) -> None:
         self._verifier = verifier
         self._memory = memory
+        describer = Describer()
         self._models = {
-            entry.id: Resident(entry, settings, acquirer, opener, new_supervisor(), self) for entry in catalog.entries
+            entry.id: Resident(entry, settings, acquirer, opener, new_supervisor(), self, describer)
+            for entry in catalog.entries
         }
         self._turn = asyncio.Lock()
         # The one in memory, or the last one that was to be.
@@ -71,14 +73,6 @@ class Residency:
     def status(self, entry: ModelSettings) -> ModelStatus:
         return self._models[entry.id].status
 
-    def text(self, entry: ModelSettings) -> TextProcess | None:
-        """What `open` has given, if it was called."""
-        return self._models[entry.id].text
-
-    def engine(self, entry: ModelSettings) -> EngineClient | None:
-        """Its engine while it is in memory."""
-        return self._models[entry.id].engine
-
     async def look(self, entry: ModelSettings, patience_s: float) -> TextProcess | None:
         """The text process of `entry`, started for it if the files are on this machine; nothing is obtained. None when
         that is not done within `patience_s`, though it goes on, or cannot be done."""
@@ -101,14 +95,16 @@ class Residency:
         model.refuse_if_failed()
         return model.open()
 
-    def lease(self, entry: ModelSettings) -> Lease:
+    def lease(self, entry: ModelSettings, keep_alive_s: float | None = None) -> Lease:
         """A lease, granted as soon as `entry` is in memory. Its files must be there (`open`).
 
+        `keep_alive_s`: how long it is to stay there when its last lease has ended; infinite is for ever, None as
+        others or the settings say.
         `granted` fails with ModelUnavailable or InsufficientMemory when it cannot be loaded.
         """
         model = self._models[entry.id]
         model.refuse_if_failed()
-        lease = model.lease()
+        lease = model.lease(keep_alive_s)
         if model.engine is not None and not self._turn.locked():
             model.grant_leases(model.engine)
         else:

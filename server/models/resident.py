@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -21,11 +22,15 @@ from server.errors import ConfigiError, EngineFailed, ModelUnavailable
 from server.models.acquire import AcquireProgress, Acquirer
 from server.models.describe import Describer
 from server.models.lease import Lease
+from server.models.pace import Pace
 from server.models.status import ModelStatus, State
 from server.settings.types import LifecycleSettings, ModelSettings
 from server.text.client import TextProcess
 
 log = logging.getLogger("configi.models")
+
+# What is read of a model's files is kept so long without its weights: others may have written the files.
+_TEXT_IDLE_S = 5.0
 
 # Starts the text process of a model folder, given the context length to serve.
 Opener = Callable[[Path, int | None], Awaitable[TextProcess]]
@@ -39,7 +44,7 @@ class Owner(Protocol):
     def lease_ended(self) -> None: ...
 
     def idle(self, model: Resident) -> None:
-        """It has been in memory for `idle_unload_s` without a request."""
+        """It has been in memory without a request for as long as it was to stay."""
 
     def engine_died(self, model: Resident, error: ConfigiError) -> None: ...
 
@@ -55,7 +60,7 @@ class Resident:
         opener: Opener,
         supervisor: Supervisor,
         owner: Owner,
-        describer: Describer | None = None,
+        describer: Describer,
     ) -> None:
         text = "not loaded yet; the first request loads it"
         self.entry = entry
@@ -67,13 +72,17 @@ class Resident:
         self._acquirer = acquirer
         self._opener = opener
         self._supervisor = supervisor
+        self._pace = Pace()
         self._owner = owner
-        self._describer = describer or Describer()
+        self._describer = describer
         self._opening: asyncio.Task[TextProcess] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._waiting: deque[Lease] = deque()
         self._granted: set[Lease] = set()
         self._idle_timer: asyncio.TimerHandle | None = None
+        self._text_timer: asyncio.TimerHandle | None = None
+        # As the last request asked that had a wish; it holds until the model is unloaded.
+        self._keep_alive_s: float | None = None
         self._failure: ConfigiError | None = None
         self._failed_at = 0.0
         supervisor.on_exit = self._engine_died
@@ -81,7 +90,9 @@ class Resident:
     def set(self, state: State, text: str, done: int = 0, total: int | None = None) -> None:
         if self.status.state != state:
             log.info("model %s: %s (%s)", self.entry.id, state, text)
-        self.status = replace(self.status, state=state, text=text, done=done, total=total)
+            self._pace.restart()
+        rate = self._pace.rate(done) if total else None
+        self.status = replace(self.status, state=state, text=text, done=done, total=total, rate=rate)
         self._owner.status_changed()
 
     def rest(self) -> None:
@@ -99,6 +110,7 @@ class Resident:
             self._opening = asyncio.create_task(self._open())
             # Every caller may have left by the time it fails; the failure is in the status all the same.
             self._opening.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._await_texts()
         return self._opening
 
     async def look(self) -> None:
@@ -122,8 +134,9 @@ class Resident:
         self.folder, self.text = folder, text
         if stale := await asyncio.to_thread(stale_template, folder):
             log.warning("model %s: %s", self.entry.id, stale)
-        self.status = replace(self.status, warning=stale)
+        self.status = replace(self.status, warning=stale, context_length=text.context_length)
         text.on_unavailable = self._forget_files
+        self._await_texts()
         return text
 
     async def _context_length(self, folder: Path) -> int | None:
@@ -151,8 +164,26 @@ class Resident:
         self.folder = None
         self.close_text()
 
+    def _await_texts(self) -> None:
+        self._stop_text_timer()
+        self._text_timer = asyncio.get_running_loop().call_later(_TEXT_IDLE_S, self._text_is_idle)
+
+    def _text_is_idle(self) -> None:
+        if self.text is None or self.engine is not None:
+            return
+        if self.wanted or self.text.busy:
+            self._await_texts()
+        else:
+            self.close_text()
+
+    def _stop_text_timer(self) -> None:
+        if self._text_timer is not None:
+            self._text_timer.cancel()
+            self._text_timer = None
+
     def close_text(self) -> None:
         """End the text process; the next request that needs it starts another."""
+        self._stop_text_timer()
         text, self.text = self.text, None
         if text is not None:
             closing = asyncio.create_task(text.close())
@@ -169,14 +200,22 @@ class Resident:
         folder = self.known_folder()
         while self.engine is None:
             try:
-                self.engine = await self._supervisor.start(folder, memory_limit)
+                self.engine = await self._supervisor.start(folder, memory_limit, self._show_loading)
             except EngineFailed as error:
                 if self._supervisor.gave_up:
                     raise
                 self.set("loading", f"starting again: {error.message}")
-        self.status = replace(self.status, batched=self.engine.batched)
+        if self.text is not None:
+            self.engine.know(self.text.vocabulary.token_table)
+        own, most = self.status.context_length, self.engine.most_tokens
+        now = min(own, most) if own and most is not None else None
+        self.status = replace(self.status, batched=self.engine.batched, context_length_now=now)
         self.set("ready", "in memory")
         self._await_requests()
+
+    def _show_loading(self, done: int, total: int) -> None:
+        text = f"loading into memory: {done / 1e9:.2f} of {total / 1e9:.2f} GB"
+        self.set("loading", text, done, total)
 
     async def unload(self) -> None:
         """Give its memory back, by ending its engine."""
@@ -213,7 +252,10 @@ class Resident:
 
     def _forget_engine(self) -> None:
         self.engine = None
+        self.status = replace(self.status, context_length_now=None)
+        self._keep_alive_s = None
         self._stop_idle_timer()
+        self._await_texts()
 
     # ---- who uses it
 
@@ -226,9 +268,9 @@ class Resident:
     def in_use(self) -> bool:
         return bool(self._granted)
 
-    def lease(self) -> Lease:
+    def lease(self, keep_alive_s: float | None = None) -> Lease:
         """One that waits, until `grant_leases` or `refuse_leases`."""
-        lease = Lease(self._lease_ended)
+        lease = Lease(self._lease_ended, keep_alive_s)
         self._waiting.append(lease)
         return lease
 
@@ -238,6 +280,8 @@ class Resident:
             lease = self._waiting.popleft()
             lease.grant(engine)
             self._granted.add(lease)
+            if lease.keep_alive_s is not None:
+                self._keep_alive_s = lease.keep_alive_s
             self._stop_idle_timer()
 
     def refuse_leases(self, error: ConfigiError) -> None:
@@ -255,9 +299,11 @@ class Resident:
 
     def _await_requests(self) -> None:
         self._stop_idle_timer()
-        if self._settings.idle_unload_s and self.engine is not None:
-            loop = asyncio.get_running_loop()
-            self._idle_timer = loop.call_later(self._settings.idle_unload_s, self._owner.idle, self)
+        # 0 is never in the settings, and at once in a request.
+        asked = self._keep_alive_s
+        seconds = (self._settings.idle_unload_s or math.inf) if asked is None else asked
+        if seconds < math.inf and self.engine is not None:
+            self._idle_timer = asyncio.get_running_loop().call_later(seconds, self._owner.idle, self)
 
     def _stop_idle_timer(self) -> None:
         if self._idle_timer is not None:

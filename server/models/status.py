@@ -28,3 +28,10 @@ class ModelStatus:
     batched: bool | None = None
     # Something about its files that its users should know.
     warning: str | None = None
+    # Bytes a second of the running transfer; None while that cannot be told.
+    rate: float | None = None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of the running transfer, at the speed of its last seconds."""
+        return None if self.total is None or not self.rate else (self.total - self.done) / self.rate

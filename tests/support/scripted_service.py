@@ -22,8 +22,16 @@ from fastapi import FastAPI
 
 from server.api.protocols import WireProtocol, mount
 from server.app import PROTOCOLS
-from server.chat.conversation import Conversation, GenerationOptions, GenerationRequest, Infill, Prompt
+from server.chat.conversation import (
+    Conversation,
+    DecisionRequest,
+    GenerationOptions,
+    GenerationRequest,
+    Infill,
+    Prompt,
+)
 from server.chat.deltas import (
+    Decided,
     Delta,
     Event,
     Finish,
@@ -57,6 +65,7 @@ def token(index: int, text: str, k: int | None, logprob: float = -0.5, offset: i
 class ScriptedService:
     settings: Settings = field(default_factory=Settings)
     requests: list[GenerationRequest] = field(default_factory=list)
+    decisions: list[DecisionRequest] = field(default_factory=list)
     tokenized: list[Prompt] = field(default_factory=list)
     state: ModelStatus = field(default_factory=lambda: ModelStatus(MODEL, "ready", "ready", context_length=4096))
     # What its files say; None while they are not read.
@@ -135,6 +144,26 @@ class ScriptedService:
         for choice in range(options.n):
             yield Finish(choice, reason, len(pieces))
         yield Usage(5, len(pieces) * options.n, 2)
+
+    async def decide(self, request: DecisionRequest) -> Decided:
+        """Each option is half as likely as the one before it. The last message is the script."""
+        self.decisions.append(request)
+        self.model(request.model or MODEL)
+        script = request.inquiry.messages[-1].text
+        if script == "fail early":
+            raise InvalidRequest("The template says no.", param="input")
+        self.running += 1
+        self.idle.clear()
+        self.begun.set()
+        try:
+            if script == "hang":
+                await asyncio.Event().wait()
+            await asyncio.sleep(0)
+        finally:
+            self.running -= 1
+            self.idle.set()
+        logprobs = [[-index * math.log(2) for index in range(len(q.options))] for q in request.inquiry.questions]
+        return Decided(MODEL, logprobs, Usage(50, 0, 40))
 
     async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool, client: str) -> list[int]:
         self.model(model or MODEL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from server.api.fields import Fields, Refusal
+from server.api.other_servers import KEEP_ALIVE, RETURN_PROGRESS
 
 MESSAGES = Fields(
     works={
@@ -19,7 +20,8 @@ MESSAGES = Fields(
         "tool_choice": "auto, any, tool or none, with disable_parallel_tool_use.",
         "thinking": "enabled with budget_tokens, adaptive, or disabled, as when absent; display omitted hides it.",
         "output_config": "effort, and format with a json_schema.",
-        "return_progress": "true adds prompt_progress to the pings while the prompt is read.",
+        "keep_alive": KEEP_ALIVE,
+        "return_progress": RETURN_PROGRESS,
     },
     accepted={
         "metadata": "A label; nothing is stored.",

@@ -43,7 +43,9 @@ class CompletionCall:
     include_usage: bool
     logprobs: bool
     token_ids: bool
+    progress: bool
     cache_salt: str
+    keep_alive_s: float | None
     headers: dict[str, str]
 
 
@@ -75,7 +77,9 @@ def parse_completion(raw: bytes, limits: LimitSettings) -> CompletionCall:
         include_usage=bool(fields.stream_options.include_usage),
         logprobs=fields.logprobs is not None,
         token_ids=fields.return_token_ids,
+        progress=fields.return_progress,
         cache_salt=fields.cache_salt,
+        keep_alive_s=fields.keep_alive,
         headers=screened.headers(),
     )
 

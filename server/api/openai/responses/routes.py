@@ -52,7 +52,14 @@ def router(service: Service) -> APIRouter:
         parsed = await parsed_body(request, partial(parse_response, limits=limits))
         call = response_call(parsed, limits, store, who.client.group)
         asked = GenerationRequest(
-            who.request_id, call.model, call.conversation, call.options, who.client, wait_for_model=call.fields.stream
+            who.request_id,
+            call.model,
+            call.conversation,
+            call.options,
+            who.client,
+            wait_for_model=call.fields.stream,
+            keep_alive_s=call.fields.keep_alive,
+            notes=call.notes,
         )
         return call, asked
 
@@ -139,7 +146,8 @@ class _Making:
             async for event in events:
                 for _ in response.take(event):
                     pass
-        return _json(response.end(), call.headers)
+        body = response.end()
+        return _json(body, {**call.headers, **response.cache_headers()})
 
     async def _events(
         self, asked: GenerationRequest, truncate: bool, key: tuple[str, str]
