@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import chain, takewhile
 
-from server.chat.conversation import Infill, OtherFile
+from server.chat.conversation import Conversation, Infill, OtherFile
 from server.chat.encoded import EncodedPrompt, End
 from server.chat.infill_tokens import InfillTokens
-from server.chat.prompt import checked, encode_text
+from server.chat.parts import Message
+from server.chat.prompt import check_fit, check_known, encode_segments, spelling_defuser, unused_marks
+from server.chat.template import Rendered
 from server.chat.tokenizer import ChatTokenizer
 from server.errors import InvalidRequest
 
@@ -46,7 +48,9 @@ def encode_infill(tokenizer: ChatTokenizer, infill: Infill, context_length: int)
     ids, ends = _laid_out(tokenizer, tokens, fitting)
     stops = sorted(tokens.ends)
     encoded = EncodedPrompt(ids, ends, tokenizer.decode(ids), stops=stops, goes_on=False, truncated=truncated)
-    return checked(tokenizer, encoded, context_length)
+    check_fit(len(ids), context_length)
+    check_known(ids, tokenizer)
+    return encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,24 +71,29 @@ class _Parts:
 
 
 def _encoded(tokenizer: ChatTokenizer, tokens: InfillTokens, infill: Infill) -> _Parts:
-    def behind(marker: int, text: str) -> list[int]:
-        return [marker, *encode_text(tokenizer, text, goes_on=True)]
+    def encode(text: str, *, goes_on: bool = False) -> list[int]:
+        """Without any control token, whatever it spells. `goes_on`: no space is put in front of it."""
+        mark = unused_marks(Conversation((Message.plain("user", text),)))[0]
+        plain = Rendered(spelling_defuser(tokenizer.special_texts, mark)(text), ())
+        return encode_segments(tokenizer, plain, mark, start=int(goes_on))[0]
 
-    prefix = encode_text(tokenizer, infill.prefix)
+    def behind(marker: int, text: str) -> list[int]:
+        return [marker, *encode(text, goes_on=True)]
+
+    prefix = encode(infill.prefix)
     # What is typed changes the tokens of its own line, and where a line begins they mostly part.
-    lines = encode_text(tokenizer, infill.prefix[: infill.prefix.rfind("\n") + 1])
+    lines = encode(infill.prefix[: infill.prefix.rfind("\n") + 1])
     agreed = takewhile(lambda pair: pair[0] == pair[1], zip(prefix, lines, strict=False))
     head: list[int] = []
     last: list[int] = []
     if tokens.file is None:
-        files = [encode_text(tokenizer, f"--- {file.name} ---\n\n{file.text}\n\n") for file in infill.files]
+        files = [encode(f"--- {file.name} ---\n\n{file.text}\n\n") for file in infill.files]
     else:
         files = [behind(tokens.file, f"{file.name}\n{file.text}") for file in infill.files]
         last = behind(tokens.file, f"{_FILE}\n")
         if tokens.repository is not None:
             head = behind(tokens.repository, f"{_REPOSITORY}\n")
-    # No space is put in front of a text that goes on from a marker.
-    suffix = encode_text(tokenizer, infill.suffix, goes_on=not tokens.suffix_first)
+    suffix = encode(infill.suffix, goes_on=not tokens.suffix_first)
     return _Parts(head, files, last, prefix, sum(1 for _ in agreed), suffix)
 
 

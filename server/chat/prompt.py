@@ -173,7 +173,7 @@ def encode_segments(
             # Where the model goes on behind a result in the same turn, a message ends with the prompt.
             last = stop == len(rendered.text)
             ends = {end.offset - at: end.role for end in rendered.ends if at <= end.offset < stop + last}
-            tokens, found = tokenizer.encode_with_borders(piece, ends, goes_on=goes_on or at > 0)
+            tokens, found = tokenizer.encode_with_borders(piece, ends, goes_on=at > 0)
             boundaries += [End(len(ids) + offset, ends[border]) for border, offset in found.items()]
             ids += tokens
         start += len(segment) + len(mark)

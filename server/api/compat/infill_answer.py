@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 from server.api.openai.answer import unfinished
+from server.api.progress import PromptProgress, prompt_text, reading, waiting
 from server.chat.deltas import Event, Finish, ModelPending, PrefillProgress, Started, TextDelta, Usage
 from server.http.sse import comment, frame
 
@@ -23,6 +24,13 @@ class GrowingInfill:
         self._usage: Usage | None = None
         # When it got its slot, when its first text came, and when it ended.
         self._slot_at = self._text_at = self._end_at = 0.0
+
+    @property
+    def usage(self) -> Usage:
+        """Of the whole answer."""
+        if self._usage is None:
+            raise unfinished()
+        return self._usage
 
     @property
     def prompt_tokens(self) -> int:
@@ -85,22 +93,29 @@ class GrowingInfill:
 
 
 class InfillStream:
-    """Renders one stream."""
+    """Renders one stream. `progress`: as data, as llama-server does it, and not as comments."""
 
-    def __init__(self, answer: GrowingInfill) -> None:
+    def __init__(self, answer: GrowingInfill, *, progress: bool) -> None:
         self._answer = answer
+        self._progress = progress
 
     def render(self, event: Event) -> bytes:
         self._answer.take(event)
         match event:
             case TextDelta(text=text) if text:
-                evaluated = self._answer.prompt_tokens
-                return frame({"index": 0, "content": text, "tokens": [], "stop": False, "tokens_evaluated": evaluated})
+                return self._piece(text)
             case ModelPending():
-                return comment(event.text)
+                return self._told(event.text, waiting(event, self._answer.prompt_tokens))
             case PrefillProgress():
-                return comment(f"prompt {event.done} of {event.total} tokens")
+                return self._told(prompt_text(event), reading(event))
         return b""
+
+    def _told(self, text: str, progress: PromptProgress) -> bytes:
+        return self._piece("", prompt_progress=progress) if self._progress else comment(text)
+
+    def _piece(self, text: str, **more: Any) -> bytes:
+        piece = {"index": 0, "content": text, "tokens": [], "stop": False}
+        return frame({**piece, "tokens_evaluated": self._answer.prompt_tokens, **more})
 
     def end(self) -> bytes:
         return frame(self._answer.end())

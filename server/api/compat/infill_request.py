@@ -47,12 +47,15 @@ class InfillFields(SamplingFields):
 
 @dataclass(frozen=True, slots=True)
 class InfillCall:
-    """`response_fields`: those that the answer is to hold; all if there are none."""
+    """`response_fields`: those that the answer is to hold; all if there are none. `progress`: a stream tells it as
+    data."""
 
     model: str | None
     prompt: Infill
     options: GenerationOptions
     stream: bool
+    progress: bool
+    keep_alive_s: float | None
     response_fields: tuple[str, ...]
     cache_salt: str
     headers: dict[str, str]
@@ -69,6 +72,8 @@ def parse_infill(raw: bytes, limits: LimitSettings) -> InfillCall:
         prompt=Infill(fields.input_prefix + fields.prompt, fields.input_suffix, files, room),
         options=replace(options, min_indent=fields.n_indent, time_limit_s=fields.t_max_predict_ms / 1000),
         stream=fields.stream,
+        progress=fields.return_progress,
+        keep_alive_s=fields.keep_alive,
         response_fields=tuple(fields.response_fields),
         cache_salt=fields.cache_salt,
         headers=screened.headers(*ignored),

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server import __version__
+from server.api.cache_headers import cache_headers
 from server.api.compat.infill_answer import GrowingInfill, InfillStream, collected
 from server.api.compat.infill_request import InfillCall, parse_infill
 from server.api.openai.answer import caller
@@ -38,7 +39,13 @@ def router(service: Service) -> APIRouter:
         call = await parsed_body(request, parse)
         who = caller(request, service.settings, call.cache_salt)
         asked = GenerationRequest(
-            who.request_id, call.model, call.prompt, call.options, who.client, wait_for_model=call.stream
+            who.request_id,
+            call.model,
+            call.prompt,
+            call.options,
+            who.client,
+            wait_for_model=call.stream,
+            keep_alive_s=call.keep_alive_s,
         )
         return await while_connected(request, _infill(service, call, asked))
 
@@ -53,8 +60,10 @@ async def _infill(service: Service, call: InfillCall, asked: GenerationRequest) 
     events, answer = service.generate(asked), GrowingInfill(call.response_fields)
     try:
         if call.stream:
-            return await stream(events, InfillStream(answer), DIALECT, service.settings.server, call.headers)
-        return _json(await collected(events, answer), call.headers)
+            renderer = InfillStream(answer, progress=call.progress)
+            return await stream(events, renderer, DIALECT, service.settings.server, call.headers)
+        whole = await collected(events, answer)
+        return _json(whole, {**call.headers, **cache_headers([answer.usage])})
     except InvalidRequest as error:
         if error.param == "suffix":
             error.param = "input_suffix"

@@ -142,7 +142,7 @@ def _running(model: ModelStatus, about: Description) -> dict[str, Any]:
         **_entry(model, about),
         "size_vram": about.weight_bytes,
         "context_length": model.context_length_now or model.context_length,
-        # Unloading is a setting, and no moment is known.
+        # A model stays as settings and requests say; the moment is not told.
         "expires_at": "0001-01-01T00:00:00Z",
     }
 

@@ -89,6 +89,20 @@ def test_a_stream_is_pieces_and_a_last_event_and_nothing_behind_it(server: Runni
     assert (last["stop"], last["content"], last["tokens_predicted"]) == (True, "", len(REPLY))
 
 
+def test_progress_is_data_where_it_is_asked_for(server: Running) -> None:
+    asked = {"input_prefix": "a", "stream": True, "return_progress": True, "keep_alive": "5m"}
+    first, *pieces, last = server.send("POST", "/infill", asked).events()
+    progress = first["prompt_progress"]
+    assert (progress["total"], progress["cache"], progress["processed"]) == (5, 2, 5)
+    assert (first["content"], first["stop"], last["stop"]) == ("", False, True)
+    assert not any("prompt_progress" in piece for piece in pieces)
+    assert server.service.requests[-1].keep_alive_s == 300
+
+
+def test_headers_tell_what_was_cached(server: Running) -> None:
+    assert server.send("POST", "/infill", {"input_prefix": "a"}).headers["x-configi-cached-tokens"] == "2"
+
+
 def test_an_answer_may_be_asked_for_in_parts(server: Running) -> None:
     fields = ["content", "timings/prompt_n", "tokens_cached", "none", "content/none"]
     assert infill(server, response_fields=fields) == {"content": TEXT, "timings/prompt_n": 3, "tokens_cached": 2}
