@@ -8,14 +8,13 @@ to the place where somebody types.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, takewhile
 
-from server.chat.conversation import Conversation, Infill, OtherFile
+from server.chat.conversation import Infill, OtherFile
 from server.chat.encoded import EncodedPrompt, End
 from server.chat.infill_tokens import InfillTokens
-from server.chat.parts import Message
-from server.chat.prompt import check_fit, check_known, encode_segments, spelling_defuser, unused_marks
-from server.chat.template import Rendered
+from server.chat.prompt import check_fit, check_known, encode_text
 from server.chat.tokenizer import ChatTokenizer
 from server.errors import InvalidRequest
 
@@ -71,11 +70,7 @@ class _Parts:
 
 
 def _encoded(tokenizer: ChatTokenizer, tokens: InfillTokens, infill: Infill) -> _Parts:
-    def encode(text: str, *, goes_on: bool = False) -> list[int]:
-        """Without any control token, whatever it spells. `goes_on`: no space is put in front of it."""
-        mark = unused_marks(Conversation((Message.plain("user", text),)))[0]
-        plain = Rendered(spelling_defuser(tokenizer.special_texts, mark)(text), ())
-        return encode_segments(tokenizer, plain, mark, start=int(goes_on))[0]
+    encode = partial(encode_text, tokenizer)
 
     def behind(marker: int, text: str) -> list[int]:
         return [marker, *encode(text, goes_on=True)]

@@ -36,11 +36,6 @@ def encode_prompt(
         encoded = _raw(tokenizer, prompt.content, context_length, with_offsets)
     else:
         encoded = _conversation(tokenizer, template, prompt, context_length)
-    return checked(tokenizer, encoded, context_length)
-
-
-def checked(tokenizer: ChatTokenizer, encoded: EncodedPrompt, context_length: int) -> EncodedPrompt:
-    """`encoded`, if it leaves room for an answer and the model has its tokens. Raises as `encode_prompt` does."""
     check_fit(len(encoded.ids), context_length)
     check_known(encoded.ids, tokenizer)
     return encoded
@@ -173,7 +168,7 @@ def encode_segments(
             # Where the model goes on behind a result in the same turn, a message ends with the prompt.
             last = stop == len(rendered.text)
             ends = {end.offset - at: end.role for end in rendered.ends if at <= end.offset < stop + last}
-            tokens, found = tokenizer.encode_with_borders(piece, ends, goes_on=at > 0)
+            tokens, found = tokenizer.encode_with_borders(piece, ends, goes_on=goes_on or at > 0)
             boundaries += [End(len(ids) + offset, ends[border]) for border, offset in found.items()]
             ids += tokens
         start += len(segment) + len(mark)
