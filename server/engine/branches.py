@@ -64,14 +64,19 @@ def branches(model: Any, layers: Layers, length: int, *, together: bool) -> Bran
     )
 
 
-class Tree:
-    # Where a kernel wants each row's keys contiguous, it copies the prompt's for as many.
-    most = 32
+# Texts that are read at once.
+_MOST_TEXTS = 32
+# Metal's kernel for a few tokens of each row copies a layer's keys and values for every row; this many bytes at most.
+_MOST_COPIED = 2**29
 
+
+class Tree:
     def __init__(self, model: Any, layers: Layers, length: int) -> None:
         self._model = model
         self._length = length
         self.layers = [_Layer(self, *compat.ordered(layer), compat.window_size(layer)) for layer in layers]
+        largest = max(layer.columns.nbytes for layer in self.layers)
+        self.most = max(1, min(_MOST_TEXTS, _MOST_COPIED // max(1, largest)))
         # The position of each column behind the prompt's.
         self._positions: list[int] = []
         # Of the pass under way: which columns behind the prompt's each row's tokens see, and the tokens' positions.

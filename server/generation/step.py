@@ -125,6 +125,7 @@ class Generation:
                 await wait.news(lease.granted)
                 engine = lease.granted.result()
                 with (
+                    blaming(request),
                     closing(engine.generate([score_command(inquiry, client)])) as stream,
                     place.wait(stream) as on_slot,
                 ):
