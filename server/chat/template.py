@@ -60,7 +60,6 @@ class ChatTemplate:
             raise ModelUnavailable(
                 f"The model's chat template is broken at line {error.lineno}: {error.message}"
             ) from error
-        self._with_parts = frozenset[Role]() if self._template is None else roles_with_parts(self._bare)
 
     @staticmethod
     def load(folder: Path, special: dict[str, str]) -> ChatTemplate:
@@ -97,6 +96,11 @@ class ChatTemplate:
         arranged_messages = arranged(conversation.messages, conversation.tools, self._traits)
         messages, text = _first_complete(rendering, arranged_messages)
         return Rendered(text, _message_ends(rendering, messages, text))
+
+    @functools.cached_property
+    def _with_parts(self) -> frozenset[Role]:
+        """Found out by rendering, so by the first request: what a template takes for it is then bounded."""
+        return roles_with_parts(self._bare)
 
     def _bare(self, messages: Sequence[Mapping[str, Any]]) -> str:
         assert self._template is not None

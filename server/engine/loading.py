@@ -33,8 +33,7 @@ def load(
         model = load_folder(folder, on_progress)
     except MemoryError:
         raise
-    except (Exception, SystemExit) as error:
-        # One of its architectures ends the process where a package is missing.
+    except Exception as error:
         # mlx-lm and MLX raise ValueError, KeyError, TypeError, RuntimeError, ... depending on the damage.
         raise LoadError(_sentence(error, folder)) from error
     weights = dict(tree_flatten(model.parameters()))
@@ -83,9 +82,9 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _sentence(error: BaseException, folder: Path) -> str:
+def _sentence(error: Exception, folder: Path) -> str:
     """MLX's reason in one line without the path of the folder; it lists tensors below one another."""
-    if isinstance(error, SystemExit):
+    if isinstance(error, ImportError):
         return "mlx-lm cannot run models of this type without a package that is not installed."
     reason = " ".join(str(error).split())[:300].replace(str(folder), "the folder")
     if isinstance(error, KeyError | AttributeError | TypeError):

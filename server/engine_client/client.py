@@ -93,16 +93,21 @@ class EngineClient:
             raise self.closed
         return loaded
 
+    def know(self, table: Callable[[], TokenTable]) -> None:
+        """Tell it once how the model's tokens are spelled, before the first request with a grammar or a thought."""
+        if self.closed is None and not self._knows_tokens:
+            self._knows_tokens = True
+            self._send(table())
+
     def generate(self, requests: Sequence[Generate], table: Callable[[], TokenTable] | None = None) -> EngineStream:
         """Send `requests`, whose ids are chosen here; the stream distinguishes them by their index.
 
-        `table` spells the model's tokens, for requests with a grammar or a thought.
+        `table` is for `know`, which may not have been called when the model was loaded.
         """
         if self.closed is not None:
             raise self.closed
-        if table is not None and not self._knows_tokens and any(r.grammar or r.thought for r in requests):
-            self._knows_tokens = True
-            self._send(table())
+        if table is not None and any(r.grammar or r.thought for r in requests):
+            self.know(table)
         if not self._streams:
             self._silence_s = 0.0
         stream = EngineStream(self)

@@ -130,7 +130,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class TokenTable(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The spelling of the model's tokens. Sent once, before the first request with a grammar or a thought.
+    """The spelling of the model's tokens. Sent once, when the model was loaded, or else before the first request with a
+    grammar or a thought.
 
     Token i is `text[starts[i]:starts[i + 1]]`, `starts` little-endian uint32. `markers`: those that ordinary text never
     becomes. `ends`: those that end an answer.

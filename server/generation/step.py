@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, closing
-from dataclasses import replace
 
 from server.chat.conversation import Conversation, GenerationRequest, Prompt, RawPrompt
 from server.chat.deltas import Event, ModelPending, ReasoningDelta, Started, TextDelta, ToolCallDelta
@@ -18,6 +17,7 @@ from server.chat.formats.format import WireFormat
 from server.chat.grammar.constraint import FREE, Constraint
 from server.errors import ContextLengthExceeded, ModelLoading
 from server.generation.answer import answer
+from server.generation.blame import blaming
 from server.generation.channels import channels_of, wire_format
 from server.generation.places import Places
 from server.generation.sampling import generate_commands, thought_of
@@ -26,7 +26,7 @@ from server.metrics import Metrics
 from server.models.catalog import Catalog
 from server.models.residency import Residency
 from server.models.status import ModelStatus
-from server.settings.types import ModelSettings, Settings
+from server.settings.types import Settings
 from server.text.client import TextProcess
 from server.text.protocol import Constrain
 
@@ -83,6 +83,7 @@ class Generation:
                     yield pending
                 engine = lease.granted.result()
                 with (
+                    blaming(request),
                     closing(engine.generate(commands, text.vocabulary.token_table)) as stream,
                     place.wait(stream) as on_slot,
                 ):
@@ -155,19 +156,13 @@ class Generation:
     # ---- what operations and model endpoints show
 
     def models(self) -> list[ModelStatus]:
-        return [self._status(entry) for entry in self._catalog.entries]
+        return [self._residency.status(entry) for entry in self._catalog.entries]
 
     def model(self, name: str) -> ModelStatus:
-        return self._status(self._catalog.resolve(name))
+        return self._residency.status(self._catalog.resolve(name))
 
     def default_model(self) -> ModelStatus:
-        return self._status(self._catalog.default)
-
-    def _status(self, entry: ModelSettings) -> ModelStatus:
-        """With the context length, which the model's own files tell once they have been read."""
-        status = self._residency.status(entry)
-        text = self._residency.text(entry)
-        return replace(status, context_length=text.context_length) if text else status
+        return self._residency.status(self._catalog.default)
 
     def healthy(self) -> bool:
         """Alive and making progress: the engine, if there should be one, is there and answers."""

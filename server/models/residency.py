@@ -15,6 +15,7 @@ from server.engine_client.supervisor import Supervisor
 from server.errors import ConfigiError, ModelUnavailable
 from server.models.acquire import Acquirer
 from server.models.catalog import Catalog
+from server.models.describe import Describer
 from server.models.lease import Lease
 from server.models.memory import Memory
 from server.models.notifier import Notifier
@@ -42,8 +43,10 @@ class Residency:
     ) -> None:
         self._verifier = verifier
         self._memory = memory
+        describer = Describer()
         self._models = {
-            entry.id: Resident(entry, settings, acquirer, opener, new_supervisor(), self) for entry in catalog.entries
+            entry.id: Resident(entry, settings, acquirer, opener, new_supervisor(), self, describer)
+            for entry in catalog.entries
         }
         self._turn = asyncio.Lock()
         # The one in memory, or the last one that was to be.
@@ -66,10 +69,6 @@ class Residency:
 
     def status(self, entry: ModelSettings) -> ModelStatus:
         return self._models[entry.id].status
-
-    def text(self, entry: ModelSettings) -> TextProcess | None:
-        """What `open` has given, if it was called."""
-        return self._models[entry.id].text
 
     def open(self, entry: ModelSettings) -> asyncio.Future[TextProcess]:
         """The text process of `entry`, whose files are obtained if need be. Shared, so never to be cancelled.

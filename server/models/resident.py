@@ -29,6 +29,9 @@ from server.text.client import TextProcess
 
 log = logging.getLogger("configi.models")
 
+# What is read of a model's files is kept so long without its weights: others may have written the files.
+_TEXT_IDLE_S = 5.0
+
 # Starts the text process of a model folder, given the context length to serve.
 Opener = Callable[[Path, int | None], Awaitable[TextProcess]]
 
@@ -57,7 +60,7 @@ class Resident:
         opener: Opener,
         supervisor: Supervisor,
         owner: Owner,
-        describer: Describer | None = None,
+        describer: Describer,
     ) -> None:
         text = "not loaded yet; the first request loads it"
         self.entry = entry
@@ -71,7 +74,7 @@ class Resident:
         self._supervisor = supervisor
         self._pace = Pace()
         self._owner = owner
-        self._describer = describer or Describer()
+        self._describer = describer
         self._opening: asyncio.Task[TextProcess] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._waiting: deque[Lease] = deque()
@@ -79,6 +82,7 @@ class Resident:
         self._idle_timer: asyncio.TimerHandle | None = None
         # As the last request asked that had a wish; it holds until the model is unloaded.
         self._keep_alive_s: float | None = None
+        self._text_timer: asyncio.TimerHandle | None = None
         self._failure: ConfigiError | None = None
         self._failed_at = 0.0
         supervisor.on_exit = self._engine_died
@@ -106,6 +110,7 @@ class Resident:
             self._opening = asyncio.create_task(self._open())
             # Every caller may have left by the time it fails; the failure is in the status all the same.
             self._opening.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._await_texts()
         return self._opening
 
     async def _open(self) -> TextProcess:
@@ -121,8 +126,9 @@ class Resident:
         self.folder, self.text = folder, text
         if stale := await asyncio.to_thread(stale_template, folder):
             log.warning("model %s: %s", self.entry.id, stale)
-        self.status = replace(self.status, warning=stale)
+        self.status = replace(self.status, warning=stale, context_length=text.context_length)
         text.on_unavailable = self._forget_files
+        self._await_texts()
         return text
 
     async def _context_length(self, folder: Path) -> int | None:
@@ -150,8 +156,26 @@ class Resident:
         self.folder = None
         self.close_text()
 
+    def _await_texts(self) -> None:
+        self._stop_text_timer()
+        self._text_timer = asyncio.get_running_loop().call_later(_TEXT_IDLE_S, self._text_is_idle)
+
+    def _text_is_idle(self) -> None:
+        if self.text is None or self.engine is not None:
+            return
+        if self.wanted or self.text.busy:
+            self._await_texts()
+        else:
+            self.close_text()
+
+    def _stop_text_timer(self) -> None:
+        if self._text_timer is not None:
+            self._text_timer.cancel()
+            self._text_timer = None
+
     def close_text(self) -> None:
         """End the text process; the next request that needs it starts another."""
+        self._stop_text_timer()
         text, self.text = self.text, None
         if text is not None:
             closing = asyncio.create_task(text.close())
@@ -173,6 +197,8 @@ class Resident:
                 if self._supervisor.gave_up:
                     raise
                 self.set("loading", f"starting again: {error.message}")
+        if self.text is not None:
+            self.engine.know(self.text.vocabulary.token_table)
         self.status = replace(self.status, batched=self.engine.batched)
         self.set("ready", "in memory")
         self._await_requests()
@@ -218,6 +244,7 @@ class Resident:
         self.engine = None
         self._keep_alive_s = None
         self._stop_idle_timer()
+        self._await_texts()
 
     # ---- who uses it
 

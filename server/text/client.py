@@ -76,6 +76,7 @@ class TextProcess:
         self._large = _OnDemand(large)
         self._grammars = _OnDemand(grammars)
         self._constraints: OrderedDict[bytes, Constraint] = OrderedDict()
+        self._asking = 0
         self.vocabulary = vocabulary
         # Called when the model's files turn out to be gone or broken since they were opened.
         self.on_unavailable: Callable[[], None] = lambda: None
@@ -126,6 +127,11 @@ class TextProcess:
     @property
     def context_length(self) -> int:
         return self.vocabulary.context_length
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return self._asking > 0
 
     async def encode_prompt(self, prompt: Prompt, client: str, *, with_offsets: bool = False) -> EncodedPrompt:
         try:
@@ -180,8 +186,11 @@ class TextProcess:
         return await self._ask(self._small if len(raw) <= _LARGE_BYTES else self._large, raw, client)
 
     async def _ask(self, lane: Lane | _OnDemand, raw: bytes, client: str) -> TextAnswer:
+        self._asking += 1
         try:
             return await lane.ask(raw, client)
         except ModelUnavailable:
             self.on_unavailable()
             raise
+        finally:
+            self._asking -= 1
