@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import takewhile
 
+from server.chat.deltas import ModelPending
 from server.engine_client.client import EngineStream
 from server.errors import ConfigiError, InvalidRequest, QueueFull, QueueTimeout, ShuttingDown
 from server.models.notifier import Notifier
@@ -74,6 +75,8 @@ class Place:
         self._queue = queue
         self._queue_timeout_s = queue_timeout_s
         self._stream: EngineStream | None = None
+        # Its place in the queue, as its client was told it last.
+        self._shown: int | None = None
 
     def fail(self, error: ConfigiError) -> None:
         if not self.failed.done():
@@ -108,20 +111,24 @@ class Place:
             self._queue.remove(self)
             self._stream = None
 
-    async def news(self, stream: EngineStream, shown: int | None) -> int | None:
-        """Its place in the queue for a slot, 1 being the next, once that is another than `shown`; None when the engine
+    async def news(self, stream: EngineStream, model: str) -> ModelPending | None:
+        """Where it stands in the queue for a slot, whenever that has changed since the last call; None when the engine
         has begun with it, or it has ended. Those who came earlier are before it; the engine may be fairer."""
-        patience_s = None if shown else _NOTICED_S
+        patience_s = None if self._shown else _NOTICED_S
         while not stream.begun.done():
             number = self._queue.number(self)
-            if number != shown and (shown or self._queue.is_full_before(self)):
-                return number
+            if number != self._shown and (self._shown or self._queue.is_full_before(self)):
+                return self._show(number, model)
             awaited = {stream.begun, self._queue.changes.next()}
             done, _ = await asyncio.wait(awaited, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 # There are slots, but no memory.
-                return number
+                return self._show(number, model)
         return None
+
+    def _show(self, number: int, model: str) -> ModelPending:
+        self._shown = number
+        return ModelPending(f"queued: place {number}", "queued", model, number)
 
 
 class Queue:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager, closing
 
 from server.chat.conversation import Conversation, DecisionRequest, GenerationRequest, Prompt, RawPrompt
-from server.chat.deltas import Decided, Event, ModelPending, ReasoningDelta, Started, TextDelta, ToolCallDelta
+from server.chat.deltas import Decided, Event, ReasoningDelta, Started, TextDelta, ToolCallDelta
 from server.chat.description import Description
 from server.chat.formats.format import WireFormat
 from server.chat.grammar.constraint import FREE, Constraint
@@ -78,8 +78,7 @@ class Generation:
                 constraint = await constraining
             finally:
                 constraining.cancel()
-            for note in request.notes:
-                log.info(note, extra={"request_id": request.id})
+            _log_notes(request, request.notes)
             self._log_text(request, "prompt", prompt.text)
             thought = thought_of(chosen.thought, options.reasoning, prompt, constraint)
             commands = generate_commands(options, request.client, text.vocabulary, prompt, constraint, thought)
@@ -93,9 +92,8 @@ class Generation:
                     place.wait(stream) as on_slot,
                 ):
                     yield Started(entry.id, len(prompt.ids), prompt.text, prompt.ids, prompt.truncated)
-                    number: int | None = None
-                    while number := await place.news(stream, number):
-                        yield ModelPending(f"queued: place {number}", "queued", entry.id, number)
+                    while pending := await place.news(stream, entry.id):
+                        yield pending
                     held = commands[0].grammar is not None
                     channels = channels_of(request, chosen, text.vocabulary, prompt, held=held)
                     async with aclosing(answer(stream, request, text.vocabulary, prompt, channels, on_slot)) as events:
@@ -170,8 +168,7 @@ class Generation:
         most = int(self.settings.limits.max_grammar_bytes)
         command = Constrain(chosen.name, tools, options.tool_choice, options.shape, options.bad_words, closing, most)
         constraint = await text.constrain(command, request.client.group)
-        for note in constraint.notes:
-            log.info(note, extra={"request_id": request.id})
+        _log_notes(request, constraint.notes)
         return constraint
 
     def _log_answer(self, request: GenerationRequest, event: Event) -> None:
@@ -221,3 +218,8 @@ class Generation:
     def end(self) -> None:
         """The grace time is over: whatever still runs gets an error event."""
         self._places.end()
+
+
+def _log_notes(request: GenerationRequest, notes: Iterable[str]) -> None:
+    for note in notes:
+        log.info(note, extra={"request_id": request.id})

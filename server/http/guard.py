@@ -55,6 +55,10 @@ _EXPOSED = (
     b"x-configi-cache-diverged-in"
 )
 _SHOWN_CHARS = 200
+_NO_KEY = (
+    "The API key is missing or wrong; send it as Authorization: Bearer KEY. It is server.api_key, or one of "
+    "server.api_keys, in the server's settings."
+)
 # After a body of more, what it has taken of memory is given back so long after its request.
 _LARGE_BYTES = 2**20
 _SETTLED_S = 1.0
@@ -160,7 +164,7 @@ class Guard:
             return
         name = self._clients.of(headers)
         if name is None:
-            raise AuthenticationFailed("The API key is missing or wrong; send it as Authorization: Bearer KEY.")
+            raise AuthenticationFailed(_NO_KEY)
         scope["state"]["client"] = exchange.client = name
 
     def _check_body(self, method: str, headers: Headers) -> None:

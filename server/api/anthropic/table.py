@@ -14,7 +14,7 @@ MESSAGES = Fields(
         "stream": "Send the answer as server-sent events.",
         "temperature": "0 to 1 at Anthropic, 0 to 2 here; 0 always takes the likeliest token.",
         "top_p": "0 to 1.",
-        "top_k": "0 is off.",
+        "top_k": "0 and -1 are off.",
         "stop_sequences": "The answer's text ends before the first of them, and stop_sequence says which.",
         "tools": "Tools with an input_schema; those that Anthropic defines or runs are left out and named.",
         "tool_choice": "auto, any, tool or none, with disable_parallel_tool_use.",

@@ -194,6 +194,17 @@ def test_a_stream_that_waits_for_a_slot_knows_its_place_until_it_has_one(tmp_pat
                 assert [state["state"] for state in of_third] == ["prefill"]
 
 
+def test_a_stream_that_the_engine_has_no_room_for_is_told_so_though_there_are_slots(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    with serving_script(tmp_path, model, ["--interval", "0.01", "--slots", "1"]) as server, stream(server) as first:
+        first.text()
+        with stream(server, return_progress=True, max_tokens=2) as second:
+            told = states(second.events())
+            assert next(told)["queue_place"] == 1
+            first.leave()
+            assert [state["state"] for state in told] == ["prefill"]
+
+
 def test_a_stream_that_waits_for_its_model_is_told_so_as_data(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "model")
     with (

@@ -202,6 +202,7 @@ def test_without_the_key_every_route_is_401(locked: Running, path: str, key: str
     )
     assert answer is not None
     assert (answer.status, answer.error["type"]) == (401, "authentication_error")
+    assert "server.api_key" in answer.error["message"]
 
 
 @pytest.mark.parametrize("header", [{"authorization": f"Bearer {KEY}"}, {"x_api_key": KEY}])

@@ -18,7 +18,7 @@ RESPONSES = Fields(
         "max_output_tokens": "Longest answer in tokens, reasoning included; more than the context is clamped to it.",
         "temperature": "0 to 2; 0 always takes the likeliest token.",
         "top_p": "0 to 1.",
-        "top_k": "0 is off.",
+        "top_k": "0 and -1 are off.",
         "min_p": "0 to 1; 0 is off.",
         "repetition_penalty": "Above 0, to 10; 1 is off.",
         "presence_penalty": "-2 to 2.",
