@@ -7,6 +7,7 @@ A raw prompt is the caller's own rendering, and control tokens spelled in it are
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -128,18 +129,24 @@ def _marks_outside(strings: Sequence[str], needed: int = 1) -> list[str]:
 
 def spelling_defuser(special_texts: Sequence[str], mark: str) -> Callable[[str], str]:
     """Puts `mark` behind the first character of every control token that is spelled in a text."""
-    texts = [text for text in special_texts if len(text) > 1]
+    texts = tuple(text for text in special_texts if len(text) > 1)
     if not texts:
         return str
-    any_of_them = _pattern(texts)
-    spelled = re.compile(any_of_them)
-    # Looking ahead finds overlapping spellings too, at several times the cost.
-    inside = re.compile(f"(?={any_of_them})(.)", re.DOTALL)
+    spelled, inside = _patterns(texts)
 
     def defuse(text: str) -> str:
         return inside.sub(lambda match: match[1] + mark, text) if spelled.search(text) else text
 
     return defuse
+
+
+# Of one model, mostly; ten milliseconds for a thousand control tokens, and a prompt may have many texts.
+@functools.lru_cache(maxsize=4)
+def _patterns(texts: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """What finds any of `texts`, and what matches the first character of each. Looking ahead finds overlapping
+    spellings too, at several times the cost."""
+    any_of_them = _pattern(texts)
+    return re.compile(any_of_them), re.compile(f"(?={any_of_them})(.)", re.DOTALL)
 
 
 def _pattern(texts: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tokenizers import AddedToken
 
 from server.chat.conversation import Infill, OtherFile, RawPrompt
 from server.chat.encoded import EncodedPrompt
@@ -16,7 +17,9 @@ from server.chat.template import ChatTemplate
 from server.chat.tokenizer import ChatTokenizer
 from server.errors import ContextLengthExceeded, InvalidRequest
 from tests.support.fim_model import FILE, MIDDLE, PAD, PREFIX, QWEN, REPOSITORY, SUFFIX, fim_tokenizer
+from tests.support.kinds_of_tokenizer import KINDS, write_tokenizer
 from tests.support.tiny_model import BOS, BOS_ID, write_tiny_model
+from tests.support.vocabulary import vocabulary_of
 
 CONTEXT = 2048
 CODE = "def area(r):\n    return 3.14 * r\n\nprint(ar"
@@ -87,6 +90,17 @@ def test_tokens_of_a_vocabulary_that_are_not_added_ones_count_where_no_text_beco
     (folder / "config.json").write_text(json.dumps(config))
     prompt = encoded(ChatTokenizer.load(folder))
     assert [prompt.ids[0], prompt.ids[-1]] == [vocabulary["▁<PRE>"], vocabulary["▁<MID>"]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_space_is_put_in_front_of_what_goes_on_from_a_marker(tmp_path: Path, kind: str) -> None:
+    backend = KINDS[kind]()
+    backend.add_tokens([AddedToken(marker, special=False, normalized=False) for marker in QWEN])
+    tokenizer = ChatTokenizer.load(write_tokenizer(tmp_path, backend, "{{ messages }}"))
+    prompt = encoded(tokenizer, "the", "capital", OtherFile("Paris", "Hello"))
+    spelled = b"".join(map(vocabulary_of(tokenizer).token_bytes, prompt.ids)).decode()
+    assert spelled.endswith(f"the{SUFFIX}capital{MIDDLE}")
+    assert f"{FILE}Paris" in spelled
 
 
 def test_other_files_stand_before_the_one_with_the_gap(qwen: ChatTokenizer, made: Maker) -> None:
