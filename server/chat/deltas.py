@@ -43,13 +43,15 @@ class ModelPending:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The first event when nothing has to be waited for: the prompt is valid and the engine has it."""
+    """The first event when nothing has to be waited for: the prompt is valid and the engine has it. `truncated`:
+    something was left out of it, as the request allows."""
 
     model: str
     prompt_tokens: int
     # Logprobs of the prompt come later, as `PromptLogprobs`.
     prompt_text: str = ""
     prompt_ids: Sequence[int] = ()
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +142,13 @@ class Usage:
 
 
 Event = ModelPending | Started | PrefillProgress | PromptLogprobs | Delta | Finish | Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """The natural log-probability of every option of every question of an `Inquiry`. The prompt tokens of `usage` are
+    those of the messages, once, and of each question."""
+
+    model: str
+    logprobs: Sequence[Sequence[float]]
+    usage: Usage

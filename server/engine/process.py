@@ -37,6 +37,7 @@ from server.engine_client.protocol import (
     Load,
     Loaded,
     Loading,
+    ScoreOptions,
     TokenTable,
     decode_command,
     encode,
@@ -96,8 +97,13 @@ def _load(options: Load, on_progress: Callable[[int, int], None]) -> tuple[Engin
     disk = DiskTier(disk_dir, fingerprint(folder, mlx_lm.__version__), options.disk_limit)
     admission = Admission(limit, weight_bytes, measure(model))
     engine = Engine(model, vocab_size, options, admission, disk, together)
-    seconds = time.monotonic() - start
-    return engine, Loaded(vocab_size=vocab_size, weight_bytes=weight_bytes, seconds=seconds, batched=together.decode)
+    return engine, Loaded(
+        vocab_size=vocab_size,
+        weight_bytes=weight_bytes,
+        seconds=time.monotonic() - start,
+        batched=together.decode,
+        most_tokens=admission.most_tokens,
+    )
 
 
 def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
@@ -112,7 +118,7 @@ def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
         while socket.poll(wait):
             idle, wait = False, batching_window
             command = decode_command(socket.recv())
-            if not isinstance(command, TokenTable | Generate | Cancel):
+            if not isinstance(command, TokenTable | Generate | ScoreOptions | Cancel):
                 return
             events += engine.handle(command)
         if idle:

@@ -20,8 +20,10 @@ from server.engine_client.protocol import (
     Load,
     Loaded,
     Loading,
+    OptionsScored,
     Prefilled,
     PromptScored,
+    Request,
     Stats,
     Stop,
     Tokens,
@@ -38,8 +40,8 @@ from server.errors import (
     ModelUnavailable,
 )
 
+RequestEvent = Prefilled | PromptScored | OptionsScored | Tokens | Finished
 OnLoading = Callable[[int, int], None]
-RequestEvent = Prefilled | PromptScored | Tokens | Finished
 
 _FAILURES: dict[str, type[ConfigiError]] = {
     "invalid": InvalidRequest,
@@ -65,6 +67,8 @@ class EngineClient:
         self.on_loading: OnLoading = lambda done, total: None
         # Whether its requests share forward passes; known once the model is loaded.
         self.batched = True
+        # For how long a sequence it has memory.
+        self.most_tokens: int | None = None
         self.closed: ConfigiError | None = None
         self.stats: Stats | None = None
         # Requests that ended well: the supervisor then forgets past failures.
@@ -99,14 +103,14 @@ class EngineClient:
             self._knows_tokens = True
             self._send(table())
 
-    def generate(self, requests: Sequence[Generate], table: Callable[[], TokenTable] | None = None) -> EngineStream:
+    def generate(self, requests: Sequence[Request], table: Callable[[], TokenTable] | None = None) -> EngineStream:
         """Send `requests`, whose ids are chosen here; the stream distinguishes them by their index.
 
         `table` is for `know`, which may not have been called when the model was loaded.
         """
         if self.closed is not None:
             raise self.closed
-        if table is not None and any(r.grammar or r.thought for r in requests):
+        if table is not None and any(map(_needs_tokens, requests)):
             self.know(table)
         if not self._streams:
             self._silence_s = 0.0
@@ -157,6 +161,7 @@ class EngineClient:
                 self.on_loading(event.done, event.total)
             case Loaded():
                 self.batched = event.batched
+                self.most_tokens = event.most_tokens
                 self._loaded.set_result(event)
             case Failed(id=id):
                 error = _FAILURES[event.kind](event.message)
@@ -177,6 +182,10 @@ class EngineClient:
         # Never blocks: the queue is unbounded. It fails only when the engine has just died, which `close` will report.
         sent: Any = self._socket.send(encode(command), zmq.NOBLOCK)
         sent.exception()
+
+
+def _needs_tokens(request: Request) -> bool:
+    return isinstance(request, Generate) and bool(request.grammar or request.thought)
 
 
 class EngineStream:

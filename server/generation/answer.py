@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
 from server.chat.channels import Channels
-from server.chat.conversation import GenerationRequest
+from server.chat.conversation import GenerationOptions, GenerationRequest
 from server.chat.deltas import (
     CacheDivergence,
+    Delta,
     Event,
     Finish,
     FinishReason,
     PrefillProgress,
     PromptLogprobs,
     ScoredToken,
+    TextDelta,
     Usage,
 )
 from server.chat.encoded import EncodedPrompt
@@ -41,11 +44,8 @@ async def answer(
     """The events of every choice as they come, then the usage of all together. `new_channels`: the parser of one
     choice. `on_slot`: the request has a slot."""
     options = request.options
-    scored, parallel = options.top_logprobs is not None, options.tool_choice.parallel
-    outputs = [
-        ChoiceOutput(vocabulary, options.stop, choice, scored, new_channels(), prompt=prompt.ids, parallel=parallel)
-        for choice in range(options.n)
-    ]
+    outputs = [_output(options, vocabulary, prompt, choice, new_channels()) for choice in range(options.n)]
+    begun = [0.0] * options.n
     completion_tokens = [0] * options.n
     prefill = _Prefill(prompt)
     async for choice, event in stream:
@@ -54,6 +54,7 @@ async def answer(
                 if isinstance(event, Finished):
                     yield Finish(choice, "length", 0)
             case Tokens():
+                begun[choice] = begun[choice] or time.monotonic()
                 completion_tokens[choice] += len(event.tokens)
                 deltas, stopped = outputs[choice].push(event.tokens, event.logprobs)
                 for delta in deltas:
@@ -62,6 +63,11 @@ async def answer(
                     stream.stop(choice)
                     output = outputs[choice]
                     yield Finish(choice, _reason("stop", output), completion_tokens[choice], output.stop_string)
+                elif _line_ends_late(deltas, begun[choice], options.time_limit_s):
+                    stream.stop(choice)
+                    for delta in outputs[choice].finish(cut=True):
+                        yield delta
+                    yield Finish(choice, "length", completion_tokens[choice])
             case Finished():
                 for delta in outputs[choice].finish(cut=event.reason == "length"):
                     yield delta
@@ -105,9 +111,33 @@ def _part(prompt: EncodedPrompt, offset: int) -> Literal["system", "messages"] |
     return None if not ends else "system" if offset < ends[0] else "messages"
 
 
+def _output(
+    options: GenerationOptions, vocabulary: Vocabulary, prompt: EncodedPrompt, choice: int, channels: Channels | None
+) -> ChoiceOutput:
+    return ChoiceOutput(
+        vocabulary,
+        options.stop,
+        choice,
+        options.top_logprobs is not None,
+        channels,
+        prompt=prompt.ids,
+        parallel=options.tool_choice.parallel,
+        min_indent=options.min_indent,
+    )
+
+
 def _reason(reason: Literal["stop", "length"], output: ChoiceOutput) -> FinishReason:
     """A model that has called stops for the results."""
+    if output.outdented:
+        return "length"
     return "tool_calls" if reason == "stop" and output.called else reason
+
+
+def _line_ends_late(deltas: Sequence[Delta], begun: float, limit_s: float) -> bool:
+    """Whether a line has ended, and the time for the answer is over."""
+    if not limit_s or time.monotonic() - begun < limit_s:
+        return False
+    return any(isinstance(delta, TextDelta) and "\n" in delta.text for delta in deltas)
 
 
 def _prompt_tokens(prompt: EncodedPrompt, scored: PromptScored, vocabulary: Vocabulary) -> tuple[ScoredToken, ...]:

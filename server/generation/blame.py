@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from server.chat.conversation import Conversation, GenerationRequest
+from server.chat.conversation import Conversation, DecisionRequest, GenerationRequest
 from server.errors import ContextLengthExceeded, InvalidRequest
 
 
 @contextmanager
-def blaming(request: GenerationRequest) -> Iterator[None]:
+def blaming(request: GenerationRequest | DecisionRequest) -> Iterator[None]:
     """Every InvalidRequest that passes names a field."""
     try:
         yield
@@ -19,7 +19,9 @@ def blaming(request: GenerationRequest) -> Iterator[None]:
         raise
 
 
-def _field(request: GenerationRequest, error: InvalidRequest) -> str:
+def _field(request: GenerationRequest | DecisionRequest, error: InvalidRequest) -> str:
+    if isinstance(request, DecisionRequest):
+        return "input"
     prompt, options = request.prompt, request.options
     of_prompt = "messages" if isinstance(prompt, Conversation) else "prompt"
     if isinstance(error, ContextLengthExceeded):

@@ -11,16 +11,18 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager, closing
 
-from server.chat.conversation import Conversation, GenerationRequest, Prompt, RawPrompt
-from server.chat.deltas import Event, ReasoningDelta, Started, TextDelta, ToolCallDelta
+from server.chat.conversation import Conversation, DecisionRequest, GenerationRequest, Prompt, RawPrompt
+from server.chat.deltas import Decided, Event, ReasoningDelta, Started, TextDelta, ToolCallDelta
+from server.chat.description import Description
 from server.chat.formats.format import WireFormat
 from server.chat.grammar.constraint import FREE, Constraint
 from server.errors import ContextLengthExceeded, ModelLoading
 from server.generation.answer import answer
 from server.generation.blame import blaming
 from server.generation.channels import channels_of, wire_format
+from server.generation.decided import decided
 from server.generation.places import Places
-from server.generation.sampling import generate_commands, thought_of
+from server.generation.sampling import generate_commands, score_command, thought_of
 from server.generation.waiting import ModelWait
 from server.metrics import Metrics
 from server.models.catalog import Catalog
@@ -31,6 +33,9 @@ from server.text.client import TextProcess
 from server.text.protocol import Constrain
 
 log = logging.getLogger("configi.generation")
+
+# So long an editor's question waits for a model's files to be read.
+_LOOK_S = 5.0
 
 
 class Generation:
@@ -86,7 +91,7 @@ class Generation:
                     closing(engine.generate(commands, text.vocabulary.token_table)) as stream,
                     place.wait(stream) as on_slot,
                 ):
-                    yield Started(entry.id, len(prompt.ids), prompt.text, prompt.ids)
+                    yield Started(entry.id, len(prompt.ids), prompt.text, prompt.ids, prompt.truncated)
                     while pending := await place.news(stream, entry.id):
                         yield pending
                     held = commands[0].grammar is not None
@@ -96,6 +101,35 @@ class Generation:
                             measured.event(event)
                             self._log_answer(request, event)
                             yield event
+
+    async def decide(self, request: DecisionRequest) -> Decided:
+        """How likely the options of each question are.
+
+        Raises:
+            ConfigiError: the HTTP answer.
+        """
+        entry, client = self._catalog.resolve(request.model), request.client
+        with self._metrics.request(entry.id) as measured, self._places.take(1) as place:
+            wait = ModelWait(self._residency, entry, place, self.settings.lifecycle.load_wait_s)
+            opening = self._residency.open(entry)
+            try:
+                await wait.news(opening)
+            except ModelLoading:
+                self._residency.preload(entry)
+                raise
+            inquiry = await opening.result().encode_inquiry(request.inquiry, client.group)
+            self._log_text(request, "prompt", inquiry.text)
+            with self._residency.lease(entry) as lease:
+                await wait.news(lease.granted)
+                engine = lease.granted.result()
+                with (
+                    blaming(request),
+                    closing(engine.generate([score_command(inquiry, client)])) as stream,
+                    place.wait(stream) as on_slot,
+                ):
+                    answer = await decided(stream, entry.id, inquiry, on_slot)
+            measured.event(answer.usage)
+            return answer
 
     async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool, client: str) -> list[int]:
         """Raises ModelUnavailable without the model's files, ContextLengthExceeded for a huge text."""
@@ -146,7 +180,7 @@ class Generation:
             case ToolCallDelta():
                 self._log_text(request, f"call {event.choice}.{event.index}", (event.name or "") + event.arguments)
 
-    def _log_text(self, request: GenerationRequest, what: str, text: str) -> None:
+    def _log_text(self, request: GenerationRequest | DecisionRequest, what: str, text: str) -> None:
         if self.settings.log.prompts:
             log.info(what, extra={"request_id": request.id, "text": text})
 
@@ -160,6 +194,11 @@ class Generation:
 
     def default_model(self) -> ModelStatus:
         return self._residency.status(self._catalog.default)
+
+    async def description(self, name: str) -> Description | None:
+        """What the files of the model say, which are read for it if they are on this machine; nothing is fetched. None
+        when they are not here, cannot be read, or take longer than an editor waits: the next one that asks is told."""
+        return await self._residency.describe(self._catalog.resolve(name), _LOOK_S)
 
     def healthy(self) -> bool:
         """Alive and making progress: the engine, if there should be one, is there and answers."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from quantize.folder.stale_template import stale_template
+from server.chat.description import Description
 from server.engine_client.client import EngineClient
 from server.engine_client.supervisor import Supervisor
 from server.errors import ConfigiError, EngineFailed, ModelUnavailable
@@ -67,6 +68,8 @@ class Resident:
         self.status = ModelStatus(entry.id, "absent", text, context_length=entry.context_length)
         self.folder: Path | None = None
         self.text: TextProcess | None = None
+        # What the files said when they were last read.
+        self.description: Description | None = None
         self.engine: EngineClient | None = None
         self._settings = settings
         self._acquirer = acquirer
@@ -113,6 +116,11 @@ class Resident:
         self._await_texts()
         return self._opening
 
+    async def look(self) -> None:
+        """`open` if its files are on this machine."""
+        if await asyncio.to_thread(self._acquirer.locate, self.entry) is not None:
+            await asyncio.shield(self.open())
+
     async def _open(self) -> TextProcess:
         try:
             folder = await asyncio.to_thread(self._acquirer.locate, self.entry)
@@ -123,7 +131,7 @@ class Resident:
             text = await self._opener(folder, await self._context_length(folder))
         except Exception as error:
             raise self.fail(error) from error
-        self.folder, self.text = folder, text
+        self.folder, self.text, self.description = folder, text, text.vocabulary.description
         if stale := await asyncio.to_thread(stale_template, folder):
             log.warning("model %s: %s", self.entry.id, stale)
         self.status = replace(self.status, warning=stale, context_length=text.context_length)
@@ -153,7 +161,7 @@ class Resident:
 
     def _forget_files(self) -> None:
         """A text process that was to start again did not find what it once had read: the next request looks anew."""
-        self.folder = None
+        self.folder = self.description = None
         self.close_text()
 
     def _await_texts(self) -> None:
@@ -199,7 +207,9 @@ class Resident:
                 self.set("loading", f"starting again: {error.message}")
         if self.text is not None:
             self.engine.know(self.text.vocabulary.token_table)
-        self.status = replace(self.status, batched=self.engine.batched)
+        most, own = self.engine.most_tokens, self.status.context_length
+        now = min(most, own) if most is not None and own is not None else most
+        self.status = replace(self.status, batched=self.engine.batched, context_length_now=now)
         self.set("ready", "in memory")
         self._await_requests()
 
@@ -242,6 +252,7 @@ class Resident:
 
     def _forget_engine(self) -> None:
         self.engine = None
+        self.status = replace(self.status, context_length_now=None)
         self._keep_alive_s = None
         self._stop_idle_timer()
         self._await_texts()

@@ -8,8 +8,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from server.chat.conversation import Conversation, Prompt
-from server.chat.encoded import EncodedPrompt
+from server.chat.conversation import Conversation, Inquiry, Prompt
+from server.chat.encoded import EncodedInquiry, EncodedPrompt
 from server.chat.grammar.constraint import Constraint
 from server.chat.vocabulary import Vocabulary
 from server.child.process import PATIENT, SOON
@@ -22,8 +22,10 @@ from server.text.protocol import (
     Decode,
     Decoded,
     Encoded,
+    EncodeInquiry,
     EncodePrompt,
     EncodeText,
+    Inquired,
     TextAnswer,
     TextCommand,
     Tokenized,
@@ -141,6 +143,15 @@ class TextProcess:
             raise
         assert isinstance(answer, Encoded)
         return answer.prompt
+
+    async def encode_inquiry(self, inquiry: Inquiry, client: str) -> EncodedInquiry:
+        try:
+            answer = await self._asked(EncodeInquiry(inquiry), client)
+        except InvalidRequest as error:
+            error.param = "input" if error.param in (None, "messages") else error.param
+            raise
+        assert isinstance(answer, Inquired)
+        return answer.inquiry
 
     async def encode(self, text: str, add_special: bool, client: str) -> list[int]:
         answer = await self._asked(EncodeText(text, add_special), client)

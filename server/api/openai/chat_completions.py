@@ -38,6 +38,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/chat/completions")
     @routes.post("/chat/completions")
+    @routes.post("/api/v0/chat/completions")
     async def chat_completions(request: Request) -> Response:
         call = await parsed_body(request, parse)
         who = caller(request, service.settings, call.cache_salt)

@@ -84,6 +84,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/completions")
     @routes.post("/completions")
+    @routes.post("/api/v0/completions")
     async def completions(request: Request) -> Response:
         call = await parsed_body(request, parse)
         who = caller(request, service.settings, call.cache_salt)

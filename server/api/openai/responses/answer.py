@@ -38,7 +38,8 @@ class GrowingResponse:
     def __init__(self, call: ResponseCall, keep: Keep) -> None:
         self._call = call
         self._keep = keep
-        self._output = Output(call.tools.declared, call.encrypted)
+        summarized = call.fields.reasoning.asked_summary is not None
+        self._output = Output(call.tools.declared, call.encrypted, summarized)
         self._started = time.time()
         self._model = call.model or ""
         self._reason: str | None = None
@@ -100,7 +101,7 @@ class GrowingResponse:
             "output": list(self._output.items),
             "parallel_tool_calls": fields.parallel_tool_calls,
             "previous_response_id": fields.previous_response_id,
-            "reasoning": {"effort": fields.reasoning.effort, "summary": None},
+            "reasoning": {"effort": fields.reasoning.effort, "summary": fields.reasoning.asked_summary},
             "service_tier": "default",
             "store": fields.store,
             "temperature": fields.temperature,

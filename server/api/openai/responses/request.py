@@ -36,6 +36,12 @@ class ResponseReasoning(Wire):
     summary: Any = None
     generate_summary: Any = None
 
+    @property
+    def asked_summary(self) -> str | None:
+        """`generate_summary` is the older name. The word for none of it is not asking for one."""
+        asked = self.summary or self.generate_summary
+        return asked if asked in ("auto", "concise", "detailed") else None
+
 
 class TextFields(Wire):
     format: dict[str, Any] | None = None

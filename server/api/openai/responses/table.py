@@ -28,7 +28,7 @@ RESPONSES = Fields(
         "top_logprobs": "Number of alternatives for every token of the text; adds logprobs to the answer.",
         "include": "message.output_text.logprobs and reasoning.encrypted_content; others ask for nothing that is here.",
         "text": "format: text, json_object or json_schema. verbosity is a hint to models that were trained with it.",
-        "reasoning": "effort, and max_tokens to bound it; summary has no effect: reasoning comes as it is.",
+        "reasoning": "effort, and max_tokens to bound it; with summary all of it stands there, not in the content.",
         "store": "true by default: the answer can be asked for by its id, and continued, until the server stops.",
         "previous_response_id": "Continue a stored answer: its input and output stand before this input.",
         "truncation": "auto leaves out the oldest items when the context is too short; disabled is an error then.",
