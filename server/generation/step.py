@@ -110,7 +110,7 @@ class Generation:
             await wait.files(opening)
             inquiry = await opening.result().encode_inquiry(request.inquiry, client.group)
             self._log_text(request, "prompt", inquiry.text)
-            with self._residency.lease(entry) as lease:
+            with self._residency.lease(entry, request.keep_alive_s) as lease:
                 await wait.news(lease.granted)
                 engine = lease.granted.result()
                 with (
