@@ -207,3 +207,12 @@ def test_the_answer_is_made_of_what_the_sdk_knows_and_no_more(up: Running) -> No
     assert json.dumps(body["answers"][0]) == json.dumps(
         {"type": "predicate", "name": "angry", "probability": body["answers"][0]["probability"]}
     )
+
+
+def test_a_long_input_is_read_beside_the_event_loop_and_is_the_same(up: Running) -> None:
+    up.service.decisions.clear()
+    given = "The sea is blue. " * 10_000
+    answer = post(up, input=given, questions=[{**CHOICE, "name": str(number)} for number in range(400)])
+    assert answer.status == 200
+    assert [answer["name"] for answer in answer.json()["answers"]] == [str(number) for number in range(400)]
+    assert up.service.decisions[0].inquiry.messages[0].text == given
