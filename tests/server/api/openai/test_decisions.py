@@ -215,3 +215,12 @@ def test_how_long_the_model_stays_is_taken_and_what_was_cached_is_told(up: Runni
     assert answer.headers["x-configi-cached-tokens"] == str(
         answer.json()["usage"]["input_tokens_details"]["cached_tokens"]
     )
+
+
+def test_a_long_input_is_read_beside_the_event_loop_and_is_the_same(up: Running) -> None:
+    up.service.decisions.clear()
+    given = "The sea is blue. " * 10_000
+    answer = post(up, input=given, questions=[{**CHOICE, "name": str(number)} for number in range(400)])
+    assert answer.status == 200
+    assert [answer["name"] for answer in answer.json()["answers"]] == [str(number) for number in range(400)]
+    assert up.service.decisions[0].inquiry.messages[0].text == given
