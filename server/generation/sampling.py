@@ -35,12 +35,8 @@ def generate_commands(
     Raises:
         InvalidRequest: `logit_bias` or `allowed_token_ids` name a token that the model does not have.
     """
+    _check_tokens(options, vocabulary)
     defaults = vocabulary.defaults
-    for param, tokens in (("logit_bias", options.logit_bias), ("allowed_token_ids", options.allowed_token_ids or ())):
-        for token in tokens:
-            if not 0 <= token < vocabulary.vocab_size:
-                message = f"{param}: the vocabulary has {vocabulary.vocab_size} tokens, {token} is not one of them."
-                raise InvalidRequest(message, param=param)
     room = vocabulary.context_length - len(prompt.ids)
     seed = secrets.randbits(64) if options.seed is None else options.seed
     return [
@@ -79,6 +75,14 @@ def generate_commands(
         )
         for choice in range(options.n)
     ]
+
+
+def _check_tokens(options: GenerationOptions, vocabulary: Vocabulary) -> None:
+    for param, tokens in (("logit_bias", options.logit_bias), ("allowed_token_ids", options.allowed_token_ids or ())):
+        for token in tokens:
+            if not 0 <= token < vocabulary.vocab_size:
+                message = f"{param}: the vocabulary has {vocabulary.vocab_size} tokens, {token} is not one of them."
+                raise InvalidRequest(message, param=param)
 
 
 def score_command(inquiry: EncodedInquiry, client: Client) -> ScoreOptions:

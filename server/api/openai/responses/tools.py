@@ -96,10 +96,6 @@ def tool_choice(raw: Any, tools: ToolSet, parallel: bool) -> ToolChoice:
     )
 
 
-def no_tools() -> ToolSet:
-    return ToolSet((), {})
-
-
 def _spoken(asked: dict[str, Any], tools: ToolSet) -> str:
     for spoken, known in tools.declared.items():
         if known.name == asked.get("name") and asked.get("namespace") in (None, known.namespace):
