@@ -13,6 +13,7 @@ SAMPLING_ALIASES = {
     "repeat_penalty": "repetition_penalty", "n_cmpl": "n", "min_new_tokens": "min_tokens", "ttl": "keep_alive",
 }  # fmt: skip
 # What every dialect has of them, in the same words.
+CACHE_SALT = "Prefixes are shared only with requests that have the same one."
 KEEP_ALIVE = (
     'How long the model stays in memory afterwards: seconds, "5m", -1 for ever, 0 not at all; the last one holds.'
 )

@@ -13,6 +13,7 @@ from server.api.openai.decisions.table import DECISIONS
 from server.api.openai.responses.table import RESPONSES
 from server.api.other_servers import (
     ACCEPTED,
+    CACHE_SALT,
     INSIDE,
     KEEP_ALIVE,
     REFUSED,
@@ -45,7 +46,7 @@ _SAMPLING = {
     "stop": "A string or a list of strings; the answer ends before the first of them.",
     "n": "Number of choices.",
     "return_token_ids": "true adds token_ids to each choice and prompt_token_ids to the answer.",
-    "cache_salt": "Prefixes are shared only with requests that have the same one.",
+    "cache_salt": CACHE_SALT,
     "keep_alive": KEEP_ALIVE,
     "return_progress": RETURN_PROGRESS,
 }

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import FailFast, PlainValidator
+from pydantic import FailFast, Field, PlainValidator
 
 from server.api.fields import screen
 from server.api.keep_alive import KeepAlive
@@ -78,6 +78,7 @@ class DecisionFields(Wire):
     model: str | None = None
     input: TextOrList
     questions: list[Any]
+    cache_salt: str = Field("", max_length=1024)
     keep_alive: KeepAlive = None
 
 
@@ -88,6 +89,7 @@ class DecisionCall:
     model: str | None
     inquiry: Inquiry
     questions: tuple[Question, ...]
+    cache_salt: str
     keep_alive_s: float | None
     headers: dict[str, str]
 
@@ -105,6 +107,7 @@ def parse_decision(raw: bytes, limits: LimitSettings) -> DecisionCall:
         model=model_name(fields.model),
         inquiry=Inquiry(messages, _PREFACE, closed),
         questions=questions,
+        cache_salt=fields.cache_salt,
         keep_alive_s=fields.keep_alive,
         headers=screened.headers(*dropped, *dict.fromkeys(unknown)),
     )

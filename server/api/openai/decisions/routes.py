@@ -29,7 +29,8 @@ def router(service: Service) -> APIRouter:
     @routes.post("/decisions")
     async def decisions(request: Request) -> Response:
         call = await parsed_body(request, parse)
-        return await while_connected(request, _respond(service, call, caller(request, service.settings)))
+        who = caller(request, service.settings, call.cache_salt)
+        return await while_connected(request, _respond(service, call, who))
 
     return routes
 

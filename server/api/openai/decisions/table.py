@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from server.api.fields import Fields, Refusal
-from server.api.other_servers import KEEP_ALIVE
+from server.api.other_servers import CACHE_SALT, KEEP_ALIVE
 
 _NOTHING_IS_WRITTEN = "nothing is written: the options of a question are its answers"
 
@@ -12,6 +12,7 @@ DECISIONS = Fields(
         "model": "The model's id or an alias; absent, empty or blank means the default model.",
         "input": "A string, or a list of messages, calls and outputs of tools.",
         "questions": "1 to 400 of the types predicate, choice and score: see [Decisions](decisions.md).",
+        "cache_salt": CACHE_SALT,
         "keep_alive": KEEP_ALIVE,
     },
     accepted={

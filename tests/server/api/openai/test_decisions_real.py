@@ -61,6 +61,16 @@ def test_probabilities_are_the_models_own(server: Running, model: Path) -> None:
         assert usage.input_tokens_details.cached_tokens == cached
 
 
+def test_prefixes_are_shared_only_with_those_of_the_same_salt(server: Running) -> None:
+    def cached(salt: str) -> int:
+        body = {"input": "Salted: " + INPUT, "questions": QUESTIONS[:1], "cache_salt": salt}
+        number: int = server.post("/v1/decisions", body)[1]["usage"]["input_tokens_details"]["cached_tokens"]
+        return number
+
+    assert cached("a") == cached("b") == 0
+    assert cached("a") > 0
+
+
 def shares(answer: Any) -> list[float]:
     if answer.type == "predicate":
         return [answer.probability, 1 - answer.probability]
