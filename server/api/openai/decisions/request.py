@@ -70,8 +70,12 @@ class ScoreQuestion(Wire):
     name: str | None = None
 
 
-Question = PredicateQuestion | ChoiceQuestion | ScoreQuestion
-_TYPES: dict[str, type[Question]] = {"predicate": PredicateQuestion, "choice": ChoiceQuestion, "score": ScoreQuestion}
+AnyQuestion = PredicateQuestion | ChoiceQuestion | ScoreQuestion
+_TYPES: dict[str, type[AnyQuestion]] = {
+    "predicate": PredicateQuestion,
+    "choice": ChoiceQuestion,
+    "score": ScoreQuestion,
+}
 
 
 class DecisionFields(Wire):
@@ -88,7 +92,7 @@ class DecisionCall:
 
     model: str | None
     inquiry: Inquiry
-    questions: tuple[Question, ...]
+    questions: tuple[AnyQuestion, ...]
     cache_salt: str
     keep_alive_s: float | None
     headers: dict[str, str]
@@ -129,7 +133,7 @@ def _check_counts(questions: Any) -> None:
                 raise InvalidRequest(message, param=where)
 
 
-def _read(raw: Any, where: str) -> Question:
+def _read(raw: Any, where: str) -> AnyQuestion:
     if not isinstance(raw, dict):
         raise InvalidRequest(f"{where} must be an object, not {shown(raw)}.", param=where)
     kind = raw.get("type")
@@ -139,7 +143,7 @@ def _read(raw: Any, where: str) -> Question:
     return validated(_TYPES[kind], raw, where=where)
 
 
-def _question(asked: Question, rules: ContentRules, where: str) -> ClosedQuestion:
+def _question(asked: AnyQuestion, rules: ContentRules, where: str) -> ClosedQuestion:
     text = _instructions(asked.instructions, rules, f"{where}.instructions")
     match asked:
         case PredicateQuestion():
@@ -184,7 +188,7 @@ def _lines(values: Sequence[str], descriptions: Sequence[str | None]) -> str:
     return "\n".join(f"- {value}: {about}" if about else f"- {value}" for value, about in pairs)
 
 
-def _unknown_keys(given: list[Any], questions: Sequence[Question]) -> Iterator[str]:
+def _unknown_keys(given: list[Any], questions: Sequence[AnyQuestion]) -> Iterator[str]:
     for raw, question in zip(given, questions, strict=True):
         known = type(question).model_fields
         yield from (f"questions.{key}" for key, value in raw.items() if value is not None and key not in known)
