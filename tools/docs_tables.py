@@ -59,6 +59,7 @@ def tables() -> Mapping[str, str]:
         "architectures": _architectures(),
         "sdks": _clients("sdk"),
         "agents": _clients("agent"),
+        "replays": _table(*client_results.replays()),
     }
     made |= bench_tables(results())
     return made | {f"fields{path}": _fields(fields) for path, fields in ENDPOINTS.items()}

@@ -167,3 +167,4 @@ class DecisionRequest:
     model: str | None
     inquiry: Inquiry
     client: Client = Client()
+    keep_alive_s: float | None = None

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from server.chat.conversation import Conversation, Inquiry, Reasoning
 from server.chat.encoded import EncodedInquiry, EncodedQuestion, End
 from server.chat.formats.choose import FORMATS
+from server.chat.formats.family import THINK
 from server.chat.parts import Message, TextPart
 from server.chat.prompt import check_fit, check_known, encode_segments, spelling_defuser, unused_marks
 from server.chat.template import ChatTemplate, Rendered
@@ -94,9 +95,8 @@ def _layout(
         head, found, end = template.render(closed, defuse).text.rpartition(answered)
     except InvalidRequest:
         head, found, end = "", "", ""
-    opening = head.removeprefix(rendered.text) if found and head.startswith(rendered.text) else None
-    if opening is None:
-        opening = _closed_thought(template, between)
+    opening = head.removeprefix(rendered.text) if found and head.startswith(rendered.text) else ""
+    opening += _closed_thought(template, between + opening)
     lead = opening[len(opening.rstrip(" ")) :]
     ends = tuple(end for end in rendered.ends if end.offset <= len(before))
     return _Layout(Rendered(before, ends), between + opening.removesuffix(lead), lead, end)
@@ -104,8 +104,9 @@ def _layout(
 
 def _closed_thought(template: ChatTemplate, between: str) -> str:
     """What ends a thought that the template opens although it was told not to."""
-    thought = FORMATS[template.wire_format].thought
-    return thought.closing if thought and between.rstrip().endswith(thought.begin.rstrip()) else ""
+    known = (FORMATS[template.wire_format].thought, THINK)
+    opened = (thought for thought in known if thought and between.rstrip().endswith(thought.begin.rstrip()))
+    return next((thought.closing for thought in opened), "")
 
 
 def _behind(context: str, text: str, encode: Callable[[str], list[int]]) -> tuple[int, ...]:

@@ -139,8 +139,11 @@ class Tree:
 
 
 class _Layer:
-    """A layer as mlx-lm's models use one. `columns` has the keys and values of the prompt, or of its end, and behind
-    them those of all texts."""
+    """A layer as the models of mlx-lm use one. `columns` has the keys and values of the prompt, or of its end, and then
+    those of all texts.
+
+    mlx-lm 0.32.2 says nowhere what a model may ask of a cache: the slow tests put every architecture through this one.
+    """
 
     def __init__(self, tree: Tree, columns: KVCache, kept: int, window: int | None) -> None:
         self.columns = columns
@@ -201,6 +204,7 @@ class OneAtATime:
         self._length = length
         # Tokens that the layers hold which can be cut back.
         self._held = length
+        self._used: Layers = layers
         self._states = {i: layer for i, layer in enumerate(layers) if not compat.is_trimmable(layer)}
 
     def begin(self) -> Continuation:

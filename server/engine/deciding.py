@@ -54,6 +54,11 @@ class Deciding(Prefill):
         self._pass: list[tuple[_Reading, int]] = []
 
     @property
+    def unread(self) -> int:
+        """All of the prompt: it has no first step of decoding that would read its last token."""
+        return super().unread + 1
+
+    @property
     def remaining(self) -> int:
         return self.unread + self._to_score
 
@@ -84,11 +89,10 @@ class Deciding(Prefill):
     def _read_questions(self) -> Iterator[list[_Reading]]:
         """What can be read at once, stage by stage."""
         tree = self._branches = branches(self._model, self.layers, self.done, together=self._together)
-        last = self.request.prompt[-1]
         for group in self._groups(tree.most):
             texts = {index: tree.begin() for index in group}
             tails = {index: self._questions[index].tail for index in group}
-            yield [_Reading(texts[index], [last, *tails[index][:-1]]) for index in group]
+            yield [_Reading(texts[index], tails[index][:-1]) for index in group if len(tails[index]) > 1]
             yield [_Reading(texts[index], tails[index][-1:], [self._first_targets(index)]) for index in group]
             longer = [option for index in group for option in self._longer_options(index)]
             for begin in range(0, len(longer), tree.most):
@@ -151,5 +155,5 @@ class Deciding(Prefill):
 
 
 def _length(branch: Branch) -> int:
-    """Tokens to read for it: the prompt's last one, its own, and of each option all but the last."""
-    return 1 + len(branch.tail) + sum(len(option) - 1 for option in branch.options)
+    """Tokens to read for it: its own, and of each option all but the last."""
+    return len(branch.tail) + sum(len(option) - 1 for option in branch.options)

@@ -9,7 +9,7 @@ Token ids are ints of the model's vocabulary. Times are seconds, sizes bytes.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import msgspec
 
@@ -152,10 +152,8 @@ class ScoreOptions(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     client: str = ""
     cache_salt: str = ""
 
-    @property
-    def max_tokens(self) -> int:
-        """What the longest branch adds to the prompt."""
-        return max(len(branch.tail) + max(map(len, branch.options)) for branch in self.branches)
+    # What stands in the KV cache behind the prompt at once, about: a group of branches.
+    max_tokens: ClassVar[int] = 512
 
 
 # What takes a slot.

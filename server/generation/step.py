@@ -16,7 +16,7 @@ from server.chat.deltas import Decided, Event, ReasoningDelta, Started, TextDelt
 from server.chat.description import Description
 from server.chat.formats.format import WireFormat
 from server.chat.grammar.constraint import FREE, Constraint
-from server.errors import ContextLengthExceeded, ModelLoading
+from server.errors import ContextLengthExceeded
 from server.generation.answer import answer
 from server.generation.blame import blaming
 from server.generation.channels import channels_of, wire_format
@@ -59,13 +59,8 @@ class Generation:
             limit_s = None if request.wait_for_model else self.settings.lifecycle.load_wait_s
             wait = ModelWait(self._residency, entry, place, limit_s)
             opening = self._residency.open(entry)
-            try:
-                while pending := await wait.news(opening):
-                    yield pending
-            except ModelLoading:
-                # Its next try is to find the model further on, as it does when its weights were waited for.
-                self._residency.preload(entry)
-                raise
+            while pending := await wait.files(opening):
+                yield pending
             text = opening.result()
             chosen = wire_format(entry, text.vocabulary)
             constraining = asyncio.ensure_future(self._constraint(request, text, chosen))
@@ -112,14 +107,10 @@ class Generation:
         with self._metrics.request(entry.id) as measured, self._places.take(1) as place:
             wait = ModelWait(self._residency, entry, place, self.settings.lifecycle.load_wait_s)
             opening = self._residency.open(entry)
-            try:
-                await wait.news(opening)
-            except ModelLoading:
-                self._residency.preload(entry)
-                raise
+            await wait.files(opening)
             inquiry = await opening.result().encode_inquiry(request.inquiry, client.group)
             self._log_text(request, "prompt", inquiry.text)
-            with self._residency.lease(entry) as lease:
+            with self._residency.lease(entry, request.keep_alive_s) as lease:
                 await wait.news(lease.granted)
                 engine = lease.granted.result()
                 with (

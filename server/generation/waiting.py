@@ -62,6 +62,14 @@ class ModelWait:
         self._place.check()
         return None
 
+    async def files(self, opening: asyncio.Future[Any]) -> ModelPending | None:
+        """`news` of the model's files. Who gives up finds the model further on when it tries again."""
+        try:
+            return await self.news(opening)
+        except ModelLoading:
+            self._residency.preload(self._entry)
+            raise
+
     def _left(self) -> float | None:
         """Seconds until the deadline, which may have passed."""
         return None if self._deadline is None else max(0.0, self._deadline - asyncio.get_running_loop().time())

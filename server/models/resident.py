@@ -83,9 +83,9 @@ class Resident:
         self._waiting: deque[Lease] = deque()
         self._granted: set[Lease] = set()
         self._idle_timer: asyncio.TimerHandle | None = None
-        self._text_timer: asyncio.TimerHandle | None = None
         # As the last request asked that had a wish; it holds until the model is unloaded.
         self._keep_alive_s: float | None = None
+        self._text_timer: asyncio.TimerHandle | None = None
         self._warned: set[str] = set()
         self._failure: ConfigiError | None = None
         self._failed_at = 0.0

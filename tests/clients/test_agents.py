@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import agent_shapes, client_results
 from tests.support.agents import AGENTS, Agent, run
 from tests.support.client_environments import Environment, installed, remove
-from tests.support.client_results import record
 from tests.support.recorded import exchanges
 from tests.support.running import Running, serving_script
 from tests.support.speaking import CITY, COMMANDS, TASK, TOLD
@@ -70,7 +70,10 @@ def test_an_agent_answers_runs_commands_and_tells_what_they_said(
         told = TOLD in " ".join(text.split())
         outcome["tools"] = "yes" if sent_back and told else f"failed: sent back: {sent_back}; {text[-2000:]}"
     if request.config.getoption("--record"):
-        record("agent", agent.name, agent.api, environment.version(agent.packages[0]), _short(outcome))
+        version = environment.version(agent.packages[0])
+        client_results.record("agent", agent.name, agent.api, version, _short(outcome))
+        if agent.has_tools:
+            agent_shapes.record(agent.name, agent.api, version, exchanges(asked), TASK)
     refused = [
         f"{e['status']} {e['method']} {e['path']}: {e['told'][:300]}" for e in exchanges(asked) if e["status"] >= 400
     ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tests.support.running import ROOT
 
 RESULTS = ROOT / "tests" / "clients" / "results"
+REPLAYS = ROOT / "tests" / "clients" / "replays.json"
 # The features of each kind in the order of its table, with their heads.
 FEATURES: Mapping[str, Mapping[str, str]] = {
     "sdk": {
@@ -38,6 +40,27 @@ def record(kind: str, client: str, api: str, version: str, outcomes: Mapping[str
         "features": {name: _brief(why) for name, why in outcomes.items()},
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(row, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def record_replay(client: str, api: str, how: str, counts: Sequence[tuple[int, int]]) -> None:
+    """`how`: between the requests; `counts`: of each request the prompt's tokens, and those not read again."""
+    known = json.loads(REPLAYS.read_text(encoding="utf-8")) if REPLAYS.exists() else {}
+    known.setdefault(f"{client}, {api}", {})[how] = counts
+    REPLAYS.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n", encoding="utf-8")
+
+
+def replays() -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of replays: shares of what the request before had read, and of all of the prompt."""
+    head = ["Agent", "Prompts, tokens", "Read before, step 2", "Step 3", "Step 2, restarted", "Step 3, restarted"]
+    known = json.loads(REPLAYS.read_text(encoding="utf-8")) if REPLAYS.exists() else {}
+    rows = []
+    for name, found in known.items():
+        cells = [name, " → ".join(str(total) for total, _ in found["one server"])]
+        for counts in (found["one server"], found["restarted"]):
+            for (before, _), (total, cached) in itertools.pairwise(counts):
+                cells.append(f"{100 * cached / before:.1f} % ({100 * cached / total:.1f} %)")
+        rows.append(cells)
+    return head, rows
 
 
 def _brief(why: str) -> str:

@@ -11,7 +11,10 @@ from server.chat.conversion import Conversions
 from server.chat.encoded import End
 from server.chat.parts import Message
 from server.chat.processor import Processor
+from server.chat.questions import encode_inquiry
+from server.chat.template import ChatTemplate
 from server.errors import ContextLengthExceeded, InvalidRequest
+from tests.support.packages import TEMPLATE_NAMES, published_templates
 from tests.support.tiny_model import END_ID, write_tiny_model
 
 INPUT = (Message.plain("user", "The capital of France is Paris."),)
@@ -130,3 +133,29 @@ def test_what_does_not_fit_is_refused(processor: Processor) -> None:
     ):
         with pytest.raises(ContextLengthExceeded):
             processor.encode_inquiry(inquiry)
+
+
+# Made for tools or functions only.
+NO_QUESTIONS = {
+    "CohereForAI-c4ai-command-r-plus-tool_use", "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use",
+    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use", "fireworks-ai-llama-3-firefunction-v2",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("origin", TEMPLATE_NAMES)
+def test_published_templates_have_a_place_for_an_answer_behind_any_thought(origin: str, folder: Path) -> None:
+    tokenizer = Processor.load(folder, 100_000, Conversions()).tokenizer
+    inquiry = asked(ClosedQuestion("Is it?", ("Yes", "No")))
+    refused = set()
+    for name, source in published_templates(origin).items():
+        template = ChatTemplate(source, {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"})
+        try:
+            [question] = encode_inquiry(tokenizer, template, inquiry, 100_000).questions
+        except InvalidRequest:
+            refused.add(name)
+            continue
+        before = tokenizer.decode(question.ids)
+        assert before.startswith("Is it?"), name
+        assert not before.rstrip().endswith(("<think>", "<|channel>thought", "analysis<|message|>")), name
+    assert refused <= NO_QUESTIONS

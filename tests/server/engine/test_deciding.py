@@ -63,7 +63,7 @@ def test_other_questions_find_the_prompt_that_was_read_before(model: Model) -> N
     assert first.prompt == others.prompt
     assert scores(engine, first).cached == 0
     warm = scores(engine, others)
-    # All but the last token, which each question begins with.
+    # All but the last token, which a prefix never holds.
     assert warm.cached == 149
     assert most_apart(warm.logprobs, scores(engine_of(model.raw, 448), others).logprobs) < ROUNDING
 
@@ -111,7 +111,7 @@ def test_questions_that_nobody_waits_for_any_more_are_forgotten_and_their_prompt
     asked = questions(40, [(9, (1, 1))] * 40, 448, id=1)
     engine.handle(asked)
     read = 0
-    while read < len(asked.prompt) - 1:
+    while read < len(asked.prompt):
         read = max(event.done for event in engine.step() if isinstance(event, Prefilled))
     engine.step()
     engine.handle(Cancel(1))

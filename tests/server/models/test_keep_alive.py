@@ -46,6 +46,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "hi", "max_tokens": 2},
     "/v1/responses": {"input": "hi", "max_output_tokens": 2},
     "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
+    "/v1/decisions": {"input": "hi", "questions": [{"type": "predicate", "instructions": "Is it a greeting?"}]},
 }
 
 
