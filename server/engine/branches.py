@@ -66,7 +66,7 @@ def branches(model: Any, layers: Layers, length: int, *, together: bool) -> Bran
 
 # Texts that are read at once.
 _MOST_TEXTS = 32
-# Of a layer's keys and values, where a model makes others of them: Metal's kernel for few tokens copies those for each row.
+# Bytes of a layer's keys and values, where a model makes others of them: Metal copies those for each row of few tokens.
 _MOST_COPIED = 2**29
 
 
