@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 SETUP := sh tools/setup.sh $(VENV)
 ARGS ?=
 
-.PHONY: demo serve test test-slow test-node check bench soak hostile docs docs-tables lock audit sbom clean
+.PHONY: demo serve test test-slow test-node test-clients check bench soak hostile docs docs-tables lock audit sbom clean
 
 demo: $(VENV)/.run
 	@$(BIN)/configi demo $(ARGS)
@@ -26,6 +26,11 @@ test-slow: $(VENV)/.dev $(VENV)/.docs
 # The OpenAI Node SDK against a demo server; needs Node and npm.
 test-node: $(VENV)/.run
 	@$(BIN)/python -m tools.test_node
+
+# Installs other people's clients, the newest versions, and drives them; ARGS="-k codex" only those. Needs the network, npm
+# and some gigabytes for a while. The table of docs/clients.md is made of what they could do.
+test-clients: $(VENV)/.dev
+	@$(BIN)/pytest tests/clients -m "clients or not clients" --record $(ARGS); status=$$?; $(BIN)/python -m tools.docs_tables; exit $$status
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check .

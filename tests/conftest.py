@@ -1,7 +1,16 @@
-"""Ctrl-C reaches the processes that tests start, also in a run that ignores it, as one in the background does."""
+"""Ctrl-C reaches the processes that tests start, also in a run that ignores it, as one in the background does.
+
+`--record`: clients are driven in their newest versions, and what they could do is written down; see `tests/clients`.
+"""
 
 from __future__ import annotations
 
 import signal
 
+import pytest
+
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record", action="store_true", help="drive newest clients, and write what they can do")

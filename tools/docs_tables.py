@@ -31,7 +31,7 @@ from server.errors import ConfigiError
 from server.http.dialect import error_headers
 from server.settings.table import setting_rows
 from server.settings.types import Settings
-from tests.support import architecture_table
+from tests.support import architecture_table, client_results
 from tests.support.architectures import CHUNK_DEPENDENT, NEEDS_METAL, UNTRIED
 from tests.support.checkpoints import write
 from tests.support.hub_families import HUB_FAMILIES, hub_checkpoint
@@ -57,6 +57,9 @@ def tables() -> Mapping[str, str]:
         "tokenizers": _tokenizers(),
         "templates": _templates(),
         "architectures": _architectures(),
+        "sdks": _clients("sdk"),
+        "agents": _clients("agent"),
+        "replays": _table(*client_results.replays()),
     }
     made |= bench_tables(results())
     return made | {f"fields{path}": _fields(fields) for path, fields in ENDPOINTS.items()}
@@ -160,6 +163,12 @@ def _architectures() -> str:
     head = ("`model_type`", "Served", "Batched", "Prompts read together", "Prefix continued", "On disk", "")
     others = ", ".join(f"{_code(other)} ({_code(name)})" for other, name in sorted(MODEL_REMAPPING.items()))
     return f"{_table(head, sorted(rows))}\nThese are served as another: {others}.\n"
+
+
+def _clients(kind: str) -> str:
+    """What was observed of the clients of a kind (`make test-clients`)."""
+    head, rows, notes = client_results.table(kind)
+    return _table(head, rows) + "".join(f"\n- {note}" for note in notes) + ("\n" if notes else "")
 
 
 def _yes(fact: bool) -> str:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from server.chat.conversation import DecisionRequest, GenerationRequest, Prompt
 from server.chat.deltas import Decided, Event
+from server.chat.description import Description
 from server.models.status import ModelStatus
 from server.settings.types import Settings
 
@@ -39,6 +40,14 @@ class Service(Protocol):
 
     def model(self, name: str) -> ModelStatus:
         """The model of that id or alias; raises ModelNotFound."""
+        ...
+
+    async def description(self, name: str) -> Description | None:
+        """What the model's files say; None while they are not on this machine, or cannot be read in a few seconds.
+
+        Raises:
+            ModelNotFound: there is no such model.
+        """
         ...
 
     def default_model(self) -> ModelStatus: ...

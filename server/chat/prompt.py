@@ -7,11 +7,12 @@ A raw prompt is the caller's own rendering, and control tokens spelled in it are
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from server.chat.conversation import Conversation, Prompt, RawPrompt
+from server.chat.conversation import Conversation, RawPrompt
 from server.chat.encoded import EncodedPrompt, End
 from server.chat.history import declaration
 from server.chat.template import ChatTemplate, Rendered
@@ -26,7 +27,7 @@ _MARKS = [chr(code) for code in range(0xFDD0, 0xFDEF)]
 def encode_prompt(
     tokenizer: ChatTokenizer,
     template: ChatTemplate,
-    prompt: Prompt,
+    prompt: Conversation | RawPrompt,
     context_length: int,
     *,
     with_offsets: bool = False,
@@ -102,6 +103,13 @@ def _conversation(
     return EncodedPrompt(ids, boundaries, rendered.text.replace(mark, ""))
 
 
+def encode_text(tokenizer: ChatTokenizer, text: str, *, goes_on: bool = False) -> list[int]:
+    """Tokens of `text` without any control token, whatever it spells. `goes_on`: there is text before it."""
+    mark = _marks_outside([text])[0]
+    defuse = spelling_defuser(tokenizer.special_texts, mark)
+    return encode_segments(tokenizer, Rendered(defuse(text), ()), mark, goes_on=goes_on)[0]
+
+
 def unused_marks(conversation: Conversation, needed: int = 1) -> list[str]:
     """Characters that nothing of the conversation holds."""
     strings = [value for value in conversation.template_variables.values() if isinstance(value, str)]
@@ -109,26 +117,36 @@ def unused_marks(conversation: Conversation, needed: int = 1) -> list[str]:
         strings += strings_in(template_values(message, str))
     for tool in conversation.tools:
         strings += strings_in(declaration(tool))
+    return _marks_outside(strings, needed)
+
+
+def _marks_outside(strings: Sequence[str], needed: int = 1) -> list[str]:
     marks = [mark for mark in _MARKS if not any(mark in text for text in strings)]
     if len(marks) < needed:
-        raise InvalidRequest("The conversation holds every noncharacter of Unicode.", param="messages")
+        raise InvalidRequest("The prompt holds every noncharacter of Unicode.")
     return marks
 
 
 def spelling_defuser(special_texts: Sequence[str], mark: str) -> Callable[[str], str]:
     """Puts `mark` behind the first character of every control token that is spelled in a text."""
-    texts = [text for text in special_texts if len(text) > 1]
+    texts = tuple(text for text in special_texts if len(text) > 1)
     if not texts:
         return str
-    any_of_them = _pattern(texts)
-    spelled = re.compile(any_of_them)
-    # Looking ahead finds overlapping spellings too, at several times the cost.
-    inside = re.compile(f"(?={any_of_them})(.)", re.DOTALL)
+    spelled, inside = _patterns(texts)
 
     def defuse(text: str) -> str:
         return inside.sub(lambda match: match[1] + mark, text) if spelled.search(text) else text
 
     return defuse
+
+
+# Of one model, mostly; ten milliseconds for a thousand control tokens, and a prompt may have many texts.
+@functools.lru_cache(maxsize=4)
+def _patterns(texts: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """What finds any of `texts`, and what matches the first character of each. Looking ahead finds overlapping
+    spellings too, at several times the cost."""
+    any_of_them = _pattern(texts)
+    return re.compile(any_of_them), re.compile(f"(?={any_of_them})(.)", re.DOTALL)
 
 
 def _pattern(texts: Sequence[str]) -> str:
@@ -144,19 +162,20 @@ def _pattern(texts: Sequence[str]) -> str:
 
 
 def encode_segments(
-    tokenizer: ChatTokenizer, rendered: Rendered, mark: str, start: int = 0
+    tokenizer: ChatTokenizer, rendered: Rendered, mark: str, *, goes_on: bool = False
 ) -> tuple[list[int], list[End]]:
-    """Each segment between marks on its own, so that the two halves of a spelled control token never meet. `start`: how
-    many characters are before it."""
+    """Each segment between marks on its own, so that the two halves of a spelled control token never meet. `goes_on`:
+    there is text before it."""
     ids: list[int] = []
     boundaries: list[End] = []
+    start = 0
     for segment in rendered.text.split(mark):
         for at, piece in _well_read(tokenizer, segment, start):
             stop = at + len(piece)
             # Where the model goes on behind a result in the same turn, a message ends with the prompt.
             last = stop == len(rendered.text)
             ends = {end.offset - at: end.role for end in rendered.ends if at <= end.offset < stop + last}
-            tokens, found = tokenizer.encode_with_borders(piece, ends, goes_on=at > 0)
+            tokens, found = tokenizer.encode_with_borders(piece, ends, goes_on=goes_on or at > 0)
             boundaries += [End(len(ids) + offset, ends[border]) for border, offset in found.items()]
             ids += tokens
         start += len(segment) + len(mark)

@@ -56,7 +56,7 @@ def encode_inquiry(
     def encode(text: str) -> list[int]:
         """What goes on from other text."""
         tokenizer.check_size(text, context_length)
-        return encode_segments(tokenizer, Rendered(text, ()), mark, start=1)[0]
+        return encode_segments(tokenizer, Rendered(text, ()), mark, goes_on=True)[0]
 
     @cache
     def encode_option(option: str) -> tuple[int, ...]:

@@ -78,7 +78,8 @@ class DiskTier:
                 self._give_up(error)
 
     def scan(self) -> list[StoredSegment]:
-        """The model's segments, shorter prefixes first. Other files are removed, partial ones only when old."""
+        """The model's segments, each behind those that hold what is before it: they start earlier, however long they
+        are. Other files are removed, partial ones only when old."""
         if not self.enabled:
             return []
         try:
@@ -95,7 +96,7 @@ class DiskTier:
                 _unlink(path)
             else:
                 found.append(segment)
-        return sorted(found, key=lambda segment: len(segment.tokens))
+        return sorted(found, key=lambda segment: (segment.start, len(segment.tokens)))
 
     def holds(self, stored: StoredSegment) -> bool:
         return stored.path.exists()

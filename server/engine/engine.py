@@ -212,7 +212,8 @@ class Engine:
 
     def _keep(self, request: Generate, tokens: list[int], layers: compat.Layers) -> None:
         """What was read and answered, for the next turn."""
-        self._prefixes.store(tokens, layers, [], "assistant", request.cache_salt)
+        if request.keep_answer:
+            self._prefixes.store(tokens, layers, [], "assistant", request.cache_salt)
 
     def _empty_batch(self) -> Batch:
         return Batch(self._model, self._vocab_size, merged=self._together.decode)

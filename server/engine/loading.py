@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ class LoadError(Exception):
     """The folder cannot be served; the message is fit for users."""
 
 
-def load(folder: Path) -> tuple[nn.Module, int, int]:
-    """The model, its vocabulary size and the bytes of its weights.
+def load(
+    folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[nn.Module, int, int]:
+    """The model, its vocabulary size and the bytes of its weights. `on_progress`: so many of these are in memory.
 
     Raises:
         LoadError: for whatever is wrong with the folder. Nothing in it is ever executed: code files are ignored
@@ -27,7 +30,7 @@ def load(folder: Path) -> tuple[nn.Module, int, int]:
     """
     _config(folder)
     try:
-        model = load_folder(folder)
+        model = load_folder(folder, on_progress)
     except MemoryError:
         raise
     except Exception as error:

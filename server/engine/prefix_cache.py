@@ -202,7 +202,7 @@ class PrefixCache:
         node.segment.keep(kv.extract(layers, node.end - len(node.label), node.end))
 
     def _adopt(self, stored: StoredSegment) -> None:
-        """A file of an earlier process; those of shorter prefixes come first."""
+        """A file of an earlier process; those of what is before its segment come first."""
         tokens, tree = list(stored.tokens), self._trees.setdefault(stored.salt, PrefixTree())
         match = tree.match(tokens)
         if match.length < stored.start or match.length == len(tokens):

@@ -19,6 +19,7 @@ from server.engine_client.protocol import (
     Generate,
     Load,
     Loaded,
+    Loading,
     OptionsScored,
     Prefilled,
     PromptScored,
@@ -40,6 +41,7 @@ from server.errors import (
 )
 
 RequestEvent = Prefilled | PromptScored | OptionsScored | Tokens | Finished
+OnLoading = Callable[[int, int], None]
 
 _FAILURES: dict[str, type[ConfigiError]] = {
     "invalid": InvalidRequest,
@@ -61,8 +63,12 @@ class EngineClient:
         self._knows_tokens = False
         self._loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         self._silence_s = 0.0
+        # Told how many bytes of its weights, of how many, the engine has in memory.
+        self.on_loading: OnLoading = lambda done, total: None
         # Whether its requests share forward passes; known once the model is loaded.
         self.batched = True
+        # For how long a sequence it has memory.
+        self.most_tokens: int | None = None
         self.closed: ConfigiError | None = None
         self.stats: Stats | None = None
         # Requests that ended well: the supervisor then forgets past failures.
@@ -151,8 +157,11 @@ class EngineClient:
         match event:
             case Stats():
                 self.stats = event
+            case Loading():
+                self.on_loading(event.done, event.total)
             case Loaded():
                 self.batched = event.batched
+                self.most_tokens = event.most_tokens
                 self._loaded.set_result(event)
             case Failed(id=id):
                 error = _FAILURES[event.kind](event.message)
@@ -189,6 +198,8 @@ class EngineStream:
         self._client = client
         # The queue holds at most max_tokens small events a request; a reader that stalls is cut by its write timeout.
         self._events: asyncio.Queue[tuple[int, RequestEvent] | ConfigiError] = asyncio.Queue()
+        # Done when there is an event, or an error: for `asyncio.wait`, among others, and never to be cancelled.
+        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.open_ids: dict[int, int] = {}
         self._stopped: set[int] = set()
 
@@ -211,10 +222,10 @@ class EngineStream:
         index = self.open_ids[event.id]
         if isinstance(event, Finished):
             del self.open_ids[event.id]
-        self._events.put_nowait((index, event))
+        self._put((index, event))
 
     def fail(self, error: ConfigiError) -> None:
-        self._events.put_nowait(error)
+        self._put(error)
 
     def stop(self, index: int) -> None:
         """The answer of one request is complete for its reader (a stop string): free its slot, and drop what the
@@ -224,6 +235,11 @@ class EngineStream:
         for id in ids:
             del self.open_ids[id]
         self._client.cancel(ids)
+
+    def _put(self, item: tuple[int, RequestEvent] | ConfigiError) -> None:
+        self._events.put_nowait(item)
+        if not self.begun.done():
+            self.begun.set_result(None)
 
     def close(self) -> None:
         """Free the slots of all requests that have not finished."""

@@ -111,7 +111,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     `cache_salt`: prefixes are shared by requests with the same one only.
     `top_logprobs`: None = no logprobs; k >= 0 = the chosen token's and the k best ones' at each position.
     `prompt_logprobs`: also score the prompt itself (completions with echo and logprobs).
-    Before `min_tokens` no stop token is drawn.
+    Before `min_tokens` no stop token is drawn. `keep_answer`: a later prompt may begin with this one and its answer;
+    else only what is before the last boundary is worth keeping.
     """
 
     id: int
@@ -125,6 +126,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     top_logprobs: int | None = None
     prompt_logprobs: bool = False
     min_tokens: int = 0
+    keep_answer: bool = True
     grammar: Grammar | None = None
     thought: Thought | None = None
 
@@ -187,13 +189,22 @@ EngineCommand = Load | TokenTable | Generate | ScoreOptions | Cancel | Stop
 # ---- events: engine process -> HTTP process
 
 
+class Loading(msgspec.Struct, frozen=True, tag=True):
+    """`done` of the `total` bytes of the weights are in memory."""
+
+    done: int
+    total: int
+
+
 class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The model is resident, and has answered. `batched`: requests share its forward passes."""
+    """The model is resident, and has answered. `batched`: requests share its forward passes. `most_tokens`: for how
+    long a sequence there is memory, as long as it is alone; None where the engine cannot tell."""
 
     vocab_size: int
     weight_bytes: int
     seconds: float
     batched: bool = True
+    most_tokens: int | None = None
 
 
 class Prefilled(msgspec.Struct, frozen=True, tag=True):
@@ -268,7 +279,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     peak_bytes: int
 
 
-EngineEvent = Loaded | Prefilled | PromptScored | OptionsScored | Tokens | Finished | Failed | Stats
+EngineEvent = Loading | Loaded | Prefilled | PromptScored | OptionsScored | Tokens | Finished | Failed | Stats
 
 encode = msgspec.msgpack.Encoder().encode
 decode_command = msgspec.msgpack.Decoder(EngineCommand).decode

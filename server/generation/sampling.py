@@ -54,7 +54,8 @@ def generate_commands(
             max_tokens=room if options.max_tokens is None else max(1, min(options.max_tokens, room)),
             # Never more than there is room for, or the answer could not end.
             min_tokens=min(options.min_tokens, room),
-            stop_tokens=[] if options.ignore_eos else sorted(vocabulary.eos_ids),
+            stop_tokens=[] if options.ignore_eos else sorted(vocabulary.eos_ids.union(prompt.stops)),
+            keep_answer=prompt.goes_on,
             grammar=constraint.grammar,
             thought=thought,
             top_logprobs=options.top_logprobs,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import Protocol
 
 from quantize.folder.stale_template import stale_template
+from server.chat.description import Description
 from server.engine_client.client import EngineClient
 from server.engine_client.supervisor import Supervisor
 from server.errors import ConfigiError, EngineFailed, ModelUnavailable
 from server.models.acquire import AcquireProgress, Acquirer
 from server.models.describe import Describer
 from server.models.lease import Lease
+from server.models.pace import Pace
 from server.models.status import ModelStatus, State
 from server.settings.types import LifecycleSettings, ModelSettings
 from server.text.client import TextProcess
@@ -42,7 +45,7 @@ class Owner(Protocol):
     def lease_ended(self) -> None: ...
 
     def idle(self, model: Resident) -> None:
-        """It has been in memory for `idle_unload_s` without a request."""
+        """It has been in memory without a request for as long as it was to stay."""
 
     def engine_died(self, model: Resident, error: ConfigiError) -> None: ...
 
@@ -65,11 +68,14 @@ class Resident:
         self.status = ModelStatus(entry.id, "absent", text, context_length=entry.context_length)
         self.folder: Path | None = None
         self.text: TextProcess | None = None
+        # What the files said when they were last read.
+        self.description: Description | None = None
         self.engine: EngineClient | None = None
         self._settings = settings
         self._acquirer = acquirer
         self._opener = opener
         self._supervisor = supervisor
+        self._pace = Pace()
         self._owner = owner
         self._describer = describer
         self._opening: asyncio.Task[TextProcess] | None = None
@@ -77,7 +83,10 @@ class Resident:
         self._waiting: deque[Lease] = deque()
         self._granted: set[Lease] = set()
         self._idle_timer: asyncio.TimerHandle | None = None
+        # As the last request asked that had a wish; it holds until the model is unloaded.
+        self._keep_alive_s: float | None = None
         self._text_timer: asyncio.TimerHandle | None = None
+        self._warned: set[str] = set()
         self._failure: ConfigiError | None = None
         self._failed_at = 0.0
         supervisor.on_exit = self._engine_died
@@ -85,7 +94,9 @@ class Resident:
     def set(self, state: State, text: str, done: int = 0, total: int | None = None) -> None:
         if self.status.state != state:
             log.info("model %s: %s (%s)", self.entry.id, state, text)
-        self.status = replace(self.status, state=state, text=text, done=done, total=total)
+            self._pace.restart()
+        rate = self._pace.rate(done) if total else None
+        self.status = replace(self.status, state=state, text=text, done=done, total=total, rate=rate)
         self._owner.status_changed()
 
     def rest(self) -> None:
@@ -106,6 +117,11 @@ class Resident:
         self._await_texts()
         return self._opening
 
+    async def look(self) -> None:
+        """`open` if its files are on this machine."""
+        if await asyncio.to_thread(self._acquirer.locate, self.entry) is not None:
+            await asyncio.shield(self.open())
+
     async def _open(self) -> TextProcess:
         try:
             folder = await asyncio.to_thread(self._acquirer.locate, self.entry)
@@ -116,9 +132,9 @@ class Resident:
             text = await self._opener(folder, await self._context_length(folder))
         except Exception as error:
             raise self.fail(error) from error
-        self.folder, self.text = folder, text
+        self.folder, self.text, self.description = folder, text, text.vocabulary.description
         if stale := await asyncio.to_thread(stale_template, folder):
-            log.warning("model %s: %s", self.entry.id, stale)
+            self._warn(stale)
         self.status = replace(self.status, warning=stale, context_length=text.context_length)
         text.on_unavailable = self._forget_files
         self._await_texts()
@@ -128,12 +144,17 @@ class Resident:
         """The configured one, else what the model was made for."""
         wanted, own = self.entry.context_length, await self._describer.context_length(folder)
         if wanted and own and wanted > own:
-            log.warning(
-                "model %s: context_length = %d is more than the %d tokens that it was made for; "
-                "answers that need more than those may be wrong",
-                self.entry.id, wanted, own,
-            )  # fmt: skip
+            self._warn(
+                f"context_length = {wanted} is more than the {own} tokens that it was made for; "
+                "answers that need more than those may be wrong"
+            )
         return wanted or own
+
+    def _warn(self, message: str) -> None:
+        """Once: its files are read again whenever they were not needed for a while."""
+        if message not in self._warned:
+            self._warned.add(message)
+            log.warning("model %s: %s", self.entry.id, message)
 
     def _show(self, progress: AcquireProgress) -> None:
         self.set(progress.phase, progress.text, progress.done, progress.total)
@@ -146,7 +167,7 @@ class Resident:
 
     def _forget_files(self) -> None:
         """A text process that was to start again did not find what it once had read: the next request looks anew."""
-        self.folder = None
+        self.folder = self.description = None
         self.close_text()
 
     def _await_texts(self) -> None:
@@ -185,16 +206,22 @@ class Resident:
         folder = self.known_folder()
         while self.engine is None:
             try:
-                self.engine = await self._supervisor.start(folder, memory_limit)
+                self.engine = await self._supervisor.start(folder, memory_limit, self._show_loading)
             except EngineFailed as error:
                 if self._supervisor.gave_up:
                     raise
                 self.set("loading", f"starting again: {error.message}")
         if self.text is not None:
             self.engine.know(self.text.vocabulary.token_table)
-        self.status = replace(self.status, batched=self.engine.batched)
+        most, own = self.engine.most_tokens, self.status.context_length
+        now = min(most, own) if most is not None and own is not None else most
+        self.status = replace(self.status, batched=self.engine.batched, context_length_now=now)
         self.set("ready", "in memory")
         self._await_requests()
+
+    def _show_loading(self, done: int, total: int) -> None:
+        text = f"loading into memory: {done / 1e9:.2f} of {total / 1e9:.2f} GB"
+        self.set("loading", text, done, total)
 
     async def unload(self) -> None:
         """Give its memory back, by ending its engine."""
@@ -231,6 +258,8 @@ class Resident:
 
     def _forget_engine(self) -> None:
         self.engine = None
+        self.status = replace(self.status, context_length_now=None)
+        self._keep_alive_s = None
         self._stop_idle_timer()
         self._await_texts()
 
@@ -245,9 +274,9 @@ class Resident:
     def in_use(self) -> bool:
         return bool(self._granted)
 
-    def lease(self) -> Lease:
+    def lease(self, keep_alive_s: float | None = None) -> Lease:
         """One that waits, until `grant_leases` or `refuse_leases`."""
-        lease = Lease(self._lease_ended)
+        lease = Lease(self._lease_ended, keep_alive_s)
         self._waiting.append(lease)
         return lease
 
@@ -257,6 +286,8 @@ class Resident:
             lease = self._waiting.popleft()
             lease.grant(engine)
             self._granted.add(lease)
+            if lease.keep_alive_s is not None:
+                self._keep_alive_s = lease.keep_alive_s
             self._stop_idle_timer()
 
     def refuse_leases(self, error: ConfigiError) -> None:
@@ -274,9 +305,11 @@ class Resident:
 
     def _await_requests(self) -> None:
         self._stop_idle_timer()
-        if self._settings.idle_unload_s and self.engine is not None:
-            loop = asyncio.get_running_loop()
-            self._idle_timer = loop.call_later(self._settings.idle_unload_s, self._owner.idle, self)
+        # 0 is never in the settings, and at once in a request.
+        asked = self._keep_alive_s
+        seconds = (self._settings.idle_unload_s or math.inf) if asked is None else asked
+        if seconds < math.inf and self.engine is not None:
+            self._idle_timer = asyncio.get_running_loop().call_later(seconds, self._owner.idle, self)
 
     def _stop_idle_timer(self) -> None:
         if self._idle_timer is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -17,24 +16,8 @@ import openai
 import pytest
 from openai.types.chat.chat_completion import Choice
 
-from tests.support.commands import embedding_worker
-from tests.support.running import serving
-from tests.support.tool_model import write_tool_model
+from tests.support.tool_serving import CITIES, MODELS, SCHEMAS, WEATHER, serving_tools
 
-CITIES = ["Paris", "Rome", "Oslo"]
-WEATHER = {
-    "type": "object",
-    "properties": {"city": {"enum": CITIES}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
-    "required": ["city", "days"],
-    "additionalProperties": False,
-}
-SEARCH = {
-    "type": "object",
-    "properties": {"query": {"type": "string", "pattern": "^[a-z]{1,8}$"}},
-    "required": ["query"],
-    "additionalProperties": False,
-}
-SCHEMAS = {"weather": WEATHER, "search": SEARCH}
 TOOLS: list[Any] = [
     {"type": "function", "function": {"name": name, "description": f"A {name}.", "parameters": schema, "strict": True}}
     for name, schema in SCHEMAS.items()
@@ -52,16 +35,10 @@ CHOICES: dict[str, tuple[Any, tuple[str, ...]]] = {
 QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 
-@pytest.fixture(scope="module", params=["tiny", pytest.param("embedded", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=MODELS)
 def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    folder = tmp_path_factory.mktemp(f"tools-{request.param}")
-    if request.param == "tiny":
-        model = write_tool_model(folder / "model")
-    else:
-        out, _ = embedding_worker(folder / "cache").communicate()
-        model = Path(json.loads(out.splitlines()[-1])["folder"])
     with (
-        serving(folder, model) as server,
+        serving_tools(request.param, tmp_path_factory.mktemp(f"tools-{request.param}")) as server,
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=300) as sdk,
     ):
         yield sdk

@@ -14,6 +14,7 @@ from collections import deque
 from pathlib import Path
 
 import zmq
+from tokenizers import Tokenizer
 
 from quantize.worker import exit_with_parent
 from server.engine_client.protocol import (
@@ -24,6 +25,7 @@ from server.engine_client.protocol import (
     Generate,
     Load,
     Loaded,
+    Loading,
     OptionsScored,
     Prefilled,
     Request,
@@ -34,6 +36,7 @@ from server.engine_client.protocol import (
     decode_command,
     encode,
 )
+from tests.support.speaking import said
 
 
 def main() -> None:
@@ -52,6 +55,7 @@ def main() -> None:
     parser.add_argument("--noise", type=int, default=0, help="characters on stderr, in one line, before it loads")
     parser.add_argument("--fail-at-token", type=int, default=-1, help="each request fails at this token")
     parser.add_argument("--slots", type=int, default=0, help="0 = as Load says")
+    parser.add_argument("--speaks", action="store_true", help="answers as tests/support/speaking.py does")
     script = parser.parse_args()
     if script.exit_at_start:
         raise SystemExit(3)
@@ -63,6 +67,7 @@ def main() -> None:
         raise SystemExit("no Load")
     if script.noise:
         print("x" * script.noise, file=sys.stderr)
+    socket.send(encode([Loading(30, 100)]))
     time.sleep(script.load_seconds)
     if script.crash_at_load or Path(load.model_dir).name == script.crash_for:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -75,7 +80,8 @@ def main() -> None:
         # Long enough for the message to leave.
         time.sleep(0.005)
         os.kill(os.getpid(), signal.SIGKILL)
-    Script(script, script.slots or load.max_concurrent, load.memory_limit).run(socket)
+    kind = Speaking if script.speaks else Script
+    kind(script, load, script.slots or load.max_concurrent).run(socket)
 
 
 class Script:
@@ -84,9 +90,9 @@ class Script:
     What it may take of memory it reports as what it holds.
     """
 
-    def __init__(self, script: argparse.Namespace, slots: int, memory_limit: int) -> None:
+    def __init__(self, script: argparse.Namespace, load: Load, slots: int) -> None:
         self.script = script
-        self.memory_limit = memory_limit
+        self.memory_limit = load.memory_limit
         self.slots = slots
         self.waiting: deque[Request] = deque()
         self.running: dict[int, tuple[Request, int]] = {}
@@ -124,7 +130,7 @@ class Script:
         while self.waiting and len(self.running) < self.slots:
             request = self.waiting.popleft()
             self.running[request.id] = (request, 0)
-            events.append(Prefilled(request.id, len(request.prompt), len(request.prompt)))
+            events.append(self.prefilled(request))
         for id, (request, made) in list(self.running.items()):
             if made == self.script.fail_at_token:
                 events.append(Failed(id, "internal", "The scripted engine fails here."))
@@ -136,12 +142,22 @@ class Script:
                 events += [OptionsScored(id, logprobs), Finished(id, "stop")]
                 del self.running[id]
                 continue
-            events.append(Tokens(id, [40 + made % 40]))
-            self.running[id] = (request, made + 1)
-            if made + 1 == request.max_tokens:
-                events.append(Finished(id, "length"))
+            answer = self.answer(request)
+            if answer is None or made < len(answer):
+                events.append(Tokens(id, [40 + made % 40 if answer is None else answer[made]]))
+                made += 1
+            self.running[id] = (request, made)
+            if made == request.max_tokens or (answer is not None and made == len(answer)):
+                events.append(Finished(id, "length" if made == request.max_tokens else "stop"))
                 del self.running[id]
         return events
+
+    def prefilled(self, request: Generate) -> Prefilled:
+        return Prefilled(request.id, len(request.prompt), len(request.prompt))
+
+    def answer(self, request: Generate) -> list[int] | None:
+        """Its tokens; None is one that only `max_tokens` ends."""
+        return None
 
     def stats(self) -> Stats:
         return Stats(
@@ -152,6 +168,26 @@ class Script:
             active_bytes=self.memory_limit,
             peak_bytes=self.memory_limit,
         )
+
+
+class Speaking(Script):
+    """Reads its prompts and answers them. Half of each it says to have found in its cache."""
+
+    def __init__(self, script: argparse.Namespace, load: Load, slots: int) -> None:
+        super().__init__(script, load, slots)
+        self.tokenizer = Tokenizer.from_file(str(Path(load.model_dir) / "tokenizer.json"))
+        self.answers: dict[int, list[int]] = {}
+
+    def prefilled(self, request: Generate) -> Prefilled:
+        total = len(request.prompt)
+        return Prefilled(request.id, total, total, total // 2, total // 2)
+
+    def answer(self, request: Generate) -> list[int]:
+        if request.id not in self.answers:
+            prompt = self.tokenizer.decode(request.prompt, skip_special_tokens=False)
+            held = request.grammar.text if request.grammar and not request.grammar.opening else ""
+            self.answers[request.id] = self.tokenizer.encode(said(prompt, held), add_special_tokens=False).ids
+        return self.answers[request.id]
 
 
 if __name__ == "__main__":

@@ -22,7 +22,14 @@ from fastapi import FastAPI
 
 from server.api.protocols import WireProtocol, mount
 from server.app import PROTOCOLS
-from server.chat.conversation import Conversation, DecisionRequest, GenerationOptions, GenerationRequest, Prompt
+from server.chat.conversation import (
+    Conversation,
+    DecisionRequest,
+    GenerationOptions,
+    GenerationRequest,
+    Infill,
+    Prompt,
+)
 from server.chat.deltas import (
     Decided,
     Delta,
@@ -38,6 +45,7 @@ from server.chat.deltas import (
     ToolCallDelta,
     Usage,
 )
+from server.chat.description import Description
 from server.errors import EngineFailed, InvalidRequest, ModelNotFound
 from server.http.guard import Guard
 from server.http.protocol import protocol_class
@@ -60,6 +68,8 @@ class ScriptedService:
     decisions: list[DecisionRequest] = field(default_factory=list)
     tokenized: list[Prompt] = field(default_factory=list)
     state: ModelStatus = field(default_factory=lambda: ModelStatus(MODEL, "ready", "ready", context_length=4096))
+    # What its files say; None while they are not read.
+    about: Description | None = None
     # By the text of a last message, what the model says to it.
     scripts: Mapping[str, Sequence[Delta]] = field(default_factory=dict)
     alive: bool = True
@@ -171,6 +181,10 @@ class ScriptedService:
             raise ModelNotFound("There is no such model.", param="model")
         return self.state
 
+    async def description(self, name: str) -> Description | None:
+        self.model(name)
+        return self.about
+
     def default_model(self) -> ModelStatus:
         return self.state
 
@@ -206,6 +220,8 @@ async def _echo(request: GenerationRequest) -> AsyncGenerator[Event, None]:
 def _text(prompt: Prompt) -> str:
     if isinstance(prompt, Conversation):
         return prompt.messages[-1].text
+    if isinstance(prompt, Infill):
+        return f"{prompt.prefix}|{prompt.suffix}" if prompt.suffix else prompt.prefix
     return prompt.content if isinstance(prompt.content, str) else bytes(prompt.content).decode()
 
 

@@ -1,24 +1,34 @@
-"""`configi serve` with a scripted engine: python -m tests.support.serve_scripted CONFIG [options of the engine]."""
+"""`configi serve` with a scripted engine: python -m tests.support.serve_scripted CONFIG [options of the engine].
+
+`--record FILE` writes down what was asked and told.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from server import logs
 from server.app import create_app
 from server.http import listen
 from server.settings.loading import load_settings
+from tests.support.recorded import Recorded
 
 
 def main() -> None:
-    config, *script = sys.argv[1:]
-    settings = load_settings(Path(config), {})
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--record", type=Path)
+    given, script = parser.parse_known_args()
+    settings = load_settings(given.config, {})
     logs.configure(settings.log)
     sockets = listen.bind(settings.server)
     print(f"on http://127.0.0.1:{sockets[0].getsockname()[1]}", flush=True)
     configi = create_app(settings, engine_command=(sys.executable, "-m", "tests.support.scripted_engine", *script))
-    listen.run(configi.asgi, sockets, settings.server, configi.generation.drain, configi.generation.end)
+    app: Any = Recorded(configi.asgi, given.record) if given.record else configi.asgi
+    listen.run(app, sockets, settings.server, configi.generation.drain, configi.generation.end)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,6 @@ _TEXT: dict[str, Any] = {
     "vocab_size_per_layer_input": VOCAB_SIZE,
     "sliding_window": WINDOW,
     "sliding_window_pattern": 3,
-    "max_position_embeddings": 4096,
     "use_double_wide_mlp": False,
     "enable_moe_block": True,
     "num_experts": 8,
@@ -57,11 +56,12 @@ _TEXT: dict[str, Any] = {
 }
 
 
-def write_sliding_model(folder: Path, *, seed: int = 0) -> Path:
+def write_sliding_model(folder: Path, *, seed: int = 0, context: int = 4096) -> Path:
     """Write the model into `folder` and return it. Same arguments, same bytes."""
-    write_tiny_model(folder, context=4096)
+    write_tiny_model(folder, context=context)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    config = {"model_type": "gemma4", "vocab_size": VOCAB_SIZE, "tie_word_embeddings": True, "text_config": _TEXT}
+    text = _TEXT | {"max_position_embeddings": context}
+    config = {"model_type": "gemma4", "vocab_size": VOCAB_SIZE, "tie_word_embeddings": True, "text_config": text}
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     model = gemma4.Model(gemma4.ModelArgs.from_dict(json.loads(json.dumps(config))))
     key = mx.random.key(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from server.engine.disk_tier import DiskTier
 from server.engine.prefix_cache import PrefixCache
 from server.engine.prefix_tree import PrefixTree
 from tests.support.sliding_model import write_sliding_model
-from tests.support.talks import Model, ask, engine_for, new_talk
+from tests.support.talks import Model, Talk, ask, engine_for, new_talk
 
 
 def test_a_restart_finds_the_conversation_on_disk(model: Model, tmp_path: Path) -> None:
@@ -28,6 +29,24 @@ def test_a_restart_finds_the_conversation_on_disk(model: Model, tmp_path: Path) 
             answer, cached = await ask(engine, talk)
             assert cached >= 110
             assert answer == model.greedy(talk.asked()[0])
+
+    asyncio.run(run())
+
+
+def test_a_restart_finds_both_of_two_conversations_that_begin_alike(model: Model, tmp_path: Path) -> None:
+    """The beginning of the shorter one is in the file of the longer one."""
+    alike = list(range(20, 60))
+
+    async def run() -> None:
+        longer, shorter = (Talk(random.Random(seed)).say("user", [*alike, seed, *range(50)]) for seed in (70, 71))
+        longer.say("user", 90)
+        async with engine_for(model.folder, tmp_path) as engine:
+            answers = [(await ask(engine, talk))[0] for talk in (longer, shorter)]
+        async with engine_for(model.folder, tmp_path) as engine:
+            for talk, answer in zip((longer, shorter), answers, strict=True):
+                again, cached = await ask(engine, talk)
+                assert again == answer
+                assert cached >= len(talk.tokens) - 8
 
     asyncio.run(run())
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import FailFast, Field
 
 from server.api.fields import screen
+from server.api.keep_alive import KeepAlive
 from server.api.openai.content import ContentRules, content_parts
 from server.api.openai.decisions.input import parts_with_text, said
 from server.api.openai.decisions.table import DECISIONS
@@ -70,6 +71,7 @@ class DecisionFields(Wire):
     model: str | None = None
     input: str | list[Any]
     questions: Annotated[list[AnyQuestion], FailFast()]
+    keep_alive: KeepAlive = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class DecisionCall:
     model: str | None
     inquiry: Inquiry
     questions: tuple[PredicateQuestion | ChoiceQuestion | ScoreQuestion, ...]
+    keep_alive_s: float | None
     headers: dict[str, str]
 
 
@@ -94,6 +97,7 @@ def parse_decision(raw: bytes, limits: LimitSettings) -> DecisionCall:
         model=model_name(fields.model),
         inquiry=Inquiry(messages, _PREFACE, questions),
         questions=tuple(fields.questions),
+        keep_alive_s=fields.keep_alive,
         headers=screened.headers(*dropped, *dict.fromkeys(unknown)),
     )
 

@@ -8,6 +8,7 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from server.api.cache_headers import cache_headers
 from server.api.openai.answer import Caller, caller
 from server.api.openai.decisions.answer import decision
 from server.api.openai.decisions.request import DecisionCall, parse_decision
@@ -34,6 +35,8 @@ def router(service: Service) -> APIRouter:
 
 
 async def _respond(service: Service, call: DecisionCall, who: Caller) -> Response:
-    decided = await service.decide(DecisionRequest(who.request_id, call.model, call.inquiry, who.client))
+    asked = DecisionRequest(who.request_id, call.model, call.inquiry, who.client, call.keep_alive_s)
+    decided = await service.decide(asked)
     body = msgspec.json.encode(decision(decided, call.questions))
-    return Response(body, headers=call.headers, media_type="application/json")
+    headers = {**call.headers, **cache_headers([decided.usage])}
+    return Response(body, headers=headers, media_type="application/json")

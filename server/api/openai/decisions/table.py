@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from server.api.fields import Fields, Refusal
+from server.api.other_servers import KEEP_ALIVE
 
 _NOTHING_IS_WRITTEN = "nothing is written: the options of a question are its answers"
 
@@ -11,6 +12,7 @@ DECISIONS = Fields(
         "model": "The model's id or an alias; absent, empty or blank means the default model.",
         "input": "A string, or a list of messages, calls and outputs of tools.",
         "questions": "1 to 400 of the types predicate, choice and score: see [Decisions](decisions.md).",
+        "keep_alive": KEEP_ALIVE,
     },
     accepted={
         "safety_identifier": "A label; nothing is stored.",
@@ -28,7 +30,7 @@ DECISIONS = Fields(
         ),
         "messages": Refusal("this endpoint takes input"),
         "tools": Refusal(_NOTHING_IS_WRITTEN, ([],)),
-        "temperature": Refusal("nothing is drawn", (1, 1.0)),
+        "temperature": Refusal("nothing is drawn", (1,)),
         "max_output_tokens": Refusal(_NOTHING_IS_WRITTEN),
         "reasoning": Refusal("the model answers without thinking first", ({},)),
     },

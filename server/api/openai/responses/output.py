@@ -109,6 +109,36 @@ class _Thought(_Item):
         yield from super().end(status)
 
 
+class _Summary(_Thought):
+    """A thought for a client that asked for summaries: it reads nothing else. All of it stands there."""
+
+    def __init__(self, index: int, encrypted: bool) -> None:
+        super().__init__(index, encrypted)
+        del self.place["content_index"]
+        self.place["summary_index"] = 0
+
+    def item(self, status: str) -> Told:
+        item = super().item(status)
+        return item | {"summary": item["content"], "content": []}
+
+    def _part(self) -> Told:
+        return {"type": "summary_text", "text": "".join(self._pieces)}
+
+    def begin(self) -> Iterator[Told]:
+        yield from _Item.begin(self)
+        yield {"type": "response.reasoning_summary_part.added", **self.place, "part": self._part()}
+
+    def delta(self, delta: ReasoningDelta) -> Iterator[Told]:
+        self._pieces.append(delta.text)
+        yield {"type": "response.reasoning_summary_text.delta", **self.place, "delta": delta.text}
+
+    def end(self, status: str) -> Iterator[Told]:
+        part = self._part()
+        yield {"type": "response.reasoning_summary_text.done", **self.place, "text": part["text"]}
+        yield {"type": "response.reasoning_summary_part.done", **self.place, "part": part}
+        yield from _Item.end(self, status)
+
+
 class _Call(_Item):
     prefix = "fc"
 
@@ -168,12 +198,14 @@ class _CustomCall(_Call):
 
 
 class Output:
-    """The items of one answer. `declared`: the client's own names of its tools."""
+    """The items of one answer. `declared`: the client's own names of its tools. `summarized`: thoughts are told as
+    summaries."""
 
-    def __init__(self, declared: dict[str, Declared], encrypted: bool) -> None:
+    def __init__(self, declared: dict[str, Declared], encrypted: bool, summarized: bool) -> None:
         self.items: list[Told] = []
         self._declared = declared
         self._encrypted = encrypted
+        self._thought = _Summary if summarized else _Thought
         self._open: _Text | _Thought | _Call | None = None
 
     def push(self, delta: Delta) -> Iterator[Told]:
@@ -187,7 +219,7 @@ class Output:
                 yield from self._open.delta(delta)
             case ReasoningDelta():
                 if not isinstance(self._open, _Thought):
-                    yield from self._begin(_Thought(self._next(), self._encrypted))
+                    yield from self._begin(self._thought(self._next(), self._encrypted))
                 assert isinstance(self._open, _Thought)
                 yield from self._open.delta(delta)
             case ToolCallDelta():

@@ -209,6 +209,14 @@ def test_the_answer_is_made_of_what_the_sdk_knows_and_no_more(up: Running) -> No
     )
 
 
+def test_how_long_the_model_stays_is_taken_and_what_was_cached_is_told(up: Running) -> None:
+    answer = post(up, keep_alive="5m")
+    assert up.service.decisions[-1].keep_alive_s == 300
+    assert answer.headers["x-configi-cached-tokens"] == str(
+        answer.json()["usage"]["input_tokens_details"]["cached_tokens"]
+    )
+
+
 def test_a_long_input_is_read_beside_the_event_loop_and_is_the_same(up: Running) -> None:
     up.service.decisions.clear()
     given = "The sea is blue. " * 10_000

@@ -120,6 +120,23 @@ def test_a_stream_tells_every_beginning_delta_and_end_with_its_number(client: Op
             assert not hasattr(event, "item_id") or event.item_id == done[event.output_index].id
 
 
+@pytest.mark.parametrize("asked", [{"summary": "auto"}, {"generate_summary": "detailed"}])
+def test_a_client_that_asks_for_summaries_finds_the_thought_there(
+    client: OpenAI, service: ScriptedEvents, asked: Any
+) -> None:
+    service.says(*CALLS)
+    with client.responses.stream(model=MODEL, input="Weather?", tools=[WEATHER], reasoning=asked) as stream:
+        events = list(stream)
+        answer = stream.get_final_response()
+    told = [event.type.removeprefix("response.reasoning_") for event in events if "reasoning" in event.type]
+    assert told == ["summary_part.added", *["summary_text.delta"] * 2, "summary_text.done", "summary_part.done"]
+    thought: Any = answer.output[0]
+    assert ([part.to_dict() for part in thought.summary], thought.content) == (
+        [{"type": "summary_text", "text": "They want weather."}], [],
+    )  # fmt: skip
+    assert answer.reasoning is not None and answer.reasoning.summary in asked.values()
+
+
 def test_the_stream_helper_of_the_sdk_parses_an_answer(client: OpenAI, service: ScriptedEvents) -> None:
     service.says(*CALLS)
     with client.responses.stream(model=MODEL, input="Weather?", tools=[WEATHER]) as stream:
