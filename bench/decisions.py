@@ -33,15 +33,21 @@ Question = dict[str, Any]
 
 
 def predicate(number: int) -> Question:
-    a, b = _THINGS[number % 12], _THINGS[number // 12]
+    a, b = _two(number)
     return {"type": "predicate", "instructions": f"Is a {a} named before a {b}?"}
 
 
 def choice(number: int) -> Question:
     """With options of several tokens."""
-    a, b = _THINGS[number % 12], _THINGS[number // 12]
+    a, b = _two(number)
     values = [f"the {a}", f"the {b}"]
     return {"type": "choice", "instructions": "Which comes first?", "choices": [{"value": v} for v in values]}
+
+
+def _two(number: int) -> tuple[str, str]:
+    """Another pair for each of 132 numbers."""
+    first, apart = number % len(_THINGS), 1 + number // len(_THINGS)
+    return _THINGS[first], _THINGS[(first + apart) % len(_THINGS)]
 
 
 def main() -> None:
