@@ -66,7 +66,7 @@ def branches(model: Any, layers: Layers, length: int, *, together: bool) -> Bran
 
 # Texts that are read at once.
 _MOST_TEXTS = 32
-# Metal's kernel for a few tokens of each row copies a layer's keys and values for every row; this many bytes at most.
+# Bytes of a layer's keys and values, where a model makes others of them: Metal copies those for each row of few tokens.
 _MOST_COPIED = 2**29
 
 
@@ -83,6 +83,7 @@ class Tree:
         self.offset: int | mx.array = length
         self._seen = np.zeros((0, 0, 0), np.bool_)
         self._rows: np.ndarray[Any, np.dtype[np.int32]] = np.zeros((0, 0), np.int32)
+        self.shared: compat.SharedRows = {}
         self._masks: dict[tuple[int, int | None], mx.array] = {}
 
     def begin(self) -> Continuation:
@@ -108,7 +109,10 @@ class Tree:
         self._masks.clear()
         self.offset = offsets[0] if len(set(offsets)) == 1 else mx.array(offsets)
         padded = [tokens + [0] * (width - len(tokens)) for _, tokens in parts]
-        logits: mx.array = self._model(mx.array(padded), cache=self.layers)
+        with compat.folded_attention(self.shared):
+            logits: mx.array = self._model(mx.array(padded), cache=self.layers)
+        # Kept any longer, they would make the next pass copy all columns.
+        self.shared.clear()
         return logits
 
     def mask(self, kept: int, window: int | None) -> mx.array:
@@ -158,12 +162,18 @@ class _Layer:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         self._rows = keys.shape[0]
-        self.columns.update_and_fetch(_in_a_row(keys), _in_a_row(values))
+        self.columns.update_and_fetch(compat.fold(keys), compat.fold(values))
         return self.keys_and_values()
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
         keys, values = self.columns.keys_and_values()
-        return _for_each(keys, self._rows), _for_each(values, self._rows)
+        return self._for_each_row(keys), self._for_each_row(values)
+
+    def _for_each_row(self, array: mx.array) -> mx.array:
+        """A view: nothing is copied."""
+        view = mx.broadcast_to(array, (self._rows, *array.shape[1:]))
+        self._tree.shared[id(view)] = (view, array)
+        return view
 
     def make_mask(self, tokens: int, window_size: int | None = None, return_array: bool = True) -> mx.array:
         del tokens, return_array
@@ -182,17 +192,6 @@ class _Layer:
 
     def empty(self) -> bool:
         return bool(self.columns.empty())
-
-
-def _in_a_row(array: mx.array) -> mx.array:
-    """(rows, heads, tokens, width) to (1, heads, rows * tokens, width)."""
-    rows, heads, tokens, width = array.shape
-    return array.transpose(1, 0, 2, 3).reshape(1, heads, rows * tokens, width)
-
-
-def _for_each(array: mx.array, rows: int) -> mx.array:
-    """A view for each row: nothing is copied."""
-    return mx.broadcast_to(array, (rows, *array.shape[1:]))
 
 
 class OneAtATime:
