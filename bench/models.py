@@ -51,6 +51,19 @@ def sliding(cache: Path) -> Path:
 MODELS: dict[str, Callable[[Path], Path]] = {"smollm2": smollm2, "sliding": sliding}
 
 
+def with_room(model: Path, folder: Path, tokens: int) -> Path:
+    """`model` in `folder`, which is made, with a context of `tokens` at least, whatever it says there."""
+    folder.mkdir()
+    # configi.json would tell that these are not the files that were built.
+    for file in (file for file in model.iterdir() if file.name != "configi.json"):
+        (folder / file.name).symlink_to(file)
+    for name, key in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
+        config = json.loads((model / name).read_text())
+        (folder / name).unlink()
+        _write_json(folder / name, config | {key: max(tokens, config.get(key) or 0)})
+    return folder
+
+
 def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """`folder`, which appears by one rename."""
     if not folder.is_dir():
@@ -70,7 +83,8 @@ def _as_float32(source: Path, folder: Path) -> None:
     # Only who makes a model needs MLX; it takes a second to import.
     import mlx.core as mx
 
-    shutil.copytree(source, folder, dirs_exist_ok=True)
+    # Without the sums of files that are not these.
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("configi.json"), dirs_exist_ok=True)
     weights: dict[str, mx.array] = mx.load(str(source / "model.safetensors"))  # type: ignore[assignment]
     converted = {name: tensor.astype(mx.float32) for name, tensor in weights.items()}
     mx.save_safetensors(str(folder / "model.safetensors"), converted, {"format": "mlx"})

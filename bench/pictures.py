@@ -21,7 +21,7 @@ _PAPER, _INK, _FAINT, _GRID = "#ffffff", "#212529", "#596068", "#dee2e6"
 _DARK = {_PAPER: "#1f2328", _INK: "#e6e8eb", _FAINT: "#a5adb5", _GRID: "#3d444d"}
 # Readable on either paper. The others are for sides that have no color of their own.
 _COLORS = {"configi": "#1098ad", "mlx_lm.server": "#e8590c"}
-_OTHERS = ("#868e96", "#7950f2", "#37b24d")
+_OTHERS = ("#868e96", "#7950f2", "#37b24d", "#d6336c")
 # Points that can be told apart are marked; a line of more is a line.
 _MARKED = 12
 # Over the defaults, whatever a matplotlibrc of the user's says.

@@ -13,6 +13,8 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "bench-overhead": ("overhead",),
     "bench-soak": ("soak",),
     "bench-hostile": ("hostile",),
+    "bench-decisions": ("decisions",),
+    "bench-reliability": ("reliability",),
 }
 
 

@@ -11,8 +11,10 @@ from fastapi import FastAPI
 
 from server.api import operations
 from server.api.anthropic import messages
-from server.api.openai import chat_completions, completions
+from server.api.compat import llama_server, lm_studio, ollama, vllm
+from server.api.openai import chat_completions, completions, embeddings
 from server.api.openai import models as model_routes
+from server.api.openai.decisions import routes as decisions
 from server.api.openai.responses import routes as responses
 from server.api.protocols import WireProtocol, mount
 from server.engine_client.supervisor import ENGINE_COMMAND, Supervisor
@@ -27,7 +29,21 @@ from server.models.verified import Verifier
 from server.settings.types import Settings
 from server.text.client import TextProcess
 
-PROTOCOLS: tuple[WireProtocol, ...] = (chat_completions, completions, responses, messages, model_routes, operations)
+PROTOCOLS: tuple[WireProtocol, ...] = (
+    chat_completions,
+    completions,
+    responses,
+    decisions,
+    messages,
+    embeddings,
+    model_routes,
+    operations,
+    llama_server,
+    lm_studio,
+    vllm,
+    # Last: what it refuses is all that is left below /api.
+    ollama,
+)
 
 # Runs beside the server for as long as it is up, e.g. to show progress on the terminal.
 Companion = Callable[[Residency, Catalog], Awaitable[None]]

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import glob
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from quantize.errors import SourceError
 from quantize.forward.checkpoint_weights import CheckpointModel
@@ -23,9 +24,13 @@ from quantize.source.folder import FolderCheckpoint
 from quantize.source.packed import declarations
 from quantize.source.unpack import Scaled
 
+# Read at once: little enough to tell how far it is, enough to keep a disk busy.
+_PART_BYTES = 2**28
 
-def load_folder(folder: Path) -> Any:
-    """mlx-lm's model, evaluated. No code in the folder is run.
+
+def load_folder(folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Any:
+    """mlx-lm's model, evaluated. No code in the folder is run. `on_progress` is told how many bytes of how many are
+    read, except of what has to be unpacked.
 
     Raises:
         Exception: whatever mlx-lm raises on what neither can load.
@@ -33,7 +38,9 @@ def load_folder(folder: Path) -> Any:
     if needs_unpacking(folder):
         return CheckpointModel(FolderCheckpoint(folder)).whole()
     try:
-        return load_as_mlx_lm(folder)
+        model = load_as_mlx_lm(folder)
+        _evaluate(model, on_progress)
+        return model
     except MemoryError:
         raise
     except Exception:
@@ -42,8 +49,22 @@ def load_folder(folder: Path) -> Any:
         raise
 
 
-def load_as_mlx_lm(folder: Path, *, lazy: bool = False) -> Any:
-    """Without what no text model has a place for, such as the extra heads of fine-tunes.
+def _evaluate(model: Any, on_progress: Callable[[int, int], None]) -> None:
+    weights = [value for _, value in tree_flatten(model.parameters()) if isinstance(value, mx.array)]
+    total = sum(value.nbytes for value in weights)
+    done, told = 0, 0
+    part: list[mx.array] = []
+    for value in weights:
+        part.append(value)
+        done += value.nbytes
+        if done - told >= _PART_BYTES or done == total:
+            mx.eval(part)
+            on_progress(done, total)
+            part, told = [], done
+
+
+def load_as_mlx_lm(folder: Path) -> Any:
+    """Not evaluated. Without what no text model has a place for, such as the extra heads of fine-tunes.
 
     Raises:
         ValueError: codes would be taken for weights.
@@ -53,7 +74,7 @@ def load_as_mlx_lm(folder: Path, *, lazy: bool = False) -> Any:
 
     with _without_magic(folder) as path:
         # trust_remote_code is given explicitly: a default may change.
-        model, _ = load_model(path, lazy=lazy, get_model_classes=_classes, trust_remote_code=False)
+        model, _ = load_model(path, lazy=True, get_model_classes=_classes, trust_remote_code=False)
     # A model that refers to itself would keep its weights until the garbage collector comes by.
     del model.sanitize
     for name, module in model.named_modules():

@@ -66,7 +66,7 @@ class FolderModel:
 
     def make(self, layer: int | None) -> Any:
         try:
-            model = load_as_mlx_lm(self._folder, lazy=True)
+            model = load_as_mlx_lm(self._folder)
         except FileNotFoundError:
             raise SourceError(f"{self.label} has no config.json or no model*.safetensors.") from None
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:

@@ -19,10 +19,14 @@ def model_classes(config: Mapping[str, Any]) -> tuple[Any, Any]:
     Raises:
         ValueError: mlx-lm does not know the `model_type`.
         KeyError: there is none.
+        ImportError: the model needs a package that is not installed. olmo of 0.32 ends the process for that.
     """
     from mlx_lm.utils import _get_classes
 
-    model_class, arguments_class = _get_classes(dict(config))
+    try:
+        model_class, arguments_class = _get_classes(dict(config))
+    except SystemExit as error:
+        raise ImportError("a package that is not installed") from error
     return model_class, arguments_class
 
 

@@ -16,6 +16,9 @@ def empty_model(config: Mapping[str, Any]) -> Any:
         model_class, arguments_class = model_classes(config)
     except ValueError:
         raise SourceError(f"Models of the type {config.get('model_type')!r} are unknown to mlx-lm.") from None
+    except ImportError as error:
+        needed = f"{config.get('model_type')!r} without {error}"
+        raise SourceError(f"mlx-lm cannot run models of the type {needed}.") from error
     try:
         # Some argument classes change nested tables in place.
         return model_class(arguments_class.from_dict(copy.deepcopy(dict(config))))

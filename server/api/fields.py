@@ -29,8 +29,10 @@ class Refusal:
     unless: tuple[Any, ...] = ()
 
     def allows(self, value: object) -> bool:
-        # The type as well: in Python True equals 1, in JSON it does not.
-        return any(type(value) is type(harmless) and value == harmless for harmless in self.unless)
+        # In Python True equals 1, in JSON it does not; 1.0 is 1 in both.
+        return any(
+            value == harmless and isinstance(value, bool) == isinstance(harmless, bool) for harmless in self.unless
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,9 @@ async def _tokenize(service: Service, call: TokenizeCall, client: str) -> Respon
     except InvalidRequest as error:
         error.param = call.field
         raise
-    return _json({"tokens": tokens, "count": len(tokens)}, headers=call.headers)
+    model = service.model(call.model) if call.model else service.default_model()
+    known = {"tokens": tokens, "count": len(tokens), "max_model_len": model.context_length}
+    return _json(known, headers=call.headers)
 
 
 async def _detokenize(service: Service, screened: Screened, fields: DetokenizeFields, client: str) -> Response:
@@ -119,7 +121,8 @@ async def _detokenize(service: Service, screened: Screened, fields: DetokenizeFi
     except InvalidRequest as error:
         error.param = "tokens"
         raise
-    return _json({"content": text}, headers=screened.headers())
+    # As llama-server calls it, and as vLLM does.
+    return _json({"content": text, "prompt": text}, headers=screened.headers())
 
 
 def _readiness(model: ModelStatus) -> Response:

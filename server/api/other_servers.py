@@ -9,7 +9,14 @@ from __future__ import annotations
 from server.api.fields import Refusal
 
 # Other names of what works.
-SAMPLING_ALIASES = {"repeat_penalty": "repetition_penalty", "n_cmpl": "n", "min_new_tokens": "min_tokens"}
+SAMPLING_ALIASES = {
+    "repeat_penalty": "repetition_penalty", "n_cmpl": "n", "min_new_tokens": "min_tokens", "ttl": "keep_alive",
+}  # fmt: skip
+# What every dialect has of them, in the same words.
+KEEP_ALIVE = (
+    'How long the model stays in memory afterwards: seconds, "5m", -1 for ever, 0 not at all; the last one holds.'
+)
+RETURN_PROGRESS = "true: a stream tells as data what it waits for: see [Progress](progress.md)."
 
 _LOADED_BEFORE = "How a model is loaded does not depend on a request."
 _OFF = "A parameter of a sampler that is not built in, and is off."
@@ -19,8 +26,6 @@ _SPECULATION = "Speculative decoding changes speed, not the answer."
 ACCEPTED = {
     "cache_prompt": "Prefixes are always reused; the answer is the same.",
     "id_slot": "The scheduler chooses the slot.",
-    "keep_alive": "Unloading is a setting of the server.",
-    "ttl": "Unloading is a setting of the server.",
     "priority": "Clients are served fairly, whatever they say of themselves.",
     "request_id": "A label; send the header x-request-id.",
     "rid": "A label; send the header x-request-id.",
@@ -31,7 +36,6 @@ ACCEPTED = {
     "stream_reasoning": "Pieces are sent as they come.",
     "sse_ping_interval": "A setting of the server.",
     "timings_per_token": "Speeds are in /metrics.",
-    "return_progress": "The progress of a stream is in its comments.",
     "guided_decoding_backend": "There is one backend.",
     "n_keep": "The context is never shifted.",
     "n_discard": "The context is never shifted.",
@@ -78,22 +82,29 @@ _NOT_IN_ANSWERS = "answers do not hold it"
 _USE_MESSAGES = "say it in messages"
 _OUTPUT_AS_IS = "answers are the model's text, without special tokens and without the stop string"
 
+# llama-server's defaults, which llama.vscode and others spell out: they ask for what happens without them.
+_ALL_SAMPLERS = (
+    "edkypmxt", "edskypmxt",
+    ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"],
+)  # fmt: skip
+_USUAL_LAST_N = 64
+
 REFUSED = {
     # Samplers.
-    "typical_p": Refusal(_NO_SAMPLER, (1, 1.0)),
-    "tfs_z": Refusal(_NO_SAMPLER, (1, 1.0)),
+    "typical_p": Refusal(_NO_SAMPLER, (1,)),
+    "tfs_z": Refusal(_NO_SAMPLER, (1,)),
     "mirostat": Refusal(_NO_SAMPLER, (0,)),
-    "dynatemp_range": Refusal(_NO_SAMPLER, (0, 0.0)),
-    "top_n_sigma": Refusal(_NO_SAMPLER, (-1, -1.0, 0, 0.0)),
-    "adaptive_target": Refusal(_NO_SAMPLER, (-1, -1.0)),
-    "dry_multiplier": Refusal(_NO_SAMPLER, (0, 0.0)),
+    "dynatemp_range": Refusal(_NO_SAMPLER, (0,)),
+    "top_n_sigma": Refusal(_NO_SAMPLER, (-1, 0)),
+    "adaptive_target": Refusal(_NO_SAMPLER, (-1,)),
+    "dry_multiplier": Refusal(_NO_SAMPLER, (0,)),
     "watermarking": Refusal(_NO_SAMPLER, (False,)),
-    "samplers": Refusal("the order of the samplers is fixed", ([],)),
+    "samplers": Refusal("the order of the samplers is fixed", ([], *_ALL_SAMPLERS)),
     "min_keep": Refusal("the likeliest token always stays, and no more", (0, 1)),
-    "repeat_last_n": Refusal("repetition_penalty looks at the whole prompt and answer", (-1,)),
+    "repeat_last_n": Refusal("repetition_penalty looks at the whole prompt and answer", (-1, _USUAL_LAST_N)),
     "penalize_newline": Refusal("a newline is a token like any other", (True,)),
     "penalize_nl": Refusal("a newline is a token like any other", (True,)),
-    "length_penalty": Refusal(_NO_BEAMS, (1, 1.0)),
+    "length_penalty": Refusal(_NO_BEAMS, (1,)),
     "use_beam_search": Refusal(_NO_BEAMS, (False,)),
     "repetition_detection": Refusal("the model decides where an answer ends"),
     # Ends of an answer.
@@ -188,7 +199,7 @@ REFUSED_IN_COMPLETIONS = {
     "prompt_embeds": Refusal("a prompt is text or token ids"),
     "multimodal_data": Refusal(_NO_MEDIA, ([],)),
     "add_special_tokens": Refusal("the tokens that start a text are always added to it", (True,)),
-    "top_logprobs": Refusal("use logprobs, with a number"),
+    "top_logprobs": Refusal("use logprobs, with a number", (0,)),
 }
 
 # What Ollama reads inside `options`.

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from server.chat.conversation import GenerationRequest, Prompt
-from server.chat.deltas import Event
+from server.chat.conversation import DecisionRequest, GenerationRequest, Prompt
+from server.chat.deltas import Decided, Event
+from server.chat.description import Description
 from server.models.status import ModelStatus
 from server.settings.types import Settings
 
@@ -27,6 +28,10 @@ class Service(Protocol):
         """
         ...
 
+    async def decide(self, request: DecisionRequest) -> Decided:
+        """Raises ConfigiError. Cancelling it cancels everything behind it."""
+        ...
+
     async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool, client: str) -> list[int]: ...
 
     async def detokenize(self, model: str | None, tokens: list[int], client: str) -> str: ...
@@ -35,6 +40,14 @@ class Service(Protocol):
 
     def model(self, name: str) -> ModelStatus:
         """The model of that id or alias; raises ModelNotFound."""
+        ...
+
+    async def description(self, name: str) -> Description | None:
+        """What the model's files say; None while they are not on this machine, or cannot be read in a few seconds.
+
+        Raises:
+            ModelNotFound: there is no such model.
+        """
         ...
 
     def default_model(self) -> ModelStatus: ...

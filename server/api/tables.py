@@ -7,14 +7,18 @@ servers have are in `other_servers.py`.
 from __future__ import annotations
 
 from server.api.anthropic.table import MESSAGES
+from server.api.compat.table import INFILL_ACCEPTED, INFILL_REFUSED, INFILL_WORKS, SHOW
 from server.api.fields import Fields, Refusal
+from server.api.openai.decisions.table import DECISIONS
 from server.api.openai.responses.table import RESPONSES
 from server.api.other_servers import (
     ACCEPTED,
     INSIDE,
+    KEEP_ALIVE,
     REFUSED,
     REFUSED_IN_CHAT,
     REFUSED_IN_COMPLETIONS,
+    RETURN_PROGRESS,
     SAMPLING_ALIASES,
 )
 
@@ -42,6 +46,8 @@ _SAMPLING = {
     "n": "Number of choices.",
     "return_token_ids": "true adds token_ids to each choice and prompt_token_ids to the answer.",
     "cache_salt": "Prefixes are shared only with requests that have the same one.",
+    "keep_alive": KEEP_ALIVE,
+    "return_progress": RETURN_PROGRESS,
 }
 
 _SHAPE = {
@@ -140,12 +146,9 @@ _TEXT = {
     "logprobs": "0 to 5: the log-probability of every token, with that many alternatives.",
     "echo": "true puts the prompt before the answer, with its log-probabilities when logprobs is given.",
     "best_of": "Up to n; more is refused, because answers are not ranked.",
+    "suffix": "The text behind the answer, for models that fill in the middle: see [Editors](editors.md#completion).",
 }
-_TEXT_REFUSED = {
-    "suffix": Refusal("fill-in-the-middle is not built yet", ("",)),
-    **REFUSED,
-    **REFUSED_IN_COMPLETIONS,
-}
+_TEXT_REFUSED = {**REFUSED, **REFUSED_IN_COMPLETIONS}
 _TEXT_ALIASES = {**_ALIASES, "max_completion_tokens": "max_tokens"}
 # What belongs to a conversation, with the values that ask for nothing.
 _TRUE_ANYWAY = ("parallel_tool_calls", "include_reasoning", "add_generation_prompt")
@@ -161,6 +164,15 @@ COMPLETIONS = Fields(
     accepted={**CHAT.accepted},
     refused={**_TEXT_REFUSED, **_CHAT_ONLY},
     aliases=_TEXT_ALIASES,
+    inside=INSIDE,
+)
+
+_INFILLS_OWN = {*INFILL_WORKS, *INFILL_ACCEPTED, *INFILL_REFUSED}
+INFILL = Fields(
+    works=INFILL_WORKS | {name: what for name, what in {**_SAMPLING, **_SHAPE}.items() if name not in _INFILLS_OWN},
+    accepted={**CHAT.accepted, **INFILL_ACCEPTED},
+    refused={**{name: why for name, why in COMPLETIONS.refused.items() if name not in _INFILLS_OWN}, **INFILL_REFUSED},
+    aliases={name: meant for name, meant in _TEXT_ALIASES.items() if meant not in INFILL_REFUSED},
     inside=INSIDE,
 )
 
@@ -197,7 +209,10 @@ ENDPOINTS = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETIONS,
     "/v1/responses": RESPONSES,
+    "/v1/decisions": DECISIONS,
     "/v1/messages": MESSAGES,
+    "/infill": INFILL,
     "/tokenize": TOKENIZE,
     "/detokenize": DETOKENIZE,
+    "/api/show": SHOW,
 }

@@ -27,12 +27,12 @@ class Wire(BaseModel):
 W = TypeVar("W", bound=Wire)
 
 
-def _whole(value: Any) -> Any:
-    # JavaScript and JSON know one kind of number, and some languages write 3 as 3.0.
+def whole(value: Any) -> Any:
+    """3 for 3.0: JavaScript and JSON know one kind of number, and some languages write it so."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+Whole = Annotated[int, BeforeValidator(whole)]
 
 
 def validated(model: type[W], values: dict[str, Any], spelled: Mapping[str, str] | None = None) -> W:

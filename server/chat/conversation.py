@@ -51,7 +51,41 @@ class RawPrompt(msgspec.Struct, frozen=True, tag=True):
     content: str | tuple[int, ...]
 
 
-Prompt = Conversation | RawPrompt
+class OtherFile(msgspec.Struct, frozen=True):
+    """Another file, or a piece of one, that is worth knowing."""
+
+    name: str
+    text: str
+
+
+class Infill(msgspec.Struct, frozen=True, tag=True):
+    """A text with a gap between `prefix` and `suffix`, which the model is to fill.
+
+    `room`: tokens to leave for the answer; what does not fit beside them is left out. None: that is an error.
+    """
+
+    prefix: str
+    suffix: str
+    files: tuple[OtherFile, ...] = ()
+    room: int | None = None
+
+
+Prompt = Conversation | RawPrompt | Infill
+
+
+class ClosedQuestion(msgspec.Struct, frozen=True):
+    """`text` as the model reads it; `options` are the answers, as the model would write them."""
+
+    text: str
+    options: tuple[str, ...]
+
+
+class Inquiry(msgspec.Struct, frozen=True):
+    """Questions, each by itself, about the same messages. `preface` stands between them and the question."""
+
+    messages: tuple[Message, ...]
+    preface: str
+    questions: tuple[ClosedQuestion, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +99,8 @@ class GenerationOptions:
     `min_tokens` and `ignore_eos` keep the model from ending early. `allowed_token_ids` None allows all; no text of
     `bad_words` is written. `xtc_*`: with that probability, all but the least likely token above the threshold go.
     `shape`: what the answer's text must be. `tool_choice` means nothing without tools.
+    `min_indent`: the answer ends before a line, but its first, that begins with fewer spaces and tabs. `time_limit_s`:
+    of its making, after which it ends with its line; 0 is none.
     """
 
     max_tokens: int | None = None
@@ -90,6 +126,8 @@ class GenerationOptions:
     shape: Shape | None = None
     tool_choice: ToolChoice = FREE
     reasoning: Reasoning = Reasoning()
+    min_indent: int = 0
+    time_limit_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +143,9 @@ class GenerationRequest:
     """One request as `generation` takes it. `id` is the request id of the log and of the x-request-id header.
 
     A request that is to `wait_for_model` (a stream) is told the model's state while it loads; others wait up to
-    `lifecycle.load_wait_s` and then fail with ModelLoading.
+    `lifecycle.load_wait_s` and then fail with ModelLoading. `keep_alive_s`: how long the model is to stay in memory
+    afterwards, infinite for ever; None says nothing of it. `notes`: what its dialect changed in the prompt, for the
+    log.
     """
 
     id: str
@@ -114,3 +154,17 @@ class GenerationRequest:
     options: GenerationOptions
     client: Client = Client()
     wait_for_model: bool = False
+    keep_alive_s: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRequest:
+    """Like `GenerationRequest`, for questions whose options are scored; it waits for a model like one that does not
+    stream."""
+
+    id: str
+    model: str | None
+    inquiry: Inquiry
+    client: Client = Client()
+    keep_alive_s: float | None = None

@@ -1,9 +1,9 @@
 """The token ids of one choice, as deltas: text, channels, stop strings, logprobs. Pure; HTTP process, on its loop.
 
 A token passes through four steps. The token stream turns it into text; the channels sort that into text, reasoning and
-tool calls; the stop finder, which sees the text only, holds back or cuts; and the token's logprobs leave with the delta
-that carries the beginning of its text, whatever the channel. A token without text of its own, such as a marker or the
-first bytes of a character, leaves with the delta of the text behind it.
+tool calls; the finders of ends (stop strings, a lesser indentation), which see the text only, hold back or cut; and the
+token's logprobs leave with the delta that carries the beginning of its text, whatever the channel. A token without text
+of its own, such as a marker or the first bytes of a character, leaves with the delta of the text behind it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from server.chat.channels import Channels, Piece, ReasoningPiece, TextOnly, TextPiece, ToolCallPiece
 from server.chat.deltas import Delta, ReasoningDelta, ScoredToken, TextDelta, ToolCallDelta
+from server.chat.indentation import IndentFinder
 from server.chat.offsets import left_by_others
 from server.chat.stops import StopFinder
 from server.chat.vocabulary import Vocabulary
@@ -30,8 +31,8 @@ class ChoiceOutput:
     """One choice of one request. After a stop string, and after `finish`, it is done.
 
     `channels` parse the markers of the model; None is a model without any. `prompt` is what the answer goes on from.
-    Not `parallel`: the first call ends it. `called`: a call was passed on whole. `reasoning_tokens`: how many tokens
-    the thoughts took, with their markers.
+    Not `parallel`: the first call ends it. `min_indent` is that of its lines behind the first. `called`: a call was
+    passed on whole. `reasoning_tokens`: how many tokens the thoughts took, with their markers.
     """
 
     def __init__(
@@ -43,23 +44,30 @@ class ChoiceOutput:
         channels: Channels | None = None,
         prompt: Sequence[int] = (),
         parallel: bool = True,
+        min_indent: int = 0,
     ) -> None:
         self._vocabulary = vocabulary
         self._stream = vocabulary.stream(prompt)
         self._channels = channels or TextOnly()
         self._stops = StopFinder(stop)
+        self._lines = IndentFinder(min_indent)
         self._choice = choice
         self._parallel = parallel
         self._scored = _ScoredTokens() if want_logprobs else None
         self.called = False
         self.reasoning_tokens = 0
         # Nothing is held back and nothing left out: the text of the tokens is the answer.
-        self._plain = channels is None and not stop and not want_logprobs
+        self._plain = channels is None and not stop and not want_logprobs and not min_indent
 
     @property
     def stop_string(self) -> str | None:
         """The one that ended it."""
         return self._stops.met
+
+    @property
+    def outdented(self) -> bool:
+        """Whether a line ended it, by its indentation."""
+        return self._lines.stopped
 
     def push(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> tuple[list[Delta], bool]:
         """The deltas that `tokens` give, and whether the choice has ended with them, by a stop string or its only call:
@@ -90,14 +98,14 @@ class ChoiceOutput:
             return deltas
         self._take(self._channels.finish(self._stream.flush(), cut), deltas)
         if not self._ended:
-            self._text(self._stops.flush(), deltas)
+            self._text(self._stops.flush(), deltas, last=True)
             if self._scored is not None and (rest := self._scored.rest()):
                 _append(deltas, TextDelta(self._choice, "", rest))
         return deltas
 
     @property
     def _ended(self) -> bool:
-        return self._stops.stopped or (self.called and not self._parallel)
+        return self._stops.stopped or self._lines.stopped or (self.called and not self._parallel)
 
     def _take(self, pieces: Iterable[Piece], deltas: list[Delta]) -> None:
         for piece in pieces:
@@ -116,7 +124,10 @@ class ChoiceOutput:
                 if not isinstance(delta, ToolCallDelta) or delta.id or delta.arguments or tokens:
                     _append(deltas, delta)
 
-    def _text(self, text: str, deltas: list[Delta]) -> None:
+    def _text(self, text: str, deltas: list[Delta], *, last: bool = False) -> None:
+        text = self._lines.push(text)
+        if last or self._stops.stopped:
+            text += self._lines.flush()
         tokens = self._scored.sent(len(text)) if self._scored is not None else ()
         if text or tokens:
             _append(deltas, TextDelta(self._choice, text, tokens))

@@ -7,11 +7,12 @@ A raw prompt is the caller's own rendering, and control tokens spelled in it are
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from server.chat.conversation import Conversation, Prompt, RawPrompt
+from server.chat.conversation import Conversation, RawPrompt
 from server.chat.encoded import EncodedPrompt, End
 from server.chat.history import declaration
 from server.chat.template import ChatTemplate, Rendered
@@ -26,7 +27,7 @@ _MARKS = [chr(code) for code in range(0xFDD0, 0xFDEF)]
 def encode_prompt(
     tokenizer: ChatTokenizer,
     template: ChatTemplate,
-    prompt: Prompt,
+    prompt: Conversation | RawPrompt,
     context_length: int,
     *,
     with_offsets: bool = False,
@@ -36,16 +37,24 @@ def encode_prompt(
         encoded = _raw(tokenizer, prompt.content, context_length, with_offsets)
     else:
         encoded = _conversation(tokenizer, template, prompt, context_length)
-    if len(encoded.ids) >= context_length:
+    check_fit(len(encoded.ids), context_length)
+    check_known(encoded.ids, tokenizer)
+    return encoded
+
+
+def check_fit(tokens: int, context_length: int) -> None:
+    if tokens >= context_length:
         raise ContextLengthExceeded(
-            f"This model's maximum context length is {context_length} tokens, but the prompt has {len(encoded.ids)}."
+            f"This model's maximum context length is {context_length} tokens, but the prompt has {tokens}."
         )
-    # A tokenizer may know tokens that were never trained; MLX would read memory beyond the embedding.
-    if max(encoded.ids) >= tokenizer.vocab_size or min(encoded.ids) < 0:
+
+
+def check_known(ids: Sequence[int], tokenizer: ChatTokenizer) -> None:
+    """A tokenizer may know tokens that were never trained; MLX would read memory beyond the embedding."""
+    if max(ids) >= tokenizer.vocab_size or min(ids) < 0:
         raise InvalidRequest(
             f"The prompt holds a token id outside the model's vocabulary, 0 to {tokenizer.vocab_size - 1}."
         )
-    return encoded
 
 
 def _raw(
@@ -85,41 +94,59 @@ def _first_token(tokenizer: ChatTokenizer) -> int:
 def _conversation(
     tokenizer: ChatTokenizer, template: ChatTemplate, conversation: Conversation, context_length: int
 ) -> EncodedPrompt:
-    mark = _unused_mark(conversation)
+    mark = unused_marks(conversation)[0]
     rendered = template.render(conversation, spelling_defuser(tokenizer.special_texts, mark))
     tokenizer.check_size(rendered.text, context_length)
-    ids, boundaries = _encode_segments(tokenizer, rendered, mark)
+    ids, boundaries = encode_segments(tokenizer, rendered, mark)
     if not ids:
         raise InvalidRequest("The chat template renders nothing for this conversation.", param="messages")
     return EncodedPrompt(ids, boundaries, rendered.text.replace(mark, ""))
 
 
-def _unused_mark(conversation: Conversation) -> str:
+def encode_text(tokenizer: ChatTokenizer, text: str, *, goes_on: bool = False) -> list[int]:
+    """Tokens of `text` without any control token, whatever it spells. `goes_on`: there is text before it."""
+    mark = _marks_outside([text])[0]
+    defuse = spelling_defuser(tokenizer.special_texts, mark)
+    return encode_segments(tokenizer, Rendered(defuse(text), ()), mark, goes_on=goes_on)[0]
+
+
+def unused_marks(conversation: Conversation, needed: int = 1) -> list[str]:
+    """Characters that nothing of the conversation holds."""
     strings = [value for value in conversation.template_variables.values() if isinstance(value, str)]
     for message in conversation.messages:
         strings += strings_in(template_values(message, str))
     for tool in conversation.tools:
         strings += strings_in(declaration(tool))
-    mark = next((mark for mark in _MARKS if not any(mark in text for text in strings)), None)
-    if mark is None:
-        raise InvalidRequest("The conversation holds every noncharacter of Unicode.", param="messages")
-    return mark
+    return _marks_outside(strings, needed)
+
+
+def _marks_outside(strings: Sequence[str], needed: int = 1) -> list[str]:
+    marks = [mark for mark in _MARKS if not any(mark in text for text in strings)]
+    if len(marks) < needed:
+        raise InvalidRequest("The prompt holds every noncharacter of Unicode.")
+    return marks
 
 
 def spelling_defuser(special_texts: Sequence[str], mark: str) -> Callable[[str], str]:
     """Puts `mark` behind the first character of every control token that is spelled in a text."""
-    texts = [text for text in special_texts if len(text) > 1]
+    texts = tuple(text for text in special_texts if len(text) > 1)
     if not texts:
         return str
-    any_of_them = _pattern(texts)
-    spelled = re.compile(any_of_them)
-    # Looking ahead finds overlapping spellings too, at several times the cost.
-    inside = re.compile(f"(?={any_of_them})(.)", re.DOTALL)
+    spelled, inside = _patterns(texts)
 
     def defuse(text: str) -> str:
         return inside.sub(lambda match: match[1] + mark, text) if spelled.search(text) else text
 
     return defuse
+
+
+# Of one model, mostly; ten milliseconds for a thousand control tokens, and a prompt may have many texts.
+@functools.lru_cache(maxsize=4)
+def _patterns(texts: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """What finds any of `texts`, and what matches the first character of each. Looking ahead finds overlapping
+    spellings too, at several times the cost."""
+    any_of_them = _pattern(texts)
+    return re.compile(any_of_them), re.compile(f"(?={any_of_them})(.)", re.DOTALL)
 
 
 def _pattern(texts: Sequence[str]) -> str:
@@ -134,8 +161,11 @@ def _pattern(texts: Sequence[str]) -> str:
     return "(?:" + "|".join(re.escape(head) + _pattern(rest) for head, rest in tails.items()) + ")"
 
 
-def _encode_segments(tokenizer: ChatTokenizer, rendered: Rendered, mark: str) -> tuple[list[int], list[End]]:
-    """Each segment between marks on its own, so that the two halves of a spelled control token never meet."""
+def encode_segments(
+    tokenizer: ChatTokenizer, rendered: Rendered, mark: str, *, goes_on: bool = False
+) -> tuple[list[int], list[End]]:
+    """Each segment between marks on its own, so that the two halves of a spelled control token never meet. `goes_on`:
+    there is text before it."""
     ids: list[int] = []
     boundaries: list[End] = []
     start = 0
@@ -145,7 +175,7 @@ def _encode_segments(tokenizer: ChatTokenizer, rendered: Rendered, mark: str) ->
             # Where the model goes on behind a result in the same turn, a message ends with the prompt.
             last = stop == len(rendered.text)
             ends = {end.offset - at: end.role for end in rendered.ends if at <= end.offset < stop + last}
-            tokens, found = tokenizer.encode_with_borders(piece, ends, goes_on=at > 0)
+            tokens, found = tokenizer.encode_with_borders(piece, ends, goes_on=goes_on or at > 0)
             boundaries += [End(len(ids) + offset, ends[border]) for border, offset in found.items()]
             ids += tokens
         start += len(segment) + len(mark)

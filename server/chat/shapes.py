@@ -10,6 +10,8 @@ import msgspec
 class AnyJson(msgspec.Struct, frozen=True, tag=True):
     """A JSON object, of whatever content."""
 
+    param: str = "response_format"
+
 
 class JsonSchema(msgspec.Struct, frozen=True, tag=True):
     """JSON that satisfies `schema`. `strict`: a keyword that cannot be enforced is an error, else it is skipped and

@@ -15,7 +15,7 @@ from server.chat.completeness import lost_message
 from server.chat.content_style import in_parts, roles_with_parts
 from server.chat.conversation import Conversation
 from server.chat.encoded import End
-from server.chat.formats.choose import choose
+from server.chat.formats.choose import FORMATS, choose
 from server.chat.history import arranged, declaration
 from server.chat.message_ends import excerpt, message_ends, with_marks
 from server.chat.parts import Message, Role, TextPart, ToolCallPart
@@ -51,6 +51,7 @@ class ChatTemplate:
         self._missing = missing
         # What the folder has for conversations with tools, if that is another template.
         self.with_tools: ChatTemplate | None = None
+        self.source = source
         self.wire_format = choose(source)
         environment = TemplateEnvironment()
         self._traits = Traits() if source is None else Traits.of(source, environment)
@@ -60,7 +61,6 @@ class ChatTemplate:
             raise ModelUnavailable(
                 f"The model's chat template is broken at line {error.lineno}: {error.message}"
             ) from error
-        self._with_parts = frozenset[Role]() if self._template is None else roles_with_parts(self._bare)
 
     @staticmethod
     def load(folder: Path, special: dict[str, str]) -> ChatTemplate:
@@ -75,6 +75,17 @@ class ChatTemplate:
             template.with_tools = ChatTemplate(sources[TOOL_USE], special)
             template.wire_format = template.with_tools.wire_format
         return template
+
+    @property
+    def declares_tools(self) -> bool:
+        """Whether it writes tools itself, as the model was trained to read them."""
+        return self._traits.knows_tools or (self.with_tools is not None and self.with_tools.declares_tools)
+
+    @property
+    def reasons(self) -> bool:
+        """Whether it knows the thoughts of its format."""
+        thought, source = FORMATS[self.wire_format].thought, self.source or ""
+        return thought is not None and (thought.begin.strip() in source or thought.end.strip() in source)
 
     def render(self, conversation: Conversation, change: Callable[[str], str] = str) -> Rendered:
         """Render up to where the model is to write, every string of the conversation as `change` makes it.
@@ -97,6 +108,11 @@ class ChatTemplate:
         arranged_messages = arranged(conversation.messages, conversation.tools, self._traits)
         messages, text = _first_complete(rendering, arranged_messages)
         return Rendered(text, _message_ends(rendering, messages, text))
+
+    @functools.cached_property
+    def _with_parts(self) -> frozenset[Role]:
+        """Found out by rendering, so by the first request: what a template takes for it is then bounded."""
+        return roles_with_parts(self._bare)
 
     def _bare(self, messages: Sequence[Mapping[str, Any]]) -> str:
         assert self._template is not None

@@ -12,6 +12,7 @@ from tokenizers import Encoding
 
 from server.chat.conversion import Conversions
 from server.chat.formats.choose import CONTROL_TEXTS
+from server.chat.infill_tokens import INFILL_TEXTS, infill_tokens
 from server.chat.model_files import ModelFacts, read_facts
 from server.chat.offsets import offsets_in, offsets_of
 from server.chat.spelling import Spelling, spelling_of
@@ -28,7 +29,7 @@ _LEADS = ("\n", ".", "|", "\u4e00")
 
 class ChatTokenizer:
     """`eos_ids` end an answer. `special_texts` spell the control tokens; `special` are those with names, such as
-    bos_token."""
+    bos_token. `infill`: those for filling in the middle, for a model that has them."""
 
     def __init__(self, files: TokenizerFiles, facts: ModelFacts, spelling: Spelling) -> None:
         backend = files.backend
@@ -47,7 +48,7 @@ class ChatTokenizer:
         self._hidden = {token for token, entry in added.items() if entry.special}
         # Those that take the space beside them along would change a message as well.
         greedy = {token for token, entry in added.items() if entry.lstrip or entry.rstrip}
-        marks = {token for token, entry in added.items() if entry.content in CONTROL_TEXTS}
+        marks = {token for token, entry in added.items() if entry.content in CONTROL_TEXTS | INFILL_TEXTS}
         control = self._hidden | (self.eos_ids & self._added) | greedy | marks
         self._control = {token: added[token].content for token in control}
         self.special_texts = tuple(sorted(self._control.values()))
@@ -59,6 +60,7 @@ class ChatTokenizer:
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self._largest_id = max(vocabulary.values(), default=-1)
         self._longest_token = max((len(piece.encode()) for piece in vocabulary), default=1)
+        self.infill = infill_tokens(self._marker)
 
     @staticmethod
     def load(folder: Path, conversions: Conversions | None = None) -> ChatTokenizer:
@@ -71,6 +73,12 @@ class ChatTokenizer:
         facts = read_facts(folder)
         files = read_tokenizer(folder, conversions or Conversions())
         return ChatTokenizer(files, facts, spelling_of(files.backend))
+
+    @property
+    def beginning(self) -> list[int]:
+        """What stands before every text: BOS where the tokenizer adds one, else nothing."""
+        ids = self.encode("", add_special=True)
+        return ids[:1] if ids[:1] == [self.bos_id] else []
 
     def encode(self, text: str, add_special: bool) -> list[int]:
         """Tokens of `text`; control tokens spelled in it become control tokens. `add_special` adds BOS where the model
@@ -126,6 +134,10 @@ class ChatTokenizer:
             if token in self._control and end - start > 1 and self._control[token] not in text[start:end]
         ]
 
+    def most_characters(self, context_length: int) -> int:
+        """As many as certainly pass `check_size`, whatever they are."""
+        return context_length * self._longest_token // 4
+
     def check_size(self, text: str, context_length: int) -> None:
         """Refuse, before any work, a text that cannot fit whatever its tokens are."""
         most = context_length * self._longest_token
@@ -169,6 +181,14 @@ class ChatTokenizer:
             context_length=context_length,
             defaults=self._defaults,
         )
+
+    def _marker(self, text: str) -> int | None:
+        """The model's token that is spelled `text`, if it is an added one, or one that ordinary text never becomes."""
+        token: int | None = self._backend.token_to_id(text)
+        if token is None or token >= self.vocab_size:
+            return None
+        sure = token in self._added or token not in self._encoding(text, add_special=False).ids
+        return token if sure else None
 
     def _needed_leads(self) -> tuple[str, ...]:
         ids = self._backend.encode_batch(["a"], add_special_tokens=False)[0].ids

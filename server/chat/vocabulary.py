@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from server.chat.description import Description
 from server.chat.model_files import SamplingDefaults
 from server.engine_client.protocol import TokenTable
 
@@ -20,7 +21,7 @@ class VocabularyTable(msgspec.Struct, frozen=True, kw_only=True):
 
     `hidden` tokens add nothing to an answer. `added` are the tokens beside the text's own, special ones among them, by
     their text. `wire_format` names how the model writes thoughts and calls. `strips_space`: a text's first space
-    belongs to the spelling only.
+    belongs to the spelling only. `description`: what else the folder says of the model.
     """
 
     text: bytes
@@ -33,6 +34,7 @@ class VocabularyTable(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: int
     context_length: int
     defaults: SamplingDefaults
+    description: Description = Description()
 
 
 class Vocabulary:
@@ -51,6 +53,7 @@ class Vocabulary:
         self.vocab_size = table.vocab_size
         self.context_length = table.context_length
         self.defaults = table.defaults
+        self.description = table.description
 
     def marker(self, text: str) -> int | None:
         """The special or added token that is spelled `text`; None where that is ordinary text to the model."""

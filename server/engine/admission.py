@@ -8,16 +8,19 @@ grows beyond the horizon may reach it, and then the newest sequence ends.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from server.engine.cost_model import KVCostModel
 from server.engine.token_budget import MIN_CHUNK_TOKENS
-from server.engine_client.protocol import Generate
+from server.engine_client.protocol import Request
 
 HORIZON = 512
 # The low watermark as a fraction of the limit; the rest is for what the arithmetic misses.
 _LOW_WATERMARK = 0.92
+# More than any context; some models take no more memory for it.
+_ENDLESS = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +35,28 @@ class Admission:
     def low_watermark(self) -> int:
         return int(self.limit * _LOW_WATERMARK)
 
-    def refusal(self, request: Generate) -> str | None:
+    @property
+    def most_tokens(self) -> int:
+        """The longest prompt that can run here, alone."""
+        longest = bisect_right(range(_ENDLESS), self._available, key=self._needed) - 1
+        return max(0, longest)
+
+    def refusal(self, request: Request) -> str | None:
         """Why the request can never run here; None when it can."""
-        needed = self.cost.kv_bytes(len(request.prompt)) + MIN_CHUNK_TOKENS * self.cost.activation_per_token
-        available = self.low_watermark - self.weights
-        if needed <= available:
+        needed = self._needed(len(request.prompt))
+        if needed <= self._available:
             return None
         return (
             f"The prompt of {len(request.prompt)} tokens needs {_size(needed)} of memory beside the model; "
-            f"{_size(max(available, 0))} is available."
+            f"{_size(max(self._available, 0))} is available."
         )
 
-    def fits(self, request: Generate, running: Iterable[tuple[Generate, int]]) -> bool:
+    def fits(self, request: Request, running: Iterable[tuple[Request, int]]) -> bool:
         """Beside `running`, each with the tokens that it has now. A request that is alone may always try."""
         running = list(running)
         return not running or self.reserved([*running, (request, len(request.prompt))]) <= self.low_watermark
 
-    def reserved(self, running: Iterable[tuple[Generate, int]]) -> int:
+    def reserved(self, running: Iterable[tuple[Request, int]]) -> int:
         """Bytes of weights and sequences, as far ahead as the horizon. mlx-lm pads a batch to its longest sequence."""
         lengths = [self._expected_length(request, tokens) for request, tokens in running]
         return self.weights + len(lengths) * self.cost.kv_bytes(max(lengths, default=0))
@@ -57,7 +65,16 @@ class Admission:
         """Prompt tokens whose activations fit beside `active_bytes` in use."""
         return max(MIN_CHUNK_TOKENS, (self.limit - active_bytes) // max(1, activation_per_token))
 
-    def _expected_length(self, request: Generate, tokens: int) -> int:
+    @property
+    def _available(self) -> int:
+        """Bytes beside the weights."""
+        return self.low_watermark - self.weights
+
+    def _needed(self, tokens: int) -> int:
+        """Bytes beside the weights that reading a prompt of so many tokens takes."""
+        return self.cost.kv_bytes(tokens) + MIN_CHUNK_TOKENS * self.cost.activation_per_token
+
+    def _expected_length(self, request: Request, tokens: int) -> int:
         return min(len(request.prompt) + request.max_tokens, max(tokens, len(request.prompt)) + HORIZON)
 
 

@@ -147,6 +147,23 @@ def _copy_window(layer: RotatingKVCache) -> RotatingKVCache:
     return window
 
 
+def can_branch(layer: Any) -> bool:
+    """Whether it keeps keys and values and nothing else, of all tokens or of the last ones."""
+    return type(layer) is KVCache or (type(layer) is RotatingKVCache and not layer.keep)
+
+
+def ordered(layer: Any) -> tuple[KVCache, int]:
+    """The keys and values of a layer that can branch, in the order of their tokens, and of how many tokens: its own
+    cache where that is one of all tokens, a copy of a window's."""
+    if isinstance(layer, KVCache):
+        return layer, int(layer.offset)
+    if layer.empty():
+        return KVCache(), 0
+    window = _copy_window(layer)
+    length = int(window.keys.shape[2])
+    return KVCache.from_state((window.keys, window.values, length)), length
+
+
 def leaves(layers: Layers) -> Iterator[Any]:
     """The caches that hold arrays themselves: a layer may have several."""
     for layer in layers:

@@ -37,6 +37,8 @@ from server.engine_client.protocol import (
     Generate,
     Load,
     Prefilled,
+    Request,
+    ScoreOptions,
     Stats,
     TokenTable,
 )
@@ -103,7 +105,7 @@ class Engine:
     def busy(self) -> bool:
         return bool(self._scheduler.running or self._scheduler.waiting)
 
-    def handle(self, command: TokenTable | Generate | Cancel) -> list[EngineEvent]:
+    def handle(self, command: TokenTable | Generate | ScoreOptions | Cancel) -> list[EngineEvent]:
         if isinstance(command, Cancel):
             if self._scheduler.release(command.id):
                 self._remove(command.id)
@@ -115,7 +117,8 @@ class Engine:
             return [Failed(command.id, "invalid", fault)]
         if fault := self._admission.refusal(command):
             return [Failed(command.id, "too_long", fault)]
-        self._grammars.order(command)
+        if isinstance(command, Generate):
+            self._grammars.order(command)
         self._scheduler.add(command)
         return []
 
@@ -162,7 +165,8 @@ class Engine:
         events, decode_s = self._decode()
         decoding = len(self._batch) > 0
         chunk = self._prefills.read(self._budget.chunk_tokens(decoding=decoding))
-        self._unsteered += [Newcomer(prefill.request, prefill.layers) for prefill in chunk.completed]
+        read = [(prefill.request, prefill.layers) for prefill in chunk.completed]
+        self._unsteered += [Newcomer(request, layers) for request, layers in read if isinstance(request, Generate)]
         self._budget.record(decode_s + chunk.seconds, prefilled=chunk.tokens, decoding=decoding)
         return events + chunk.events + self._begin_answers()
 
@@ -208,14 +212,15 @@ class Engine:
 
     def _keep(self, request: Generate, tokens: list[int], layers: compat.Layers) -> None:
         """What was read and answered, for the next turn."""
-        self._prefixes.store(tokens, layers, [], "assistant", request.cache_salt)
+        if request.keep_answer:
+            self._prefixes.store(tokens, layers, [], "assistant", request.cache_salt)
 
     def _empty_batch(self) -> Batch:
         return Batch(self._model, self._vocab_size, merged=self._together.decode)
 
     # ---- memory
 
-    def _running(self) -> list[tuple[Generate, int]]:
+    def _running(self) -> list[tuple[Request, int]]:
         """The requests that hold a slot, with the tokens in their caches."""
         unsteered = ((newcomer.request, len(newcomer.request.prompt) - 1) for newcomer in self._unsteered)
         return [*self._prefills.requests(), *unsteered, *self._batch.requests()]
@@ -237,17 +242,9 @@ class Engine:
 
     # ---- faults
 
-    def _invalid_token(self, request: Generate) -> str | None:
+    def _invalid_token(self, request: Request) -> str | None:
         """What is wrong with the request's tokens, if anything: an index outside the vocabulary is undefined in MLX."""
-        sampling = request.sampling
-        ids: dict[str, Iterable[int]] = {
-            "prompt": request.prompt,
-            "logit_bias": sampling.logit_bias,
-            "allowed_token_ids": sampling.allowed or (),
-            "bad_words": (token for banned in sampling.banned for token in banned),
-            "the thought's closing": request.thought.closing if request.thought else (),
-        }
-        for field, tokens in ids.items():
+        for field, tokens in _tokens_of(request).items():
             for token in tokens:
                 if not 0 <= token < self._vocab_size:
                     return f"{field} names token {token}, but the vocabulary has {self._vocab_size} tokens."
@@ -268,6 +265,21 @@ class Engine:
             self._prefixes.shrink(0)
         mx.clear_cache()
         return [Failed(id, kind, message, detail) for id in sorted(running)]
+
+
+def _tokens_of(request: Request) -> dict[str, Iterable[int]]:
+    """All that it names, by the field."""
+    if isinstance(request, ScoreOptions):
+        texts = (text for branch in request.branches for text in (branch.tail, *branch.options))
+        return {"input": request.prompt, "questions": (token for text in texts for token in text)}
+    sampling = request.sampling
+    return {
+        "prompt": request.prompt,
+        "logit_bias": sampling.logit_bias,
+        "allowed_token_ids": sampling.allowed or (),
+        "bad_words": (token for banned in sampling.banned for token in banned),
+        "the thought's closing": request.thought.closing if request.thought else (),
+    }
 
 
 _OUT_OF_MEMORY = "The engine ran out of memory; try a shorter prompt or fewer requests at once."

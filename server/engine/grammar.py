@@ -1,7 +1,8 @@
 """Grammars of answers: the tokens as llguidance takes them, and what has been compiled. Runs in the engine process.
 
-Both come into being with the first request that has a grammar; who has none pays nothing. A grammar is compiled in a
-thread while its prompt is read, which llguidance does without the GIL. It has been tried in the text process before it
+The tokens are read as soon as they are known, right after the model was loaded: llguidance holds the GIL meanwhile, for
+half a second with 262,144 tokens, and later that would stop every stream. A grammar is compiled in a thread while its
+prompt is read, without the GIL. It has been tried in the text process before it
 comes here, with the same limits, so that what costs too much never does.
 """
 
@@ -32,21 +33,22 @@ class Grammars:
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
         self._thread = ThreadPoolExecutor(1, "grammar")
-        self._tokenizer: LLTokenizer | None = None
+        self._tokenizer: Future[LLTokenizer] | None = None
         self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
         self.tokens: SpelledTokens | None = None
 
     def know(self, table: TokenTable) -> None:
         """Before the first request with a grammar or a thought."""
         self.tokens = SpelledTokens(table, self._vocab_size)
+        self._tokenizer = self._thread.submit(_tokenizer, self.tokens)
 
     def order(self, request: Generate) -> None:
         """Begin to compile what `request` will need."""
-        if request.grammar is None or self.tokens is None:
+        if request.grammar is None or self._tokenizer is None:
             return
         text = request.grammar.text
         if text not in self._compiled:
-            self._compiled[text] = self._thread.submit(self._compile, text, self.tokens)
+            self._compiled[text] = self._thread.submit(_compile, text, self._tokenizer)
             self._forget()
         self._compiled.move_to_end(text)
 
@@ -81,17 +83,20 @@ class Grammars:
         texts = [request.grammar.text for request in requests if request.grammar is not None]
         wait([self._compiled[text] for text in texts if text in self._compiled], timeout_s, "FIRST_COMPLETED")
 
-    def _compile(self, text: str, tokens: SpelledTokens) -> LLMatcher:
-        if self._tokenizer is None:
-            # The only part that holds the GIL: half a second for 262,144 tokens on a fast machine, once.
-            self._tokenizer = LLTokenizer(TokenizerWrapper(_Spelling(tokens)), eos_token=tokens.ends or None)
-        return LLMatcher(self._tokenizer, text, log_level=0, limits=LLParserLimits(verbose_errors=False))
-
     def _forget(self) -> None:
         while len(self._compiled) > 1 and (
             len(self._compiled) > _MOST_KEPT or sum(map(len, self._compiled)) > _MOST_KEPT_CHARS
         ):
             self._compiled.popitem(last=False)
+
+
+def _tokenizer(tokens: SpelledTokens) -> LLTokenizer:
+    return LLTokenizer(TokenizerWrapper(_Spelling(tokens)), eos_token=tokens.ends or None)
+
+
+def _compile(text: str, tokenizer: Future[LLTokenizer]) -> LLMatcher:
+    # It was submitted before, to the same thread.
+    return LLMatcher(tokenizer.result(), text, log_level=0, limits=LLParserLimits(verbose_errors=False))
 
 
 class _Spelling:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ class LoadError(Exception):
     """The folder cannot be served; the message is fit for users."""
 
 
-def load(folder: Path) -> tuple[nn.Module, int, int]:
-    """The model, its vocabulary size and the bytes of its weights.
+def load(
+    folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[nn.Module, int, int]:
+    """The model, its vocabulary size and the bytes of its weights. `on_progress`: so many of these are in memory.
 
     Raises:
         LoadError: for whatever is wrong with the folder. Nothing in it is ever executed: code files are ignored
@@ -27,11 +30,10 @@ def load(folder: Path) -> tuple[nn.Module, int, int]:
     """
     _config(folder)
     try:
-        model = load_folder(folder)
+        model = load_folder(folder, on_progress)
     except MemoryError:
         raise
-    except (Exception, SystemExit) as error:
-        # One of its architectures ends the process where a package is missing.
+    except Exception as error:
         # mlx-lm and MLX raise ValueError, KeyError, TypeError, RuntimeError, ... depending on the damage.
         raise LoadError(_sentence(error, folder)) from error
     weights = dict(tree_flatten(model.parameters()))
@@ -80,9 +82,9 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _sentence(error: BaseException, folder: Path) -> str:
+def _sentence(error: Exception, folder: Path) -> str:
     """MLX's reason in one line without the path of the folder; it lists tensors below one another."""
-    if isinstance(error, SystemExit):
+    if isinstance(error, ImportError):
         return "mlx-lm cannot run models of this type without a package that is not installed."
     reason = " ".join(str(error).split())[:300].replace(str(folder), "the folder")
     if isinstance(error, KeyError | AttributeError | TypeError):

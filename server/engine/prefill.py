@@ -10,7 +10,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from server.engine import compat, kv
 from server.engine.compat import Layers
-from server.engine_client.protocol import EngineEvent, Generate
+from server.engine_client.protocol import EngineEvent, Request
 
 
 class Prefill:
@@ -22,7 +22,7 @@ class Prefill:
     # It can be read together with others.
     batchable = True
 
-    def __init__(self, model: Any, request: Generate, waits_for: int | None = None) -> None:
+    def __init__(self, model: Any, request: Request, waits_for: int | None = None) -> None:
         self.request = request
         self.layers: Layers = []
         self.done = 0
@@ -49,13 +49,17 @@ class Prefill:
         return bool(self.layers)
 
     @property
-    def remaining(self) -> int:
+    def unread(self) -> int:
+        """Tokens of the prompt."""
         return len(self.request.prompt) - 1 - self.done
 
     @property
-    def max_chunk(self) -> int:
-        """Tokens of a chunk at most."""
-        return self.remaining
+    def remaining(self) -> int:
+        return self.unread
+
+    def part(self, size: int, stops: Sequence[int]) -> int:
+        """How many tokens to read next: at most `size`, and none behind the first of the offsets `stops` ahead."""
+        return min([size, self.unread, *(stop - self.done for stop in stops if stop > self.done)])
 
     def read(self, tokens: int) -> None:
         """The next `tokens` of the prompt; nobody asks for the logits, so MLX computes none."""
@@ -64,10 +68,6 @@ class Prefill:
 
     def next_tokens(self, count: int) -> list[int]:
         return self.request.prompt[self.done : self.done + count]
-
-    def tokens_until(self, offsets: Sequence[int]) -> int:
-        """Tokens to the first of `offsets` that lies ahead, or to the end."""
-        return min([*(offset - self.done for offset in offsets if offset > self.done), self.remaining])
 
     def result(self) -> list[EngineEvent]:
         """What to report once all is read."""

@@ -14,12 +14,13 @@ import mlx.core as mx
 
 from server.engine import kv
 from server.engine.admission import Admission
+from server.engine.deciding import Deciding
 from server.engine.prefill import Prefill, read_together
 from server.engine.prefix_cache import Hit, PrefixCache
 from server.engine.scheduler import PrefillScheduler
 from server.engine.scoring import Scoring
 from server.engine.token_budget import MIN_CHUNK_TOKENS
-from server.engine_client.protocol import EngineEvent, Generate, Prefilled
+from server.engine_client.protocol import EngineEvent, Prefilled, Request, ScoreOptions
 
 # With non-trimmable layers each checkpoint holds all their state: the system prompt's end and the latest are kept.
 _LATEST_CHECKPOINTS = 2
@@ -56,7 +57,7 @@ class PrefillQueue:
     def __contains__(self, id: int) -> bool:
         return id in self._prefills
 
-    def requests(self) -> Iterator[tuple[Generate, int]]:
+    def requests(self) -> Iterator[tuple[Request, int]]:
         """Each with the tokens in its cache."""
         for prefill in self._prefills.values():
             yield prefill.request, prefill.done
@@ -70,10 +71,14 @@ class PrefillQueue:
         """Of the process: MLX has one counter for it, which each chunk resets to measure itself."""
         return max(self._earlier_peak, mx.get_peak_memory())
 
-    def add(self, request: Generate) -> None:
+    def add(self, request: Request) -> None:
         same = next((p.id for p in self._prefills.values() if _finds_what_is_kept_of(request, p.request)), None)
-        reader = Scoring if request.prompt_logprobs else Prefill
-        self._prefills[request.id] = reader(self._model, request, waits_for=same)
+        self._prefills[request.id] = self._reader(request, same)
+
+    def _reader(self, request: Request, waits_for: int | None) -> Prefill:
+        if isinstance(request, ScoreOptions):
+            return Deciding(self._model, request, waits_for, together=self._together)
+        return (Scoring if request.prompt_logprobs else Prefill)(self._model, request, waits_for)
 
     def cancel(self, id: int) -> None:
         """Take out `id`; what was read of its prompt is kept as a prefix."""
@@ -132,7 +137,7 @@ class PrefillQueue:
             events.append(self._start(prefill))
         # Non-trimmable layers must be kept as they are at a checkpoint.
         stops = [] if self._trimmable else checkpoints(prefill.request)
-        return min(size, prefill.max_chunk, prefill.tokens_until(stops))
+        return prefill.part(size, stops)
 
     def _start(self, prefill: Prefill) -> EngineEvent:
         """Find what was read before."""
@@ -175,11 +180,11 @@ class PrefillQueue:
         self._prefixes.store(request.prompt[:end], prefill.layers, request.boundaries, kind, request.cache_salt)
 
 
-def _finds_what_is_kept_of(request: Generate, other: Generate) -> bool:
+def _finds_what_is_kept_of(request: Request, other: Request) -> bool:
     return (request.prompt, request.cache_salt) == (other.prompt, other.cache_salt)
 
 
-def checkpoints(request: Generate) -> list[int]:
+def checkpoints(request: Request) -> list[int]:
     """Offsets up to which the prompt is worth keeping, ascending. What opens the reply is kept with the reply; the last
     token is read with it."""
     ends, most = request.boundaries, len(request.prompt) - 1

@@ -11,6 +11,8 @@ import logging
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import mlx_lm
@@ -34,6 +36,8 @@ from server.engine_client.protocol import (
     Generate,
     Load,
     Loaded,
+    Loading,
+    ScoreOptions,
     TokenTable,
     decode_command,
     encode,
@@ -56,7 +60,7 @@ def serve(socket: zmq.Socket[bytes]) -> None:
     if not isinstance(options, Load):
         raise RuntimeError(f"the first command must be Load, not {options!r}")
     try:
-        engine, loaded = _load(options)
+        engine, loaded = _load(options, partial(_show, socket))
     except LoadError as error:
         socket.send(encode([Failed(None, "load", str(error), traceback.format_exc())]))
         return
@@ -72,13 +76,17 @@ def serve(socket: zmq.Socket[bytes]) -> None:
         pass
 
 
-def _load(options: Load) -> tuple[Engine, Loaded]:
+def _show(socket: zmq.Socket[bytes], done: int, total: int) -> None:
+    socket.send(encode([Loading(done, total)]))
+
+
+def _load(options: Load, on_progress: Callable[[int, int], None]) -> tuple[Engine, Loaded]:
     """Raises LoadError for a model that cannot be loaded or cannot answer."""
     start = time.monotonic()
     folder = Path(options.model_dir)
     limit = device.memory_limit(options.memory_limit)
     device.prepare(limit)
-    model, vocab_size, weight_bytes = load(folder)
+    model, vocab_size, weight_bytes = load(folder, on_progress)
     together = rehearse(model, vocab_size)
     if not together.decode:
         log.warning("mlx-lm cannot batch this architecture: each request has forward passes of its own")
@@ -89,8 +97,13 @@ def _load(options: Load) -> tuple[Engine, Loaded]:
     disk = DiskTier(disk_dir, fingerprint(folder, mlx_lm.__version__), options.disk_limit)
     admission = Admission(limit, weight_bytes, measure(model))
     engine = Engine(model, vocab_size, options, admission, disk, together)
-    seconds = time.monotonic() - start
-    return engine, Loaded(vocab_size=vocab_size, weight_bytes=weight_bytes, seconds=seconds, batched=together.decode)
+    return engine, Loaded(
+        vocab_size=vocab_size,
+        weight_bytes=weight_bytes,
+        seconds=time.monotonic() - start,
+        batched=together.decode,
+        most_tokens=admission.most_tokens,
+    )
 
 
 def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
@@ -105,7 +118,7 @@ def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
         while socket.poll(wait):
             idle, wait = False, batching_window
             command = decode_command(socket.recv())
-            if not isinstance(command, TokenTable | Generate | Cancel):
+            if not isinstance(command, TokenTable | Generate | ScoreOptions | Cancel):
                 return
             events += engine.handle(command)
         if idle:

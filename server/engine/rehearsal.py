@@ -78,7 +78,8 @@ def _failure(model: nn.Module, vocab_size: int, together: Together) -> Exception
 
 def _answer(model: nn.Module, vocab_size: int, together: Together) -> None:
     """Read prompts, the last one by itself, and decode; each joins those before it."""
-    prefills = [Prefill(model, _request(id, length, vocab_size)) for id, length in enumerate(_LENGTHS)]
+    requests = [_request(id, length, vocab_size) for id, length in enumerate(_LENGTHS)]
+    prefills = [Prefill(model, request) for request in requests]
     for prefill in prefills:
         prefill.start(None, 0)
     parts = [(prefill, prefill.remaining) for prefill in prefills]
@@ -86,8 +87,8 @@ def _answer(model: nn.Module, vocab_size: int, together: Together) -> None:
     for group in groups:
         read_together(model, group)
     batch = Batch(model, vocab_size, merged=together.decode)
-    for prefill in prefills:
-        batch.add([Newcomer(prefill.request, prefill.layers)])
+    for request, prefill in zip(requests, prefills, strict=True):
+        batch.add([Newcomer(request, prefill.layers)])
         batch.step()
     while len(batch):
         batch.step()

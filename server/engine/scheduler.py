@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
-from server.engine_client.protocol import Generate
+from server.engine_client.protocol import Request
 
 # A prompt gets a chunk after this many that went to shorter ones of its client.
 _MAX_AGE = 4
@@ -20,7 +20,7 @@ _MAX_AGE = 4
 class Scheduler:
     def __init__(self, slots: int) -> None:
         self._slots = slots
-        self._queues: dict[str, deque[Generate]] = {}
+        self._queues: dict[str, deque[Request]] = {}
         self._running: dict[int, str] = {}
         # When each client last got a slot, counted in slots given.
         self._served: dict[str, int] = {}
@@ -34,10 +34,10 @@ class Scheduler:
     def waiting(self) -> int:
         return sum(len(queue) for queue in self._queues.values())
 
-    def add(self, request: Generate) -> None:
+    def add(self, request: Request) -> None:
         self._queues.setdefault(request.client, deque()).append(request)
 
-    def admit(self, fits: Callable[[Generate], bool] = lambda request: True) -> Iterator[Generate]:
+    def admit(self, fits: Callable[[Request], bool] = lambda request: True) -> Iterator[Request]:
         """The requests that start now, each taking a slot. One that does not fit holds back all behind it, or small
         requests would keep it waiting for ever."""
         while self._queues and len(self._running) < self._slots:

@@ -6,6 +6,7 @@ Scoring a prompt is a prefill that keeps its logits, so the KV cache it fills se
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -37,18 +38,17 @@ class Scoring(Prefill):
 
     def __init__(self, model: Any, request: Generate, waits_for: int | None = None) -> None:
         super().__init__(model, request, waits_for)
+        self._top = request.top_logprobs or 0
         self._scored: list[TokenLogprob] = []
 
-    @property
-    def max_chunk(self) -> int:
-        return _MAX_CHUNK
+    def part(self, size: int, stops: Sequence[int]) -> int:
+        return super().part(min(size, _MAX_CHUNK), stops)
 
     def read(self, tokens: int) -> None:
         prompt, start, end = self.request.prompt, self.done, self.done + tokens
         logits = self._forward(prompt[start:end])[0]  # (tokens, vocab)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        top = self.request.top_logprobs or 0
-        self._scored += [token_logprob(logprobs[i], prompt[start + i + 1], top) for i in range(tokens)]
+        self._scored += [token_logprob(logprobs[i], prompt[start + i + 1], self._top) for i in range(tokens)]
         self._commit(tokens)
 
     def result(self) -> list[EngineEvent]:

@@ -19,8 +19,11 @@ from server.engine_client.protocol import (
     Generate,
     Load,
     Loaded,
+    Loading,
+    OptionsScored,
     Prefilled,
     PromptScored,
+    Request,
     Stats,
     Stop,
     Tokens,
@@ -37,7 +40,8 @@ from server.errors import (
     ModelUnavailable,
 )
 
-RequestEvent = Prefilled | PromptScored | Tokens | Finished
+RequestEvent = Prefilled | PromptScored | OptionsScored | Tokens | Finished
+OnLoading = Callable[[int, int], None]
 
 _FAILURES: dict[str, type[ConfigiError]] = {
     "invalid": InvalidRequest,
@@ -59,8 +63,12 @@ class EngineClient:
         self._knows_tokens = False
         self._loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         self._silence_s = 0.0
+        # Told how many bytes of its weights, of how many, the engine has in memory.
+        self.on_loading: OnLoading = lambda done, total: None
         # Whether its requests share forward passes; known once the model is loaded.
         self.batched = True
+        # For how long a sequence it has memory.
+        self.most_tokens: int | None = None
         self.closed: ConfigiError | None = None
         self.stats: Stats | None = None
         # Requests that ended well: the supervisor then forgets past failures.
@@ -89,16 +97,21 @@ class EngineClient:
             raise self.closed
         return loaded
 
-    def generate(self, requests: Sequence[Generate], table: Callable[[], TokenTable] | None = None) -> EngineStream:
+    def know(self, table: Callable[[], TokenTable]) -> None:
+        """Tell it once how the model's tokens are spelled, before the first request with a grammar or a thought."""
+        if self.closed is None and not self._knows_tokens:
+            self._knows_tokens = True
+            self._send(table())
+
+    def generate(self, requests: Sequence[Request], table: Callable[[], TokenTable] | None = None) -> EngineStream:
         """Send `requests`, whose ids are chosen here; the stream distinguishes them by their index.
 
-        `table` spells the model's tokens, for requests with a grammar or a thought.
+        `table` is for `know`, which may not have been called when the model was loaded.
         """
         if self.closed is not None:
             raise self.closed
-        if table is not None and not self._knows_tokens and any(r.grammar or r.thought for r in requests):
-            self._knows_tokens = True
-            self._send(table())
+        if table is not None and any(map(_needs_tokens, requests)):
+            self.know(table)
         if not self._streams:
             self._silence_s = 0.0
         stream = EngineStream(self)
@@ -144,8 +157,11 @@ class EngineClient:
         match event:
             case Stats():
                 self.stats = event
+            case Loading():
+                self.on_loading(event.done, event.total)
             case Loaded():
                 self.batched = event.batched
+                self.most_tokens = event.most_tokens
                 self._loaded.set_result(event)
             case Failed(id=id):
                 error = _FAILURES[event.kind](event.message)
@@ -168,6 +184,10 @@ class EngineClient:
         sent.exception()
 
 
+def _needs_tokens(request: Request) -> bool:
+    return isinstance(request, Generate) and bool(request.grammar or request.thought)
+
+
 class EngineStream:
     """The events of one or more requests that were sent together, as (index, event), until all have finished.
 
@@ -178,6 +198,8 @@ class EngineStream:
         self._client = client
         # The queue holds at most max_tokens small events a request; a reader that stalls is cut by its write timeout.
         self._events: asyncio.Queue[tuple[int, RequestEvent] | ConfigiError] = asyncio.Queue()
+        # Done when there is an event, or an error: for `asyncio.wait`, among others, and never to be cancelled.
+        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.open_ids: dict[int, int] = {}
         self._stopped: set[int] = set()
 
@@ -200,10 +222,10 @@ class EngineStream:
         index = self.open_ids[event.id]
         if isinstance(event, Finished):
             del self.open_ids[event.id]
-        self._events.put_nowait((index, event))
+        self._put((index, event))
 
     def fail(self, error: ConfigiError) -> None:
-        self._events.put_nowait(error)
+        self._put(error)
 
     def stop(self, index: int) -> None:
         """The answer of one request is complete for its reader (a stop string): free its slot, and drop what the
@@ -213,6 +235,11 @@ class EngineStream:
         for id in ids:
             del self.open_ids[id]
         self._client.cancel(ids)
+
+    def _put(self, item: tuple[int, RequestEvent] | ConfigiError) -> None:
+        self._events.put_nowait(item)
+        if not self.begun.done():
+            self.begun.set_result(None)
 
     def close(self) -> None:
         """Free the slots of all requests that have not finished."""

@@ -9,7 +9,7 @@ Token ids are ints of the model's vocabulary. Times are seconds, sizes bytes.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import msgspec
 
@@ -111,7 +111,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     `cache_salt`: prefixes are shared by requests with the same one only.
     `top_logprobs`: None = no logprobs; k >= 0 = the chosen token's and the k best ones' at each position.
     `prompt_logprobs`: also score the prompt itself (completions with echo and logprobs).
-    Before `min_tokens` no stop token is drawn.
+    Before `min_tokens` no stop token is drawn. `keep_answer`: a later prompt may begin with this one and its answer;
+    else only what is before the last boundary is worth keeping.
     """
 
     id: int
@@ -125,12 +126,43 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     top_logprobs: int | None = None
     prompt_logprobs: bool = False
     min_tokens: int = 0
+    keep_answer: bool = True
     grammar: Grammar | None = None
     thought: Thought | None = None
 
 
+class Branch(msgspec.Struct, frozen=True):
+    """What one question adds to the prompt that it shares with others, and the answers that may follow, all as token
+    ids; none is empty."""
+
+    tail: list[int]
+    options: list[list[int]]
+
+
+class ScoreOptions(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """How likely each option of each branch is behind `prompt`, which is read once for all of them.
+
+    `boundaries`, `client` and `cache_salt` as in `Generate`.
+    """
+
+    id: int
+    prompt: list[int]
+    branches: list[Branch]
+    boundaries: list[Boundary] = []
+    client: str = ""
+    cache_salt: str = ""
+
+    # What stands in the KV cache behind the prompt at once, about: a group of branches.
+    max_tokens: ClassVar[int] = 512
+
+
+# What takes a slot.
+Request = Generate | ScoreOptions
+
+
 class TokenTable(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The spelling of the model's tokens. Sent once, before the first request with a grammar or a thought.
+    """The spelling of the model's tokens. Sent once, when the model was loaded, or else before the first request with a
+    grammar or a thought.
 
     Token i is `text[starts[i]:starts[i + 1]]`, `starts` little-endian uint32. `markers`: those that ordinary text never
     becomes. `ends`: those that end an answer.
@@ -152,18 +184,27 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """Exit now, status 0."""
 
 
-EngineCommand = Load | TokenTable | Generate | Cancel | Stop
+EngineCommand = Load | TokenTable | Generate | ScoreOptions | Cancel | Stop
 
 # ---- events: engine process -> HTTP process
 
 
+class Loading(msgspec.Struct, frozen=True, tag=True):
+    """`done` of the `total` bytes of the weights are in memory."""
+
+    done: int
+    total: int
+
+
 class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The model is resident, and has answered. `batched`: requests share its forward passes."""
+    """The model is resident, and has answered. `batched`: requests share its forward passes. `most_tokens`: for how
+    long a sequence there is memory, as long as it is alone; None where the engine cannot tell."""
 
     vocab_size: int
     weight_bytes: int
     seconds: float
     batched: bool = True
+    most_tokens: int | None = None
 
 
 class Prefilled(msgspec.Struct, frozen=True, tag=True):
@@ -185,6 +226,14 @@ class PromptScored(msgspec.Struct, frozen=True, tag=True):
 
     id: int
     logprobs: list[TokenLogprob]
+
+
+class OptionsScored(msgspec.Struct, frozen=True, tag=True):
+    """The natural log-probability of every option of every branch of `ScoreOptions`; of an option of several tokens,
+    that of all of them. `Finished` follows."""
+
+    id: int
+    logprobs: list[list[float]]
 
 
 class Tokens(msgspec.Struct, frozen=True, tag=True):
@@ -230,7 +279,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     peak_bytes: int
 
 
-EngineEvent = Loaded | Prefilled | PromptScored | Tokens | Finished | Failed | Stats
+EngineEvent = Loading | Loaded | Prefilled | PromptScored | OptionsScored | Tokens | Finished | Failed | Stats
 
 encode = msgspec.msgpack.Encoder().encode
 decode_command = msgspec.msgpack.Decoder(EngineCommand).decode

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import zmq.asyncio
 
-from server.engine_client.client import EngineClient
+from server.engine_client.client import EngineClient, OnLoading
 from server.engine_client.protocol import Load
 from server.engine_client.socket_folder import SocketFolder
 from server.errors import ConfigiError, EngineFailed
@@ -50,8 +50,11 @@ class Supervisor:
         """Start counting failures from zero."""
         self._failures = 0
 
-    async def start(self, folder: Path, memory_limit: int = 0) -> EngineClient:
-        """A fresh process with the model in `folder` resident, in `memory_limit` bytes as `Load` has them.
+    async def start(
+        self, folder: Path, memory_limit: int = 0, on_loading: OnLoading = lambda done, total: None
+    ) -> EngineClient:
+        """A fresh process with the model in `folder` resident, in `memory_limit` bytes as `Load` has them. `on_loading`
+        is told how many bytes of the weights, of how many, are in memory.
 
         Raises:
             ModelUnavailable: the folder cannot be loaded; another try would fail the same way.
@@ -62,6 +65,7 @@ class Supervisor:
         self.starts += 1
         process = EngineProcess(self._settings.engine, self._command, self._ended)
         self._process = process
+        process.client.on_loading = on_loading
         try:
             return await process.start(_load_command(self._settings, folder, memory_limit))
         except EngineFailed:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
 from server.chat.channels import Channels
-from server.chat.conversation import GenerationRequest
-from server.chat.deltas import Event, Finish, FinishReason, PrefillProgress, PromptLogprobs, ScoredToken, Usage
+from server.chat.conversation import GenerationOptions, GenerationRequest
+from server.chat.deltas import (
+    CacheDivergence,
+    Delta,
+    Event,
+    Finish,
+    FinishReason,
+    PrefillProgress,
+    PromptLogprobs,
+    ScoredToken,
+    TextDelta,
+    Usage,
+)
 from server.chat.encoded import EncodedPrompt
 from server.chat.output import ChoiceOutput, token_text
 from server.chat.vocabulary import Vocabulary
@@ -31,19 +44,17 @@ async def answer(
     """The events of every choice as they come, then the usage of all together. `new_channels`: the parser of one
     choice. `on_slot`: the request has a slot."""
     options = request.options
-    scored, parallel = options.top_logprobs is not None, options.tool_choice.parallel
-    outputs = [
-        ChoiceOutput(vocabulary, options.stop, choice, scored, new_channels(), prompt=prompt.ids, parallel=parallel)
-        for choice in range(options.n)
-    ]
+    outputs = [_output(options, vocabulary, prompt, choice, new_channels()) for choice in range(options.n)]
+    begun = [0.0] * options.n
     completion_tokens = [0] * options.n
-    cached = 0
+    prefill = _Prefill(prompt)
     async for choice, event in stream:
         match event:
             case Tokens() | Finished() if options.max_tokens == 0:
                 if isinstance(event, Finished):
                     yield Finish(choice, "length", 0)
             case Tokens():
+                begun[choice] = begun[choice] or time.monotonic()
                 completion_tokens[choice] += len(event.tokens)
                 deltas, stopped = outputs[choice].push(event.tokens, event.logprobs)
                 for delta in deltas:
@@ -52,26 +63,81 @@ async def answer(
                     stream.stop(choice)
                     output = outputs[choice]
                     yield Finish(choice, _reason("stop", output), completion_tokens[choice], output.stop_string)
+                elif _line_ends_late(deltas, begun[choice], options.time_limit_s):
+                    stream.stop(choice)
+                    for delta in outputs[choice].finish(cut=True):
+                        yield delta
+                    yield Finish(choice, "length", completion_tokens[choice])
             case Finished():
                 for delta in outputs[choice].finish(cut=event.reason == "length"):
                     yield delta
                 yield Finish(choice, _reason(event.reason, outputs[choice]), completion_tokens[choice])
             case Prefilled():
                 on_slot()
-                cached = max(cached, event.cached)
                 if event.shared:
                     _log_prefix(request.id, event)
+                # The others find what the first has read.
                 if choice == 0:
-                    yield PrefillProgress(event.done, event.total, event.cached)
+                    yield prefill.progress(event)
             case PromptScored():
                 yield PromptLogprobs(choice, _prompt_tokens(prompt, event, vocabulary))
     reasoning_tokens = sum(output.reasoning_tokens for output in outputs)
-    yield Usage(len(prompt.ids), sum(completion_tokens), cached, reasoning_tokens)
+    yield Usage(len(prompt.ids), sum(completion_tokens), prefill.cached, reasoning_tokens, prefill.divergence)
+
+
+class _Prefill:
+    """How the prompt of one request is read, from its slot on. Only one event of the engine says what was there before:
+    it holds for all that follow."""
+
+    def __init__(self, prompt: EncodedPrompt) -> None:
+        self.cached = 0
+        self.divergence: CacheDivergence | None = None
+        self._prompt = prompt
+        self._began: float | None = None
+
+    def progress(self, event: Prefilled) -> PrefillProgress:
+        now = asyncio.get_running_loop().time()
+        self._began = now if self._began is None else self._began
+        self.cached = max(self.cached, event.cached)
+        # The last token of a prompt is not looked up: it is always read.
+        if 0 < event.shared < event.total - 1:
+            self.divergence = CacheDivergence(event.shared, _part(self._prompt, event.shared))
+        at = None if self.divergence is None else self.divergence.at
+        return PrefillProgress(event.done, event.total, self.cached, now - self._began, at)
+
+
+def _part(prompt: EncodedPrompt, offset: int) -> Literal["system", "messages"] | None:
+    ends = [end.offset for end in prompt.boundaries if end.role == "system"][:1]
+    return None if not ends else "system" if offset < ends[0] else "messages"
+
+
+def _output(
+    options: GenerationOptions, vocabulary: Vocabulary, prompt: EncodedPrompt, choice: int, channels: Channels | None
+) -> ChoiceOutput:
+    return ChoiceOutput(
+        vocabulary,
+        options.stop,
+        choice,
+        options.top_logprobs is not None,
+        channels,
+        prompt=prompt.ids,
+        parallel=options.tool_choice.parallel,
+        min_indent=options.min_indent,
+    )
 
 
 def _reason(reason: Literal["stop", "length"], output: ChoiceOutput) -> FinishReason:
     """A model that has called stops for the results."""
+    if output.outdented:
+        return "length"
     return "tool_calls" if reason == "stop" and output.called else reason
+
+
+def _line_ends_late(deltas: Sequence[Delta], begun: float, limit_s: float) -> bool:
+    """Whether a line has ended, and the time for the answer is over."""
+    if not limit_s or time.monotonic() - begun < limit_s:
+        return False
+    return any(isinstance(delta, TextDelta) and "\n" in delta.text for delta in deltas)
 
 
 def _prompt_tokens(prompt: EncodedPrompt, scored: PromptScored, vocabulary: Vocabulary) -> tuple[ScoredToken, ...]:

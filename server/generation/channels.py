@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from server.chat.channels import Channels, TextOnly
-from server.chat.conversation import GenerationRequest, RawPrompt
+from server.chat.conversation import Conversation, GenerationRequest
 from server.chat.encoded import EncodedPrompt
 from server.chat.formats.choose import FORMATS
 from server.chat.formats.format import WireFormat
@@ -23,7 +23,7 @@ def wire_format(entry: ModelSettings, vocabulary: Vocabulary) -> WireFormat:
 
 
 def callable_tools(request: GenerationRequest) -> tuple[Tool, ...]:
-    if isinstance(request.prompt, RawPrompt) or request.options.tool_choice.mode == "none":
+    if not isinstance(request.prompt, Conversation) or request.options.tool_choice.mode == "none":
         return ()
     return request.options.tool_choice.allowed(request.prompt.tools)
 
@@ -33,7 +33,7 @@ def channels_of(
 ) -> Callable[[], Channels | None]:
     """Makes the parser of one choice; None where all of it is text. `held`: a grammar holds the calls."""
     # What continues a raw prompt is nothing but text: it has its markers from its caller.
-    if isinstance(request.prompt, RawPrompt):
+    if not isinstance(request.prompt, Conversation):
         return lambda: None
     tools, tail = callable_tools(request), prompt.text[-_TAIL:]
 

@@ -6,12 +6,12 @@ import secrets
 from typing import TypeVar
 
 from server.chat.conversation import Client, GenerationOptions, Reasoning
-from server.chat.encoded import EncodedPrompt
+from server.chat.encoded import EncodedInquiry, EncodedPrompt, End
 from server.chat.formats.format import ThoughtMarkers
 from server.chat.grammar.constraint import FREE, Constraint
 from server.chat.parts import Role
 from server.chat.vocabulary import Vocabulary
-from server.engine_client.protocol import Boundary, Generate, Kind, Sampling, Thought
+from server.engine_client.protocol import Boundary, Branch, Generate, Kind, Sampling, ScoreOptions, Thought
 from server.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -47,14 +47,15 @@ def generate_commands(
         Generate(
             id=0,
             prompt=prompt.ids,
-            boundaries=[Boundary(end.offset, _KINDS[end.role]) for end in prompt.boundaries],
+            boundaries=_boundaries(prompt.boundaries),
             client=client.group,
             cache_salt=client.cache_salt,
             # The engine has no request without an answer: one of none makes a token that nobody is shown.
             max_tokens=room if options.max_tokens is None else max(1, min(options.max_tokens, room)),
             # Never more than there is room for, or the answer could not end.
             min_tokens=min(options.min_tokens, room),
-            stop_tokens=[] if options.ignore_eos else sorted(vocabulary.eos_ids),
+            stop_tokens=[] if options.ignore_eos else sorted(vocabulary.eos_ids.union(prompt.stops)),
+            keep_answer=prompt.goes_on,
             grammar=constraint.grammar,
             thought=thought,
             top_logprobs=options.top_logprobs,
@@ -80,6 +81,17 @@ def generate_commands(
     ]
 
 
+def score_command(inquiry: EncodedInquiry, client: Client) -> ScoreOptions:
+    return ScoreOptions(
+        id=0,
+        prompt=inquiry.ids,
+        branches=[Branch(question.ids, question.options) for question in inquiry.questions],
+        boundaries=_boundaries(inquiry.boundaries),
+        client=client.group,
+        cache_salt=client.cache_salt,
+    )
+
+
 def thought_of(
     markers: ThoughtMarkers | None, reasoning: Reasoning, prompt: EncodedPrompt, constraint: Constraint
 ) -> Thought | None:
@@ -94,6 +106,10 @@ def thought_of(
         # What is held from its first token must not begin with a thought that nobody wants.
         return None
     return Thought(begin=markers.begin, end=markers.end, open=is_open, max_tokens=budget, closing=constraint.closing)
+
+
+def _boundaries(ends: list[End]) -> list[Boundary]:
+    return [Boundary(end.offset, _KINDS[end.role]) for end in ends]
 
 
 def _given(value: T | None, default: T) -> T:

@@ -8,29 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager, closing
-from dataclasses import replace
 
-from server.chat.conversation import Conversation, GenerationRequest, Prompt, RawPrompt
-from server.chat.deltas import Event, ReasoningDelta, Started, TextDelta, ToolCallDelta
+from server.chat.conversation import Conversation, DecisionRequest, GenerationRequest, Prompt, RawPrompt
+from server.chat.deltas import Decided, Event, ReasoningDelta, Started, TextDelta, ToolCallDelta
+from server.chat.description import Description
 from server.chat.formats.format import WireFormat
 from server.chat.grammar.constraint import FREE, Constraint
-from server.errors import ContextLengthExceeded, ModelLoading
+from server.errors import ContextLengthExceeded
 from server.generation.answer import answer
+from server.generation.blame import blaming
 from server.generation.channels import channels_of, wire_format
+from server.generation.decided import decided
 from server.generation.places import Places
-from server.generation.sampling import generate_commands, thought_of
+from server.generation.sampling import generate_commands, score_command, thought_of
 from server.generation.waiting import ModelWait
 from server.metrics import Metrics
 from server.models.catalog import Catalog
 from server.models.residency import Residency
 from server.models.status import ModelStatus
-from server.settings.types import ModelSettings, Settings
+from server.settings.types import Settings
 from server.text.client import TextProcess
 from server.text.protocol import Constrain
 
 log = logging.getLogger("configi.generation")
+
+# So long an editor's question waits for a model's files to be read.
+_LOOK_S = 5.0
 
 
 class Generation:
@@ -54,13 +59,8 @@ class Generation:
             limit_s = None if request.wait_for_model else self.settings.lifecycle.load_wait_s
             wait = ModelWait(self._residency, entry, place, limit_s)
             opening = self._residency.open(entry)
-            try:
-                while pending := await wait.news(opening):
-                    yield pending
-            except ModelLoading:
-                # Its next try is to find the model further on, as it does when its weights were waited for.
-                self._residency.preload(entry)
-                raise
+            while pending := await wait.files(opening):
+                yield pending
             text = opening.result()
             chosen = wire_format(entry, text.vocabulary)
             constraining = asyncio.ensure_future(self._constraint(request, text, chosen))
@@ -73,19 +73,22 @@ class Generation:
                 constraint = await constraining
             finally:
                 constraining.cancel()
+            _log_notes(request, request.notes)
             self._log_text(request, "prompt", prompt.text)
             thought = thought_of(chosen.thought, options.reasoning, prompt, constraint)
             commands = generate_commands(options, request.client, text.vocabulary, prompt, constraint, thought)
-            with self._residency.lease(entry) as lease:
+            with self._residency.lease(entry, request.keep_alive_s) as lease:
                 while pending := await wait.news(lease.granted):
                     yield pending
                 engine = lease.granted.result()
                 with (
+                    blaming(request),
                     closing(engine.generate(commands, text.vocabulary.token_table)) as stream,
-                    place.queue(stream) as queue_timeout,
+                    place.wait(stream) as on_slot,
                 ):
-                    yield Started(entry.id, len(prompt.ids), prompt.text, prompt.ids)
-                    on_slot = queue_timeout.cancel
+                    yield Started(entry.id, len(prompt.ids), prompt.text, prompt.ids, prompt.truncated)
+                    while pending := await place.news(stream, entry.id):
+                        yield pending
                     held = commands[0].grammar is not None
                     channels = channels_of(request, chosen, text.vocabulary, prompt, held=held)
                     async with aclosing(answer(stream, request, text.vocabulary, prompt, channels, on_slot)) as events:
@@ -93,6 +96,31 @@ class Generation:
                             measured.event(event)
                             self._log_answer(request, event)
                             yield event
+
+    async def decide(self, request: DecisionRequest) -> Decided:
+        """How likely the options of each question are.
+
+        Raises:
+            ConfigiError: the HTTP answer.
+        """
+        entry, client = self._catalog.resolve(request.model), request.client
+        with self._metrics.request(entry.id) as measured, self._places.take(1) as place:
+            wait = ModelWait(self._residency, entry, place, self.settings.lifecycle.load_wait_s)
+            opening = self._residency.open(entry)
+            await wait.files(opening)
+            inquiry = await opening.result().encode_inquiry(request.inquiry, client.group)
+            self._log_text(request, "prompt", inquiry.text)
+            with self._residency.lease(entry, request.keep_alive_s) as lease:
+                await wait.news(lease.granted)
+                engine = lease.granted.result()
+                with (
+                    blaming(request),
+                    closing(engine.generate([score_command(inquiry, client)])) as stream,
+                    place.wait(stream) as on_slot,
+                ):
+                    answer = await decided(stream, entry.id, inquiry, on_slot)
+            measured.event(answer.usage)
+            return answer
 
     async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool, client: str) -> list[int]:
         """Raises ModelUnavailable without the model's files, ContextLengthExceeded for a huge text."""
@@ -131,8 +159,7 @@ class Generation:
         most = int(self.settings.limits.max_grammar_bytes)
         command = Constrain(chosen.name, tools, options.tool_choice, options.shape, options.bad_words, closing, most)
         constraint = await text.constrain(command, request.client.group)
-        for note in constraint.notes:
-            log.info(note, extra={"request_id": request.id})
+        _log_notes(request, constraint.notes)
         return constraint
 
     def _log_answer(self, request: GenerationRequest, event: Event) -> None:
@@ -144,26 +171,25 @@ class Generation:
             case ToolCallDelta():
                 self._log_text(request, f"call {event.choice}.{event.index}", (event.name or "") + event.arguments)
 
-    def _log_text(self, request: GenerationRequest, what: str, text: str) -> None:
+    def _log_text(self, request: GenerationRequest | DecisionRequest, what: str, text: str) -> None:
         if self.settings.log.prompts:
             log.info(what, extra={"request_id": request.id, "text": text})
 
     # ---- what operations and model endpoints show
 
     def models(self) -> list[ModelStatus]:
-        return [self._status(entry) for entry in self._catalog.entries]
+        return [self._residency.status(entry) for entry in self._catalog.entries]
 
     def model(self, name: str) -> ModelStatus:
-        return self._status(self._catalog.resolve(name))
+        return self._residency.status(self._catalog.resolve(name))
 
     def default_model(self) -> ModelStatus:
-        return self._status(self._catalog.default)
+        return self._residency.status(self._catalog.default)
 
-    def _status(self, entry: ModelSettings) -> ModelStatus:
-        """With the context length, which the model's own files tell once they have been read."""
-        status = self._residency.status(entry)
-        text = self._residency.text(entry)
-        return replace(status, context_length=text.context_length) if text else status
+    async def description(self, name: str) -> Description | None:
+        """What the files of the model say, which are read for it if they are on this machine; nothing is fetched. None
+        when they are not here, cannot be read, or take longer than an editor waits: the next one that asks is told."""
+        return await self._residency.describe(self._catalog.resolve(name), _LOOK_S)
 
     def healthy(self) -> bool:
         """Alive and making progress: the engine, if there should be one, is there and answers."""
@@ -183,3 +209,8 @@ class Generation:
     def end(self) -> None:
         """The grace time is over: whatever still runs gets an error event."""
         self._places.end()
+
+
+def _log_notes(request: GenerationRequest, notes: Iterable[str]) -> None:
+    for note in notes:
+        log.info(note, extra={"request_id": request.id})

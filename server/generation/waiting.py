@@ -15,6 +15,19 @@ from server.settings.types import ModelSettings
 _COMING_UP = ("fetching", "building", "loading", "unloading")
 
 
+def _pending(status: ModelStatus) -> ModelPending:
+    return ModelPending(
+        f"{status.state}: {status.text}",
+        status.state,
+        status.id,
+        None,
+        status.done,
+        status.total,
+        status.rate,
+        status.seconds_left,
+    )
+
+
 class ModelWait:
     """The wait of one request: one deadline, `limit_s` from now, for all that it waits for. None has no deadline."""
 
@@ -38,7 +51,7 @@ class ModelWait:
             status = self._residency.status(self._entry)
             if self._deadline is None and status.state in _COMING_UP and status != self._shown:
                 self._shown = status
-                return ModelPending(f"{status.state}: {status.text}")
+                return _pending(status)
             awaited = {future, self._residency.changes.next(), self._place.failed}
             await asyncio.wait(awaited, timeout=self._left(), return_when=asyncio.FIRST_COMPLETED)
             self._place.check()
@@ -48,6 +61,14 @@ class ModelWait:
         # Also when there was nothing to wait for: what begins now would have nobody to end it.
         self._place.check()
         return None
+
+    async def files(self, opening: asyncio.Future[Any]) -> ModelPending | None:
+        """`news` of the model's files. Who gives up finds the model further on when it tries again."""
+        try:
+            return await self.news(opening)
+        except ModelLoading:
+            self._residency.preload(self._entry)
+            raise
 
     def _left(self) -> float | None:
         """Seconds until the deadline, which may have passed."""

@@ -33,8 +33,9 @@ from server.errors import (
 from server.http.budget import BodyBudget, BodyShare
 from server.http.clients import Clients
 from server.http.dialect import Dialect, Dialects
-from server.http.origins import allowed_names, host_is_allowed, host_name, origin_is_allowed
+from server.http.origins import allowed_names, host_is_allowed, host_name, is_local, origin_is_allowed
 from server.http.parser import BodyParser
+from server.settings.names import can_be_listed, is_host
 from server.settings.types import ServerSettings
 
 log = logging.getLogger("configi.guard")
@@ -48,6 +49,16 @@ _DRAINED_BYTES = 64 * 1024
 # For so long it is still taken from who gets an answer before it was all there; of so many at once, since a hundred
 # that are refused must not take the event loop from who is served; the others wait for that at most so long.
 _DRAIN_S, _DRAINS, _DRAIN_WAIT_S = 2.0, 4, 4.0
+# Of an answer, what a page may read beside its body.
+_EXPOSED = (
+    b"x-request-id, request-id, retry-after, x-configi-ignored, x-configi-cached-tokens, x-configi-cache-diverged-at, "
+    b"x-configi-cache-diverged-in"
+)
+_SHOWN_CHARS = 200
+_NO_KEY = (
+    "The API key is missing or wrong; send it as Authorization: Bearer KEY. It is server.api_key, or one of "
+    "server.api_keys, in the server's settings."
+)
 # After a body of more, what it has taken of memory is given back so long after its request.
 _LARGE_BYTES = 2**20
 _SETTLED_S = 1.0
@@ -131,17 +142,18 @@ class Guard:
         if name is None:
             raise InvalidRequest("The request needs one valid Host header.")
         if not host_is_allowed(name, self._names, bound_to_all=self._bound_to_all):
-            raise Forbidden("This host name is not served; add it to server.allowed_hosts.")
+            raise Forbidden(f"This host name is not served; add {_entry(name, is_host)} to server.allowed_hosts.")
 
     def _check_origin(self, headers: Headers, exchange: Exchange) -> None:
         origin = headers.get("origin")
         if origin is None:
             return
-        if not origin_is_allowed(origin, headers["host"], self._settings.allowed_origins):
-            raise Forbidden("Web pages of this origin may not call the server; add it to server.allowed_origins.")
+        settings = self._settings
+        if not origin_is_allowed(origin, headers["host"], settings.allowed_origins, local=settings.local_origins):
+            raise Forbidden(_refused(origin))
         exchange.extra = [
             (b"access-control-allow-origin", origin.encode("latin-1")),
-            (b"access-control-expose-headers", b"x-request-id, x-configi-ignored, retry-after"),
+            (b"access-control-expose-headers", _EXPOSED),
             (b"vary", b"origin"),
         ]
 
@@ -152,7 +164,7 @@ class Guard:
             return
         name = self._clients.of(headers)
         if name is None:
-            raise AuthenticationFailed("The API key is missing or wrong; send it as Authorization: Bearer KEY.")
+            raise AuthenticationFailed(_NO_KEY)
         scope["state"]["client"] = exchange.client = name
 
     def _check_body(self, method: str, headers: Headers) -> None:
@@ -286,6 +298,18 @@ class Exchange:
 def _request_id(headers: Headers) -> str:
     given = headers.get("x-request-id", "")
     return given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+
+
+def _refused(origin: str) -> str:
+    """The setting that admits the page, with what to write there."""
+    entry = _entry(origin, can_be_listed)
+    also = ", or set server.local_origins to true" if is_local(origin) else ""
+    return f"Pages of this origin may not call the server; add {entry} to server.allowed_origins{also}."
+
+
+def _entry(value: str, is_one: Callable[[str], bool]) -> str:
+    """As it is written in a list of the settings; what would not be valid there is not repeated."""
+    return f'"{value}"' if len(value) <= _SHOWN_CHARS and value.isprintable() and is_one(value) else "it"
 
 
 def _owes_body(headers: Headers) -> float:

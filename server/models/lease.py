@@ -10,10 +10,14 @@ from server.engine_client.client import EngineClient
 
 
 class Lease:
-    """Wait for `granted`, never cancelling it. Leaving the `with` gives the lease back, also one that still waits."""
+    """Wait for `granted`, never cancelling it. Leaving the `with` gives the lease back, also one that still waits.
 
-    def __init__(self, on_end: Callable[[Lease], None]) -> None:
+    `keep_alive_s`: how long the model is to stay in memory when nobody uses it any more; None has no opinion.
+    """
+
+    def __init__(self, on_end: Callable[[Lease], None], keep_alive_s: float | None = None) -> None:
         self.granted: asyncio.Future[EngineClient] = asyncio.get_running_loop().create_future()
+        self.keep_alive_s = keep_alive_s
         self._on_end = on_end
 
     def __enter__(self) -> Lease:

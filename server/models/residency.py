@@ -11,10 +11,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine
 
+from server.chat.description import Description
 from server.engine_client.supervisor import Supervisor
 from server.errors import ConfigiError, ModelUnavailable
 from server.models.acquire import Acquirer
 from server.models.catalog import Catalog
+from server.models.describe import Describer
 from server.models.lease import Lease
 from server.models.memory import Memory
 from server.models.notifier import Notifier
@@ -42,14 +44,19 @@ class Residency:
     ) -> None:
         self._verifier = verifier
         self._memory = memory
+        describer = Describer()
         self._models = {
-            entry.id: Resident(entry, settings, acquirer, opener, new_supervisor(), self) for entry in catalog.entries
+            entry.id: Resident(entry, settings, acquirer, opener, new_supervisor(), self, describer)
+            for entry in catalog.entries
         }
         self._turn = asyncio.Lock()
         # The one in memory, or the last one that was to be.
         self._current: Resident | None = None
         self._loading: set[Resident] = set()
         self._preloading: set[str] = set()
+        self._looking: dict[Resident, asyncio.Task[None]] = {}
+        # Text processes that nobody needs yet are started one after the other.
+        self._look_turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lease_ends = Notifier()
         self.changes = Notifier()
@@ -67,9 +74,15 @@ class Residency:
     def status(self, entry: ModelSettings) -> ModelStatus:
         return self._models[entry.id].status
 
-    def text(self, entry: ModelSettings) -> TextProcess | None:
-        """What `open` has given, if it was called."""
-        return self._models[entry.id].text
+    async def describe(self, entry: ModelSettings, patience_s: float) -> Description | None:
+        """What the files of `entry` say, which are read for it if they are on this machine; nothing is obtained. None
+        when that is not done within `patience_s`, though it goes on, or cannot be done."""
+        model = self._models[entry.id]
+        if model.description is None:
+            if model not in self._looking:
+                self._looking[model] = self._run(self._look(model))
+            await asyncio.wait({self._looking[model]}, timeout=patience_s)
+        return model.description
 
     def open(self, entry: ModelSettings) -> asyncio.Future[TextProcess]:
         """The text process of `entry`, whose files are obtained if need be. Shared, so never to be cancelled.
@@ -83,14 +96,16 @@ class Residency:
         model.refuse_if_failed()
         return model.open()
 
-    def lease(self, entry: ModelSettings) -> Lease:
+    def lease(self, entry: ModelSettings, keep_alive_s: float | None = None) -> Lease:
         """A lease, granted as soon as `entry` is in memory. Its files must be there (`open`).
 
+        `keep_alive_s`: how long it is to stay there when its last lease has ended; infinite is for ever, None as
+        others or the settings say.
         `granted` fails with ModelUnavailable or InsufficientMemory when it cannot be loaded.
         """
         model = self._models[entry.id]
         model.refuse_if_failed()
-        lease = model.lease()
+        lease = model.lease(keep_alive_s)
         if model.engine is not None and not self._turn.locked():
             model.grant_leases(model.engine)
         else:
@@ -188,6 +203,16 @@ class Residency:
             if not model.in_use and not model.wanted:
                 await model.unload()
 
+    async def _look(self, model: Resident) -> None:
+        try:
+            async with self._look_turn:
+                model.refuse_if_failed()
+                await model.look()
+        except ConfigiError as error:
+            log.info("model %s cannot be described: %s", model.entry.id, error.message)
+        finally:
+            self._looking.pop(model, None)
+
     async def _preload(self, entry: ModelSettings) -> None:
         try:
             await asyncio.shield(self.open(entry))
@@ -198,7 +223,8 @@ class Residency:
         finally:
             self._preloading.discard(entry.id)
 
-    def _run(self, coroutine: Coroutine[None, None, None]) -> None:
+    def _run(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -15,17 +16,22 @@ from pathlib import Path
 from typing import Protocol
 
 from quantize.folder.stale_template import stale_template
+from server.chat.description import Description
 from server.engine_client.client import EngineClient
 from server.engine_client.supervisor import Supervisor
 from server.errors import ConfigiError, EngineFailed, ModelUnavailable
 from server.models.acquire import AcquireProgress, Acquirer
 from server.models.describe import Describer
 from server.models.lease import Lease
+from server.models.pace import Pace
 from server.models.status import ModelStatus, State
 from server.settings.types import LifecycleSettings, ModelSettings
 from server.text.client import TextProcess
 
 log = logging.getLogger("configi.models")
+
+# What is read of a model's files is kept so long without its weights: others may have written the files.
+_TEXT_IDLE_S = 5.0
 
 # Starts the text process of a model folder, given the context length to serve.
 Opener = Callable[[Path, int | None], Awaitable[TextProcess]]
@@ -39,7 +45,7 @@ class Owner(Protocol):
     def lease_ended(self) -> None: ...
 
     def idle(self, model: Resident) -> None:
-        """It has been in memory for `idle_unload_s` without a request."""
+        """It has been in memory without a request for as long as it was to stay."""
 
     def engine_died(self, model: Resident, error: ConfigiError) -> None: ...
 
@@ -55,25 +61,32 @@ class Resident:
         opener: Opener,
         supervisor: Supervisor,
         owner: Owner,
-        describer: Describer | None = None,
+        describer: Describer,
     ) -> None:
         text = "not loaded yet; the first request loads it"
         self.entry = entry
         self.status = ModelStatus(entry.id, "absent", text, context_length=entry.context_length)
         self.folder: Path | None = None
         self.text: TextProcess | None = None
+        # What the files said when they were last read.
+        self.description: Description | None = None
         self.engine: EngineClient | None = None
         self._settings = settings
         self._acquirer = acquirer
         self._opener = opener
         self._supervisor = supervisor
+        self._pace = Pace()
         self._owner = owner
-        self._describer = describer or Describer()
+        self._describer = describer
         self._opening: asyncio.Task[TextProcess] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._waiting: deque[Lease] = deque()
         self._granted: set[Lease] = set()
         self._idle_timer: asyncio.TimerHandle | None = None
+        # As the last request asked that had a wish; it holds until the model is unloaded.
+        self._keep_alive_s: float | None = None
+        self._text_timer: asyncio.TimerHandle | None = None
+        self._warned: set[str] = set()
         self._failure: ConfigiError | None = None
         self._failed_at = 0.0
         supervisor.on_exit = self._engine_died
@@ -81,7 +94,9 @@ class Resident:
     def set(self, state: State, text: str, done: int = 0, total: int | None = None) -> None:
         if self.status.state != state:
             log.info("model %s: %s (%s)", self.entry.id, state, text)
-        self.status = replace(self.status, state=state, text=text, done=done, total=total)
+            self._pace.restart()
+        rate = self._pace.rate(done) if total else None
+        self.status = replace(self.status, state=state, text=text, done=done, total=total, rate=rate)
         self._owner.status_changed()
 
     def rest(self) -> None:
@@ -99,7 +114,13 @@ class Resident:
             self._opening = asyncio.create_task(self._open())
             # Every caller may have left by the time it fails; the failure is in the status all the same.
             self._opening.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._await_texts()
         return self._opening
+
+    async def look(self) -> None:
+        """`open` if its files are on this machine."""
+        if await asyncio.to_thread(self._acquirer.locate, self.entry) is not None:
+            await asyncio.shield(self.open())
 
     async def _open(self) -> TextProcess:
         try:
@@ -111,23 +132,29 @@ class Resident:
             text = await self._opener(folder, await self._context_length(folder))
         except Exception as error:
             raise self.fail(error) from error
-        self.folder, self.text = folder, text
+        self.folder, self.text, self.description = folder, text, text.vocabulary.description
         if stale := await asyncio.to_thread(stale_template, folder):
-            log.warning("model %s: %s", self.entry.id, stale)
-        self.status = replace(self.status, warning=stale)
+            self._warn(stale)
+        self.status = replace(self.status, warning=stale, context_length=text.context_length)
         text.on_unavailable = self._forget_files
+        self._await_texts()
         return text
 
     async def _context_length(self, folder: Path) -> int | None:
         """The configured one, else what the model was made for."""
         wanted, own = self.entry.context_length, await self._describer.context_length(folder)
         if wanted and own and wanted > own:
-            log.warning(
-                "model %s: context_length = %d is more than the %d tokens that it was made for; "
-                "answers that need more than those may be wrong",
-                self.entry.id, wanted, own,
-            )  # fmt: skip
+            self._warn(
+                f"context_length = {wanted} is more than the {own} tokens that it was made for; "
+                "answers that need more than those may be wrong"
+            )
         return wanted or own
+
+    def _warn(self, message: str) -> None:
+        """Once: its files are read again whenever they were not needed for a while."""
+        if message not in self._warned:
+            self._warned.add(message)
+            log.warning("model %s: %s", self.entry.id, message)
 
     def _show(self, progress: AcquireProgress) -> None:
         self.set(progress.phase, progress.text, progress.done, progress.total)
@@ -140,11 +167,29 @@ class Resident:
 
     def _forget_files(self) -> None:
         """A text process that was to start again did not find what it once had read: the next request looks anew."""
-        self.folder = None
+        self.folder = self.description = None
         self.close_text()
+
+    def _await_texts(self) -> None:
+        self._stop_text_timer()
+        self._text_timer = asyncio.get_running_loop().call_later(_TEXT_IDLE_S, self._text_is_idle)
+
+    def _text_is_idle(self) -> None:
+        if self.text is None or self.engine is not None:
+            return
+        if self.wanted or self.text.busy:
+            self._await_texts()
+        else:
+            self.close_text()
+
+    def _stop_text_timer(self) -> None:
+        if self._text_timer is not None:
+            self._text_timer.cancel()
+            self._text_timer = None
 
     def close_text(self) -> None:
         """End the text process; the next request that needs it starts another."""
+        self._stop_text_timer()
         text, self.text = self.text, None
         if text is not None:
             closing = asyncio.create_task(text.close())
@@ -161,14 +206,22 @@ class Resident:
         folder = self.known_folder()
         while self.engine is None:
             try:
-                self.engine = await self._supervisor.start(folder, memory_limit)
+                self.engine = await self._supervisor.start(folder, memory_limit, self._show_loading)
             except EngineFailed as error:
                 if self._supervisor.gave_up:
                     raise
                 self.set("loading", f"starting again: {error.message}")
-        self.status = replace(self.status, batched=self.engine.batched)
+        if self.text is not None:
+            self.engine.know(self.text.vocabulary.token_table)
+        most, own = self.engine.most_tokens, self.status.context_length
+        now = min(most, own) if most is not None and own is not None else most
+        self.status = replace(self.status, batched=self.engine.batched, context_length_now=now)
         self.set("ready", "in memory")
         self._await_requests()
+
+    def _show_loading(self, done: int, total: int) -> None:
+        text = f"loading into memory: {done / 1e9:.2f} of {total / 1e9:.2f} GB"
+        self.set("loading", text, done, total)
 
     async def unload(self) -> None:
         """Give its memory back, by ending its engine."""
@@ -205,7 +258,10 @@ class Resident:
 
     def _forget_engine(self) -> None:
         self.engine = None
+        self.status = replace(self.status, context_length_now=None)
+        self._keep_alive_s = None
         self._stop_idle_timer()
+        self._await_texts()
 
     # ---- who uses it
 
@@ -218,9 +274,9 @@ class Resident:
     def in_use(self) -> bool:
         return bool(self._granted)
 
-    def lease(self) -> Lease:
+    def lease(self, keep_alive_s: float | None = None) -> Lease:
         """One that waits, until `grant_leases` or `refuse_leases`."""
-        lease = Lease(self._lease_ended)
+        lease = Lease(self._lease_ended, keep_alive_s)
         self._waiting.append(lease)
         return lease
 
@@ -230,6 +286,8 @@ class Resident:
             lease = self._waiting.popleft()
             lease.grant(engine)
             self._granted.add(lease)
+            if lease.keep_alive_s is not None:
+                self._keep_alive_s = lease.keep_alive_s
             self._stop_idle_timer()
 
     def refuse_leases(self, error: ConfigiError) -> None:
@@ -247,9 +305,11 @@ class Resident:
 
     def _await_requests(self) -> None:
         self._stop_idle_timer()
-        if self._settings.idle_unload_s and self.engine is not None:
-            loop = asyncio.get_running_loop()
-            self._idle_timer = loop.call_later(self._settings.idle_unload_s, self._owner.idle, self)
+        # 0 is never in the settings, and at once in a request.
+        asked = self._keep_alive_s
+        seconds = (self._settings.idle_unload_s or math.inf) if asked is None else asked
+        if seconds < math.inf and self.engine is not None:
+            self._idle_timer = asyncio.get_running_loop().call_later(seconds, self._owner.idle, self)
 
     def _stop_idle_timer(self) -> None:
         if self._idle_timer is not None:

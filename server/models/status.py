@@ -14,7 +14,8 @@ STATES: tuple[State, ...] = ("absent", "fetching", "building", "loading", "ready
 class ModelStatus:
     """One model now. `done`/`total` are bytes of the running transfer (total None = unknown); `text` is one line.
 
-    `batched`: whether its requests share forward passes; None before it was in memory.
+    `context_length` is the model's own; `context_length_now`, at most that, is what there is memory for while it is in
+    memory, and None otherwise. `batched`: whether its requests share forward passes; None before it was in memory.
     """
 
     id: str
@@ -23,6 +24,14 @@ class ModelStatus:
     done: int = 0
     total: int | None = None
     context_length: int | None = None
+    context_length_now: int | None = None
     batched: bool | None = None
     # Something about its files that its users should know.
     warning: str | None = None
+    # Bytes a second of the running transfer; None while that cannot be told.
+    rate: float | None = None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of the running transfer, at the speed of its last seconds."""
+        return None if self.total is None or not self.rate else (self.total - self.done) / self.rate

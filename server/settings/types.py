@@ -51,7 +51,11 @@ class ServerSettings(Section):
         [], description="Host names answered beside loopback names and `host`; stops DNS rebinding."
     )
     allowed_origins: list[str] = Field(
-        [], description='Browser origins that may call the API; "http://localhost:*" is any port, "*" any web page.'
+        [],
+        description='Origins of pages that may call the API; "chrome-extension://*" is any extension, "*" any page.',
+    )
+    local_origins: bool = Field(
+        True, description="Whether loopback pages, on any port, and pages of desktop apps may call unlisted."
     )
     max_body: ByteSize = Field(ByteSize(8 * 10**6), ge=1024, description="Largest request body; larger is 413.")
     body_budget: ByteSize = Field(

@@ -8,8 +8,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from server.chat.conversation import Conversation, Prompt
-from server.chat.encoded import EncodedPrompt
+from server.chat.conversation import Conversation, Inquiry, Prompt
+from server.chat.encoded import EncodedInquiry, EncodedPrompt
 from server.chat.grammar.constraint import Constraint
 from server.chat.vocabulary import Vocabulary
 from server.child.process import PATIENT, SOON
@@ -22,8 +22,10 @@ from server.text.protocol import (
     Decode,
     Decoded,
     Encoded,
+    EncodeInquiry,
     EncodePrompt,
     EncodeText,
+    Inquired,
     TextAnswer,
     TextCommand,
     Tokenized,
@@ -76,6 +78,7 @@ class TextProcess:
         self._large = _OnDemand(large)
         self._grammars = _OnDemand(grammars)
         self._constraints: OrderedDict[bytes, Constraint] = OrderedDict()
+        self._asking = 0
         self.vocabulary = vocabulary
         # Called when the model's files turn out to be gone or broken since they were opened.
         self.on_unavailable: Callable[[], None] = lambda: None
@@ -127,6 +130,11 @@ class TextProcess:
     def context_length(self) -> int:
         return self.vocabulary.context_length
 
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return self._asking > 0
+
     async def encode_prompt(self, prompt: Prompt, client: str, *, with_offsets: bool = False) -> EncodedPrompt:
         try:
             answer = await self._asked(EncodePrompt(prompt, with_offsets), client)
@@ -135,6 +143,15 @@ class TextProcess:
             raise
         assert isinstance(answer, Encoded)
         return answer.prompt
+
+    async def encode_inquiry(self, inquiry: Inquiry, client: str) -> EncodedInquiry:
+        try:
+            answer = await self._asked(EncodeInquiry(inquiry), client)
+        except InvalidRequest as error:
+            error.param = "input" if error.param in (None, "messages") else error.param
+            raise
+        assert isinstance(answer, Inquired)
+        return answer.inquiry
 
     async def encode(self, text: str, add_special: bool, client: str) -> list[int]:
         answer = await self._asked(EncodeText(text, add_special), client)
@@ -180,8 +197,11 @@ class TextProcess:
         return await self._ask(self._small if len(raw) <= _LARGE_BYTES else self._large, raw, client)
 
     async def _ask(self, lane: Lane | _OnDemand, raw: bytes, client: str) -> TextAnswer:
+        self._asking += 1
         try:
             return await lane.ask(raw, client)
         except ModelUnavailable:
             self.on_unavailable()
             raise
+        finally:
+            self._asking -= 1

@@ -29,8 +29,10 @@ from server.text.protocol import (
     Decode,
     Decoded,
     Encoded,
+    EncodeInquiry,
     EncodePrompt,
     EncodeText,
+    Inquired,
     Open,
     Opened,
     Refused,
@@ -80,6 +82,8 @@ def _answer(processor: Processor, command: TextCommand) -> TextAnswer:
     match command:
         case EncodePrompt():
             return Encoded(processor.encode_prompt(command.prompt, with_offsets=command.with_offsets))
+        case EncodeInquiry():
+            return Inquired(processor.encode_inquiry(command.inquiry))
         case EncodeText():
             return Tokenized(processor.tokenizer.encode(command.text, command.add_special))
         case Constrain():

@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from server.chat.conversation import Prompt
-from server.chat.encoded import EncodedPrompt
+from server.chat.conversation import Inquiry, Prompt
+from server.chat.encoded import EncodedInquiry, EncodedPrompt
 from server.chat.grammar.constraint import Constraint
 from server.chat.shapes import Shape
 from server.chat.tools import FREE, Tool, ToolChoice
@@ -44,6 +44,10 @@ class EncodePrompt(msgspec.Struct, frozen=True, tag=True):
     with_offsets: bool = False
 
 
+class EncodeInquiry(msgspec.Struct, frozen=True, tag=True):
+    inquiry: Inquiry
+
+
 class EncodeText(msgspec.Struct, frozen=True, tag=True):
     text: str
     add_special: bool
@@ -66,7 +70,7 @@ class Decode(msgspec.Struct, frozen=True, tag=True):
     tokens: list[int]
 
 
-TextCommand = Open | EncodePrompt | EncodeText | Constrain | Decode
+TextCommand = Open | EncodePrompt | EncodeInquiry | EncodeText | Constrain | Decode
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True):
@@ -75,6 +79,10 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
 
 class Encoded(msgspec.Struct, frozen=True, tag=True):
     prompt: EncodedPrompt
+
+
+class Inquired(msgspec.Struct, frozen=True, tag=True):
+    inquiry: EncodedInquiry
 
 
 class Tokenized(msgspec.Struct, frozen=True, tag=True):
@@ -97,7 +105,7 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     param: str | None = None
 
 
-TextAnswer = Opened | Encoded | Tokenized | Constrained | Decoded | Refused
+TextAnswer = Opened | Encoded | Inquired | Tokenized | Constrained | Decoded | Refused
 
 REFUSALS: dict[str, type[ConfigiError]] = {
     cls.__name__: cls for cls in (InvalidRequest, ContextLengthExceeded, ModelUnavailable)

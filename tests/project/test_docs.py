@@ -18,8 +18,8 @@ from server.api.tables import ENDPOINTS
 from server.engine_client import protocol
 from server.models.status import STATES
 from server.settings.table import setting_rows
+from tests.support.fim_model import write_fim_model
 from tests.support.running import ROOT, Running, serving_script
-from tests.support.tiny_model import write_tiny_model
 from tools.docs_tables import DOCS, error_classes, metric_rows, names_in, rewritten, tables
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}
@@ -97,7 +97,7 @@ def test_every_file_that_a_page_mentions_exists() -> None:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("docs")
-    with serving_script(folder, write_tiny_model(folder / "model")) as running:
+    with serving_script(folder, write_fim_model(folder / "model")) as running:
         yield running
 
 

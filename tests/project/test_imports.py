@@ -36,8 +36,8 @@ ARROWS: dict[str, set[str]] = {
     "server.metrics": {"server.chat", "server.errors", "server.models"},
     "server.http": {"server.allocator", "server.child", "server.errors", "server.settings"},
     "server.models": {
-        "server.child", "server.engine_client", "server.errors", "server.settings", "server.text", "quantize",
-        "quantize.folder", "quantize.hub",
+        "server.chat", "server.child", "server.engine_client", "server.errors", "server.settings", "server.text",
+        "quantize", "quantize.folder", "quantize.hub",
     },
     "server.chat": {"server.engine_client", "server.errors", "quantize"},
     "server.engine_client": {"server.errors", "server.settings"},
@@ -116,8 +116,8 @@ def test_no_test_imports_another_test() -> None:
 
 def test_the_wire_protocols_know_only_values_of_the_rooms_below_them() -> None:
     values = {
-        "server.chat.conversation", "server.chat.deltas", "server.chat.parts", "server.chat.shapes",
-        "server.chat.tools", "server.models.status", "server.settings.types",
+        "server.chat.conversation", "server.chat.deltas", "server.chat.description", "server.chat.parts",
+        "server.chat.shapes", "server.chat.tools", "server.models.status", "server.settings.types",
     }  # fmt: skip
     below = ("server.chat", "server.models", "server.settings")
     dialects = [name for name in MODULES if inside(name, "server.api")]

@@ -37,6 +37,10 @@ class Running:
         """Its engine processes, living ones only."""
         return [child for child in children(self.process.pid) if is_engine(child)]
 
+    def texts(self) -> list[psutil.Process]:
+        """Its text processes, living ones only."""
+        return [child for child in children(self.process.pid) if _runs(child, "server.text")]
+
     def workers(self) -> list[psutil.Process]:
         """The processes that fetch, build or check a model for it, living ones only."""
         return [child for child in children(self.process.pid) if _runs(child, "server.models.", "quantize")]

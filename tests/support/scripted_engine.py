@@ -25,7 +25,11 @@ from server.engine_client.protocol import (
     Generate,
     Load,
     Loaded,
+    Loading,
+    OptionsScored,
     Prefilled,
+    Request,
+    ScoreOptions,
     Stats,
     Tokens,
     TokenTable,
@@ -63,6 +67,7 @@ def main() -> None:
         raise SystemExit("no Load")
     if script.noise:
         print("x" * script.noise, file=sys.stderr)
+    socket.send(encode([Loading(30, 100)]))
     time.sleep(script.load_seconds)
     if script.crash_at_load or Path(load.model_dir).name == script.crash_for:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -89,8 +94,8 @@ class Script:
         self.script = script
         self.memory_limit = load.memory_limit
         self.slots = slots
-        self.waiting: deque[Generate] = deque()
-        self.running: dict[int, tuple[Generate, int]] = {}
+        self.waiting: deque[Request] = deque()
+        self.running: dict[int, tuple[Request, int]] = {}
         self.steps = 0
 
     def run(self, socket: zmq.Socket[bytes]) -> None:
@@ -99,7 +104,7 @@ class Script:
             while socket.poll(patience):
                 patience = 0
                 command = decode_command(socket.recv())
-                if isinstance(command, Generate):
+                if isinstance(command, Generate | ScoreOptions):
                     self.waiting.append(command)
                 elif isinstance(command, Cancel):
                     self.running.pop(command.id, None)
@@ -129,6 +134,12 @@ class Script:
         for id, (request, made) in list(self.running.items()):
             if made == self.script.fail_at_token:
                 events.append(Failed(id, "internal", "The scripted engine fails here."))
+                del self.running[id]
+                continue
+            if isinstance(request, ScoreOptions):
+                # Each option is half as likely as the one before it.
+                logprobs = [[-0.693147 * index for index in range(len(b.options))] for b in request.branches]
+                events += [OptionsScored(id, logprobs), Finished(id, "stop")]
                 del self.running[id]
                 continue
             answer = self.answer(request)

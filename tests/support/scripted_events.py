@@ -26,9 +26,10 @@ END: tuple[Event, ...] = (Finish(0, "tool_calls", 21), Usage(30, 21, 12, 4))
 @dataclass
 class ScriptedEvents(ScriptedService):
     """`script`: what comes behind `Started`. Errors are raised: those at its beginning one by one instead of it, each
-    for one generation. `held`: wait for `go_on` behind `Started`."""
+    for one generation. `before`: what comes ahead of `Started`. `held`: wait for `go_on` behind it."""
 
     script: tuple[Event | Exception, ...] = PLAIN
+    before: tuple[Event | Exception, ...] = ()
     held: bool = False
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
@@ -36,6 +37,10 @@ class ScriptedEvents(ScriptedService):
         if isinstance(self.script[0], Exception):
             error, self.script = self.script[0], self.script[1:] or PLAIN
             raise error
+        for event in self.before:
+            if isinstance(event, Exception):
+                raise event
+            yield event
         yield Started(MODEL, 30)
         if self.held:
             await asyncio.to_thread(self.go_on.wait, 10)

@@ -22,8 +22,16 @@ from fastapi import FastAPI
 
 from server.api.protocols import WireProtocol, mount
 from server.app import PROTOCOLS
-from server.chat.conversation import Conversation, GenerationOptions, GenerationRequest, Prompt
+from server.chat.conversation import (
+    Conversation,
+    DecisionRequest,
+    GenerationOptions,
+    GenerationRequest,
+    Infill,
+    Prompt,
+)
 from server.chat.deltas import (
+    Decided,
     Delta,
     Event,
     Finish,
@@ -37,6 +45,7 @@ from server.chat.deltas import (
     ToolCallDelta,
     Usage,
 )
+from server.chat.description import Description
 from server.errors import EngineFailed, InvalidRequest, ModelNotFound
 from server.http.guard import Guard
 from server.http.protocol import protocol_class
@@ -56,8 +65,11 @@ def token(index: int, text: str, k: int | None, logprob: float = -0.5, offset: i
 class ScriptedService:
     settings: Settings = field(default_factory=Settings)
     requests: list[GenerationRequest] = field(default_factory=list)
+    decisions: list[DecisionRequest] = field(default_factory=list)
     tokenized: list[Prompt] = field(default_factory=list)
     state: ModelStatus = field(default_factory=lambda: ModelStatus(MODEL, "ready", "ready", context_length=4096))
+    # What its files say; None while they are not read.
+    about: Description | None = None
     # By the text of a last message, what the model says to it.
     scripts: Mapping[str, Sequence[Delta]] = field(default_factory=dict)
     alive: bool = True
@@ -133,6 +145,26 @@ class ScriptedService:
             yield Finish(choice, reason, len(pieces))
         yield Usage(5, len(pieces) * options.n, 2)
 
+    async def decide(self, request: DecisionRequest) -> Decided:
+        """Each option is half as likely as the one before it. The last message is the script."""
+        self.decisions.append(request)
+        self.model(request.model or MODEL)
+        script = request.inquiry.messages[-1].text
+        if script == "fail early":
+            raise InvalidRequest("The template says no.", param="input")
+        self.running += 1
+        self.idle.clear()
+        self.begun.set()
+        try:
+            if script == "hang":
+                await asyncio.Event().wait()
+            await asyncio.sleep(0)
+        finally:
+            self.running -= 1
+            self.idle.set()
+        logprobs = [[-index * math.log(2) for index in range(len(q.options))] for q in request.inquiry.questions]
+        return Decided(MODEL, logprobs, Usage(50, 0, 40))
+
     async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool, client: str) -> list[int]:
         self.model(model or MODEL)
         self.tokenized.append(prompt)
@@ -148,6 +180,10 @@ class ScriptedService:
         if name != MODEL and not name.startswith("gpt-"):
             raise ModelNotFound("There is no such model.", param="model")
         return self.state
+
+    async def description(self, name: str) -> Description | None:
+        self.model(name)
+        return self.about
 
     def default_model(self) -> ModelStatus:
         return self.state
@@ -184,6 +220,8 @@ async def _echo(request: GenerationRequest) -> AsyncGenerator[Event, None]:
 def _text(prompt: Prompt) -> str:
     if isinstance(prompt, Conversation):
         return prompt.messages[-1].text
+    if isinstance(prompt, Infill):
+        return f"{prompt.prefix}|{prompt.suffix}" if prompt.suffix else prompt.prefix
     return prompt.content if isinstance(prompt.content, str) else bytes(prompt.content).decode()
 
 

@@ -18,8 +18,6 @@ from server.errors import InvalidRequest, UnsupportedField
 OMITTED_IMAGE = "[image omitted]"
 
 _ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
-# Claude Code begins each request with a line that differs every time, so that no prefix would ever be found again.
-_BILLING = "x-anthropic-billing-header:"
 # What Anthropic's own tools did: nothing that the model here could have said or can use.
 _FOREIGN_ENDS = ("_tool_result", "_tool_use")
 _FOREIGN = ("container_upload", "mid_conv_system", "fallback", "compaction")
@@ -46,9 +44,6 @@ class _Reader:
         self._tool_names: dict[str, str] = {}
 
     def system(self, system: Any) -> Iterator[Message]:
-        if isinstance(system, list) and system and _is_billing(system[0]):
-            self.dropped["system.0"] = None
-            system = system[1:]
         parts = tuple(self._text_parts(system, "system"))
         if parts:
             yield Message("system", parts)
@@ -127,7 +122,7 @@ class _Reader:
             return ""
 
     def _call(self, block: dict[str, Any], where: str) -> ToolCallPart:
-        value = block.get("input", {})
+        value = {} if block.get("input") is None else block["input"]
         if not isinstance(value, dict):
             raise InvalidRequest(f"{where}.input must be an object, not {shown(value)}.", param=f"{where}.input")
         arguments = json.dumps(value, ensure_ascii=False)
@@ -161,10 +156,6 @@ class _Reader:
             case {"type": "content", "content": content}:
                 return "".join(part.text for part in self._text_parts(content, f"{where}.source.content"))
         raise UnsupportedField(f"{where} is a document that is not text, which is not supported.", param=where)
-
-
-def _is_billing(block: Any) -> bool:
-    return isinstance(block, dict) and isinstance(block.get("text"), str) and block["text"].startswith(_BILLING)
 
 
 def _string(item: dict[str, Any], key: str, where: str) -> str:

@@ -57,7 +57,14 @@ def router(service: Service) -> APIRouter:
         call = await parsed_body(request, parse)
         who = caller(request, service.settings)
         generation = GenerationRequest(
-            who.request_id, call.model, call.conversation, call.options, who.client, wait_for_model=call.stream
+            who.request_id,
+            call.model,
+            call.conversation,
+            call.options,
+            who.client,
+            wait_for_model=call.stream,
+            keep_alive_s=call.keep_alive_s,
+            notes=call.notes,
         )
         return await while_connected(request, _respond(service, call, generation))
 
@@ -82,7 +89,7 @@ async def _respond(service: Service, call: MessagesCall, generation: GenerationR
                 pass
     for _ in message.end():
         pass
-    return _json(message.message(), headers)
+    return _json(message.message(), {**headers, **message.cache_headers()})
 
 
 async def _count(service: Service, call: MessagesCall, client: str) -> Response:

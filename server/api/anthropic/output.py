@@ -12,8 +12,10 @@ from typing import Any
 import msgspec
 
 from server.api.anthropic.request import MessagesCall
+from server.api.cache_headers import cache_headers
 from server.api.opaque import enclosed
 from server.api.openai.answer import answer_id, unfinished
+from server.api.progress import PromptProgress, reading, waiting
 from server.chat.deltas import (
     Delta,
     Event,
@@ -114,6 +116,9 @@ class GrowingMessage:
                 self._usage = event
         return ()
 
+    def cache_headers(self) -> dict[str, str]:
+        return cache_headers([self._usage] if self._usage else [])
+
     def message(self) -> _Told:
         """As it is now; when it has ended, whole."""
         return {
@@ -136,7 +141,8 @@ class GrowingMessage:
     def _stop(self) -> _Told:
         if self._finish is None:
             return {"stop_reason": None, "stop_sequence": None}
-        if self._finish.stop_string is not None:
+        # Who has called waits for the results, whatever was said behind the call.
+        if self._finish.stop_string is not None and self._finish.reason == "stop":
             return {"stop_reason": "stop_sequence", "stop_sequence": self._finish.stop_string}
         reason = "max_tokens" if self._call.warm_up else _REASONS[self._finish.reason]
         return {"stop_reason": reason, "stop_sequence": None}
@@ -199,21 +205,25 @@ class MessageStream:
     def __init__(self, call: MessagesCall) -> None:
         self._message = GrowingMessage(call)
         self._progress = call.progress
+        self._prompt_tokens = 0
 
     def render(self, event: Event) -> bytes:
         match event:
             case ModelPending():
-                return _frames([{"type": "ping", "state": event.text} if self._progress else {"type": "ping"}])
+                return self._ping(waiting(event, self._prompt_tokens))
             case PrefillProgress():
-                progress = {"total": event.total, "cache": event.cached, "processed": event.done}
-                return _frames([{"type": "ping", "prompt_progress": progress} if self._progress else {"type": "ping"}])
+                return self._ping(reading(event))
             case Started():
+                self._prompt_tokens = event.prompt_tokens
                 self._message.take(event)
                 return _frames([{"type": "message_start", "message": self._message.message()}])
         return _frames(self._message.take(event))
 
     def end(self) -> bytes:
         return _frames(self._message.end())
+
+    def _ping(self, progress: PromptProgress) -> bytes:
+        return _frames([{"type": "ping", "prompt_progress": progress} if self._progress else {"type": "ping"}])
 
 
 def _frames(told: Iterable[_Told]) -> bytes:

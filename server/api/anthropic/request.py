@@ -10,8 +10,9 @@ from pydantic import Field
 from server.api.anthropic.blocks import conversation
 from server.api.anthropic.table import MESSAGES
 from server.api.fields import screen
-from server.api.openai.sampling import SamplingFields, checked_options, model_name
-from server.api.wire import Wire, shown, validated
+from server.api.markers import notes, without_markers
+from server.api.openai.sampling import SamplingFields, TextList, checked_options, model_name
+from server.api.wire import Whole, Wire, shown, validated
 from server.chat.conversation import Conversation, GenerationOptions, Reasoning
 from server.chat.shapes import JsonSchema, Shape
 from server.chat.tools import Tool, ToolChoice
@@ -22,7 +23,7 @@ from server.settings.types import LimitSettings
 
 class ThinkingFields(Wire):
     type: Literal["enabled", "adaptive", "disabled"]
-    budget_tokens: Annotated[int, Field(ge=0)] | None = None
+    budget_tokens: Annotated[Whole, Field(ge=0)] | None = None
     display: Literal["summarized", "omitted"] | None = None
 
 
@@ -34,13 +35,12 @@ class OutputConfig(Wire):
 class MessageFields(SamplingFields):
     messages: list[Any] = Field(min_length=1)
     system: Any = None
-    max_tokens: Annotated[int, Field(ge=-1)] | None = None
-    stop_sequences: list[str] = Field([])
+    max_tokens: Annotated[Whole, Field(ge=-1)] | None = None
+    stop_sequences: TextList = Field([])
     tools: list[Any] = Field([])
     tool_choice: dict[str, Any] | None = None
     thinking: ThinkingFields = ThinkingFields(type="disabled")
     output_config: OutputConfig = OutputConfig()
-    return_progress: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,8 @@ class MessagesCall:
     progress: bool
     shows_thinking: bool
     warm_up: bool
+    keep_alive_s: float | None
+    notes: tuple[str, ...]
     headers: dict[str, str]
 
 
@@ -61,6 +63,7 @@ def parse_messages(raw: bytes, limits: LimitSettings) -> MessagesCall:
     screened = screen(json_object(raw, limits), MESSAGES)
     fields = validated(MessageFields, screened.values)
     said = conversation(fields.system, fields.messages, omit_images=limits.images == "omit")
+    messages, markers = without_markers(said.messages)
     tools, dropped = _tools(fields.tools)
     reasoning = _reasoning(fields)
     warm_up = fields.max_tokens == 0
@@ -72,7 +75,7 @@ def parse_messages(raw: bytes, limits: LimitSettings) -> MessagesCall:
     )
     return MessagesCall(
         model=model_name(fields.model),
-        conversation=Conversation(said.messages, tools, reasoning=reasoning),
+        conversation=Conversation(messages, tools, reasoning=reasoning),
         options=replace(
             options,
             shape=_shape(fields.output_config.format),
@@ -83,7 +86,9 @@ def parse_messages(raw: bytes, limits: LimitSettings) -> MessagesCall:
         progress=fields.return_progress,
         shows_thinking=fields.thinking.display != "omitted",
         warm_up=warm_up,
-        headers=screened.headers(*said.dropped, *dropped),
+        keep_alive_s=fields.keep_alive,
+        notes=notes(markers),
+        headers=screened.headers(*markers, *said.dropped, *dropped),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from server.api.fields import Fields, Refusal
+from server.api.other_servers import KEEP_ALIVE, RETURN_PROGRESS
 
 MESSAGES = Fields(
     works={
@@ -13,13 +14,14 @@ MESSAGES = Fields(
         "stream": "Send the answer as server-sent events.",
         "temperature": "0 to 1 at Anthropic, 0 to 2 here; 0 always takes the likeliest token.",
         "top_p": "0 to 1.",
-        "top_k": "0 is off.",
+        "top_k": "0 and -1 are off.",
         "stop_sequences": "The answer's text ends before the first of them, and stop_sequence says which.",
         "tools": "Tools with an input_schema; those that Anthropic defines or runs are left out and named.",
         "tool_choice": "auto, any, tool or none, with disable_parallel_tool_use.",
         "thinking": "enabled with budget_tokens, adaptive, or disabled, as when absent; display omitted hides it.",
         "output_config": "effort, and format with a json_schema.",
-        "return_progress": "true adds prompt_progress to the pings while the prompt is read.",
+        "keep_alive": KEEP_ALIVE,
+        "return_progress": RETURN_PROGRESS,
     },
     accepted={
         "metadata": "A label; nothing is stored.",

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from msgspec import UNSET
 from starlette.responses import Response
 
+from server.api.cache_headers import cache_headers
 from server.api.openai.answer import Answer, Choice, answer_id, caller, collect, wall_time, wire_usage
 from server.api.openai.chat_request import ChatCall, Shown, parse_chat
 from server.api.openai.chat_stream import ChatStream
@@ -37,11 +38,19 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/chat/completions")
     @routes.post("/chat/completions")
+    @routes.post("/api/v0/chat/completions")
     async def chat_completions(request: Request) -> Response:
         call = await parsed_body(request, parse)
         who = caller(request, service.settings, call.cache_salt)
         generation = GenerationRequest(
-            who.request_id, call.model, call.conversation, call.options, who.client, wait_for_model=call.stream
+            who.request_id,
+            call.model,
+            call.conversation,
+            call.options,
+            who.client,
+            wait_for_model=call.stream,
+            keep_alive_s=call.keep_alive_s,
+            notes=call.notes,
         )
         return await while_connected(request, _respond(service, call, generation))
 
@@ -55,7 +64,8 @@ async def _respond(service: Service, call: ChatCall, generation: GenerationReque
         return await stream(events, renderer, DIALECT, service.settings.server, call.headers)
     answer = await collect(events, call.options.n)
     body = msgspec.json.encode(_completion(answer, call.shown))
-    return Response(body, headers=call.headers, media_type="application/json")
+    headers = {**call.headers, **cache_headers([answer.usage])}
+    return Response(body, headers=headers, media_type="application/json")
 
 
 def _completion(answer: Answer, shown: Shown) -> ChatCompletion:

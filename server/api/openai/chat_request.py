@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from server.api.fields import screen
+from server.api.markers import notes, without_markers
 from server.api.openai.chat_messages import conversation_messages
 from server.api.openai.content import ContentRules
 from server.api.openai.reasoning_fields import ThoughtFields, asked_reasoning
@@ -39,6 +40,7 @@ class Shown:
     reasoning: bool = True
     functions: bool = False
     token_ids: bool = False
+    progress: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class ChatCall:
     stream: bool
     shown: Shown
     cache_salt: str
+    keep_alive_s: float | None
+    notes: tuple[str, ...]
     headers: dict[str, str]
 
 
@@ -56,6 +60,7 @@ def parse_chat(raw: bytes, limits: LimitSettings) -> ChatCall:
     screened = screen(json_object(raw, limits), CHAT)
     fields = validated(ChatFields, screened.values, screened.spelled)
     messages, dropped = conversation_messages(fields.messages, ContentRules(limits.images == "omit"))
+    messages, markers = without_markers(messages)
     tools = asked_tools(fields, limits)
     asked = asked_reasoning(fields)
     conversation = Conversation(messages, tools.tools, asked.switches, asked.reasoning)
@@ -80,9 +85,12 @@ def parse_chat(raw: bytes, limits: LimitSettings) -> ChatCall:
             reasoning=asked.shown,
             functions=tools.legacy,
             token_ids=fields.return_token_ids,
+            progress=fields.return_progress,
         ),
         cache_salt=fields.cache_salt,
-        headers=screened.headers(*dropped, *tools.ignored, *asked.ignored),
+        keep_alive_s=fields.keep_alive,
+        notes=notes(markers),
+        headers=screened.headers(*markers, *dropped, *tools.ignored, *asked.ignored),
     )
 
 

@@ -17,6 +17,7 @@ from server.api.openai.chat_wire import (
     finish_reason,
     logprobs,
 )
+from server.api.progress import PromptProgress, prompt_text, reading, waiting
 from server.chat.deltas import (
     Event,
     Finish,
@@ -45,6 +46,8 @@ class ChatStream:
         self._calls = bool(call.conversation.tools) and call.options.tool_choice.mode != "none"
         self._no_usage: UnsetType | None = None if call.shown.usage else UNSET
         self._usage: Usage | None = None
+        self._prompt_tokens = 0
+        self._begun = False
 
     def render(self, event: Event) -> bytes:
         match event:
@@ -60,9 +63,9 @@ class ChatStream:
             case Started():
                 return self._started(event)
             case ModelPending():
-                return comment(event.text)
+                return self._waiting(event)
             case PrefillProgress():
-                return comment(f"prompt {event.done} of {event.total} tokens")
+                return self._progress(reading(event)) if self._shown.progress else comment(prompt_text(event))
             case Usage():
                 self._usage = event
         return b""
@@ -73,11 +76,29 @@ class ChatStream:
         return self._chunk(None, wire_usage([self._usage])) if self._shown.usage else b""
 
     def _started(self, event: Started) -> bytes:
-        self._model = event.model
-        opening = MessageDelta(role="assistant", content=None if self._calls else "")
+        self._model, self._prompt_tokens = event.model, event.prompt_tokens
         ids = event.prompt_ids if self._shown.token_ids else UNSET
+        if self._begun:
+            return b"" if ids is UNSET else self._chunk(ChunkChoice(0, MessageDelta()), prompt_ids=ids)
+        return self._begin(ids)
+
+    def _begin(self, ids: Sequence[int] | UnsetType = UNSET) -> bytes:
+        self._begun = True
+        opening = MessageDelta(role="assistant", content=None if self._calls else "")
         first = self._chunk(ChunkChoice(0, opening), prompt_ids=ids)
         return first + b"".join(self._chunk(ChunkChoice(index, opening)) for index in range(1, self._n))
+
+    def _waiting(self, event: ModelPending) -> bytes:
+        if not self._shown.progress:
+            return comment(event.text)
+        self._model = event.model
+        # Clients take a choice from the role of its first chunk.
+        opening = b"" if self._begun else self._begin()
+        return opening + self._progress(waiting(event, self._prompt_tokens))
+
+    def _progress(self, progress: PromptProgress) -> bytes:
+        """With a choice, which naive clients expect of every chunk, and nothing in it."""
+        return self._chunk(ChunkChoice(0, MessageDelta()), progress=progress)
 
     def _text(self, choice: int, text: str, tokens: Sequence[ScoredToken]) -> bytes:
         scored = logprobs(tokens) if tokens and self._shown.logprobs else None
@@ -113,6 +134,7 @@ class ChatStream:
         choice: ChunkChoice | None,
         usage: WireUsage | None = None,
         prompt_ids: Sequence[int] | UnsetType = UNSET,
+        progress: PromptProgress | UnsetType = UNSET,
     ) -> bytes:
         return frame(
             ChatChunk(
@@ -121,6 +143,7 @@ class ChatStream:
                 model=self._model,
                 choices=[choice] if choice else [],
                 usage=usage or self._no_usage,
+                prompt_progress=progress,
                 prompt_token_ids=prompt_ids,
             )
         )

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from server.api.openai.answer import SYSTEM_FINGERPRINT, MadeCall, WireUsage, wire_logprob
+from server.api.progress import PromptProgress
 from server.chat.deltas import ScoredToken
 
 
@@ -110,6 +111,7 @@ class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
     system_fingerprint: str = SYSTEM_FINGERPRINT
     choices: list[ChunkChoice]
     usage: WireUsage | UnsetType | None
+    prompt_progress: PromptProgress | UnsetType = UNSET
     prompt_token_ids: Sequence[int] | UnsetType = UNSET
 
 

@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
+from server.api.cache_headers import cache_headers
 from server.api.openai.answer import (
     SYSTEM_FINGERPRINT,
     Answer,
@@ -32,6 +33,7 @@ from server.api.openai.answer import (
 from server.api.openai.completions_request import CompletionCall, parse_completion
 from server.api.openai.dialect import OPENAI
 from server.api.openai.legacy_logprobs import LegacyLogprobs, joined, legacy_logprobs
+from server.api.progress import PromptProgress, prompt_text, reading, waiting
 from server.api.service import Service
 from server.chat.conversation import GenerationRequest
 from server.chat.deltas import (
@@ -73,6 +75,7 @@ class TextCompletion(msgspec.Struct, frozen=True, kw_only=True):
     system_fingerprint: str = SYSTEM_FINGERPRINT
     choices: list[TextChoice]
     usage: WireUsage | UnsetType | None
+    prompt_progress: PromptProgress | UnsetType = UNSET
 
 
 def router(service: Service) -> APIRouter:
@@ -81,6 +84,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/completions")
     @routes.post("/completions")
+    @routes.post("/api/v0/completions")
     async def completions(request: Request) -> Response:
         call = await parsed_body(request, parse)
         who = caller(request, service.settings, call.cache_salt)
@@ -96,12 +100,19 @@ async def _respond(service: Service, call: CompletionCall, who: Caller) -> Respo
         return await stream(merged(generations), renderer, DIALECT, service.settings.server, call.headers)
     answers = await collect_all(generations, call.options.n)
     body = msgspec.json.encode(_completion(answers, call))
-    return Response(body, headers=call.headers, media_type="application/json")
+    headers = {**call.headers, **cache_headers([answer.usage for answer in answers])}
+    return Response(body, headers=headers, media_type="application/json")
 
 
 def _requests(call: CompletionCall, who: Caller) -> list[GenerationRequest]:
     first = GenerationRequest(
-        who.request_id, call.model, call.prompts[0], call.options, who.client, wait_for_model=call.stream
+        who.request_id,
+        call.model,
+        call.prompts[0],
+        call.options,
+        who.client,
+        wait_for_model=call.stream,
+        keep_alive_s=call.keep_alive_s,
     )
     if len(call.prompts) == 1:
         return [first]
@@ -143,6 +154,7 @@ class CompletionStream:
         self._call = call
         self._model = ""
         self._prompt_texts = [""] * len(call.prompts)
+        self._prompt_tokens = [0] * len(call.prompts)
         self._usages: list[Usage] = []
         self._no_usage: UnsetType | None = None if call.include_usage else UNSET
 
@@ -161,9 +173,10 @@ class CompletionStream:
             case Started():
                 return self._started(prompt, inner)
             case ModelPending():
-                return comment(inner.text)
+                self._model = inner.model
+                return self._progress(first, inner.text, waiting(inner, self._prompt_tokens[prompt]))
             case PrefillProgress():
-                return comment(f"prompt {inner.done} of {inner.total} tokens")
+                return self._progress(first, prompt_text(inner), reading(inner))
             case Usage():
                 self._usages.append(inner)
         return b""
@@ -175,7 +188,7 @@ class CompletionStream:
 
     def _started(self, prompt: int, event: Started) -> bytes:
         self._model = event.model
-        self._prompt_texts[prompt] = event.prompt_text
+        self._prompt_texts[prompt], self._prompt_tokens[prompt] = event.prompt_text, event.prompt_tokens
         # With logprobs the echo comes with them, at PromptLogprobs.
         echo = event.prompt_text if self._call.echo and not self._call.options.prompt_logprobs else ""
         ids = event.prompt_ids if self._call.token_ids else UNSET
@@ -190,7 +203,13 @@ class CompletionStream:
         ids = [token.id for token in tokens] if self._call.token_ids else UNSET
         return self._chunk(TextChoice(index, text, logprobs, token_ids=ids))
 
-    def _chunk(self, choice: TextChoice | None, usage: WireUsage | None = None) -> bytes:
+    def _progress(self, index: int, text: str, progress: PromptProgress) -> bytes:
+        """As data, at the first choice of its prompt, or as a comment."""
+        return self._chunk(TextChoice(index, ""), progress=progress) if self._call.progress else comment(text)
+
+    def _chunk(
+        self, choice: TextChoice | None, usage: WireUsage | None = None, progress: PromptProgress | UnsetType = UNSET
+    ) -> bytes:
         return frame(
             TextCompletion(
                 id=self._id,
@@ -198,5 +217,6 @@ class CompletionStream:
                 model=self._model,
                 choices=[choice] if choice else [],
                 usage=usage or self._no_usage,
+                prompt_progress=progress,
             )
         )

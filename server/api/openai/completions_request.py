@@ -11,7 +11,7 @@ from server.api.fields import screen
 from server.api.openai.sampling import SamplingFields, checked_options, model_name
 from server.api.tables import COMPLETIONS
 from server.api.wire import Whole, shown, validated
-from server.chat.conversation import GenerationOptions, RawPrompt
+from server.chat.conversation import GenerationOptions, Infill, RawPrompt
 from server.errors import InvalidRequest, UnsupportedField
 from server.http.body import json_object
 from server.settings.types import LimitSettings
@@ -23,6 +23,7 @@ _MAX_TOKEN_ID = 2**31
 
 class CompletionFields(SamplingFields):
     prompt: Any
+    suffix: str = ""
     # 0 reads the prompt, and with echo scores it, without an answer.
     max_tokens: Whole | None = Field(None, ge=-1)
     echo: bool = False
@@ -35,14 +36,16 @@ class CompletionCall:
     """`options` apply to every prompt; choice k of prompt p has the index p * options.n + k."""
 
     model: str | None
-    prompts: tuple[RawPrompt, ...]
+    prompts: tuple[RawPrompt | Infill, ...]
     options: GenerationOptions
     echo: bool
     stream: bool
     include_usage: bool
     logprobs: bool
     token_ids: bool
+    progress: bool
     cache_salt: str
+    keep_alive_s: float | None
     headers: dict[str, str]
 
 
@@ -58,7 +61,10 @@ def parse_completion(raw: bytes, limits: LimitSettings) -> CompletionCall:
     )
     if fields.best_of is not None and fields.best_of > fields.n:
         raise UnsupportedField("best_of above n is not supported: answers are not ranked.", param="best_of")
-    prompts = _prompts(fields.prompt)
+    prompts: tuple[RawPrompt | Infill, ...]
+    prompts = given = _prompts(fields.prompt)
+    if fields.suffix:
+        prompts = tuple(_before(prompt, index, fields) for index, prompt in enumerate(given))
     if len(prompts) * fields.n > limits.max_n:
         message = f"{len(prompts)} prompts with n {fields.n} are more than {limits.max_n} choices."
         raise InvalidRequest(message, param="prompt" if len(prompts) > 1 else "n")
@@ -71,7 +77,9 @@ def parse_completion(raw: bytes, limits: LimitSettings) -> CompletionCall:
         include_usage=bool(fields.stream_options.include_usage),
         logprobs=fields.logprobs is not None,
         token_ids=fields.return_token_ids,
+        progress=fields.return_progress,
         cache_salt=fields.cache_salt,
+        keep_alive_s=fields.keep_alive,
         headers=screened.headers(),
     )
 
@@ -84,6 +92,16 @@ def _prompts(prompt: Any) -> tuple[RawPrompt, ...]:
     if type(prompt[0]) is int:
         return (_tokens(prompt, "prompt"),)
     return tuple(_one_of_many(item, f"prompt.{index}") for index, item in enumerate(prompt))
+
+
+def _before(prompt: RawPrompt, index: int, fields: CompletionFields) -> Infill:
+    """The gap between `prompt` and the suffix."""
+    if not isinstance(prompt.content, str):
+        where = f"prompt.{index}" if isinstance(fields.prompt[0], list) else "prompt"
+        raise InvalidRequest(f"{where} must be text where there is a suffix.", param=where)
+    if fields.echo:
+        raise UnsupportedField("echo is not supported with a suffix: answers stand between two texts.", param="echo")
+    return Infill(prompt.content, fields.suffix)
 
 
 def _one_of_many(item: Any, where: str) -> RawPrompt:

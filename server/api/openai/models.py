@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -24,6 +26,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int | None
     state: str
     context_length: int | None
+    # What there is memory for while the model is in memory, at most its own.
+    context_length_now: int | None
     batched: bool | None
     warning: str | None
 
@@ -41,6 +45,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/v1/models")
     @routes.get("/models")
     async def list_models() -> Response:
+        await asyncio.gather(*(service.description(status.id) for status in service.models()))
         return _json(ModelList([_model(status, created) for status in service.models()]))
 
     @routes.get("/v1/models/{name:path}")
@@ -48,7 +53,10 @@ def router(service: Service) -> APIRouter:
     async def retrieve_model(name: str) -> Response:
         if not name:
             return await list_models()
-        return _json(_model(service.model(name), created))
+        id = service.model(name).id
+        # Its files tell the context.
+        await service.description(id)
+        return _json(_model(service.model(id), created))
 
     return routes
 
@@ -61,6 +69,7 @@ def _model(status: ModelStatus, created: int) -> Model:
         max_model_len=status.context_length,
         state=status.state,
         context_length=status.context_length,
+        context_length_now=status.context_length_now,
         batched=status.batched,
         warning=status.warning,
     )

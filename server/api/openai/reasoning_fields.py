@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from server.api.wire import Whole, Wire, shown
+from server.api.wire import Whole, Wire, shown, whole
 from server.chat.conversation import Reasoning
 from server.errors import InvalidRequest, UnsupportedField
 
@@ -188,6 +188,7 @@ def _budget(value: Any, where: str) -> int | None:
     """Tokens; -1 is without a bound."""
     if value is None:
         return None
+    value = whole(value)
     if type(value) is not int or value < -1:
         raise InvalidRequest(
             f"{where} must be a number of tokens, or -1 for no bound, not {shown(value)}.", param=where

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, FailFast, Field
 
+from server.api.keep_alive import KeepAlive
 from server.api.openai.shape_fields import ShapeFields, asked_shape
 from server.api.wire import Whole, Wire, shown
 from server.chat.conversation import GenerationOptions, Reasoning
@@ -65,6 +66,8 @@ class SamplingFields(ShapeFields):
     n: Whole = Field(1, ge=1)
     return_token_ids: bool = False
     cache_salt: str = Field("", max_length=1024)
+    keep_alive: KeepAlive = None
+    return_progress: bool = False
 
 
 def checked_options(

@@ -122,7 +122,7 @@ class Composer:
             main = f"{start}\nshape: @shape{rest}"
             parts = [{"name": "answer", "lark_grammar": main}, {"name": "shape", "lark_grammar": _lark_of(shape)}]
             return self._checked(Grammar(text=json.dumps({"grammars": parts})), shape.param)
-        return self._checked(Grammar(text=f"{start}\nshape: {self._term(shape, notes)}{rest}"), _param(shape))
+        return self._checked(Grammar(text=f"{start}\nshape: {self._term(shape, notes)}{rest}"), shape.param)
 
     def _term(self, shape: AnyJson | JsonSchema | Regex | OneOf, notes: list[str]) -> str:
         lines = f"{_LINES} " if self._format.thought else ""
@@ -177,7 +177,3 @@ def _lark_of(shape: GrammarText) -> str:
         # Its own class for what it understands, and IndexError and others for what it does not.
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     raise InvalidRequest(f"{shape.param} cannot be read as GBNF: {reason}", param=shape.param)
-
-
-def _param(shape: Shape) -> str:
-    return "response_format" if isinstance(shape, AnyJson) else shape.param

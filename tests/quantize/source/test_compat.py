@@ -33,6 +33,8 @@ def test_what_is_not_known_raises_what_is_caught() -> None:
         compat.model_classes({"model_type": "nonesuch"})
     with pytest.raises(KeyError):
         compat.model_classes({})
+    with pytest.raises(ImportError):
+        compat.model_classes({"model_type": "olmo"})
 
 
 def test_arguments_are_made_of_a_whole_config_and_a_model_of_arguments_alone() -> None:

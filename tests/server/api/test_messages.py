@@ -143,7 +143,7 @@ def test_system_messages_stand_where_they_were_sent_and_the_billing_line_goes(
     ]
     messages: Any = [*HI, {"role": "system", "content": [{"type": "text", "text": "Now in plan mode."}]}, *HI]
     raw = client.messages.with_raw_response.create(model=MODEL, max_tokens=9, system=system, messages=messages)
-    assert raw.headers["x-configi-ignored"] == "system.0"
+    assert raw.headers["x-configi-ignored"] == "x-anthropic-billing-header"
     assert [(message.role, message.text) for message in service.asked.messages] == [
         ("system", "You are an agent."), ("user", "Weather?"), ("system", "Now in plan mode."), ("user", "Weather?"),
     ]  # fmt: skip
@@ -219,7 +219,8 @@ def test_progress_is_told_in_pings_to_those_who_ask(
     service.says(*CALLS)
     body = {"model": MODEL, "max_tokens": 9, "messages": HI, "stream": True, "return_progress": True}
     pings = [event for event in up[0].send("POST", "/v1/messages", body).events() if event["type"] == "ping"]
-    assert pings == [{"type": "ping", "prompt_progress": {"total": 30, "cache": 12, "processed": 30}}]
+    progress = {"total": 30, "cache": 12, "processed": 30, "time_ms": 0, "state": "prefill"}
+    assert pings == [{"type": "ping", "prompt_progress": progress}]
 
 
 def test_errors_are_worded_as_anthropic_words_them(

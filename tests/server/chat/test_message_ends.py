@@ -74,6 +74,8 @@ def _pieces_rendered(count: int) -> int:
 
     said = conversation("s x", *(f"{'ua'[index % 2]} {index}" for index in range(count - 1)))
     template = ChatTemplate(CHAT_TEMPLATE, {})
+    # The first conversation of all finds out how the template takes content.
+    template.render(conversation("s x", "u y"))
     sys.setprofile(seen)
     try:
         template.render(said)

@@ -68,6 +68,26 @@ def test_one_that_does_not_fit_beside_others_fits_alone() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "cost",
+    [
+        KVCostModel(1000, (), 0, 10),
+        GEMMA_4_26B,
+        KVCostModel(0, ((10, 64),), 500, 10),
+        KVCostModel(7, (), 0, 10**9),
+    ],
+    ids=["full attention", "sliding windows", "no growth", "no room"],
+)
+def test_the_longest_prompt_is_the_last_that_is_not_refused(cost: KVCostModel) -> None:
+    admission = Admission(limit=10**9, weights=10**8, cost=cost)
+    most = admission.most_tokens
+    # Where nothing grows, and where nothing fits, there is no such border.
+    assert (most == 0) == (admission.refusal(request(0)) is not None)
+    assert admission.refusal(request(min(most, 10**6))) is None or most == 0
+    if 0 < most < 10**7:
+        assert admission.refusal(request(most + 1)) is not None
+
+
 class FakeMetal:
     """What MLX says and is told on a Mac."""
 
@@ -123,6 +143,11 @@ def test_a_prompt_that_can_never_fit_is_refused_with_the_numbers(tmp_path: Path)
             with pytest.raises(ContextLengthExceeded, match=r"prompt of 1500 tokens needs .* MB of memory"):
                 await finished(engine, request(1500))
             assert await finished(engine, request(50)) == 1
+            # What it tells of itself is what it refuses by.
+            assert engine.most_tokens is not None and 50 < engine.most_tokens < 1500
+            assert await finished(engine, request(engine.most_tokens, max_tokens=1)) == 1
+            with pytest.raises(ContextLengthExceeded):
+                await finished(engine, request(engine.most_tokens + 1))
 
     asyncio.run(run())
 

@@ -24,7 +24,16 @@ from pydantic import ByteSize
 from server.engine.loading import vocabulary_size
 from server.engine.sampling import keep_likely
 from server.engine_client.client import EngineClient
-from server.engine_client.protocol import Finished, Generate, Prefilled, PromptScored, Sampling, TokenLogprob, Tokens
+from server.engine_client.protocol import (
+    Boundary,
+    Finished,
+    Generate,
+    Prefilled,
+    PromptScored,
+    Sampling,
+    TokenLogprob,
+    Tokens,
+)
 from server.engine_client.supervisor import Supervisor
 from server.errors import EngineFailed, InvalidRequest, ModelUnavailable
 from server.settings.types import CacheSettings, EngineSettings, Settings
@@ -47,6 +56,27 @@ def engine_settings(**fields: Any) -> Settings:
 def generate(prompt: Sequence[int] = PROMPT, sampling: Sampling = GREEDY, **fields: Any) -> Generate:
     fields = {"max_tokens": 16, "stop_tokens": []} | fields
     return Generate(id=0, prompt=list(prompt), sampling=sampling, **fields)
+
+
+def test_an_answer_that_nobody_goes_on_from_is_not_kept(model: Path) -> None:
+    prompt = [70 + at % 40 for at in range(60)]
+
+    async def cached(engine: EngineClient, **fields: Any) -> list[int]:
+        """What the second and the third request find: the same prompt, and the same with its answer."""
+        boundaries = [Boundary(40, "user")]
+        [answer] = await tokens(engine, generate(prompt, boundaries=boundaries, **fields))
+        found = []
+        for again in (prompt, [*prompt, *answer, 70]):
+            with contextlib.closing(engine.generate([generate(again, max_tokens=1, **fields)])) as stream:
+                found.append(max([event.cached async for _, event in stream if isinstance(event, Prefilled)]))
+        return found
+
+    async def run() -> None:
+        async with running_engine(model, engine_settings()) as engine:
+            assert await cached(engine, keep_answer=False, cache_salt="a") == [40, 59]
+            assert await cached(engine, cache_salt="b") == [59, 76]
+
+    asyncio.run(run())
 
 
 async def tokens(engine: EngineClient, *requests: Generate) -> list[list[int]]:

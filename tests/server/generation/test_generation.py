@@ -156,6 +156,7 @@ class SlowAcquirer(Acquirer):
         return None
 
     async def acquire(self, model: ModelSettings, progress: Callable[[AcquireProgress], None]) -> Path:
+        progress(AcquireProgress("fetching", 3, 10, "3 of 10 bytes"))
         self.asked.set()
         await self.arrived.wait()
         return self.folder
@@ -183,6 +184,20 @@ def test_the_longest_wait_is_for_the_files_and_the_weights_together(model: Path)
 
     with asyncio.Runner(loop_factory=SkippingLoop) as runner:
         runner.run(run())
+
+
+def test_who_waits_for_files_is_told_how_many_bytes_of_how_many(model: Path) -> None:
+    async def run() -> None:
+        files = SlowAcquirer(Settings(), model)
+        async with house(model, acquirer=files) as h, h.generate(wait_for_model=True) as events:
+            pending = await anext(events)
+            while pending.total is None:
+                pending = await anext(events)
+            assert pending == ModelPending("fetching: 3 of 10 bytes", "fetching", "tiny", None, 3, 10)
+            files.arrived.set()
+            assert [event.state async for event in events if isinstance(event, ModelPending)][-1] == "loading"
+
+    asyncio.run(run())
 
 
 def test_who_gives_up_before_the_files_are_there_finds_the_model_in_memory_at_the_next_try(model: Path) -> None:

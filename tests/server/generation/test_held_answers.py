@@ -120,6 +120,15 @@ def test_required_calls_are_made_and_named_ones_only(model: Path) -> None:
     run(model, test)
 
 
+def test_what_only_the_engine_can_refuse_names_its_field(model: Path) -> None:
+    async def test(ask: Ask) -> None:
+        with pytest.raises(InvalidRequest, match="exclude each other") as error:
+            await ask(shape=Regex("abc"), allowed_token_ids=(5,))
+        assert error.value.param == "structured_outputs.regex"
+
+    run(model, test)
+
+
 def test_what_cannot_be_enforced_ends_before_it_begins(model: Path) -> None:
     async def test(ask: Ask) -> None:
         with pytest.raises(InvalidRequest, match='"if" at /properties/a') as error:

@@ -21,7 +21,7 @@ def one_server(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterato
     settings = {
         "header_timeout_s": 1, "body_timeout_s": 1, "max_body": 20_000,
         "allowed_hosts": ["my-mac.example"],
-        "allowed_origins": ["https://app.example", "http://localhost:*", "http://[::1]:*"],
+        "allowed_origins": ["https://app.example", "http://localhost:*", "http://[::1]:*"], "local_origins": False,
     }  # fmt: skip
     with serving_script(tmp_path_factory.mktemp("guard-server"), model, server=settings) as running:
         yield running

@@ -98,14 +98,6 @@ def test_an_origin_with_a_star_for_its_port_is_that_host_on_any_port(
     assert answer.headers.get("access-control-allow-origin") == (origin if served else None)
 
 
-@pytest.mark.parametrize("header", [{"origin": "https://evil.example"}, {"host": "evil.example"}])
-def test_what_is_refused_names_the_setting_that_admits_it(server: Running, header: dict[str, str]) -> None:
-    answer = exchange(server.port, request("GET", "/v1/models", **header))
-    assert answer is not None
-    [name] = header
-    assert f"add it to server.allowed_{name}s" in answer.error["message"]
-
-
 def test_every_origin_is_served_where_a_star_is_listed() -> None:
     assert origin_is_allowed("https://anything.example", "localhost:8080", ["*"])
     assert origin_is_allowed("null", "localhost:8080", ["*"])
@@ -210,6 +202,7 @@ def test_without_the_key_every_route_is_401(locked: Running, path: str, key: str
     )
     assert answer is not None
     assert (answer.status, answer.error["type"]) == (401, "authentication_error")
+    assert "server.api_key" in answer.error["message"]
 
 
 @pytest.mark.parametrize("header", [{"authorization": f"Bearer {KEY}"}, {"x_api_key": KEY}])

@@ -19,6 +19,7 @@ MODELS: dict[str, tuple[dict[str, Any], int | None, int]] = {
     "linear": ({"max_position_embeddings": 64, "rope_scaling": {"type": "linear", "factor": 2.0}}, None, 128),
     "lowered": ({"max_position_embeddings": 64}, 32, 32),
     "raised": ({"max_position_embeddings": 64}, 100, 100),
+    "large": ({"max_position_embeddings": 64, "comment": "x" * 100_000}, None, 64),
     # LlamaConfig's default.
     "left to the class": ({"max_position_embeddings": None}, None, 2048),
 }

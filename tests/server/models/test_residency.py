@@ -67,6 +67,16 @@ def test_an_idle_model_is_unloaded_and_its_process_ends(tmp_path: Path, model: P
         server.assert_still_serves()
 
 
+def test_what_was_read_of_a_model_that_is_not_in_memory_is_given_back(tmp_path: Path, model: Path) -> None:
+    with serving_script(tmp_path, model) as server:
+        assert server.post("/tokenize", {"content": "Hello"})[0] == 200
+        assert len(server.texts()) == 1
+        until(lambda: not server.texts())
+        assert server.get("/v1/models/tiny")[1]["context_length"] == 2048
+        server.assert_still_serves()
+        assert len(server.texts()) == 1
+
+
 def test_an_idle_unload_that_races_with_requests_loses_none(tmp_path: Path, model: Path) -> None:
     with serving_script(tmp_path, model, lifecycle={"idle_unload_s": 0.001}) as server:
         answers: list[int] = []

@@ -105,6 +105,20 @@ def test_a_hostile_template_costs_its_own_request_and_nobody_elses(
     run(main)
 
 
+def test_a_template_that_is_always_hostile_costs_its_requests_and_not_the_opening(tmp_path: Path) -> None:
+    async def main() -> None:
+        folder = model(tmp_path)
+        endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+        (folder / "chat_template.jinja").write_text(endless)
+        async with opened(folder, HASTY) as text:
+            for _ in range(2):
+                with pytest.raises(InvalidRequest, match=r"took longer than 1\.5 s"):
+                    await text.encode_prompt(GOOD, "a")
+            assert await text.encode("Hello", False, "a")
+
+    run(main)
+
+
 def test_the_loop_is_awake_while_a_template_is_not(tmp_path: Path) -> None:
     async def main() -> None:
         endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"

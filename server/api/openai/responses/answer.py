@@ -9,9 +9,11 @@ from typing import Any
 
 import msgspec
 
+from server.api.cache_headers import cache_headers
 from server.api.openai.answer import unfinished
 from server.api.openai.responses.output import Output, Told
 from server.api.openai.responses.request import ResponseCall
+from server.api.progress import PromptProgress, prompt_text, reading, waiting
 from server.chat.deltas import (
     Event,
     Finish,
@@ -49,7 +51,7 @@ class GrowingResponse:
         match event:
             case TextDelta() | ReasoningDelta() | ToolCallDelta():
                 return self._output.push(event)
-            case Started():
+            case Started() | ModelPending():
                 self._model = event.model
             case Finish():
                 self._reason = event.reason
@@ -64,6 +66,9 @@ class GrowingResponse:
             raise unfinished()
         cut = {"reason": "max_output_tokens"} if self._reason == "length" else None
         return self._last(self.body("incomplete" if cut else "completed") | {"incomplete_details": cut})
+
+    def cache_headers(self) -> dict[str, str]:
+        return cache_headers([self._usage] if self._usage else [])
 
     def failed(self, error: ConfigiError) -> dict[str, Any]:
         list(self._output.end("incomplete"))
@@ -127,19 +132,27 @@ class ResponseStream:
         self._response = response
         self._progress = progress
         self._sequence = 0
+        self._created = False
+        # Of the prompt, once the engine has it.
+        self._prompt_tokens = 0
 
     def render(self, event: Event) -> bytes:
         match event:
             case Started():
                 self._response.take(event)
-                body = self._response.body("in_progress")
-                return self._frames(
-                    {"type": f"response.{kind}", "response": body} for kind in ("created", "in_progress")
-                )
+                self._prompt_tokens = event.prompt_tokens
+                return self._opening("in_progress") + self._state("in_progress")
+            case ModelPending() if self._progress:
+                self._response.take(event)
+                # Before the engine has it, what is in progress is the way there.
+                state = "in_progress" if self._prompt_tokens else "queued"
+                return self._opening(state) + self._state(state, waiting(event, self._prompt_tokens))
             case ModelPending():
                 return comment(event.text)
+            case PrefillProgress() if self._progress:
+                return self._state("in_progress", reading(event))
             case PrefillProgress():
-                return self._prompt_progress(event)
+                return comment(prompt_text(event))
         return self._frames(self._response.take(event))
 
     def end(self) -> bytes:
@@ -148,14 +161,19 @@ class ResponseStream:
 
     def error(self, error: ConfigiError) -> bytes:
         """In place of the dialect's error event: this one tells what there is of the answer."""
-        return self._frames([{"type": "response.failed", "response": self._response.failed(error)}])
+        opening = self._opening("in_progress")
+        return opening + self._frames([{"type": "response.failed", "response": self._response.failed(error)}])
 
-    def _prompt_progress(self, event: PrefillProgress) -> bytes:
-        if not self._progress:
-            return comment(f"prompt {event.done} of {event.total} tokens")
-        progress = {"total": event.total, "cache": event.cached, "processed": event.done}
-        body = self._response.body("in_progress")
-        return self._frames([{"type": "response.in_progress", "response": body, "prompt_progress": progress}])
+    def _opening(self, status: str) -> bytes:
+        """What SDKs expect before every other event, once."""
+        if self._created:
+            return b""
+        self._created = True
+        return self._frames([{"type": "response.created", "response": self._response.body(status)}])
+
+    def _state(self, status: str, progress: PromptProgress | None = None) -> bytes:
+        told = {"type": f"response.{status}", "response": self._response.body(status)}
+        return self._frames([told if progress is None else told | {"prompt_progress": progress}])
 
     def _frames(self, told: Iterable[Told]) -> bytes:
         frames = []

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from server.api.fields import Screened, screen
+from server.api.markers import notes, without_markers
 from server.api.openai.responses.items import InputMessages, Lookup, input_messages
 from server.api.openai.responses.store import ResponseStore
 from server.api.openai.responses.table import RESPONSES
 from server.api.openai.responses.tools import ToolSet, tool_choice, tool_set
 from server.api.openai.sampling import SamplingFields, TokenLimit, checked_options, model_name
-from server.api.wire import Wire, shown, validated
+from server.api.wire import Whole, Wire, shown, validated
 from server.chat.conversation import Conversation, GenerationOptions, Reasoning
 from server.chat.parts import Message
 from server.chat.shapes import AnyJson, JsonSchema, Shape
@@ -31,7 +32,7 @@ _NO_EFFORT = "none"
 class ResponseReasoning(Wire):
     effort: str | None = None
     enabled: bool | None = None
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_tokens: Annotated[Whole, Field(ge=0)] | None = None
     summary: Any = None
     generate_summary: Any = None
 
@@ -54,7 +55,7 @@ class ResponseFields(SamplingFields):
     tool_choice: Any = None
     parallel_tool_calls: bool = True
     max_output_tokens: TokenLimit | None = None
-    top_logprobs: int | None = Field(None, ge=0)
+    top_logprobs: Whole | None = Field(None, ge=0)
     include: list[Any] = Field([])
     text: TextFields = TextFields()
     reasoning: ResponseReasoning = ResponseReasoning()
@@ -62,8 +63,7 @@ class ResponseFields(SamplingFields):
     previous_response_id: str | None = None
     truncation: Literal["auto", "disabled"] = "disabled"
     metadata: dict[str, Any] = Field({})
-    max_tool_calls: int | None = None
-    return_progress: bool = False
+    max_tool_calls: Whole | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,7 @@ class ResponseCall:
     options: GenerationOptions
     tools: ToolSet
     encrypted: bool
+    notes: tuple[str, ...]
     headers: dict[str, str]
 
 
@@ -113,15 +114,17 @@ def response_call(parsed: ParsedResponse, limits: LimitSettings, store: Response
     """Raises InvalidRequest, and NotFound for a previous response that is not stored for `owner`."""
     fields, items = parsed.fields, [*_previous(parsed.fields, store, owner), *parsed.items]
     said = parsed.said or _said(items, limits, lambda id: store.item(owner, id))
+    messages, markers = without_markers(_messages(fields, said))
     return ResponseCall(
         fields=fields,
         model=model_name(fields.model),
         items=items,
-        conversation=Conversation(_messages(fields, said), parsed.tools.tools, reasoning=parsed.options.reasoning),
+        conversation=Conversation(messages, parsed.tools.tools, reasoning=parsed.options.reasoning),
         options=parsed.options,
         tools=parsed.tools,
         encrypted=ENCRYPTED in fields.include,
-        headers=parsed.screened.headers(*said.dropped, *parsed.tools.dropped),
+        notes=notes(markers),
+        headers=parsed.screened.headers(*markers, *said.dropped, *parsed.tools.dropped),
     )
 
 

@@ -23,7 +23,7 @@ from server.api.openai.responses.truncation import generate
 from server.api.service import Service
 from server.chat.conversation import GenerationRequest
 from server.chat.deltas import Event
-from server.errors import ConfigiError, InvalidRequest, ResponseCancelled, UnsupportedField
+from server.errors import ConfigiError, InvalidRequest, NotFound, ResponseCancelled, UnsupportedField
 from server.http.body import parsed_body
 from server.http.dialect import Dialect
 from server.http.disconnect import while_connected
@@ -52,7 +52,14 @@ def router(service: Service) -> APIRouter:
         parsed = await parsed_body(request, partial(parse_response, limits=limits))
         call = response_call(parsed, limits, store, who.client.group)
         asked = GenerationRequest(
-            who.request_id, call.model, call.conversation, call.options, who.client, wait_for_model=call.fields.stream
+            who.request_id,
+            call.model,
+            call.conversation,
+            call.options,
+            who.client,
+            wait_for_model=call.fields.stream,
+            keep_alive_s=call.fields.keep_alive,
+            notes=call.notes,
         )
         return call, asked
 
@@ -64,6 +71,12 @@ def router(service: Service) -> APIRouter:
     async def create(request: Request) -> Response:
         call, asked = await call_of(request)
         return await while_connected(request, making.respond(call, asked))
+
+    @routes.get("/v1/responses")
+    @routes.get("/responses")
+    async def no_socket() -> Response:
+        # Copilot tries a websocket first, and at a 404 falls back to POST at once.
+        raise NotFound("Responses are created by POST; there is no websocket here.")
 
     @routes.post("/v1/responses/input_tokens")
     @routes.post("/responses/input_tokens")
@@ -133,7 +146,8 @@ class _Making:
             async for event in events:
                 for _ in response.take(event):
                     pass
-        return _json(response.end(), call.headers)
+        body = response.end()
+        return _json(body, {**call.headers, **response.cache_headers()})
 
     async def _events(
         self, asked: GenerationRequest, truncate: bool, key: tuple[str, str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from server.api.fields import Fields, Refusal
+from server.api.other_servers import KEEP_ALIVE, RETURN_PROGRESS
 
 RESPONSES = Fields(
     works={
@@ -17,7 +18,7 @@ RESPONSES = Fields(
         "max_output_tokens": "Longest answer in tokens, reasoning included; more than the context is clamped to it.",
         "temperature": "0 to 2; 0 always takes the likeliest token.",
         "top_p": "0 to 1.",
-        "top_k": "0 is off.",
+        "top_k": "0 and -1 are off.",
         "min_p": "0 to 1; 0 is off.",
         "repetition_penalty": "Above 0, to 10; 1 is off.",
         "presence_penalty": "-2 to 2.",
@@ -33,7 +34,8 @@ RESPONSES = Fields(
         "truncation": "auto leaves out the oldest items when the context is too short; disabled is an error then.",
         "metadata": "Returned with the answer.",
         "max_tool_calls": "Counts tools that OpenAI runs, of which there are none; returned with the answer.",
-        "return_progress": "true sends response.in_progress events with prompt_progress while the prompt is read.",
+        "keep_alive": KEEP_ALIVE,
+        "return_progress": RETURN_PROGRESS,
     },
     accepted={
         "user": "A label; returned with nothing.",
@@ -48,7 +50,6 @@ RESPONSES = Fields(
         "background_options": "Answers are not made in the background.",
         "access_programs": "There are none.",
         "image": "Images are not read.",
-        "keep_alive": "Unloading is a setting of the server.",
     },
     refused={
         "background": Refusal("an answer is made while its client waits", (False,)),

@@ -330,6 +330,7 @@ def test_models_are_listed_whatever_the_query(server: Running, path: str) -> Non
         "max_model_len": 4096,
         "state": "ready",
         "context_length": 4096,
+        "context_length_now": None,
         "batched": None,
         "warning": None,
     }
@@ -353,11 +354,11 @@ def test_a_model_is_found_by_id_with_a_slash_and_by_alias(server: Running, name:
 )
 def test_tokenize_takes_the_names_of_llama_server_and_of_vllm(server: Running, body: Any, tokens: list[int]) -> None:
     reply = server.send("POST", "/tokenize", body)
-    assert reply.json() == {"tokens": tokens, "count": len(tokens)}
+    assert reply.json() == {"tokens": tokens, "count": len(tokens), "max_model_len": 4096}
 
 
 def test_detokenize_is_the_way_back(server: Running) -> None:
-    assert server.send("POST", "/detokenize", {"tokens": [97, 98]}).json() == {"content": "ab"}
+    assert server.send("POST", "/detokenize", {"tokens": [97, 98]}).json() == {"content": "ab", "prompt": "ab"}
 
 
 @pytest.mark.parametrize(

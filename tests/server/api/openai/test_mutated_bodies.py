@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from server.api.compat.infill_request import parse_infill
 from server.api.openai.chat_request import parse_chat
 from server.api.openai.completions_request import parse_completion
-from server.api.tables import CHAT, COMPLETIONS
+from server.api.tables import CHAT, COMPLETIONS, INFILL
 from server.errors import InvalidRequest
 from server.settings.types import LimitSettings
 
@@ -55,12 +56,33 @@ BODIES: list[dict[str, Any]] = [
         "bad_words": ["a"],
         "guided_choice": ["a"],
     },
+    {
+        "input_prefix": "x",
+        "input_suffix": "y",
+        "input_extra": [{"filename": "a", "text": "b"}],
+        "samplers": ["top_k", "infill"],
+        "response_fields": ["content"],
+        "n_indent": 4,
+        "n_predict": 5,
+    },
 ]
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2.0, 1e300, 3.5, "", "x", "auto", "none", [], {}, ["a"], [1], [[1]], [None],
     {"a": 1}, {"type": "function"}, {"type": ["x"]}, [{"type": {}}], {"name": "f"}, 2**63, [{"role": []}],
 ]  # fmt: skip
-NAMES = [*CHAT.works, *CHAT.aliases, *CHAT.refused, *COMPLETIONS.works, "options", "foo", "type", "name", "text", "id"]
+NAMES = [
+    *CHAT.works,
+    *CHAT.aliases,
+    *CHAT.refused,
+    *COMPLETIONS.works,
+    *INFILL.works,
+    "options",
+    "foo",
+    "type",
+    "name",
+    "text",
+    "id",
+]
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
@@ -82,7 +104,7 @@ def _mutated(draw: random.Random) -> bytes:
     return json.dumps(body).encode()
 
 
-@pytest.mark.parametrize("parse", [parse_chat, parse_completion])
+@pytest.mark.parametrize("parse", [parse_chat, parse_completion, parse_infill])
 def test_a_mutated_body_is_read_or_refused_by_name(parse: Callable[[bytes, LimitSettings], Any]) -> None:
     draw = random.Random(0)
     refused = 0

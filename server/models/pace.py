@@ -1,0 +1,31 @@
+"""How fast something long goes, by what was done within the last seconds. Pure but for the clock. HTTP process."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+# Long enough that a burst is no promise, short enough that a line that got slower shows.
+_WINDOW_S = 20.0
+_LEAST_S = 1.0
+
+
+class Pace:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def restart(self) -> None:
+        self._seen.clear()
+
+    def rate(self, done: int) -> float | None:
+        """Per second, now that `done` are done; None while it is too early to tell. Less than before starts anew."""
+        now = self._clock()
+        if self._seen and done < self._seen[-1][1]:
+            self.restart()
+        self._seen.append((now, done))
+        while now - self._seen[0][0] > _WINDOW_S:
+            self._seen.popleft()
+        began, had = self._seen[0]
+        return (done - had) / (now - began) if now - began >= _LEAST_S else None
