@@ -83,6 +83,9 @@ models:
 """
 _COPILOT = {"COPILOT_OFFLINE": "true", "COPILOT_MODEL": "{model}", "COPILOT_PROVIDER_API_KEY": "{key}"}
 _COPILOT_COMMAND = ("copilot", "-p", "{task}", "--allow-all-tools", "-s")
+_NANOCODER = {
+    "nanocoder": {"providers": [{"name": "local", "baseUrl": "{base}/v1", "apiKey": "{key}", "models": ["{model}"]}]}
+}
 
 AGENTS = (
     Agent(
@@ -162,6 +165,24 @@ AGENTS = (
         ("@continuedev/cli",),
         ("cn", "-p", "{task}", "--config", "{home}/config.yaml", "--auto"),
         files={"config.yaml": _CONTINUE},
+    ),
+    Agent(
+        "nanocoder",
+        "chat",
+        ("@nanocollective/nanocoder",),
+        (
+            "nanocoder",
+            "--mode",
+            "yolo",
+            "--trust-directory",
+            "--provider",
+            "local",
+            "--model",
+            "{model}",
+            "run",
+            "{task}",
+        ),
+        files={"work/agents.config.json": json.dumps(_NANOCODER)},
     ),
     Agent(
         "aider",
