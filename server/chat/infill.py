@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, takewhile
+from itertools import accumulate, chain, takewhile
 
 from server.chat.conversation import Infill, OtherFile
 from server.chat.encoded import EncodedPrompt, End
@@ -116,18 +116,18 @@ def _near_the_gap(infill: Infill, most: int) -> Infill:
         left -= len(file.name) + len(file.text)
         if left < 0:
             break
-        files.insert(0, file)
+        files.append(file)
     prefix, suffix = infill.prefix[-most:], infill.suffix[:most]
-    return Infill(prefix, suffix, tuple(files), infill.room)
+    return Infill(prefix, suffix, tuple(reversed(files)), infill.room)
 
 
 def _fitting(parts: _Parts, room: int) -> _Parts:
     """Without what has no room: other files go, the first before those behind it; then what is far from the gap, of
     which the text behind it gets a quarter."""
     left = room - len(parts.prefix) - len(parts.suffix) - len(parts.head) - len(parts.last)
-    files = parts.files
-    while files and sum(map(len, files)) > left:
-        files = files[1:]
+    sizes = accumulate(map(len, reversed(parts.files)))
+    kept = sum(1 for _ in takewhile(lambda size: size <= left, sizes))
+    files = parts.files[len(parts.files) - kept :]
     if len(parts.prefix) + len(parts.suffix) <= room:
         return replace(parts, files=files)
     suffix = parts.suffix[: max(room // 4, room - len(parts.prefix))]

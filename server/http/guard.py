@@ -331,7 +331,7 @@ def _is_preflight(scope: Scope, headers: Headers) -> bool:
 
 def _preflight_headers(headers: Headers) -> dict[str, str]:
     return {
-        "access-control-allow-methods": "GET, POST",
+        "access-control-allow-methods": "GET, POST, DELETE",
         "access-control-allow-headers": headers.get("access-control-request-headers", "content-type"),
         "access-control-max-age": "600",
     }

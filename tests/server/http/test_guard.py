@@ -75,6 +75,8 @@ def test_a_listed_origin_gets_its_preflight_and_its_answer(server: Running) -> N
     assert preflight.status == 204
     assert preflight.headers["access-control-allow-origin"] == "https://app.example"
     assert preflight.headers["access-control-allow-headers"] == "authorization,x-stainless-os"
+    # Stored responses are deleted.
+    assert "DELETE" in preflight.headers["access-control-allow-methods"]
     answer = exchange(server.port, request("POST", CHAT, GOOD, origin="https://app.example"))
     assert answer is not None
     assert answer.status == 200

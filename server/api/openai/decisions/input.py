@@ -81,11 +81,11 @@ def _part(part: Any, where: str) -> Any:
 
 def _check_outputs(items: list[dict[str, Any]]) -> None:
     """Each output answers a call before it, of its own kind."""
-    calls: set[tuple[str, Any]] = set()
+    calls: set[tuple[str, str]] = set()
     for index, item in enumerate(items):
         kind, call = _kind(item), item.get("call_id")
         if kind in ("function_call", "custom_tool_call") and isinstance(call, str):
             calls.add((kind, call))
-        elif kind.endswith("_output") and (kind.removesuffix("_output"), call) not in calls:
+        elif kind.endswith("_output") and not (isinstance(call, str) and (kind.removesuffix("_output"), call) in calls):
             where = f"input.{index}.call_id"
             raise InvalidRequest(f"{where} is {shown(call)}, and no call before it has that id.", param=where)

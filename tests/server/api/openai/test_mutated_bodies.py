@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +13,8 @@ import pytest
 from server.api.compat.infill_request import parse_infill
 from server.api.openai.chat_request import parse_chat
 from server.api.openai.completions_request import parse_completion
+from server.api.openai.decisions.request import parse_decision
+from server.api.openai.decisions.table import DECISIONS
 from server.api.tables import CHAT, COMPLETIONS, INFILL
 from server.errors import InvalidRequest
 from server.settings.types import LimitSettings
@@ -66,6 +68,23 @@ BODIES: list[dict[str, Any]] = [
         "n_predict": 5,
     },
 ]
+QUESTIONS: list[dict[str, Any]] = [
+    {
+        "input": [
+            {"role": "user", "content": [{"type": "input_json", "data": {"a": 1}}]},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "r"}]},
+            {"type": "custom_tool_call", "call_id": "d", "name": "g", "input": "x"},
+            {"type": "custom_tool_call_output", "call_id": "d", "output": "r"},
+        ],
+        "questions": [
+            {"type": "predicate", "instructions": "q", "name": "n"},
+            {"type": "choice", "instructions": "q", "choices": [{"value": "a"}, {"value": True, "description": "d"}]},
+            {"type": "score", "instructions": "q", "levels": [{"label": "a", "description": "d"}, {"label": "b"}]},
+        ],
+        "keep_alive": "5m",
+    },
+]
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2.0, 1e300, 3.5, "", "x", "auto", "none", [], {}, ["a"], [1], [[1]], [None],
     {"a": 1}, {"type": "function"}, {"type": ["x"]}, [{"type": {}}], {"name": "f"}, 2**63, [{"role": []}],
@@ -76,6 +95,7 @@ NAMES = [
     *CHAT.refused,
     *COMPLETIONS.works,
     *INFILL.works,
+    *DECISIONS.works,
     "options",
     "foo",
     "type",
@@ -93,8 +113,8 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
             yield from _places(value[key])
 
 
-def _mutated(draw: random.Random) -> bytes:
-    body = copy.deepcopy(draw.choice(BODIES))
+def _mutated(bodies: Sequence[dict[str, Any]], draw: random.Random) -> bytes:
+    body = copy.deepcopy(draw.choice(bodies))
     for _ in range(draw.randint(1, 3)):
         holder, key = draw.choice(list(_places(body)) or [(body, "foo")])
         if isinstance(holder, dict) and draw.random() < 0.3:
@@ -104,13 +124,18 @@ def _mutated(draw: random.Random) -> bytes:
     return json.dumps(body).encode()
 
 
-@pytest.mark.parametrize("parse", [parse_chat, parse_completion, parse_infill])
-def test_a_mutated_body_is_read_or_refused_by_name(parse: Callable[[bytes, LimitSettings], Any]) -> None:
+@pytest.mark.parametrize(
+    ("parse", "bodies"),
+    [(parse_chat, BODIES), (parse_completion, BODIES), (parse_infill, BODIES), (parse_decision, QUESTIONS)],
+)
+def test_a_mutated_body_is_read_or_refused_by_name(
+    parse: Callable[[bytes, LimitSettings], Any], bodies: Sequence[dict[str, Any]]
+) -> None:
     draw = random.Random(0)
     refused = 0
     for limits in (LimitSettings(), LimitSettings(images="omit")):
         for _ in range(2000):
-            body = _mutated(draw)
+            body = _mutated(bodies, draw)
             try:
                 parse(body, limits)
             except InvalidRequest as error:
