@@ -56,7 +56,8 @@ def said(prompt: str, held: str = "") -> str:
     answer = _answer(prompt, task, tools)
     if held.startswith("start: calls") and not answer.startswith("<tool_call>"):
         answer = _call(next(tool for tool in tools if tool.name in held))
-    elif held and "degrees" in held and not tools:
+    elif held and "degrees" in held + task and not tools:
+        # Of this schema, or any JSON for a question that names the keys.
         answer = JSON
     if prompt.endswith("<think>\n"):
         return f"{THOUGHT}\n</think>\n\n{answer}"
