@@ -11,7 +11,7 @@ import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator, ValidationError
 
 from server.errors import InvalidRequest
 
@@ -35,12 +35,24 @@ def whole(value: Any) -> Any:
 Whole = Annotated[int, BeforeValidator(whole)]
 
 
-def validated(model: type[W], values: dict[str, Any], spelled: Mapping[str, str] | None = None) -> W:
-    """`spelled`: the client's names for fields that have several, for the error."""
+def text_or_list(value: Any) -> Any:
+    """One sentence, and the field's own path, where pydantic has both for each type of a union."""
+    if not isinstance(value, str | list):
+        raise ValueError("should be a string or a list")
+    return value
+
+
+TextOrList = Annotated[str | list[Any], PlainValidator(text_or_list)]
+
+
+def validated(
+    model: type[W], values: dict[str, Any], spelled: Mapping[str, str] | None = None, *, where: str = ""
+) -> W:
+    """For the error: `spelled`, the client's names for fields that have several, and `where` the values stand."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise _invalid(error, spelled or {}) from None
+        raise _invalid(error, spelled or {}, where) from None
 
 
 def shown(value: object) -> str:
@@ -49,18 +61,18 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 3] + "..."
 
 
-def _invalid(error: ValidationError, spelled: Mapping[str, str]) -> InvalidRequest:
+def _invalid(error: ValidationError, spelled: Mapping[str, str], where: str) -> InvalidRequest:
     details = error.errors(include_url=False, include_context=False)
-    paths = [_path(detail["loc"], spelled) for detail in details[:_SHOWN_ERRORS]]
+    paths = [_path(detail["loc"], spelled, where) for detail in details[:_SHOWN_ERRORS]]
     sentences = [_sentence(path, detail) for path, detail in zip(paths, details, strict=False)]
     if len(details) > _SHOWN_ERRORS:
         sentences.append(f"and {len(details) - _SHOWN_ERRORS} more")
     return InvalidRequest("; ".join(sentences) + ".", param=paths[0] or None)
 
 
-def _path(place: tuple[int | str, ...], spelled: Mapping[str, str]) -> str:
+def _path(place: tuple[int | str, ...], spelled: Mapping[str, str], where: str) -> str:
     first, *rest = (str(part) for part in place)
-    return ".".join((spelled.get(first, first), *rest))[:_PARAM_CHARS]
+    return ".".join((*([where] if where else []), spelled.get(first, first), *rest))[:_PARAM_CHARS]
 
 
 def _sentence(path: str, detail: Any) -> str:

@@ -115,18 +115,17 @@ def _run(settings: Settings, *, demo: bool, exit_after_reply: bool = False) -> N
     """Bind first, so that a port in use costs nothing; then serve until a signal arrives."""
     import functools
 
-    from quantize.console import console
     from server import logs
     from server.app import Companion, create_app
     from server.cli import loopback
     from server.cli.demo import Demo
-    from server.cli.terminal import show_progress
+    from server.cli.terminal import ServerConsole, show_progress
     from server.http import listen
 
     logs.configure(settings.log)
     sockets = listen.bind(settings.server)
     address = loopback.address(*sockets[0].getsockname()[:2])
-    out = console()
+    out = ServerConsole()
     out.print(f"configi {__version__} on {address}")
     companions: list[Companion] = [functools.partial(show_progress, out)]
     run_demo = Demo(out, address, settings.server.own_key, exit_after_reply=exit_after_reply)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TimeRemainingColumn
@@ -12,6 +14,15 @@ from server.models.residency import Residency
 from server.models.status import ModelStatus
 
 _LONG = ("fetching", "building", "loading")
+
+
+class ServerConsole(DoorConsole):
+    """A server goes on when nobody reads its lines any more: whoever started it may have gone."""
+
+    def on_broken_pipe(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 async def show_progress(console: DoorConsole, residency: Residency, catalog: Catalog, line_every_s: float = 15) -> None:

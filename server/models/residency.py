@@ -78,11 +78,12 @@ class Residency:
         """What the files of `entry` say, which are read for it if they are on this machine; nothing is obtained. None
         when that is not done within `patience_s`, though it goes on, or cannot be done."""
         model = self._models[entry.id]
-        if model.description is None:
-            if model not in self._looking:
-                self._looking[model] = self._run(self._look(model))
-            await asyncio.wait({self._looking[model]}, timeout=patience_s)
-        return model.description
+        if known := await model.description():
+            return known
+        if model not in self._looking:
+            self._looking[model] = self._run(self._look(model))
+        await asyncio.wait({self._looking[model]}, timeout=patience_s)
+        return await model.description()
 
     def open(self, entry: ModelSettings) -> asyncio.Future[TextProcess]:
         """The text process of `entry`, whose files are obtained if need be. Shared, so never to be cancelled.

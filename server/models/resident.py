@@ -23,15 +23,13 @@ from server.errors import ConfigiError, EngineFailed, ModelUnavailable
 from server.models.acquire import AcquireProgress, Acquirer
 from server.models.describe import Describer
 from server.models.lease import Lease
+from server.models.opened import OpenedFiles, stamp_of
 from server.models.pace import Pace
 from server.models.status import ModelStatus, State
 from server.settings.types import LifecycleSettings, ModelSettings
 from server.text.client import TextProcess
 
 log = logging.getLogger("configi.models")
-
-# What is read of a model's files is kept so long without its weights: others may have written the files.
-_TEXT_IDLE_S = 5.0
 
 # Starts the text process of a model folder, given the context length to serve.
 Opener = Callable[[Path, int | None], Awaitable[TextProcess]]
@@ -51,7 +49,7 @@ class Owner(Protocol):
 
 
 class Resident:
-    """`folder` and `text`, the process that has read its tokenizer, are set together and forgotten at a failure."""
+    """What was read of its files is forgotten at a failure."""
 
     def __init__(
         self,
@@ -66,10 +64,6 @@ class Resident:
         text = "not loaded yet; the first request loads it"
         self.entry = entry
         self.status = ModelStatus(entry.id, "absent", text, context_length=entry.context_length)
-        self.folder: Path | None = None
-        self.text: TextProcess | None = None
-        # What the files said when they were last read.
-        self.description: Description | None = None
         self.engine: EngineClient | None = None
         self._settings = settings
         self._acquirer = acquirer
@@ -79,13 +73,12 @@ class Resident:
         self._owner = owner
         self._describer = describer
         self._opening: asyncio.Task[TextProcess] | None = None
-        self._closing: set[asyncio.Task[None]] = set()
+        self._files = OpenedFiles(lambda: self.engine is not None or self.wanted)
         self._waiting: deque[Lease] = deque()
         self._granted: set[Lease] = set()
         self._idle_timer: asyncio.TimerHandle | None = None
         # As the last request asked that had a wish; it holds until the model is unloaded.
         self._keep_alive_s: float | None = None
-        self._text_timer: asyncio.TimerHandle | None = None
         self._warned: set[str] = set()
         self._failure: ConfigiError | None = None
         self._failed_at = 0.0
@@ -110,17 +103,21 @@ class Resident:
 
         Fails with ModelUnavailable when they cannot be obtained or read.
         """
-        if self._opening is None or (self._opening.done() and self.text is None):
+        if self._opening is None or (self._opening.done() and self._files.text is None):
             self._opening = asyncio.create_task(self._open())
             # Every caller may have left by the time it fails; the failure is in the status all the same.
             self._opening.add_done_callback(lambda task: task.cancelled() or task.exception())
-        self._await_texts()
+        self._files.await_use()
         return self._opening
 
     async def look(self) -> None:
         """`open` if its files are on this machine."""
         if await asyncio.to_thread(self._acquirer.locate, self.entry) is not None:
             await asyncio.shield(self.open())
+
+    async def description(self) -> Description | None:
+        """What its files say, if they were read and nobody has written them since."""
+        return await self._files.description()
 
     async def _open(self) -> TextProcess:
         try:
@@ -129,15 +126,14 @@ class Resident:
                 self.set("building" if self.entry.acquire == "build" else "fetching", "looking for its files")
                 folder = await self._acquirer.acquire(self.entry, self._show)
                 self.rest()
+            stamp = await asyncio.to_thread(stamp_of, folder)
             text = await self._opener(folder, await self._context_length(folder))
         except Exception as error:
             raise self.fail(error) from error
-        self.folder, self.text, self.description = folder, text, text.vocabulary.description
+        self._files.set(folder, text, stamp)
         if stale := await asyncio.to_thread(stale_template, folder):
             self._warn(stale)
         self.status = replace(self.status, warning=stale, context_length=text.context_length)
-        text.on_unavailable = self._forget_files
-        self._await_texts()
         return text
 
     async def _context_length(self, folder: Path) -> int | None:
@@ -161,40 +157,9 @@ class Resident:
 
     def known_folder(self) -> Path:
         """The folder that `open` found. Raises the failure that has made it unknown again since."""
-        if self.folder is None:
+        if self._files.folder is None:
             raise self._failure or ModelUnavailable(f"The files of model '{self.entry.id}' are gone.")
-        return self.folder
-
-    def _forget_files(self) -> None:
-        """A text process that was to start again did not find what it once had read: the next request looks anew."""
-        self.folder = self.description = None
-        self.close_text()
-
-    def _await_texts(self) -> None:
-        self._stop_text_timer()
-        self._text_timer = asyncio.get_running_loop().call_later(_TEXT_IDLE_S, self._text_is_idle)
-
-    def _text_is_idle(self) -> None:
-        if self.text is None or self.engine is not None:
-            return
-        if self.wanted or self.text.busy:
-            self._await_texts()
-        else:
-            self.close_text()
-
-    def _stop_text_timer(self) -> None:
-        if self._text_timer is not None:
-            self._text_timer.cancel()
-            self._text_timer = None
-
-    def close_text(self) -> None:
-        """End the text process; the next request that needs it starts another."""
-        self._stop_text_timer()
-        text, self.text = self.text, None
-        if text is not None:
-            closing = asyncio.create_task(text.close())
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+        return self._files.folder
 
     # ---- its engine
 
@@ -211,8 +176,8 @@ class Resident:
                 if self._supervisor.gave_up:
                     raise
                 self.set("loading", f"starting again: {error.message}")
-        if self.text is not None:
-            self.engine.know(self.text.vocabulary.token_table)
+        if self._files.text is not None:
+            self.engine.know(self._files.text.vocabulary.token_table)
         most, own = self.engine.most_tokens, self.status.context_length
         now = min(most, own) if most is not None and own is not None else most
         self.status = replace(self.status, batched=self.engine.batched, context_length_now=now)
@@ -229,8 +194,8 @@ class Resident:
             self._forget_engine()
             self.set("unloading", "giving its memory back")
             await self._supervisor.stop()
-            if self.text is not None:
-                await self.text.rest()
+            if self._files.text is not None:
+                await self._files.text.rest()
             self.rest()
 
     async def close(self) -> None:
@@ -239,8 +204,7 @@ class Resident:
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.gather(self._opening, return_exceptions=True)
-        self.close_text()
-        await asyncio.gather(*self._closing)
+        await self._files.close()
         await self._supervisor.stop()
 
     @property
@@ -261,7 +225,7 @@ class Resident:
         self.status = replace(self.status, context_length_now=None)
         self._keep_alive_s = None
         self._stop_idle_timer()
-        self._await_texts()
+        self._files.await_use()
 
     # ---- who uses it
 
@@ -329,7 +293,7 @@ class Resident:
             log.error("model %s failed", self.entry.id, exc_info=error)
             failure = ModelUnavailable("The model is unavailable; the server's log has the reason.")
         self._failure, self._failed_at = failure, time.monotonic()
-        self._forget_files()
+        self._files.forget()
         self.set("failed", failure.message)
         return failure
 

@@ -77,11 +77,18 @@ class Running:
 
 def children(pid: int) -> list[psutil.Process]:
     """Living ones only."""
-    return [child for child in psutil.Process(pid).children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in psutil.Process(pid).children() if _lives(child)]
 
 
 def is_engine(process: psutil.Process) -> bool:
     return _runs(process, "server.engine", "tests.support.scripted_engine")
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _runs(process: psutil.Process, *modules: str) -> bool:

@@ -27,7 +27,10 @@ def router(service: Service) -> APIRouter:
         id = (service.model(model) if model.strip() else service.default_model()).id
         about = await service.description(id)
         if about is None:
-            raise ModelUnavailable(f"The tokenizer of '{id}' is not on this machine yet; the first request fetches it.")
+            raise ModelUnavailable(
+                f"The tokenizer of '{id}' was not read: its files are not on this machine, or broken. "
+                "The first request to the model obtains them, or says what is wrong."
+            )
         info = {
             **dict.fromkeys(_NAMES),
             **about.special,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.running import ROOT
+from tests.support.running import ROOT, serving
 from tests.support.tiny_model import write_tiny_model
 
 COMMAND = (sys.executable, "-P", "-m", "server.cli")
@@ -68,3 +68,13 @@ def test_a_name_that_is_not_text_is_one_sentence(tmp_path: Path) -> None:
     assert (
         done.stderr.startswith(b"configi: the name of a file or folder is not text") and done.stderr.count(b"\n") == 1
     )
+
+
+def test_a_server_outlives_whoever_read_its_lines(tmp_path: Path) -> None:
+    with serving(tmp_path, write_tiny_model(tmp_path / "model")) as server:
+        assert server.process.stdout is not None
+        server.process.stdout.close()
+        server.process.stdout = None
+        server.assert_still_serves()
+        server.assert_still_serves()
+        assert server.stop() == 0

@@ -6,11 +6,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.support.fim_model import write_fim_model
-from tests.support.running import Running, children, serving_script
+from tests.support.running import Running, serving_script
 from tests.support.streams import until
 from tests.support.tiny_model import write_tiny_model
 from tests.support.tool_model import write_tool_model
@@ -31,10 +30,6 @@ def capabilities(server: Running, model: str) -> list[str]:
     return found
 
 
-def text_processes(server: Running) -> list[psutil.Process]:
-    return [child for child in children(server.process.pid) if "server.text.process" in child.cmdline()]
-
-
 def test_each_model_is_described_by_its_own_files_and_none_is_loaded(server: Running) -> None:
     assert capabilities(server, "tiny") == ["completion", "tools", "thinking"]
     assert capabilities(server, "other") == ["completion", "insert"]
@@ -46,7 +41,7 @@ def test_each_model_is_described_by_its_own_files_and_none_is_loaded(server: Run
 
 def test_reading_them_leaves_no_process_behind_and_the_first_request_is_served(server: Running) -> None:
     assert server.get("/api/tags")[0] == 200
-    until(lambda: not text_processes(server))
+    until(lambda: not server.texts())
     server.assert_still_serves()
     info = server.get("/tokenizer_info")[1]
     assert (info["eos_token"], "<tool_call>" in info["chat_template"]) == ("<|im_end|>", True)
@@ -80,3 +75,16 @@ def test_quantized_weights_are_told_by_their_bits(tmp_path: Path) -> None:
     with serving_script(tmp_path, model) as server:
         assert server.get("/api/tags")[1]["models"][0]["details"]["quantization_level"] == "4-bit"
         assert server.get("/api/v0/models/tiny")[1]["quantization"] == "4bit"
+
+
+def test_files_that_others_have_written_since_are_described_anew(tmp_path: Path) -> None:
+    model = write_fim_model(tmp_path / "model", context=1024)
+    with serving_script(tmp_path, model) as server:
+        assert capabilities(server, "tiny") == ["completion", "insert"]
+        until(lambda: not server.texts())
+        write_tool_model(model)
+        assert capabilities(server, "tiny") == ["completion", "tools", "thinking"]
+        assert server.get("/v1/models/tiny")[1]["context_length"] == 4096
+        until(lambda: not server.texts())
+        model.rename(tmp_path / "away")
+        assert capabilities(server, "tiny") == ["completion"]

@@ -6,14 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from server.api.openai.decisions.request import ChoiceQuestion, PredicateQuestion, ScoreQuestion
+from server.api.openai.decisions.request import ChoiceQuestion, PredicateQuestion, Question, ScoreQuestion
 from server.api.openai.responses.answer import response_usage
 from server.chat.deltas import Decided
 
 
-def decision(
-    decided: Decided, questions: Sequence[PredicateQuestion | ChoiceQuestion | ScoreQuestion]
-) -> dict[str, Any]:
+def decision(decided: Decided, questions: Sequence[Question]) -> dict[str, Any]:
     answered = zip(questions, decided.logprobs, strict=True)
     return {
         "model": decided.model,
@@ -33,7 +31,7 @@ def probabilities(logprobs: Sequence[float]) -> list[float]:
     return [weight / total for weight in weights]
 
 
-def _answer(question: PredicateQuestion | ChoiceQuestion | ScoreQuestion, shares: list[float]) -> dict[str, Any]:
+def _answer(question: Question, shares: list[float]) -> dict[str, Any]:
     match question:
         case PredicateQuestion():
             return {"type": "predicate", "name": question.name, "probability": shares[0]}

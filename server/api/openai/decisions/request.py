@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import FailFast, Field
+from pydantic import FailFast, PlainValidator
 
 from server.api.fields import screen
 from server.api.keep_alive import KeepAlive
@@ -15,7 +15,7 @@ from server.api.openai.content import ContentRules, content_parts
 from server.api.openai.decisions.input import parts_with_text, said
 from server.api.openai.decisions.table import DECISIONS
 from server.api.openai.sampling import model_name
-from server.api.wire import Wire, validated
+from server.api.wire import TextOrList, Wire, shown, validated
 from server.chat.conversation import ClosedQuestion, Inquiry
 from server.chat.parts import TextPart
 from server.errors import InvalidRequest
@@ -36,18 +36,24 @@ _PREFACE = (
 
 class PredicateQuestion(Wire):
     type: Literal["predicate"]
-    instructions: str | list[Any]
+    instructions: TextOrList
     name: str | None = None
 
 
+def _text_or_bool(value: Any) -> Any:
+    if not isinstance(value, str | bool):
+        raise ValueError("should be a string or a boolean")
+    return value
+
+
 class ChoiceOption(Wire):
-    value: str | bool
+    value: Annotated[str | bool, PlainValidator(_text_or_bool)]
     description: str | None = None
 
 
 class ChoiceQuestion(Wire):
     type: Literal["choice"]
-    instructions: str | list[Any]
+    instructions: TextOrList
     choices: Annotated[list[ChoiceOption], FailFast()]
     name: str | None = None
 
@@ -59,18 +65,19 @@ class Level(Wire):
 
 class ScoreQuestion(Wire):
     type: Literal["score"]
-    instructions: str | list[Any]
+    instructions: TextOrList
     levels: Annotated[list[Level], FailFast()]
     name: str | None = None
 
 
-AnyQuestion = Annotated[PredicateQuestion | ChoiceQuestion | ScoreQuestion, Field(discriminator="type")]
+Question = PredicateQuestion | ChoiceQuestion | ScoreQuestion
+_TYPES: dict[str, type[Question]] = {"predicate": PredicateQuestion, "choice": ChoiceQuestion, "score": ScoreQuestion}
 
 
 class DecisionFields(Wire):
     model: str | None = None
-    input: str | list[Any]
-    questions: Annotated[list[AnyQuestion], FailFast()]
+    input: TextOrList
+    questions: list[Any]
     keep_alive: KeepAlive = None
 
 
@@ -80,7 +87,7 @@ class DecisionCall:
 
     model: str | None
     inquiry: Inquiry
-    questions: tuple[PredicateQuestion | ChoiceQuestion | ScoreQuestion, ...]
+    questions: tuple[Question, ...]
     keep_alive_s: float | None
     headers: dict[str, str]
 
@@ -91,12 +98,13 @@ def parse_decision(raw: bytes, limits: LimitSettings) -> DecisionCall:
     fields = validated(DecisionFields, screened.values, screened.spelled)
     messages, dropped = said(fields.input, limits)
     rules = ContentRules(omit_images=limits.images == "omit")
-    questions = tuple(_question(asked, rules, f"questions.{index}") for index, asked in enumerate(fields.questions))
-    unknown = _unknown_keys(screened.values["questions"], fields.questions)
+    questions = tuple(_read(raw, f"questions.{index}") for index, raw in enumerate(fields.questions))
+    closed = tuple(_question(asked, rules, f"questions.{index}") for index, asked in enumerate(questions))
+    unknown = _unknown_keys(fields.questions, questions)
     return DecisionCall(
         model=model_name(fields.model),
-        inquiry=Inquiry(messages, _PREFACE, questions),
-        questions=tuple(fields.questions),
+        inquiry=Inquiry(messages, _PREFACE, closed),
+        questions=questions,
         keep_alive_s=fields.keep_alive,
         headers=screened.headers(*dropped, *dict.fromkeys(unknown)),
     )
@@ -118,9 +126,17 @@ def _check_counts(questions: Any) -> None:
                 raise InvalidRequest(message, param=where)
 
 
-def _question(
-    asked: PredicateQuestion | ChoiceQuestion | ScoreQuestion, rules: ContentRules, where: str
-) -> ClosedQuestion:
+def _read(raw: Any, where: str) -> Question:
+    if not isinstance(raw, dict):
+        raise InvalidRequest(f"{where} must be an object, not {shown(raw)}.", param=where)
+    kind = raw.get("type")
+    if not isinstance(kind, str) or kind not in _TYPES:
+        message = f"{where}.type must be one of {', '.join(_TYPES)}, not {shown(kind)}."
+        raise InvalidRequest(message, param=f"{where}.type")
+    return validated(_TYPES[kind], raw, where=where)
+
+
+def _question(asked: Question, rules: ContentRules, where: str) -> ClosedQuestion:
     text = _instructions(asked.instructions, rules, f"{where}.instructions")
     match asked:
         case PredicateQuestion():
@@ -165,9 +181,7 @@ def _lines(values: Sequence[str], descriptions: Sequence[str | None]) -> str:
     return "\n".join(f"- {value}: {about}" if about else f"- {value}" for value, about in pairs)
 
 
-def _unknown_keys(
-    given: list[Any], questions: Sequence[PredicateQuestion | ChoiceQuestion | ScoreQuestion]
-) -> Iterator[str]:
+def _unknown_keys(given: list[Any], questions: Sequence[Question]) -> Iterator[str]:
     for raw, question in zip(given, questions, strict=True):
         known = type(question).model_fields
         yield from (f"questions.{key}" for key, value in raw.items() if value is not None and key not in known)

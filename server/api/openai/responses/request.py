@@ -14,7 +14,7 @@ from server.api.openai.responses.store import ResponseStore
 from server.api.openai.responses.table import RESPONSES
 from server.api.openai.responses.tools import ToolSet, tool_choice, tool_set
 from server.api.openai.sampling import SamplingFields, TokenLimit, checked_options, model_name
-from server.api.wire import Whole, Wire, shown, validated
+from server.api.wire import TextOrList, Whole, Wire, shown, validated
 from server.chat.conversation import Conversation, GenerationOptions, Reasoning
 from server.chat.parts import Message
 from server.chat.shapes import AnyJson, JsonSchema, Shape
@@ -49,7 +49,7 @@ class TextFields(Wire):
 
 
 class ResponseFields(SamplingFields):
-    input: str | list[Any] = ""
+    input: TextOrList = ""
     instructions: str | None = None
     tools: list[Any] = Field([])
     tool_choice: Any = None

@@ -144,12 +144,14 @@ def test_what_is_not_known_is_named(up: Running) -> None:
     [
         ({"questions": []}, "questions"),
         ({"questions": [PREDICATE] * 401}, "questions"),
-        ({"questions": [{"type": "guess", "instructions": "x"}]}, "questions.0"),
+        ({"questions": [{"type": "guess", "instructions": "x"}]}, "questions.0.type"),
+        ({"questions": ["x"]}, "questions.0"),
+        ({"questions": [{"type": "predicate"}]}, "questions.0.instructions"),
         ({"questions": [{"type": "predicate", "instructions": "  "}]}, "questions.0.instructions"),
         ({"questions": [PREDICATE, {**CHOICE, "choices": [{"value": "a"}]}]}, "questions.1.choices"),
         ({"questions": [{**CHOICE, "choices": [{"value": str(i)} for i in range(256)]}]}, "questions.0.choices"),
         ({"questions": [{**CHOICE, "choices": [{"value": "a"}, {"value": "a"}]}]}, "questions.0.choices.1"),
-        ({"questions": [{**CHOICE, "choices": [{"value": "a"}, {"value": 3}]}]}, "questions.0.choice"),
+        ({"questions": [{**CHOICE, "choices": [{"value": "a"}, {"value": 3}]}]}, "questions.0.choices.1.value"),
         ({"questions": [{**SCORE, "levels": [{"label": "a"}]}]}, "questions.0.levels"),
         ({"input": []}, "input"),
         ({"input": 7}, "input"),
@@ -166,7 +168,7 @@ def test_bad_requests_are_400_with_the_place(up: Running, fields: dict[str, Any]
     answer = post(up, **fields)
     assert answer.status == 400, answer.body
     error = answer.json()["error"]
-    assert error["param"].startswith(param) and error["type"] == "invalid_request_error"
+    assert (error["param"], error["type"]) == (param, "invalid_request_error")
     assert error["message"].startswith(error["param"]), error
 
 
