@@ -20,8 +20,8 @@ from bench.models import MODELS, cache_folder
 from bench.result import RESULTS, Figure, Result, Target, lines, write
 from bench.setup import setup
 from server.chat.grammar import lark
-from server.chat.tokenizer import ChatTokenizer
-from server.chat.vocabulary import Vocabulary
+from server.chat.tokenizers.tokenizer import ChatTokenizer
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.engine_client.client import EngineClient
 from server.engine_client.protocol import Generate, Grammar, Sampling, Tokens
 from server.engine_client.supervisor import Supervisor

@@ -5,6 +5,9 @@ then be compared word for word, and because bf16 has no fast matrix product on M
 
 `sliding`: a tiny gemma3_text with random weights, four of six layers on a sliding window, and a chat template that,
 like Gemma 4's, opens a reply with an empty thought and drops it from history.
+
+`one_in_six`: random weights in the proportions of a large Gemma, where one layer in six looks at everything and what a
+token costs hardly depends on the length of the text; with the tokenizer of `smollm2`.
 """
 
 from __future__ import annotations
@@ -48,7 +51,11 @@ def sliding(cache: Path) -> Path:
     return _made_once(cache / "sliding-window", _write_sliding)
 
 
-MODELS: dict[str, Callable[[Path], Path]] = {"smollm2": smollm2, "sliding": sliding}
+def one_in_six(cache: Path) -> Path:
+    return _made_once(cache / "one-in-six", lambda folder: _write_one_in_six(_bfloat16(cache), folder))
+
+
+MODELS: dict[str, Callable[[Path], Path]] = {"smollm2": smollm2, "sliding": sliding, "one_in_six": one_in_six}
 
 
 def with_room(model: Path, folder: Path, tokens: int) -> Path:
@@ -93,10 +100,6 @@ def _as_float32(source: Path, folder: Path) -> None:
 
 
 def _write_sliding(folder: Path) -> None:
-    import mlx.core as mx
-    from mlx.utils import tree_flatten
-    from mlx_lm.models.gemma3_text import Model, ModelArgs
-
     tokenizer = tiny_tokenizer()
     # In the vocabulary: that is how mlx-lm sees that the model thinks.
     tokenizer.add_tokens([_THINK, _END_THINK])
@@ -120,7 +123,37 @@ def _write_sliding(folder: Path) -> None:
         "sliding_window_pattern": 3,
         "max_position_embeddings": 8192,
     }
-    _write_json(folder / "config.json", config | {"eos_token_id": end, "torch_dtype": "float32"})
+    _write_gemma3(folder, config, end)
+
+
+def _write_one_in_six(tokenizer: Path, folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        shutil.copy(tokenizer / name, folder / name)
+    source = json.loads((tokenizer / "config.json").read_text())
+    config = {
+        "model_type": "gemma3_text",
+        "hidden_size": 768,
+        "num_hidden_layers": 6,
+        "intermediate_size": 3072,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 1,
+        "head_dim": 128,
+        "query_pre_attn_scalar": 128,
+        "vocab_size": source["vocab_size"],
+        "sliding_window": 512,
+        "sliding_window_pattern": 6,
+        "max_position_embeddings": 32_768,
+    }
+    _write_gemma3(folder, config, source["eos_token_id"])
+
+
+def _write_gemma3(folder: Path, config: dict[str, object], ends: object) -> None:
+    """With random weights."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm.models.gemma3_text import Model, ModelArgs
+
+    _write_json(folder / "config.json", config | {"eos_token_id": ends, "torch_dtype": "float32"})
     mx.random.seed(0)
     weights = tree_flatten(Model(ModelArgs.from_dict(config)).parameters())
     # The default initialisation is so small that every token is as likely as the next.

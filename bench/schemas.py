@@ -35,7 +35,7 @@ from jsonschema.validators import validator_for
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from server.chat.shapes import JsonSchema
-from server.chat.vocabulary import Vocabulary
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.engine_client.protocol import Grammar
 from server.errors import InvalidRequest
 from server.settings.types import LimitSettings

@@ -54,7 +54,8 @@ def cores() -> int:
 def environment() -> dict[str, str]:
     """For every measured process alike. MLX's CPU wheel for Linux links the reference BLAS; Debian's OpenBLAS
     (libopenblas0-pthread) put before it makes float32 prefill some twenty times faster."""
-    names = {"OPENBLAS_NUM_THREADS": str(cores()), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    threads = os.environ.get("OPENBLAS_NUM_THREADS") or str(cores())
+    names = {"OPENBLAS_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     return {**os.environ, **names, **({"LD_PRELOAD": _OPENBLAS} if openblas() else {})}
 
 

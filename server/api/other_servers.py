@@ -83,6 +83,13 @@ _NOT_IN_ANSWERS = "answers do not hold it"
 _USE_MESSAGES = "say it in messages"
 _OUTPUT_AS_IS = "answers are the model's text, without special tokens and without the stop string"
 
+# llama-server's defaults, which llama.vscode and others spell out: they ask for what happens without them.
+_ALL_SAMPLERS = (
+    "edkypmxt", "edskypmxt",
+    ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"],
+)  # fmt: skip
+_USUAL_LAST_N = 64
+
 REFUSED = {
     # Samplers.
     "typical_p": Refusal(_NO_SAMPLER, (1,)),
@@ -93,9 +100,9 @@ REFUSED = {
     "adaptive_target": Refusal(_NO_SAMPLER, (-1,)),
     "dry_multiplier": Refusal(_NO_SAMPLER, (0,)),
     "watermarking": Refusal(_NO_SAMPLER, (False,)),
-    "samplers": Refusal("the order of the samplers is fixed", ([],)),
+    "samplers": Refusal("the order of the samplers is fixed", ([], *_ALL_SAMPLERS)),
     "min_keep": Refusal("the likeliest token always stays, and no more", (0, 1)),
-    "repeat_last_n": Refusal("repetition_penalty looks at the whole prompt and answer", (-1,)),
+    "repeat_last_n": Refusal("repetition_penalty looks at the whole prompt and answer", (-1, _USUAL_LAST_N)),
     "penalize_newline": Refusal("a newline is a token like any other", (True,)),
     "penalize_nl": Refusal("a newline is a token like any other", (True,)),
     "length_penalty": Refusal(_NO_BEAMS, (1,)),

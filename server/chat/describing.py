@@ -8,8 +8,8 @@ from typing import Any
 
 from server.chat.description import Description
 from server.chat.model_files import read_object
-from server.chat.template import ChatTemplate
-from server.chat.tokenizer import ChatTokenizer
+from server.chat.templates.template import ChatTemplate
+from server.chat.tokenizers.tokenizer import ChatTokenizer
 
 
 def describe(folder: Path, tokenizer: ChatTokenizer, template: ChatTemplate) -> Description:

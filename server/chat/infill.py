@@ -15,7 +15,7 @@ from server.chat.conversation import Infill, OtherFile
 from server.chat.encoded import EncodedPrompt, End
 from server.chat.infill_tokens import InfillTokens
 from server.chat.prompt import check_fit, check_known, encode_text
-from server.chat.tokenizer import ChatTokenizer
+from server.chat.tokenizers.tokenizer import ChatTokenizer
 from server.errors import InvalidRequest
 
 # What files are of, and the one that is being edited is called, where nobody says it: models have learned that names

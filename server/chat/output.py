@@ -15,9 +15,9 @@ from dataclasses import replace
 from server.chat.channels import Channels, Piece, ReasoningPiece, TextOnly, TextPiece, ToolCallPiece
 from server.chat.deltas import Delta, ReasoningDelta, ScoredToken, TextDelta, ToolCallDelta
 from server.chat.indentation import IndentFinder
-from server.chat.offsets import left_by_others
 from server.chat.stops import StopFinder
-from server.chat.vocabulary import Vocabulary
+from server.chat.tokenizers.offsets import left_by_others
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.engine_client.protocol import TokenLogprob
 
 

@@ -9,16 +9,16 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from server.chat.conversation import Infill, Inquiry, Prompt
-from server.chat.conversion import Conversions
 from server.chat.describing import describe
 from server.chat.description import Description
 from server.chat.encoded import EncodedInquiry, EncodedPrompt
 from server.chat.infill import encode_infill
 from server.chat.prompt import encode_prompt
 from server.chat.questions import encode_inquiry
-from server.chat.template import ChatTemplate
-from server.chat.tokenizer import ChatTokenizer
-from server.chat.vocabulary import Vocabulary, VocabularyTable
+from server.chat.templates.template import ChatTemplate
+from server.chat.tokenizers.conversion import Conversions
+from server.chat.tokenizers.tokenizer import ChatTokenizer
+from server.chat.tokenizers.vocabulary import Vocabulary, VocabularyTable
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from itertools import pairwise
 
 from server.chat.conversation import Conversation, RawPrompt
 from server.chat.encoded import EncodedPrompt, End
-from server.chat.history import declaration
-from server.chat.template import ChatTemplate, Rendered
-from server.chat.template_values import strings_in, template_values
-from server.chat.tokenizer import ChatTokenizer
+from server.chat.templates.history import declaration
+from server.chat.templates.template import ChatTemplate, Rendered
+from server.chat.templates.template_values import strings_in, template_values
+from server.chat.tokenizers.tokenizer import ChatTokenizer
 from server.errors import ContextLengthExceeded, InvalidRequest
 
 # Unicode's noncharacters, the last of which the template module keeps for itself.

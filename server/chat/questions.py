@@ -20,9 +20,9 @@ from server.chat.formats.choose import FORMATS
 from server.chat.formats.family import THINK
 from server.chat.parts import Message, TextPart
 from server.chat.prompt import check_fit, check_known, encode_segments, spelling_defuser, unused_marks
-from server.chat.template import ChatTemplate, Rendered
-from server.chat.tokenizer import ChatTokenizer
-from server.chat.turns import Messages
+from server.chat.templates.template import ChatTemplate, Rendered
+from server.chat.templates.turns import Messages
+from server.chat.tokenizers.tokenizer import ChatTokenizer
 from server.errors import InvalidRequest
 
 _OFF = Reasoning(enabled=False)

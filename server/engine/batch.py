@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from server.engine import compat
 from server.engine.compat import Layers
-from server.engine.masks import MaskedModel
 from server.engine.sampling import make_processors, make_sampler
-from server.engine.scoring import token_logprob
+from server.engine.scoring.prompt_logprobs import token_logprob
 from server.engine.side_by_side import SideBySide
-from server.engine.steering import Steering
+from server.engine.steering.masks import MaskedModel
+from server.engine.steering.steering import Steering
 from server.engine_client.protocol import EngineEvent, Failed, Finished, Generate, TokenLogprob, Tokens
 
 

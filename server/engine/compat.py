@@ -6,6 +6,7 @@ packages from above, and `tests/server/engine/test_compat.py` fails when an upgr
 
 from __future__ import annotations
 
+import contextlib
 import copy as copying
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -190,6 +191,42 @@ def bytes_per_token(layer: Any, tokens: int) -> int:
     by its length."""
     keys = getattr(layer, "keys", None)
     return int(layer.nbytes) // int(tokens if keys is None else keys.shape[2])
+
+
+# ---- attention. MLX 0.32.4 wants keys for each row of queries. When they are the same for all rows, the queries of all
+# rows are as well one row, whose kernel reads the keys once. It can go when MLX finds that out by itself.
+
+# By the id of an array of keys or values that is a view for each row: that view, and the one row behind it.
+SharedRows = dict[int, tuple[mx.array, mx.array]]
+
+
+@contextlib.contextmanager
+def folded_attention(shared: SharedRows) -> Iterator[None]:
+    """Meanwhile a model's attention over keys and values that are `shared` is computed in one row; its caches may add
+    to them."""
+    attention: Any = mx.fast.scaled_dot_product_attention
+
+    def folded(queries: mx.array, keys: mx.array, values: mx.array, *, mask: Any = None, **others: Any) -> mx.array:
+        rows, heads, tokens, _ = queries.shape
+        is_shared = id(keys) in shared and id(values) in shared
+        if rows == 1 or not is_shared or not isinstance(mask, mx.array) or mask.shape[:-3] != (rows,):
+            each: mx.array = attention(queries, keys, values, mask=mask, **others)
+            return each
+        (_, keys), (_, values) = shared[id(keys)], shared[id(values)]
+        one: mx.array = attention(fold(queries), keys, values, mask=fold(mask), **others)
+        return one.reshape(heads, rows, tokens, -1).transpose(1, 0, 2, 3)
+
+    mx.fast.scaled_dot_product_attention = folded  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        mx.fast.scaled_dot_product_attention = attention
+
+
+def fold(array: mx.array) -> mx.array:
+    """(rows, heads, tokens, width) to (1, heads, rows * tokens, width)."""
+    rows, heads, tokens, width = array.shape
+    return array.transpose(1, 0, 2, 3).reshape(1, heads, rows * tokens, width)
 
 
 # ---- files. mlx-lm 0.32.2: `load_prompt_cache` builds all caches to give the metadata, and a start looks at thousands

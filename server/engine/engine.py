@@ -20,14 +20,14 @@ from mlx_lm.models.cache import make_prompt_cache
 from server.engine import compat, kv
 from server.engine.admission import Admission
 from server.engine.batch import Batch, Newcomer
-from server.engine.disk_tier import DiskTier
-from server.engine.grammar import GrammarPending, Grammars
 from server.engine.prefill_queue import PrefillQueue
-from server.engine.prefix_cache import PrefixCache
+from server.engine.prefixes.disk_tier import DiskTier
+from server.engine.prefixes.prefix_cache import PrefixCache
 from server.engine.rehearsal import Together
 from server.engine.scheduler import Scheduler
+from server.engine.steering.grammar import GrammarPending, Grammars
+from server.engine.steering.tokens import GrammarError
 from server.engine.token_budget import TokenBudget
-from server.engine.tokens import GrammarError
 from server.engine_client.protocol import (
     Cancel,
     EngineEvent,

@@ -14,11 +14,11 @@ import mlx.core as mx
 
 from server.engine import kv
 from server.engine.admission import Admission
-from server.engine.deciding import Deciding
 from server.engine.prefill import Prefill, read_together
-from server.engine.prefix_cache import Hit, PrefixCache
+from server.engine.prefixes.prefix_cache import Hit, PrefixCache
 from server.engine.scheduler import PrefillScheduler
-from server.engine.scoring import Scoring
+from server.engine.scoring.deciding import Deciding
+from server.engine.scoring.prompt_logprobs import Scoring
 from server.engine.token_budget import MIN_CHUNK_TOKENS
 from server.engine_client.protocol import EngineEvent, Prefilled, Request, ScoreOptions
 

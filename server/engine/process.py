@@ -24,10 +24,10 @@ from server.engine import device, kv
 from server.engine.admission import Admission
 from server.engine.compat import is_out_of_memory
 from server.engine.cost_model import measure
-from server.engine.disk_tier import DiskTier
 from server.engine.engine import Engine
-from server.engine.fingerprint import fingerprint
 from server.engine.loading import LoadError, load
+from server.engine.prefixes.disk_tier import DiskTier
+from server.engine.prefixes.fingerprint import fingerprint
 from server.engine.rehearsal import rehearse
 from server.engine_client.protocol import (
     Cancel,

@@ -26,7 +26,7 @@ from server.chat.deltas import (
 )
 from server.chat.encoded import EncodedPrompt
 from server.chat.output import ChoiceOutput, token_text
-from server.chat.vocabulary import Vocabulary
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.engine_client.client import EngineStream
 from server.engine_client.protocol import Finished, Prefilled, PromptScored, Tokens
 

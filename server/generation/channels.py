@@ -9,8 +9,8 @@ from server.chat.conversation import Conversation, GenerationRequest
 from server.chat.encoded import EncodedPrompt
 from server.chat.formats.choose import FORMATS
 from server.chat.formats.format import WireFormat
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.chat.tools import Tool
-from server.chat.vocabulary import Vocabulary
 from server.settings.types import ModelSettings
 
 # Enough for the marker that opens a thought, and what stands around it.

@@ -10,7 +10,7 @@ from server.chat.encoded import EncodedInquiry, EncodedPrompt, End
 from server.chat.formats.format import ThoughtMarkers
 from server.chat.grammar.constraint import FREE, Constraint
 from server.chat.parts import Role
-from server.chat.vocabulary import Vocabulary
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.engine_client.protocol import Boundary, Branch, Generate, Kind, Sampling, ScoreOptions, Thought
 from server.errors import InvalidRequest
 

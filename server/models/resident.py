@@ -79,6 +79,7 @@ class Resident:
         self._idle_timer: asyncio.TimerHandle | None = None
         # As the last request asked that had a wish; it holds until the model is unloaded.
         self._keep_alive_s: float | None = None
+        self._warned: set[str] = set()
         self._failure: ConfigiError | None = None
         self._failed_at = 0.0
         supervisor.on_exit = self._engine_died
@@ -131,7 +132,7 @@ class Resident:
             raise self.fail(error) from error
         self._files.set(folder, text, stamp)
         if stale := await asyncio.to_thread(stale_template, folder):
-            log.warning("model %s: %s", self.entry.id, stale)
+            self._warn(stale)
         self.status = replace(self.status, warning=stale, context_length=text.context_length)
         return text
 
@@ -139,12 +140,17 @@ class Resident:
         """The configured one, else what the model was made for."""
         wanted, own = self.entry.context_length, await self._describer.context_length(folder)
         if wanted and own and wanted > own:
-            log.warning(
-                "model %s: context_length = %d is more than the %d tokens that it was made for; "
-                "answers that need more than those may be wrong",
-                self.entry.id, wanted, own,
-            )  # fmt: skip
+            self._warn(
+                f"context_length = {wanted} is more than the {own} tokens that it was made for; "
+                "answers that need more than those may be wrong"
+            )
         return wanted or own
+
+    def _warn(self, message: str) -> None:
+        """Once: its files are read again whenever they were not needed for a while."""
+        if message not in self._warned:
+            self._warned.add(message)
+            log.warning("model %s: %s", self.entry.id, message)
 
     def _show(self, progress: AcquireProgress) -> None:
         self.set(progress.phase, progress.text, progress.done, progress.total)

@@ -11,7 +11,7 @@ from pathlib import Path
 from server.chat.conversation import Conversation, Inquiry, Prompt
 from server.chat.encoded import EncodedInquiry, EncodedPrompt
 from server.chat.grammar.constraint import Constraint
-from server.chat.vocabulary import Vocabulary
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.child.process import PATIENT, SOON
 from server.errors import InvalidRequest, ModelUnavailable
 from server.settings.types import LimitSettings, Settings

@@ -17,9 +17,9 @@ from typing import BinaryIO
 
 from quantize.printable import echo
 from server.allocator import give_back, keep_little
-from server.chat.conversion import Conversions
 from server.chat.grammar.constraint import Constraint
 from server.chat.processor import Processor
+from server.chat.tokenizers.conversion import Conversions
 from server.child.frames import read_frame, write_frame
 from server.errors import ConfigiError, InvalidRequest
 from server.text.protocol import (

@@ -16,8 +16,8 @@ from server.chat.conversation import Inquiry, Prompt
 from server.chat.encoded import EncodedInquiry, EncodedPrompt
 from server.chat.grammar.constraint import Constraint
 from server.chat.shapes import Shape
+from server.chat.tokenizers.vocabulary import VocabularyTable
 from server.chat.tools import FREE, Tool, ToolChoice
-from server.chat.vocabulary import VocabularyTable
 from server.errors import ConfigiError, ContextLengthExceeded, InvalidRequest, ModelUnavailable
 
 # Of a float.

@@ -139,7 +139,7 @@ def test_only_the_engine_process_and_the_builder_import_mlx() -> None:
 @pytest.mark.parametrize(
     ("library", "users"),
     # For tokenizers that have to be put together, and what a config.json leaves out.
-    [("transformers", ["quantize.source.compat", "server.chat.conversion"]), ("torch", [])],
+    [("transformers", ["quantize.source.compat", "server.chat.tokenizers.conversion"]), ("torch", [])],
 )
 def test_only_what_needs_it_imports(library: str, users: list[str]) -> None:
     found = [name for name in PRODUCT if any(inside(target, library) for target in imported_by(name))]

@@ -35,6 +35,8 @@ class Agent:
     files: Mapping[str, str] = field(default_factory=dict)
     first: tuple[tuple[str, ...], ...] = ()
     has_tools: bool = True
+    # False: it cannot be given one.
+    sends_key: bool = True
 
 
 _OPENAI = {"OPENAI_API_BASE": "{base}/v1", "OPENAI_BASE_URL": "{base}/v1", "OPENAI_API_KEY": "{key}"}
@@ -47,26 +49,31 @@ base_url = "{base}/v1"
 wire_api = "responses"
 env_key = "OPENAI_API_KEY"
 """
-_OPENCODE = {
-    "provider": {
-        "local": {
-            "npm": "@ai-sdk/openai-compatible",
-            "options": {"baseURL": "{base}/v1", "apiKey": "{key}"},
-            "models": {"{model}": {"name": "local", "tool_call": True, "limit": {"context": 100000, "output": 4000}}},
-        }
-    },
-    "autoupdate": False,
-    "permission": {"bash": "allow"},
+
+
+def _opencode(package: str) -> Mapping[str, str]:
+    """With one of the AI SDK's providers."""
+    model = {"name": "local", "tool_call": True, "limit": {"context": 100000, "output": 4000}}
+    options = {"baseURL": "{base}/v1", "apiKey": "{key}"}
+    provider = {"npm": package, "options": options, "models": {"{model}": model}}
+    settings = {"provider": {"local": provider}, "autoupdate": False, "permission": {"bash": "allow"}}
+    return {".config/opencode/opencode.json": json.dumps(settings)}
+
+
+def _pi(api: str, base: str) -> Mapping[str, str]:
+    models = [{"id": "{model}", "contextWindow": 100000, "maxTokens": 4000}]
+    provider = {"baseUrl": base, "api": api, "apiKey": "{key}", "models": models}
+    return {".pi/agent/models.json": json.dumps({"providers": {"local": provider}})}
+
+
+_OPENCODE_RUN = {
+    "packages": ("opencode-ai",),
+    "command": ("opencode", "run", "-m", "local/{model}", "{task}"),
+    "env": {"OPENCODE_DISABLE_MODELS_FETCH": "1"},
 }
-_PI = {
-    "providers": {
-        "local": {
-            "baseUrl": "{base}/v1",
-            "api": "openai-completions",
-            "apiKey": "{key}",
-            "models": [{"id": "{model}", "contextWindow": 100000, "maxTokens": 4000}],
-        }
-    }
+_PI_RUN = {
+    "packages": ("@mariozechner/pi-coding-agent",),
+    "command": ("pi", "-p", "--provider", "local", "--model", "{model}", "--no-session", "{task}"),
 }
 _CONTINUE = """\
 name: local
@@ -83,6 +90,9 @@ models:
 """
 _COPILOT = {"COPILOT_OFFLINE": "true", "COPILOT_MODEL": "{model}", "COPILOT_PROVIDER_API_KEY": "{key}"}
 _COPILOT_COMMAND = ("copilot", "-p", "{task}", "--allow-all-tools", "-s")
+_NANOCODER = {
+    "nanocoder": {"providers": [{"name": "local", "baseUrl": "{base}/v1", "apiKey": "{key}", "models": ["{model}"]}]}
+}
 
 AGENTS = (
     Agent(
@@ -92,6 +102,25 @@ AGENTS = (
         ("codex", "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", "{task}"),
         env=_OPENAI,
         files={".codex/config.toml": _CODEX},
+    ),
+    Agent(
+        "Codex --oss",
+        "responses",
+        ("@openai/codex",),
+        (
+            "codex",
+            "exec",
+            "--oss",
+            "--local-provider",
+            "lmstudio",
+            "-m",
+            "{model}",
+            "--skip-git-repo-check",
+            "--dangerously-bypass-approvals-and-sandbox",
+            "{task}",
+        ),
+        env=_OPENAI | {"CODEX_OSS_BASE_URL": "{base}/v1"},
+        sends_key=False,
     ),
     Agent(
         "Claude Code",
@@ -106,14 +135,9 @@ AGENTS = (
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         },
     ),
-    Agent(
-        "opencode",
-        "chat",
-        ("opencode-ai",),
-        ("opencode", "run", "-m", "local/{model}", "{task}"),
-        env={"OPENCODE_DISABLE_MODELS_FETCH": "1"},
-        files={".config/opencode/opencode.json": json.dumps(_OPENCODE)},
-    ),
+    Agent("opencode", "chat", files=_opencode("@ai-sdk/openai-compatible"), **_OPENCODE_RUN),
+    Agent("opencode", "responses", files=_opencode("@ai-sdk/openai"), **_OPENCODE_RUN),
+    Agent("opencode", "messages", files=_opencode("@ai-sdk/anthropic"), **_OPENCODE_RUN),
     Agent(
         "Qwen Code",
         "chat",
@@ -149,19 +173,33 @@ AGENTS = (
         _COPILOT_COMMAND,
         env=_COPILOT | {"COPILOT_PROVIDER_BASE_URL": "{base}", "COPILOT_PROVIDER_TYPE": "anthropic"},
     ),
-    Agent(
-        "pi",
-        "chat",
-        ("@mariozechner/pi-coding-agent",),
-        ("pi", "-p", "--provider", "local", "--model", "{model}", "--no-session", "{task}"),
-        files={".pi/agent/models.json": json.dumps(_PI)},
-    ),
+    Agent("pi", "chat", files=_pi("openai-completions", "{base}/v1"), **_PI_RUN),
+    Agent("pi", "responses", files=_pi("openai-responses", "{base}/v1"), **_PI_RUN),
+    Agent("pi", "messages", files=_pi("anthropic-messages", "{base}"), **_PI_RUN),
     Agent(
         "Continue CLI",
         "chat",
         ("@continuedev/cli",),
         ("cn", "-p", "{task}", "--config", "{home}/config.yaml", "--auto"),
         files={"config.yaml": _CONTINUE},
+    ),
+    Agent(
+        "nanocoder",
+        "chat",
+        ("@nanocollective/nanocoder",),
+        (
+            "nanocoder",
+            "--mode",
+            "yolo",
+            "--trust-directory",
+            "--provider",
+            "local",
+            "--model",
+            "{model}",
+            "run",
+            "{task}",
+        ),
+        files={"work/agents.config.json": json.dumps(_NANOCODER)},
     ),
     Agent(
         "aider",

@@ -19,9 +19,9 @@ from mlx_lm.models.cache import make_prompt_cache
 from server.engine import compat, kv
 from server.engine.admission import Admission
 from server.engine.cost_model import measure
-from server.engine.disk_tier import DiskTier
 from server.engine.engine import Engine
 from server.engine.loading import LoadError, load
+from server.engine.prefixes.disk_tier import DiskTier
 from server.engine.rehearsal import Together, rehearse
 from server.engine_client.protocol import (
     Boundary,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import llguidance
 
-from server.chat.vocabulary import Vocabulary
+from server.chat.tokenizers.vocabulary import Vocabulary
 
 END_PIECE = b"</end>"
 _CLOSERS = (b"\n</parameter>\n", b"</parameter>\n", b'<|"|>', b"<escape>", b"</arg_value>", b'"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class Recorded:
             await self._guard(scope, receive, send)
             return
         asked, told, status = bytearray(), bytearray(), 0
+        answered: list[tuple[bytes, bytes]] = []
 
         async def heard() -> Message:
             message = await receive()
@@ -34,23 +36,28 @@ class Recorded:
             nonlocal status
             status = message.get("status", status)
             told.extend(message.get("body", b""))
+            answered.extend(message.get("headers", ()))
             await send(message)
 
         try:
             await self._guard(scope, heard, tell)
         finally:
-            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             line = {
                 "method": scope["method"],
                 "path": scope["path"],
                 "query": scope["query_string"].decode("latin-1"),
-                "headers": headers,
+                "headers": _decoded(scope["headers"]),
                 "asked": asked.decode(errors="replace"),
                 "status": status,
+                "answered": _decoded(answered),
                 "told": told.decode(errors="replace"),
             }
             with self._file.open("a") as out:
                 out.write(json.dumps(line) + "\n")
+
+
+def _decoded(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
 
 
 def exchanges(file: Path) -> list[dict[str, Any]]:

@@ -56,7 +56,8 @@ def said(prompt: str, held: str = "") -> str:
     answer = _answer(prompt, task, tools)
     if held.startswith("start: calls") and not answer.startswith("<tool_call>"):
         answer = _call(next(tool for tool in tools if tool.name in held))
-    elif held and "degrees" in held and not tools:
+    elif held and "degrees" in held + task and not tools:
+        # Of this schema, or any JSON for a question that names the keys.
         answer = JSON
     if prompt.endswith("<think>\n"):
         return f"{THOUGHT}\n</think>\n\n{answer}"
@@ -71,46 +72,42 @@ def offered(prompt: str) -> Iterator[Offered]:
 
 
 def _answer(prompt: str, task: str, tools: Sequence[Offered]) -> str:
+    """What the task wants done first, else its end: in words, or through a tool where the framework wants that."""
     if TASK in task:
-        return _runs(prompt, task, tools)
-    if DEGREES in prompt:
-        return _final(f"It is {DEGREES} in Paris.", tools)
-    if "weather" in task and (asked := [tool for tool in tools if "city" in tool.properties]):
-        return _call(asked[0])
-    return _final(CITY, tools)
+        to_run = [command for command, output in COMMANDS.items() if output not in prompt]
+        call = _runs(to_run[0], tools) if to_run else None
+        text = CITY if to_run else TOLD
+    elif DEGREES in prompt:
+        call, text = None, f"It is {DEGREES} in Paris."
+    else:
+        asked = [tool for tool in tools if "weather" in task and "city" in tool.properties]
+        call, text = _call(asked[0]) if asked else None, CITY
+    if call is None and SUBMIT in task:
+        call = _runs(f"echo {SUBMIT}; echo {text}", tools)
+    return call or _ends(text, tools) or text
 
 
-def _runs(prompt: str, task: str, tools: Sequence[Offered]) -> str:
-    """The commands through whichever tool of the agent runs commands, then what they have said."""
-    runners = [(tool, name) for tool in tools for name in _RUNS if name in tool.properties]
-    to_run = [command for command, output in COMMANDS.items() if output not in prompt]
-    if not runners:
-        return CITY if to_run else TOLD
-    tool, parameter = runners[0]
-    schema = tool.properties[parameter]
-    if to_run:
-        return _call(tool, {parameter: _as_asked(schema, to_run[0])})
-    if SUBMIT in task:
-        return _call(tool, {parameter: _as_asked(schema, f"echo {SUBMIT}; echo {TOLD}")})
-    return _final(TOLD, tools)
+def _runs(command: str, tools: Sequence[Offered]) -> str | None:
+    """Through whichever tool of the agent runs commands."""
+    for tool in tools:
+        for name in _RUNS:
+            if name in tool.properties:
+                is_list = tool.properties[name].get("type") == "array"
+                return _call(tool, {name: ["bash", "-lc", command] if is_list else command})
+    return None
 
 
-def _final(text: str, tools: Sequence[Offered]) -> str:
-    """As text, or through the tool by which frameworks want an answer."""
+def _ends(text: str, tools: Sequence[Offered]) -> str | None:
     for tool in tools:
         if tool.name in ("final_answer", "final_result", "attempt_completion"):
             return _call(tool, {name: text for name in tool.parameters.get("required", ())})
-    return text
+    return None
 
 
 def _call(tool: Offered, arguments: Mapping[str, Any] | None = None) -> str:
     filled = {name: _value(name, tool.properties.get(name) or {}) for name in tool.parameters.get("required", ())}
     body = json.dumps({"name": tool.name, "arguments": filled | dict(arguments or {})})
     return f"<tool_call>\n{body}\n</tool_call>"
-
-
-def _as_asked(schema: Mapping[str, Any], command: str) -> Any:
-    return ["bash", "-lc", command] if schema.get("type") == "array" else command
 
 
 def _value(name: str, schema: Mapping[str, Any]) -> Any:

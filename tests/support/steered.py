@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ByteSize
 
 from server.chat.grammar import lark
-from server.chat.vocabulary import Vocabulary
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.engine_client.client import EngineClient
 from server.engine_client.protocol import Finished, Generate, Grammar, Sampling, Tokens
 from server.engine_client.supervisor import Supervisor

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
-from server.chat.tokenizer import ChatTokenizer
-from server.chat.vocabulary import Vocabulary
+from server.chat.tokenizers.tokenizer import ChatTokenizer
+from server.chat.tokenizers.vocabulary import Vocabulary
 
 
 @cache

@@ -13,8 +13,8 @@ from typing import Any
 from server.chat.channels import Piece, ReasoningPiece, TextPiece, ToolCallPiece
 from server.chat.formats.choose import FORMATS
 from server.chat.model_files import SamplingDefaults
+from server.chat.tokenizers.vocabulary import Vocabulary, VocabularyTable
 from server.chat.tools import Tool
-from server.chat.vocabulary import Vocabulary, VocabularyTable
 
 # A token of text, for a parser that looks at markers only.
 TEXT = 0

@@ -13,8 +13,8 @@ from server.chat.formats.marked import MarkedChannels
 from server.chat.formats.outlet import Outlet, new_call_id
 from server.chat.formats.reader import CallReader, Calls
 from server.chat.formats.symbols import Symbols
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.chat.tools import Tool, ToolChoice
-from server.chat.vocabulary import Vocabulary
 
 THINK = ThoughtMarkers("<think>", "</think>", "\n</think>\n\n")
 

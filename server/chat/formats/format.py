@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from server.chat.channels import Channels
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.chat.tools import Tool, ToolChoice
-from server.chat.vocabulary import Vocabulary
 
 # How the arguments of a call are written: as JSON, as Gemma writes values, or as bare text between tags.
 Arguments = Literal["json", "gemma", "bare"]

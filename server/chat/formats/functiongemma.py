@@ -10,8 +10,8 @@ from server.chat.formats.format import Arguments, CallGrammar
 from server.chat.formats.gemma4 import GemmaCalls, gemma_grammar
 from server.chat.formats.reader import CallReader, Calls
 from server.chat.formats.symbols import Symbols
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.chat.tools import Tool, ToolChoice
-from server.chat.vocabulary import Vocabulary
 
 BEGIN, END, MARK = "<start_function_call>", "<end_function_call>", "<escape>"
 

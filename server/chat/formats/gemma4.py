@@ -19,8 +19,8 @@ from server.chat.formats.rules import grammar, one_or_more
 from server.chat.formats.schema import arguments_schema
 from server.chat.formats.symbols import Symbols
 from server.chat.grammar import lark
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.chat.tools import Tool, ToolChoice
-from server.chat.vocabulary import Vocabulary
 
 BEGIN, END, MARK = "<|tool_call>", "<tool_call|>", '<|"|>'
 _CHANNEL, _CHANNEL_END = "<|channel>", "<channel|>"

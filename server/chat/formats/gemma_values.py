@@ -11,7 +11,7 @@ from typing import Any
 from server.chat.formats.rules import in_order, up_to
 from server.chat.formats.schema import ToolSchema
 from server.chat.grammar import lark
-from server.chat.vocabulary import Vocabulary
+from server.chat.tokenizers.vocabulary import Vocabulary
 
 _DEEPEST = 4
 _KEY = lark.regex(r"[A-Za-z0-9_$][A-Za-z0-9_.\-$]{0,63}")

@@ -17,8 +17,8 @@ from server.chat.formats.schema import ToolSchema, arguments_schema
 from server.chat.formats.symbols import Symbols
 from server.chat.formats.xml_calls import Around, argument_rules, copy_value
 from server.chat.grammar import lark
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.chat.tools import Tool, ToolChoice
-from server.chat.vocabulary import Vocabulary
 
 KEY, KEY_END, VALUE, VALUE_END = "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"
 

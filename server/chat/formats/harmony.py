@@ -20,8 +20,8 @@ from server.chat.formats.rules import grammar, json_arguments
 from server.chat.formats.schema import arguments_schema
 from server.chat.formats.symbols import Symbols
 from server.chat.grammar import lark
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.chat.tools import Tool, ToolChoice
-from server.chat.vocabulary import Vocabulary
 
 START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 END, CALL, RETURN = "<|end|>", "<|call|>", "<|return|>"

@@ -18,8 +18,8 @@ from server.chat.formats.rules import grammar, json_arguments, one_or_more
 from server.chat.formats.symbols import Symbols
 from server.chat.formats.xml_calls import Tags, XmlCalls
 from server.chat.grammar import lark
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.chat.tools import Tool, ToolChoice
-from server.chat.vocabulary import Vocabulary
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 FUNCTION = "<function="

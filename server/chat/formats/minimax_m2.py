@@ -13,8 +13,8 @@ from server.chat.formats.rules import grammar
 from server.chat.formats.symbols import Symbols
 from server.chat.formats.xml_calls import Around, Tags, XmlCalls, argument_rules
 from server.chat.grammar import lark
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.chat.tools import Tool, ToolChoice
-from server.chat.vocabulary import Vocabulary
 
 BEGIN, END = "<minimax:tool_call>", "</minimax:tool_call>"
 INVOKE = "<invoke name="

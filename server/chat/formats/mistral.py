@@ -17,8 +17,8 @@ from server.chat.formats.rules import grammar, json_arguments, one_or_more
 from server.chat.formats.schema import arguments_schema
 from server.chat.formats.symbols import Symbols
 from server.chat.grammar import lark
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.chat.tools import Tool, ToolChoice
-from server.chat.vocabulary import Vocabulary
 
 CALLS, ARGUMENTS, ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 ID_LENGTH = 9

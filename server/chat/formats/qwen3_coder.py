@@ -12,8 +12,8 @@ from server.chat.formats.rules import grammar, one_or_more
 from server.chat.formats.symbols import Symbols
 from server.chat.formats.xml_calls import Around, argument_rules
 from server.chat.grammar import lark
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.chat.tools import Tool, ToolChoice
-from server.chat.vocabulary import Vocabulary
 
 _AROUND = Around(lambda name: f'"<parameter=" {name} ">\\n"', "</parameter>", '"\\n"', '"\\n"')
 

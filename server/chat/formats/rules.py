@@ -10,8 +10,8 @@ from typing import Any
 
 from server.chat.formats.schema import ToolSchema
 from server.chat.grammar import lark
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.chat.tools import Tool, ToolChoice
-from server.chat.vocabulary import Vocabulary
 
 # With any of these a schema says for itself what else an object may hold.
 _OPEN = ("additionalProperties", "patternProperties", "$ref", "anyOf", "oneOf", "allOf", "not", "if")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from server.chat.vocabulary import Vocabulary
+from server.chat.tokenizers.vocabulary import Vocabulary
 
 _FIRST = 0xD800
 _SYMBOL = re.compile("[\ud800-\udfff]")

@@ -11,8 +11,8 @@ from server.chat.formats.reader import Calls
 from server.chat.formats.rules import NAME, json_value, up_to
 from server.chat.formats.schema import ToolSchema, arguments_schema, typed
 from server.chat.grammar import lark
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.chat.tools import Tool
-from server.chat.vocabulary import Vocabulary
 
 _LONGEST_NAME = 256
 _WORDS = {

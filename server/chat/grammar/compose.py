@@ -16,8 +16,8 @@ from server.chat.grammar.checking import GrammarFault, check
 from server.chat.grammar.schemas import usable
 from server.chat.grammar.unheld import unheld
 from server.chat.shapes import AnyJson, GrammarText, JsonSchema, OneOf, Regex, Shape, StructuralTag
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.chat.tools import Tool, ToolChoice
-from server.chat.vocabulary import Vocabulary
 from server.engine_client.protocol import Grammar
 from server.errors import InvalidRequest
 

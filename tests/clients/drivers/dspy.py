@@ -4,19 +4,14 @@
 # client = "DSPy"
 # apis = ["chat", "responses"]
 # ///
-"""Its LM by itself, and what it makes of signatures and tools."""
+"""Its LM by itself, and with a signature whose outputs are a JSON object."""
 
 import dspy
-from drive import API, CAPITAL, DEGREES, KEY, MODEL, TOO_LONG, V1, feature, main, refused
+from drive import API, CAPITAL, FORM, KEY, MODEL, TOO_LONG, V1, Lacks, feature, main, refused
 
 
 def model(name=MODEL, key=KEY, **fields):
     return dspy.LM(f"openai/{name}", api_base=V1, api_key=key, model_type=API, cache=False, num_retries=0, **fields)
-
-
-def weather(city: str) -> str:
-    """The weather of a city."""
-    return DEGREES
 
 
 def text_of(answer):
@@ -26,6 +21,15 @@ def text_of(answer):
 @feature
 def plain():
     return text_of(model()(CAPITAL)[0])
+
+
+@feature
+def structured():
+    if API == "chat":
+        raise Lacks("it asks for JSON in words only")
+    with dspy.context(lm=model(), adapter=dspy.JSONAdapter()):
+        told = dspy.Predict("question -> city: str, degrees: int")(question=FORM)
+    return {"city": told.city, "degrees": told.degrees}
 
 
 @feature

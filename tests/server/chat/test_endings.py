@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from server.chat.conversation import Conversation
 from server.chat.parts import Message, ToolCallPart
-from server.chat.template import ChatTemplate
+from server.chat.templates.template import ChatTemplate
 
 SOURCE = (
     "{% for m in messages %}[{{ m.role }}:{{ m.content }}"

@@ -13,8 +13,8 @@ from server.chat.conversation import Infill, OtherFile, RawPrompt
 from server.chat.encoded import EncodedPrompt
 from server.chat.infill import encode_infill
 from server.chat.prompt import encode_prompt
-from server.chat.template import ChatTemplate
-from server.chat.tokenizer import ChatTokenizer
+from server.chat.templates.template import ChatTemplate
+from server.chat.tokenizers.tokenizer import ChatTokenizer
 from server.errors import ContextLengthExceeded, InvalidRequest
 from tests.support.fim_model import FILE, MIDDLE, PAD, PREFIX, QWEN, REPOSITORY, SUFFIX, fim_tokenizer
 from tests.support.kinds_of_tokenizer import KINDS, write_tokenizer

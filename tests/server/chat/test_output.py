@@ -13,7 +13,7 @@ from server.chat.channels import Channels, Piece, ReasoningPiece, TextPiece, Too
 from server.chat.deltas import Delta, ReasoningDelta, TextDelta, ToolCallDelta
 from server.chat.output import ChoiceOutput
 from server.chat.stops import StopFinder
-from server.chat.tokenizer import ChatTokenizer
+from server.chat.tokenizers.tokenizer import ChatTokenizer
 from server.engine_client.protocol import TokenLogprob
 from tests.support.tiny_model import END_ID, START_ID, write_tiny_model
 from tests.support.vocabulary import vocabulary_of

@@ -12,8 +12,8 @@ from server.chat.conversation import Conversation, RawPrompt
 from server.chat.encoded import EncodedPrompt
 from server.chat.parts import Message, Part, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart
 from server.chat.prompt import encode_prompt, spelling_defuser
-from server.chat.template import ChatTemplate
-from server.chat.tokenizer import ChatTokenizer
+from server.chat.templates.template import ChatTemplate
+from server.chat.tokenizers.tokenizer import ChatTokenizer
 from server.errors import ContextLengthExceeded, InvalidRequest
 from tests.support.tiny_model import (
     BOS,

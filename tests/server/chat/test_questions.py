@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from server.chat.conversation import ClosedQuestion, Conversation, Inquiry
-from server.chat.conversion import Conversions
 from server.chat.encoded import End
 from server.chat.parts import Message
 from server.chat.processor import Processor
 from server.chat.questions import encode_inquiry
-from server.chat.template import ChatTemplate
+from server.chat.templates.template import ChatTemplate
+from server.chat.tokenizers.conversion import Conversions
 from server.errors import ContextLengthExceeded, InvalidRequest
 from tests.support.packages import TEMPLATE_NAMES, published_templates
 from tests.support.tiny_model import END_ID, write_tiny_model

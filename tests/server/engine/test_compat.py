@@ -246,3 +246,44 @@ def test_being_out_of_memory_is_known_by_its_words(error: Exception, is_memory: 
 def test_caches_that_a_batch_needs_can_be_merged() -> None:
     for name in ("KVCache", "RotatingKVCache", "ArraysCache", "CacheList"):
         assert callable(getattr(cache, name).merge)
+
+
+def test_only_layers_of_keys_and_values_can_branch_and_a_window_does_in_the_order_of_its_tokens() -> None:
+    full, window = filled(KVCache(), 20), filled(RotatingKVCache(WINDOW), 5, 1, 9, 1, 1)
+    others = (RotatingKVCache(WINDOW, keep=2), ChunkedKVCache(WINDOW), ArraysCache(2), CacheList(KVCache()))
+    assert compat.can_branch(full) and compat.can_branch(window)
+    assert not any(map(compat.can_branch, others))
+    assert compat.ordered(full) == (full, 20)
+    columns, length = compat.ordered(window)
+    assert (held(columns), length) == ([*range(17 - WINDOW, 17)], WINDOW)
+    assert compat.ordered(RotatingKVCache(WINDOW))[1] == 0
+
+
+def test_attention_over_shared_keys_is_that_over_a_copy_for_each_row() -> None:
+    mx.random.seed(0)
+    queries = mx.random.normal((3, 2 * HEADS, 5, HEAD_DIM))
+    keys, values = mx.random.normal((2, 1, HEADS, 9, HEAD_DIM))
+    mask = mx.random.uniform(shape=(3, 1, 5, 9)) > 0.5
+    mask[..., 0] = True
+    attention: Any = mx.fast.scaled_dot_product_attention
+    views = [mx.broadcast_to(array, (3, *array.shape[1:])) for array in (keys, values)]
+    expected = attention(queries, *views, scale=0.5, mask=mask)
+
+    shared = {id(view): (view, array) for view, array in zip(views, (keys, values), strict=True)}
+    with compat.folded_attention(shared):
+        folded: Any = mx.fast.scaled_dot_product_attention
+        assert mx.allclose(folded(queries, *views, scale=0.5, mask=mask), expected, atol=1e-5)
+        # What is not shared is left as it is: other rows of keys, and values that a model makes of them itself.
+        own = mx.random.normal(views[0].shape)
+        for pair in ((own, views[1]), (views[0], own)):
+            assert mx.allclose(
+                folded(queries, *pair, scale=0.5, mask=mask), attention(queries, *pair, scale=0.5, mask=mask), atol=1e-5
+            )
+    assert mx.fast.scaled_dot_product_attention is attention
+
+
+def test_attention_is_what_it_was_after_a_model_that_fails() -> None:
+    attention = mx.fast.scaled_dot_product_attention
+    with pytest.raises(ValueError, match="no model"), compat.folded_attention({}):
+        raise ValueError("no model")
+    assert mx.fast.scaled_dot_product_attention is attention

@@ -9,9 +9,9 @@ import mlx.core as mx
 from server.engine import kv
 from server.engine.admission import Admission
 from server.engine.cost_model import measure
-from server.engine.disk_tier import DiskTier
 from server.engine.engine import Engine
 from server.engine.prefill import Prefill, read_together
+from server.engine.prefixes.disk_tier import DiskTier
 from server.engine.rehearsal import Together
 from server.engine_client.protocol import Generate, Load, Tokens
 from tests.support.talks import Model, generate, new_talk

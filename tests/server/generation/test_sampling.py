@@ -8,8 +8,8 @@ from server.chat.conversation import Client, GenerationOptions, Reasoning
 from server.chat.encoded import EncodedPrompt
 from server.chat.formats.format import ThoughtMarkers
 from server.chat.grammar.constraint import Constraint
-from server.chat.tokenizer import ChatTokenizer
-from server.chat.vocabulary import Vocabulary
+from server.chat.tokenizers.tokenizer import ChatTokenizer
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.engine_client.protocol import Grammar, Thought
 from server.errors import InvalidRequest
 from server.generation.sampling import generate_commands, thought_of

@@ -13,8 +13,8 @@ from mlx_lm.utils import load_model
 from openai import OpenAI
 
 from server.api.openai.decisions.request import parse_decision
-from server.chat.conversion import Conversions
 from server.chat.processor import Processor
+from server.chat.tokenizers.conversion import Conversions
 from server.engine_client.protocol import Branch, ScoreOptions
 from server.settings.types import LimitSettings
 from tests.support.questions import bare_scores

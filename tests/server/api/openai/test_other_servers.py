@@ -89,6 +89,18 @@ def test_what_cannot_be_done_is_refused_by_the_name_that_was_used(server: Runnin
     assert (reply.status, reply.json()["error"]["param"]) == (400, param), reply.body
 
 
+def test_the_defaults_of_llama_server_may_be_spelled_out(server: Running) -> None:
+    """As llama.vscode does when it edits a text."""
+    options = _options(
+        server, cache_prompt=True, samplers="edkypmxt", temperature=0.8, dynatemp_range=0, dynatemp_exponent=1,
+        top_k=40, top_p=0.95, min_p=0.05, typical_p=1, xtc_probability=0, xtc_threshold=0.1, repeat_last_n=64,
+        repeat_penalty=1, presence_penalty=0, frequency_penalty=0, dry_multiplier=0, dry_base=1.75,
+        dry_allowed_length=2, dry_penalty_last_n=-1, max_tokens=-1, timings_per_token=False,
+    )  # fmt: skip
+    assert (options.temperature, options.top_k, options.min_p) == (0.8, 40, 0.05)
+    assert server.chat(samplers="tk").status == server.chat(repeat_last_n=32).status == 400
+
+
 def test_an_option_that_nobody_knows_is_named(server: Running) -> None:
     reply = server.chat(options={"messages": [], "num_gpu": 1, "foo": 1, "seed": 3})
     assert reply.status == 200

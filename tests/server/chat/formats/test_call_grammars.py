@@ -11,8 +11,8 @@ import pytest
 
 from server.chat.formats.choose import FORMATS
 from server.chat.formats.format import CallGrammar
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.chat.tools import Tool, ToolChoice
-from server.chat.vocabulary import Vocabulary
 from tests.support.grammars import accepts, token_ids, walk
 from tests.support.transcripts.every import TRANSCRIPTS
 from tests.support.wire import TOOLS, read, tokens, vocabulary

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from server.chat.tokenizer import ChatTokenizer
-from server.chat.vocabulary import Vocabulary
+from server.chat.tokenizers.tokenizer import ChatTokenizer
+from server.chat.tokenizers.vocabulary import Vocabulary
 from tests.support.steered import Run, with_engine
 from tests.support.tiny_model import write_tiny_model
 from tests.support.vocabulary import vocabulary_of

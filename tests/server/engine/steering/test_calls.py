@@ -11,9 +11,9 @@ import pytest
 from server.chat.formats.choose import FORMATS
 from server.chat.grammar.compose import Composer
 from server.chat.shapes import JsonSchema
-from server.chat.tokenizer import ChatTokenizer
+from server.chat.tokenizers.tokenizer import ChatTokenizer
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.chat.tools import FREE, Tool, ToolChoice
-from server.chat.vocabulary import Vocabulary
 from tests.support.steered import Answer, Asked, Run, request
 from tests.support.wire import read
 

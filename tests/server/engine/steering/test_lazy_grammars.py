@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from server.chat.tokenizer import ChatTokenizer
-from server.chat.vocabulary import Vocabulary
+from server.chat.tokenizers.tokenizer import ChatTokenizer
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.engine_client.protocol import Grammar
 from tests.support.steered import Asked, Run, request
 from tests.support.tiny_model import START, START_ID

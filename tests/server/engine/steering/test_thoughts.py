@@ -8,8 +8,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from server.chat.tokenizer import ChatTokenizer
-from server.chat.vocabulary import Vocabulary
+from server.chat.tokenizers.tokenizer import ChatTokenizer
+from server.chat.tokenizers.vocabulary import Vocabulary
 from server.engine_client.protocol import Grammar, Thought
 from tests.support.steered import JSON, SCHEMA, Asked, Run, request
 from tests.support.tiny_model import BOS_ID, END, END_ID, START, START_ID
