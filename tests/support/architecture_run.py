@@ -202,7 +202,8 @@ def _reuse(model: Any, talk: Conversation, wrong: dict[str, str], after: str = "
     told = prompt(30, 1)
     longer = [*told, *(token for token, _ in bare(model, told, 8)), *prompt(7, 40)]
     edited = [*told]
-    edited[25] = (edited[25] + 1) % VOCABULARY
+    # Another one than before the restart: that has been kept as well.
+    edited[25] = (edited[25] + (2 if after else 1)) % VOCABULARY
     cached = {}
     for scenario, tokens in (("prefix", longer), ("edit", edited)):
         id = talk.ask(tokens, 6)
