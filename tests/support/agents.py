@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from tests.support.client_environments import Environment
 
@@ -256,8 +256,11 @@ def run(agent: Agent, environment: Environment, server: Mapping[str, str], home:
     variables = {name: _filled(value, values) for name, value in agent.env.items()}
     variables |= {"PATH": environment.path, "HOME": str(home), "LANG": "C.UTF-8", "TERM": "dumb"}
     said = ""
-    for command in (*agent.first, agent.command):
-        said += _said([_filled(word, values) for word in command], work, variables)
+    try:
+        for command in (*agent.first, agent.command):
+            said += _said([_filled(word, values) for word in command], work, variables)
+    finally:
+        _end_all(home)
     return said
 
 
@@ -273,22 +276,22 @@ def _said(command: Sequence[str], folder: Path, variables: Mapping[str, str]) ->
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        start_new_session=True,
     )
     try:
         said, _ = process.communicate(timeout=_RUN_S)
     except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
         said = f"it did not end within {_RUN_S} s"
-    finally:
-        _end(process)
     return said
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """And all that it has left running in its session."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+def _end_all(home: Path) -> None:
+    """Whatever still runs with this home: agents leave servers behind, in sessions of their own."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("HOME") == str(home):
+                process.kill()
 
 
 def _filled(text: str, values: Mapping[str, str]) -> str:
