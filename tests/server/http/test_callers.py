@@ -93,7 +93,7 @@ def test_extensions_of_a_browser_are_listed_each_or_all_of_a_kind(strict: Runnin
     assert ask(strict, origin=origin).status == status
 
 
-@pytest.mark.parametrize("host", [*CONTAINER_NAMES, "host.docker.internal:8080", "HOST.DOCKER.INTERNAL"])
+@pytest.mark.parametrize("host", [*sorted(CONTAINER_NAMES), "host.docker.internal:8080", "HOST.DOCKER.INTERNAL"])
 def test_a_container_may_call_this_machine_by_the_name_that_it_knows(server: Running, host: str) -> None:
     assert ask(server, host=host).status == 200
 
