@@ -15,9 +15,9 @@ demo: $(VENV)/.run
 serve: $(VENV)/.run
 	@$(BIN)/configi serve $(ARGS)
 
-# In parallel, since every test has its own folders, ports and processes. Each worker starts servers: four are enough.
+# In parallel, since every test has its own folders, ports and processes. Four also on two cores: many tests wait.
 test: $(VENV)/.dev
-	@$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(ARGS)
+	@$(BIN)/pytest --numprocesses 4 --dist worksteal $(ARGS)
 
 # The 93 MB embedded model, and what takes minutes.
 test-slow: $(VENV)/.dev $(VENV)/.docs
