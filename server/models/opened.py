@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from server.allocator import give_back
 from server.chat.description import Description
 from server.text.client import TextProcess
 
@@ -90,7 +91,7 @@ class OpenedFiles:
         self._stop_timer()
         text, self.text = self.text, None
         if text is not None:
-            closing = asyncio.create_task(text.close())
+            closing = asyncio.create_task(_ended(text))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
@@ -98,3 +99,10 @@ class OpenedFiles:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+async def _ended(text: TextProcess) -> None:
+    """Its vocabulary may be most of what this process holds."""
+    await text.close()
+    del text
+    await asyncio.to_thread(give_back)

@@ -103,12 +103,24 @@ class Resident:
 
         Fails with ModelUnavailable when they cannot be obtained or read.
         """
-        if self._opening is None or (self._opening.done() and self._files.text is None):
+        if self._files.text is not None:
+            self._files.await_use()
+            opened: asyncio.Future[TextProcess] = asyncio.get_running_loop().create_future()
+            opened.set_result(self._files.text)
+            return opened
+        if self._opening is None or self._opening.done():
             self._opening = asyncio.create_task(self._open())
-            # Every caller may have left by the time it fails; the failure is in the status all the same.
-            self._opening.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._opening.add_done_callback(self._opening_ended)
         self._files.await_use()
         return self._opening
+
+    def _opening_ended(self, opening: asyncio.Task[TextProcess]) -> None:
+        if self._opening is opening:
+            # Its result would stay in memory.
+            self._opening = None
+        if not opening.cancelled():
+            # Every caller may have left by the time it fails; the failure is in the status all the same.
+            opening.exception()
 
     async def look(self) -> None:
         """`open` if its files are on this machine."""

@@ -36,8 +36,8 @@ ARROWS: dict[str, set[str]] = {
     "server.metrics": {"server.chat", "server.errors", "server.models"},
     "server.http": {"server.allocator", "server.child", "server.errors", "server.settings"},
     "server.models": {
-        "server.chat", "server.child", "server.engine_client", "server.errors", "server.settings", "server.text",
-        "quantize", "quantize.folder", "quantize.hub",
+        "server.allocator", "server.chat", "server.child", "server.engine_client", "server.errors", "server.settings",
+        "server.text", "quantize", "quantize.folder", "quantize.hub",
     },
     "server.chat": {"server.engine_client", "server.errors", "quantize"},
     "server.engine_client": {"server.errors", "server.settings"},

@@ -7,6 +7,7 @@ import json
 import select
 import socket
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -84,9 +85,9 @@ def test_a_hundred_bodies_in_flight_do_not_fill_the_memory(server: Running) -> N
     server.assert_still_serves()
     process = psutil.Process(server.process.pid)
     before = process.memory_info().rss
-    with contextlib.ExitStack() as stack:
-        for _ in range(100):
-            stack.enter_context(upload(server, LARGEST))
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(100) as pool:
+        for connection in pool.map(lambda _: upload(server, LARGEST), range(100)):
+            stack.enter_context(connection)
         server.assert_still_serves()
         # All of them would be 400 MB.
         assert process.memory_info().rss - before < 120_000_000
