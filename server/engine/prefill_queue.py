@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
+from mlx_lm.models.cache import make_prompt_cache
 
 from server.engine import kv
 from server.engine.admission import Admission
@@ -47,6 +48,8 @@ class PrefillQueue:
         self._admission = admission
         self._prefixes = prefixes
         self._trimmable = trimmable
+        # Whether a checkpoint can be cut out of the caches after the pass that went beyond it.
+        self._can_go_back = kv.can_go_back(make_prompt_cache(model))
         self._together = together
         self._scheduler = PrefillScheduler()
         self._prefills: dict[int, Prefill] = {}
@@ -135,8 +138,8 @@ class PrefillQueue:
         """Tokens to the end of the chunk, of the prompt, or to where a checkpoint must be taken."""
         if not prefill.started:
             events.append(self._start(prefill))
-        # Non-trimmable layers must be kept as they are at a checkpoint.
-        stops = [] if self._trimmable else checkpoints(prefill.request)
+        # Layers that cannot go back must be kept as they are at a checkpoint.
+        stops = [] if self._can_go_back else checkpoints(prefill.request)
         return prefill.part(size, stops)
 
     def _start(self, prefill: Prefill) -> EngineEvent:
@@ -163,8 +166,10 @@ class PrefillQueue:
     def _advanced(self, prefill: Prefill, tokens: int) -> EngineEvent:
         request = prefill.request
         self._scheduler.charge(request.client, tokens)
-        if not self._trimmable and prefill.done in checkpoints(request):
-            self._keep(prefill, prefill.done)
+        if not self._trimmable:
+            for end in checkpoints(request):
+                if prefill.done - tokens < end <= prefill.done:
+                    self._keep(prefill, end)
         return Prefilled(request.id, prefill.done, len(request.prompt))
 
     def _complete(self, prefill: Prefill) -> list[EngineEvent]:

@@ -23,6 +23,8 @@ _EVICTED_FIRST: dict[Kind, int] = {"assistant": 0, "user": 1, "system": 2}
 # Not used in this many look-ups: evicted before anything fresh, whatever its kind, or old system prompts would stay
 # for ever.
 _STALE = 256
+# Caches to continue from have room for the rest of the prompt, in steps like those that mlx-lm lets them grow by.
+_STEP = 256
 
 
 @dataclass(eq=False, slots=True)
@@ -97,7 +99,8 @@ class PrefixCache:
         for node in path:
             node.segment.used = self._clock
         length = _reach(path, match)
-        hit = Hit(_concatenate(path, length) if path else None, length, match.length)
+        room = _whole_steps(len(tokens)) - length
+        hit = Hit(_concatenate(path, length, room) if path else None, length, match.length)
         self.shrink(self.limit)
         return hit
 
@@ -278,13 +281,17 @@ def _has_children_in_memory(node: Node[CachedSegment]) -> bool:
     return any(child.segment.layers is not None for child in node.children.values())
 
 
-def _concatenate(path: Path, length: int) -> Layers:
+def _whole_steps(tokens: int) -> int:
+    return -(-tokens // _STEP) * _STEP
+
+
+def _concatenate(path: Path, length: int, room: int) -> Layers:
     parts = []
     for node in path:
         if node.segment.layers is None:
             raise RuntimeError("a segment is used before it was loaded")
         parts.append((node.segment.layers, node.start, node.stop - max(0, node.end - length)))
-    return kv.concatenate(parts)
+    return kv.concatenate(parts, room)
 
 
 def _tokens_to(node: Node[CachedSegment]) -> list[int]:
