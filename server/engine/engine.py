@@ -140,7 +140,11 @@ class Engine:
 
     def write_one(self) -> bool:
         """Write one prefix to disk, for when there is nothing else to do; False when all are written."""
-        return self._prefixes.write_one()
+        return self._prefixes.disk.write_one()
+
+    def close(self, seconds: float) -> None:
+        """Write the prefixes that are worth it, for so long at most."""
+        self._prefixes.disk.close(seconds)
 
     def stats(self) -> Stats:
         return Stats(
@@ -164,7 +168,7 @@ class Engine:
         """The token budget gets the time that the model took, without the bookkeeping between."""
         events, decode_s = self._decode()
         decoding = len(self._batch) > 0
-        chunk = self._prefills.read(self._budget.chunk_tokens(decoding=decoding))
+        chunk = self._prefills.read(self._budget.chunk_tokens(decoding=decoding), idle=not decoding)
         read = [(prefill.request, prefill.layers) for prefill in chunk.completed]
         self._unsteered += [Newcomer(request, layers) for request, layers in read if isinstance(request, Generate)]
         self._budget.record(decode_s + chunk.seconds, prefilled=chunk.tokens, decoding=decoding)

@@ -35,7 +35,12 @@ def extract(layers: Layers, start: int, stop: int) -> Layers:
     """The segment of tokens start..stop of one sequence; non-trimmable layers as they were after `stop`, or None where
     that is not known. Copies, evaluated."""
     segment = [
-        compat.cut(layer, start, stop) if is_trimmable(layer) else compat.state_at(layer, stop) for layer in layers
+        None
+        if layer is None
+        else compat.cut(layer, start, stop)
+        if is_trimmable(layer)
+        else compat.state_at(layer, stop)
+        for layer in layers
     ]
     evaluate(segment)
     return segment
@@ -43,7 +48,7 @@ def extract(layers: Layers, start: int, stop: int) -> Layers:
 
 def trimmable_only(segment: Layers) -> Layers:
     """The segment without the state of its non-trimmable layers."""
-    return [layer if is_trimmable(layer) else None for layer in segment]
+    return [layer if layer is not None and is_trimmable(layer) else None for layer in segment]
 
 
 def is_resumable(segment: Layers | None) -> bool:

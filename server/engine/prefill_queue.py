@@ -25,6 +25,8 @@ from server.engine_client.protocol import EngineEvent, Prefilled, Request, Score
 
 # With non-trimmable layers each checkpoint holds all their state: the system prompt's end and the latest are kept.
 _LATEST_CHECKPOINTS = 2
+# With nothing to do but wait for the disk, a step does so no longer than this: commands must be heard.
+_DISK_WAIT_S = 0.02
 
 
 @dataclass(slots=True)
@@ -85,22 +87,31 @@ class PrefillQueue:
 
     def cancel(self, id: int) -> None:
         """Take out `id`; what was read of its prompt is kept as a prefix."""
-        prefill = self._prefills.pop(id)
+        prefill = self._prefills[id]
+        self.discard(id)
         if prefill.started and prefill.done:
             self._keep(prefill, prefill.done)
 
     def discard(self, id: int) -> None:
-        self._prefills.pop(id, None)
+        prefill = self._prefills.pop(id, None)
+        if prefill is not None and prefill.restore is not None:
+            self._prefixes.disk.cancel(prefill.restore)
 
     def clear(self) -> None:
-        self._prefills.clear()
+        for id in list(self._prefills):
+            self.discard(id)
 
-    def read(self, size: int) -> Chunk:
-        """Read at most `size` tokens, of one prompt or of several together."""
+    def read(self, size: int, *, idle: bool = False) -> Chunk:
+        """Read at most `size` tokens, of one prompt or of several together. `idle`: nothing else goes on, so that there
+        is time to wait for the disk."""
         chunk = Chunk()
-        if not self._prefills or not size:
+        self._prefixes.disk.tend_while_busy()
+        ready = [prefill for prefill in self._prefills.values() if self._is_ready(prefill)]
+        if idle and self._prefills and not ready:
+            self._prefixes.disk.wait_for_read(_DISK_WAIT_S)
+        if not ready or not size:
             return chunk
-        parts = self._plan(size, chunk.events)
+        parts = self._plan(ready, size, chunk.events)
         start = time.monotonic()
         chunk.tokens = self._forward([(prefill, tokens) for prefill, tokens in parts if tokens])
         chunk.seconds = time.monotonic() - start
@@ -114,16 +125,22 @@ class PrefillQueue:
 
     # ---- planning
 
-    def _plan(self, size: int, events: list[EngineEvent]) -> list[tuple[Prefill, int]]:
+    def _is_ready(self, prefill: Prefill) -> bool:
+        """Not while what it can continue from comes from disk, nor while another reads the same prompt."""
+        if prefill.waits_for in self._prefills:
+            return False
+        if not prefill.started and prefill.restore is None and prefill.reuses_prefixes:
+            request = prefill.request
+            prefill.restore = self._prefixes.restore(request.prompt, request.cache_salt)
+        return prefill.restore is None or prefill.restore.done
+
+    def _plan(self, ready: Sequence[Prefill], size: int, events: list[EngineEvent]) -> list[tuple[Prefill, int]]:
         """Whose tokens are read next, and how many: one prompt's, or those of several that fit into `size` together."""
         size = min(size, self._admission.max_chunk(mx.get_active_memory(), self._activation_per_token))
-        chosen = self._scheduler.next(list(self._prefills.values()))
+        chosen = self._scheduler.next(ready)
         parts = [(chosen, self._part(chosen, size, events))]
-        for other in self._prefills.values():
-            batchable = (
-                self._together and chosen.batchable and other.batchable and other.waits_for not in self._prefills
-            )
-            if not batchable or other is chosen:
+        for other in ready:
+            if other is chosen or not (self._together and chosen.batchable and other.batchable):
                 continue
             # Each is padded to the longest, and padding must not cost more than reading the weights again would.
             longest = max(tokens for _, tokens in parts)
