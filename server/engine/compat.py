@@ -178,6 +178,37 @@ def state_at(layer: Any, position: int) -> Any:
     return RotatingKVCache.from_state((keys, values, position, layer.keep, layer.max_size, size))
 
 
+def undone(layer: Any, before: Any, position: int) -> Any:
+    """The layer as it was after `position` tokens, before a forward pass over more; None where there is no way back.
+    `before` is a `shared` copy of then, or None when it was let go, since the pass is evaluated so far."""
+    if before is not None or not can_go_back(layer):
+        return before
+    if isinstance(layer, CacheList):
+        return CacheList(*(undone(part, None, position) for part in layer.caches))
+    if is_trimmable(layer):
+        layer.trim(layer.offset - position)
+        return layer
+    if position < layer.max_size:
+        return state_at(layer, position) if position else RotatingKVCache(layer.max_size)
+    # One token of the window is gone. Nothing sees it: the next pass cuts it off, or a token takes its place.
+    size = layer.max_size - 1
+    arrays = [layer._temporal_order(array) for array in (layer.keys, layer.values)]
+    stop = arrays[0].shape[2] - (layer.offset - position)
+    if stop < size:
+        return None
+    keys, values = (mx.pad(array[..., stop - size : stop, :], [(0, 0), (0, 0), (1, 0), (0, 0)]) for array in arrays)
+    return RotatingKVCache.from_state((keys, values, position, 0, layer.max_size, layer.max_size))
+
+
+def shared(layer: Any) -> Any:
+    """The layer with arrays of its own over the same memory, which MLX copies when one of both writes into it. None for
+    a class of the architecture's own."""
+    if not all(map(is_storable, leaves([layer]))):
+        return None
+    state = tree_map(lambda leaf: mx.array(leaf) if isinstance(leaf, mx.array) else leaf, layer.state)
+    return type(layer).from_state(state)
+
+
 def _copy_window(layer: RotatingKVCache) -> RotatingKVCache:
     """The last `max_size` tokens in order: after a long chunk mlx-lm also keeps the tokens of the chunk."""
     if layer.empty():

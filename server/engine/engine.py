@@ -92,7 +92,7 @@ class Engine:
             prefill_rate=lambda: self._budget.prefill_tokens_per_s,
         )
         self._prefills = PrefillQueue(
-            self._model, admission, self._prefixes, trimmable=trimmable, together=together.prefill
+            self._model, admission, self._budget, self._prefixes, trimmable=trimmable, together=together.prefill
         )
         self._together = together
         self._batch = self._empty_batch()
@@ -168,10 +168,12 @@ class Engine:
         """The token budget gets the time that the model took, without the bookkeeping between."""
         events, decode_s = self._decode()
         decoding = len(self._batch) > 0
-        chunk = self._prefills.read(self._budget.chunk_tokens(decoding=decoding), idle=not decoding)
+        seconds = self._budget.seconds(decode_s, decoding=decoding)
+        under_way_s = self._budget.decode_under_way_s(decode_s) if decoding else 0.0
+        chunk = self._prefills.read(seconds, under_way_s=under_way_s, idle=not decoding)
         read = [(prefill.request, prefill.layers) for prefill in chunk.completed]
         self._unsteered += [Newcomer(request, layers) for request, layers in read if isinstance(request, Generate)]
-        self._budget.record(decode_s + chunk.seconds, prefilled=chunk.tokens, decoding=decoding)
+        self._budget.record(decode_s, chunk.seconds, decoding=decoding)
         return events + chunk.events + self._begin_answers()
 
     def _begin_answers(self) -> list[EngineEvent]:

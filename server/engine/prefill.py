@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -14,19 +15,31 @@ from server.engine.prefixes.disk_work import Restore
 from server.engine_client.protocol import EngineEvent, Request
 
 
+@dataclass(slots=True)
+class Pass:
+    """A forward pass over `tokens`, of which the first layers are evaluated. `before`: the caches of the others, as
+    they were. `pieces`: how many layers were evaluated at a time, and in how many seconds."""
+
+    tokens: int
+    before: Layers
+    evaluated: int = 0
+    pieces: list[tuple[int, float]] = field(default_factory=list)
+
+
 class Prefill:
     """`done` prompt tokens are in `layers`. All but the last token are read here: the last one's logits are the first
     step of decoding."""
 
     # The KV cache of an earlier prompt may provide the first tokens.
     reuses_prefixes = True
-    # It can be read together with others.
+    # It can be read together with others, and in passes that are cut between their layers.
     batchable = True
 
     def __init__(self, model: Any, request: Request, waits_for: int | None = None) -> None:
         self.request = request
         self.layers: Layers = []
         self.done = 0
+        self.under_way: Pass | None = None
         # For the scheduler: see `scheduler.PendingPrefill`.
         self.age = 0
         self.waits_for = waits_for
@@ -65,9 +78,39 @@ class Prefill:
         return min([size, self.unread, *(stop - self.done for stop in stops if stop > self.done)])
 
     def read(self, tokens: int) -> None:
-        """The next `tokens` of the prompt; nobody asks for the logits, so MLX computes none."""
+        """The next `tokens` of the prompt."""
+        self.begin(tokens)
+        self.go_on(len(self.layers))
+
+    def begin(self, tokens: int) -> None:
+        """A forward pass over the next `tokens`, which `go_on` evaluates. Nobody asks for the logits, so MLX computes
+        none."""
+        assert self.under_way is None
+        before = list(map(compat.shared, self.layers))
         self._forward(self.next_tokens(tokens))
-        self._commit(tokens)
+        self.under_way = Pass(tokens, before)
+
+    def go_on(self, layers: int) -> None:
+        """Evaluate the next `layers` of the pass: what they keep needs all that is before them."""
+        under_way = self.under_way
+        assert under_way is not None
+        start, stop = under_way.evaluated, under_way.evaluated + layers
+        # Held any longer, their buffers would be copied.
+        under_way.before[start:stop] = [None] * len(under_way.before[start:stop])
+        kv.evaluate(self.layers[start:stop])
+        under_way.evaluated = min(stop, len(self.layers))
+        if under_way.evaluated == len(self.layers):
+            self.under_way = None
+            self._commit(under_way.tokens)
+
+    def undo(self) -> None:
+        """Forget the pass under way; where there is no way back, all that was read."""
+        if self.under_way is None:
+            return
+        before = zip(self.layers, self.under_way.before, strict=True)
+        layers = [compat.undone(layer, old, self.done) for layer, old in before]
+        self.under_way = None
+        self.layers, self.done = (layers, self.done) if None not in layers else ([], 0)
 
     def next_tokens(self, count: int) -> list[int]:
         return self.request.prompt[self.done : self.done + count]

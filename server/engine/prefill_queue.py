@@ -6,9 +6,9 @@ Runs in the engine process.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
@@ -20,7 +20,7 @@ from server.engine.prefixes.prefix_cache import Hit, PrefixCache
 from server.engine.scheduler import PrefillScheduler
 from server.engine.scoring.deciding import Deciding
 from server.engine.scoring.prompt_logprobs import Scoring
-from server.engine.token_budget import MIN_CHUNK_TOKENS
+from server.engine.token_budget import MIN_CHUNK_TOKENS, TokenBudget
 from server.engine_client.protocol import EngineEvent, Prefilled, Request, ScoreOptions
 
 # With non-trimmable layers each checkpoint holds all their state: the system prompt's end and the latest are kept.
@@ -29,11 +29,13 @@ _LATEST_CHECKPOINTS = 2
 _DISK_WAIT_S = 0.02
 
 
+T = TypeVar("T")
+
+
 @dataclass(slots=True)
 class Chunk:
-    """What reading a chunk did: `tokens` read in `seconds`, bookkeeping not counted, and the prompts it completed."""
+    """What a step read: for `seconds`, bookkeeping not counted, and the prompts that it completed."""
 
-    tokens: int = 0
     seconds: float = 0.0
     completed: Sequence[Prefill] = ()
     events: list[EngineEvent] = field(default_factory=list)
@@ -44,10 +46,18 @@ class PrefillQueue:
     `together`: several prompts can be read in one forward pass."""
 
     def __init__(
-        self, model: Any, admission: Admission, prefixes: PrefixCache, *, trimmable: bool, together: bool = True
+        self,
+        model: Any,
+        admission: Admission,
+        budget: TokenBudget,
+        prefixes: PrefixCache,
+        *,
+        trimmable: bool,
+        together: bool = True,
     ) -> None:
         self._model = model
         self._admission = admission
+        self._budget = budget
         self._prefixes = prefixes
         self._trimmable = trimmable
         # Whether a checkpoint can be cut out of the caches after the pass that went beyond it.
@@ -89,6 +99,7 @@ class PrefillQueue:
         """Take out `id`; what was read of its prompt is kept as a prefix."""
         prefill = self._prefills[id]
         self.discard(id)
+        prefill.undo()
         if prefill.started and prefill.done:
             self._keep(prefill, prefill.done)
 
@@ -101,24 +112,29 @@ class PrefillQueue:
         for id in list(self._prefills):
             self.discard(id)
 
-    def read(self, size: int, *, idle: bool = False) -> Chunk:
-        """Read at most `size` tokens, of one prompt or of several together. `idle`: nothing else goes on, so that there
-        is time to wait for the disk."""
+    def read(self, seconds: float, *, under_way_s: float = 0.0, idle: bool = False) -> Chunk:
+        """Read for some `seconds`: some layers of a pass over one prompt, or all of a pass over several that are short.
+        A decode step of `under_way_s` comes before. `idle`: nothing else goes on, so that there is time to wait for the
+        disk."""
         chunk = Chunk()
         self._prefixes.disk.tend_while_busy()
         ready = [prefill for prefill in self._prefills.values() if self._is_ready(prefill)]
         if idle and self._prefills and not ready:
             self._prefixes.disk.wait_for_read(_DISK_WAIT_S)
-        if not ready or not size:
+        if not ready or not seconds:
             return chunk
-        parts = self._plan(ready, size, chunk.events)
-        start = time.monotonic()
-        chunk.tokens = self._forward([(prefill, tokens) for prefill, tokens in parts if tokens])
-        chunk.seconds = time.monotonic() - start
-        for prefill, tokens in parts:
-            if tokens:
-                chunk.events.append(self._advanced(prefill, tokens))
-        chunk.completed = [prefill for prefill, _ in parts if not prefill.remaining]
+        chosen = self._scheduler.next(ready)
+        begun = time.monotonic()
+        if chosen.under_way is not None:
+            read = self._measured(chosen.under_way.tokens, lambda: self._go_on(chosen, seconds, under_way_s))
+        else:
+            parts = self._plan(chosen, ready, seconds, chunk.events)
+            begun = time.monotonic()
+            read = self._begin(parts, seconds, under_way_s)
+        chunk.seconds = time.monotonic() - begun
+        for prefill, tokens in read:
+            chunk.events.append(self._advanced(prefill, tokens))
+        chunk.completed = [prefill for prefill in ready if prefill.started and not prefill.remaining]
         for prefill in chunk.completed:
             chunk.events += self._complete(prefill)
         return chunk
@@ -134,30 +150,39 @@ class PrefillQueue:
             prefill.restore = self._prefixes.restore(request.prompt, request.cache_salt)
         return prefill.restore is None or prefill.restore.done
 
-    def _plan(self, ready: Sequence[Prefill], size: int, events: list[EngineEvent]) -> list[tuple[Prefill, int]]:
-        """Whose tokens are read next, and how many: one prompt's, or those of several that fit into `size` together."""
-        size = min(size, self._admission.max_chunk(mx.get_active_memory(), self._activation_per_token))
-        chosen = self._scheduler.next(ready)
-        parts = [(chosen, self._part(chosen, size, events))]
+    def _plan(
+        self, chosen: Prefill, ready: Sequence[Prefill], seconds: float, events: list[EngineEvent]
+    ) -> list[tuple[Prefill, int]]:
+        """What is read with `chosen`, and how many tokens of each: several where a pass over all is over in time."""
+        most = self._admission.max_chunk(mx.get_active_memory(), self._activation_per_token)
+        size = min(most, self._budget.whole_tokens(seconds))
+        if not chosen.started:
+            events.append(self._start(chosen))
+        longest_pass = (
+            size if not chosen.batchable else min(most, self._budget.pass_tokens(seconds, len(chosen.layers)))
+        )
+        parts = [(chosen, self._part(chosen, longest_pass))]
         for other in ready:
-            if other is chosen or not (self._together and chosen.batchable and other.batchable):
+            if other is chosen or other.under_way or not (self._together and chosen.batchable and other.batchable):
                 continue
             # Each is padded to the longest, and padding must not cost more than reading the weights again would.
             longest = max(tokens for _, tokens in parts)
             if longest * (len(parts) + 1) > size:
                 break
-            tokens = self._part(other, size, events)
+            if not other.started:
+                events.append(self._start(other))
+            tokens = self._part(other, size)
             if longest and longest / 2 <= tokens <= longest * 2 and max(longest, tokens) * (len(parts) + 1) <= size:
                 parts.append((other, tokens))
-        return parts
+        return [(prefill, tokens) for prefill, tokens in parts if tokens]
 
-    def _part(self, prefill: Prefill, size: int, events: list[EngineEvent]) -> int:
-        """Tokens to the end of the chunk, of the prompt, or to where a checkpoint must be taken."""
-        if not prefill.started:
-            events.append(self._start(prefill))
+    def _part(self, prefill: Prefill, size: int) -> int:
+        """Tokens to the end of the pass, of the prompt, or to where a checkpoint must be taken."""
         # Layers that cannot go back must be kept as they are at a checkpoint.
         stops = [] if self._can_go_back else checkpoints(prefill.request)
-        return prefill.part(size, stops)
+        # Passes of one size, rather than a short one at the end that reads all weights too.
+        passes = -(-prefill.unread // size)
+        return prefill.part(-(-prefill.unread // passes) if passes else size, stops)
 
     def _start(self, prefill: Prefill) -> EngineEvent:
         """Find what was read before."""
@@ -168,21 +193,56 @@ class PrefillQueue:
 
     # ---- reading
 
-    def _forward(self, parts: Sequence[tuple[Prefill, int]]) -> int:
-        """Read `parts` and measure what a token of a chunk needs; returns how many tokens it had."""
+    def _begin(self, parts: list[tuple[Prefill, int]], seconds: float, under_way_s: float) -> list[tuple[Prefill, int]]:
+        """Returns those whose tokens are read."""
+        if not parts:
+            return []
+        chosen, tokens = parts[0]
+        if len(parts) == 1 and chosen.batchable:
+            chosen.begin(tokens)
+            return self._measured(tokens, lambda: self._go_on(chosen, seconds, under_way_s))
         count = sum(tokens for _, tokens in parts)
-        if parts:
-            self._earlier_peak = self.peak_bytes
-            mx.reset_peak_memory()
-            active = mx.get_active_memory()
-            read_together(self._model, parts)
-            per_token = (mx.get_peak_memory() - active) // max(count, MIN_CHUNK_TOKENS)
-            self._activation_per_token = max(self._activation_per_token, per_token)
-        return count
+        begun = time.monotonic()
+        self._measured(count, lambda: read_together(self._model, parts))
+        self._budget.record_pass(count, [(1, max(time.monotonic() - begun - under_way_s, 0.0))])
+        for prefill, tokens in parts:
+            self._scheduler.charge(prefill.client, tokens)
+        return parts
+
+    def _go_on(self, prefill: Prefill, seconds: float, under_way_s: float) -> list[tuple[Prefill, int]]:
+        """Evaluate as many layers of the pass as fit, and one at least."""
+        under_way, layers = prefill.under_way, len(prefill.layers)
+        assert under_way is not None
+        first, begun, not_ours = under_way.evaluated, time.monotonic(), under_way_s
+        while prefill.under_way is not None:
+            left_s = seconds - (time.monotonic() - begun) - not_ours
+            count = self._budget.next_layers(under_way.tokens, layers, layers - under_way.evaluated, left_s)
+            if not count and under_way.evaluated > first:
+                break
+            count = min(max(count, 1), layers - under_way.evaluated)
+            piece_begun = time.monotonic()
+            prefill.go_on(count)
+            piece_s = max(time.monotonic() - piece_begun - not_ours, 0.0)
+            not_ours = 0.0
+            under_way.pieces.append((count, piece_s))
+            self._scheduler.charge(prefill.client, under_way.tokens * count / layers)
+        if prefill.under_way is not None:
+            return []
+        self._budget.record_pass(under_way.tokens, under_way.pieces)
+        return [(prefill, under_way.tokens)]
+
+    def _measured(self, tokens: int, read: Callable[[], T]) -> T:
+        """What `read` returns, once it is known what it needs for each of `tokens`."""
+        self._earlier_peak = self.peak_bytes
+        mx.reset_peak_memory()
+        active = mx.get_active_memory()
+        result = read()
+        per_token = (mx.get_peak_memory() - active) // max(tokens, MIN_CHUNK_TOKENS)
+        self._activation_per_token = max(self._activation_per_token, per_token)
+        return result
 
     def _advanced(self, prefill: Prefill, tokens: int) -> EngineEvent:
         request = prefill.request
-        self._scheduler.charge(request.client, tokens)
         if not self._trimmable:
             for end in checkpoints(request):
                 if prefill.done - tokens < end <= prefill.done:

@@ -101,7 +101,7 @@ class PrefillScheduler:
     aging, so that the long ones are not starved."""
 
     def __init__(self) -> None:
-        self._tokens_read: dict[str, int] = {}
+        self._tokens_read: dict[str, float] = {}
 
     def next(self, pending: Sequence[P]) -> P:
         """`pending` in order of arrival, not empty."""
@@ -121,6 +121,6 @@ class PrefillScheduler:
         chosen.age = 0
         return chosen
 
-    def charge(self, client: str, tokens: int) -> None:
+    def charge(self, client: str, tokens: float) -> None:
         """`tokens` prompt tokens were read for `client`."""
         self._tokens_read[client] = self._tokens_read.get(client, 0) + tokens

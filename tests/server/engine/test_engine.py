@@ -197,9 +197,9 @@ def test_progress_of_a_long_prompt_is_told_chunk_by_chunk(model: Path) -> None:
         progress = [e.done for e in events if isinstance(e, Prefilled)]
         assert progress == sorted(progress)
         assert progress[-1] == 199
-        chunks = [after - before for before, after in pairwise(progress)]
-        assert len(chunks) > 3
-        assert max(chunks) == 64
+        # Of one size, so that no short one at the end reads all weights again.
+        chunks = [after - before for before, after in pairwise(progress) if after > before]
+        assert chunks == [50, 50, 50, 49]
         assert all(e.total == 200 for e in events if isinstance(e, Prefilled))
 
     with_engine(model, test, prefill_step_tokens=64)

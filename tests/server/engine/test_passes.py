@@ -1,0 +1,143 @@
+"""A forward pass that is evaluated some layers at a time: the same bits, and a way back while it is under way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm.utils import load_model
+
+from server.engine import kv
+from server.engine.admission import Admission
+from server.engine.cost_model import measure
+from server.engine.engine import Engine
+from server.engine.prefill import Prefill
+from server.engine.prefixes.disk_tier import DiskTier
+from server.engine.rehearsal import Together
+from server.engine_client.protocol import Cancel, EngineEvent, Load, Prefilled, Tokens
+from tests.support.architectures import write_architecture
+from tests.support.sliding_model import WINDOW
+from tests.support.talks import Model, generate, new_talk
+
+
+def prefill_of(model: Any, tokens: list[int], first: int = 0) -> Prefill:
+    prefill = Prefill(model, generate([*tokens, 1]))
+    prefill.start(None, 0)
+    if first:
+        prefill.read(first)
+    return prefill
+
+
+def following(model: Any, layers: Any) -> mx.array:
+    logits: mx.array = model(mx.array([[9, 4, 7]]), cache=layers)
+    return logits
+
+
+@pytest.mark.parametrize("first", [0, 1, 5, WINDOW, 3 * WINDOW])
+def test_a_pass_in_pieces_gives_the_bits_of_a_whole_one(model: Model, first: int) -> None:
+    tokens = new_talk(41).tokens
+    whole, pieces = (prefill_of(model.raw, tokens, first) for _ in range(2))
+    whole.read(whole.unread)
+    pieces.begin(pieces.unread)
+    while pieces.under_way is not None:
+        assert pieces.done == first
+        pieces.go_on(1)
+    assert pieces.done == whole.done == len(tokens)
+    assert mx.array_equal(following(model.raw, pieces.layers), following(model.raw, whole.layers))
+
+
+@pytest.mark.parametrize("evaluated", [0, 1, 2])
+@pytest.mark.parametrize("first", [0, 5, WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW])
+@pytest.mark.parametrize("size", [1, 7, 2 * WINDOW])
+def test_a_pass_that_is_cancelled_leaves_the_caches_of_before(
+    sliding: Model, first: int, evaluated: int, size: int
+) -> None:
+    tokens = new_talk(42).say("user", 4 * WINDOW).tokens
+    undone, reference = (prefill_of(sliding.raw, tokens, first) for _ in range(2))
+    undone.begin(size)
+    if evaluated:
+        undone.go_on(evaluated)
+    undone.undo()
+    assert undone.done == first
+    kept = [kv.extract(prefill.layers, 0, first) if first else prefill.layers for prefill in (undone, reference)]
+    for layers in (kept, [undone.layers, reference.layers]):
+        assert mx.array_equal(*(following(sliding.raw, each) for each in layers))
+
+
+def test_recurrent_layers_that_were_evaluated_have_no_way_back(tmp_path: Path) -> None:
+    model, _ = load_model(write_architecture(tmp_path, "mamba"))
+    prefill = prefill_of(model, list(range(10, 40)), 10)
+    prefill.begin(10)
+    prefill.undo()
+    assert prefill.done == 10
+    prefill.begin(10)
+    prefill.go_on(1)
+    prefill.undo()
+    assert (prefill.done, prefill.layers) == (0, [])
+
+
+def engine_with(model: Model, target_s: float = 1e-9) -> Engine:
+    """So short a target that a step is one layer."""
+    options = Load(
+        model_dir="", max_concurrent=8, prefill_step_tokens=64, cache_limit=10**9, decode_stall_target_s=target_s
+    )
+    return Engine(model.raw, 448, options, Admission(10**10, 0, measure(model.raw)), DiskTier(None, "", 0), Together())
+
+
+def finish(engine: Engine) -> list[EngineEvent]:
+    events: list[EngineEvent] = []
+    while engine.busy:
+        events += engine.step()
+    return events
+
+
+def tokens_of(events: list[EngineEvent], id: int) -> list[int]:
+    return [token for event in events if isinstance(event, Tokens) and event.id == id for token in event.tokens]
+
+
+def test_streams_advance_and_short_questions_are_read_between_the_layers_of_a_long_prompt(model: Model) -> None:
+    engine = engine_with(model)
+    talks = [new_talk(43), new_talk(44).say("user", 700), new_talk(45)]
+    engine.handle(generate(*talks[0].asked(), id=0, max_tokens=400))
+    events: list[EngineEvent] = []
+    while not tokens_of(events, 0):
+        events += engine.step()
+    engine.handle(generate(*talks[1].asked(), id=1))
+    engine.step()
+    engine.handle(generate(*talks[2].asked(), id=2))
+    events += finish(engine)
+    order = [event.id for event in events if isinstance(event, Tokens) and event.id]
+    assert order.index(2) < order.index(1)
+    before = [event.id for event in events if isinstance(event, Tokens)]
+    assert before[: before.index(1)].count(0) > 20
+    for id in (1, 2):
+        assert tokens_of(events, id) == model.greedy(talks[id].asked()[0])
+
+
+def test_what_was_read_before_a_cancelled_pass_is_kept(model: Model) -> None:
+    engine = engine_with(model)
+    talk = new_talk(46).say("user", 300)
+    engine.handle(generate(*talk.asked()))
+    done = 0
+    while done < 120:
+        done = max([done, *(event.done for event in engine.step() if isinstance(event, Prefilled))])
+    engine.step()
+    engine.handle(Cancel(0))
+    engine.handle(generate(*talk.asked(), id=1))
+    events = finish(engine)
+    assert max(event.cached for event in events if isinstance(event, Prefilled)) >= 50
+    assert tokens_of(events, 1) == model.greedy(talk.asked()[0])
+
+
+def test_a_pass_under_way_copies_no_cache(model: Model) -> None:
+    """What is evaluated is let go before, so that MLX writes into the buffer that is there."""
+    prefill = prefill_of(model.raw, new_talk(47).tokens, 10)
+    growing = [index for index, layer in enumerate(prefill.layers) if kv.is_trimmable(layer)]
+    prefill.begin(20)
+    assert all(prefill.under_way.before[index] is not None for index in growing)  # type: ignore[union-attr]
+    under_way = prefill.under_way
+    prefill.go_on(len(prefill.layers))
+    assert under_way is not None
+    assert under_way.before == [None] * len(prefill.layers)
