@@ -65,6 +65,12 @@ class Prefill:
         return bool(self.layers)
 
     @property
+    def progress(self) -> int:
+        """Tokens that are read, those of the pass under way in the measure that it is."""
+        under_way = self.under_way
+        return self.done + (under_way.tokens * under_way.evaluated // len(self.layers) if under_way else 0)
+
+    @property
     def unread(self) -> int:
         """Tokens of the prompt."""
         return len(self.request.prompt) - 1 - self.done

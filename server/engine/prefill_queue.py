@@ -132,6 +132,8 @@ class PrefillQueue:
             begun = time.monotonic()
             read = self._begin(parts, seconds, under_way_s)
         chunk.seconds = time.monotonic() - begun
+        if not read and chosen.under_way is not None:
+            chunk.events.append(Prefilled(chosen.id, chosen.progress, len(chosen.request.prompt)))
         for prefill, tokens in read:
             chunk.events.append(self._advanced(prefill, tokens))
         chunk.completed = [prefill for prefill in ready if prefill.started and not prefill.remaining]

@@ -116,6 +116,16 @@ def test_streams_advance_and_short_questions_are_read_between_the_layers_of_a_lo
         assert tokens_of(events, id) == model.greedy(talks[id].asked()[0])
 
 
+def test_progress_is_told_between_the_layers_too(model: Model) -> None:
+    engine = engine_with(model)
+    engine.handle(generate(*new_talk(48).say("user", 60).asked()))
+    events = finish(engine)
+    done = [event.done for event in events if isinstance(event, Prefilled)]
+    assert done == sorted(done)
+    assert len(done) > 2 * 3
+    assert done[-1] == len(new_talk(48).say("user", 60).tokens) + 2
+
+
 def test_what_was_read_before_a_cancelled_pass_is_kept(model: Model) -> None:
     engine = engine_with(model)
     talk = new_talk(46).say("user", 300)

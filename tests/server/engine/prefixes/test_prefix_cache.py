@@ -83,7 +83,8 @@ def test_a_cancelled_prefill_keeps_what_it_read(model: Model) -> None:
                 break
         stream.close()
         answer, cached = await ask(engine, talk)
-        assert cached > 400
+        # Of the pass that was under way nothing is kept.
+        assert cached > 400 - 16
         assert answer == model.greedy(talk.asked()[0])
 
     with_engine(model, test)
