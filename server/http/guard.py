@@ -39,7 +39,7 @@ log = logging.getLogger("configi.guard")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MAX_HEADERS = 128
 _MAX_HEADER_BYTES = 64 * 1024
-# Bodies that nobody reads and that go by at once: a hundred refused ones must not take the event loop from who is served.
+# Bodies that nobody reads and that go by at once: a hundred refused ones must not take the loop from who is served.
 _DRAINS = 4
 # Of an answer, what a page may read beside its body.
 _EXPOSED = (
