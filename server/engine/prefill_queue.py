@@ -50,6 +50,8 @@ class PrefillQueue:
         self._together = together
         self._scheduler = PrefillScheduler()
         self._prefills: dict[int, Prefill] = {}
+        # Those that the chunk under way is of.
+        self._reading: list[int] = []
         self._earlier_peak = 0
         # Bytes per token of a chunk; more with a longer context, where attention keeps its scores.
         self._activation_per_token = admission.cost.activation_per_token
@@ -89,8 +91,10 @@ class PrefillQueue:
     def discard(self, id: int) -> None:
         self._prefills.pop(id, None)
 
-    def clear(self) -> None:
-        self._prefills.clear()
+    def drop_chunk(self) -> None:
+        """Forget the prompts that a failed chunk was of."""
+        for id in self._reading:
+            self.discard(id)
 
     def read(self, size: int) -> Chunk:
         """Read at most `size` tokens, of one prompt or of several together."""
@@ -115,6 +119,7 @@ class PrefillQueue:
         """Whose tokens are read next, and how many: one prompt's, or those of several that fit into `size` together."""
         size = min(size, self._admission.max_chunk(mx.get_active_memory(), self._activation_per_token))
         chosen = self._scheduler.next(list(self._prefills.values()))
+        self._reading = [chosen.id]
         parts = [(chosen, self._part(chosen, size, events))]
         for other in self._prefills.values():
             batchable = (
@@ -129,6 +134,7 @@ class PrefillQueue:
             tokens = self._part(other, size, events)
             if longest and longest / 2 <= tokens <= longest * 2 and max(longest, tokens) * (len(parts) + 1) <= size:
                 parts.append((other, tokens))
+                self._reading.append(other.id)
         return parts
 
     def _part(self, prefill: Prefill, size: int, events: list[EngineEvent]) -> int:

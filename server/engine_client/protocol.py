@@ -251,11 +251,15 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
     reason: Literal["stop", "length"]
 
 
+# The exit status of an engine whose device has failed.
+LOST = 3
+
 FailureKind = Literal["invalid", "too_long", "load", "memory", "internal"]
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """Request `id` ended with an error, or the load when `id` is None. `message` is fit for users.
+    """Request `id` ended with an error. With `id` None the engine did: at its load, or, once it has loaded, with all
+    requests; it then exits with the status `LOST`. `message` is fit for users.
 
     `invalid`: the request's own fault. `too_long`: its prompt can never fit into the memory. `load`: the model folder
     cannot be loaded. `memory`: out of memory. `internal`: the engine's fault; `detail` is for the log only.

@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from mlx_lm.utils import load_model
 
-from server.engine import device
 from server.engine.admission import HORIZON, Admission
 from server.engine.cost_model import KVCostModel, measure
 from server.engine_client.client import EngineClient
@@ -86,40 +83,6 @@ def test_the_longest_prompt_is_the_last_that_is_not_refused(cost: KVCostModel) -
     assert admission.refusal(request(min(most, 10**6))) is None or most == 0
     if 0 < most < 10**7:
         assert admission.refusal(request(most + 1)) is not None
-
-
-class FakeMetal:
-    """What MLX says and is told on a Mac."""
-
-    def __init__(self, recommended: int) -> None:
-        self.told: dict[str, int] = {}
-        self._recommended = recommended
-
-    def device_info(self) -> dict[str, Any]:
-        return {"max_recommended_working_set_size": self._recommended}
-
-    def set_wired_limit(self, limit: int) -> None:
-        self.told["wired"] = limit
-
-    def set_cache_limit(self, limit: int) -> None:
-        self.told["cache"] = limit
-
-
-def test_on_metal_the_recommended_working_set_is_the_limit_and_is_wired() -> None:
-    metal = FakeMetal(recommended=11 * 2**30)
-    assert device.memory_limit(0, backend=metal) == 11 * 2**30
-    assert device.memory_limit(8 * 2**30, backend=metal) == 8 * 2**30
-    assert device.memory_limit(64 * 2**30, backend=metal) == 11 * 2**30
-    device.prepare(8 * 2**30, backend=metal)
-    assert metal.told["wired"] == 8 * 2**30
-    assert metal.told["cache"] < 2**30
-
-
-def test_elsewhere_nothing_is_wired() -> None:
-    told: list[int] = []
-    device.prepare(2**30, backend=SimpleNamespace(device_info=dict, set_cache_limit=told.append))
-    assert len(told) == 1
-    assert device.memory_limit(0, backend=SimpleNamespace(device_info=dict)) > 2**20
 
 
 def engine_with(folder: Path, room: int) -> AbstractAsyncContextManager[EngineClient]:
