@@ -149,7 +149,9 @@ class Engine:
                 self._scheduler.release(event.id)
         if events and not self.lost:
             # Running requests come before prefixes.
-            available = self._admission.low_watermark - self._admission.reserved(self._running())
+            running = self._running()
+            needed = self._admission.reserved(running) + self._admission.working(running)
+            available = self._admission.low_watermark - needed
             self._prefixes.limit = max(0, min(self._cache_limit, available))
         return events
 
@@ -250,12 +252,13 @@ class Engine:
         return [*self._prefills.requests(), *unsteered, *self._batch.requests()]
 
     def _relieve(self, events: list[EngineEvent]) -> None:
-        """Over the limit, evict prefixes, then end the newest sequence: one error instead of the end of all."""
-        if self._device.active <= self._admission.limit:
-            return
-        self._prefixes.shrink(0)
-        self._device.let_go()
-        if self._device.active <= self._admission.limit or not self._scheduler.running:
+        """When the next step could pass the limit, evict prefixes, then end the newest sequence: one error instead of
+        the end of all."""
+        reading = any(True for _ in self._prefills.requests())
+        limit = self._admission.limit - self._admission.working(self._running(), reading=reading)
+        if (over := self._device.active - limit) > 0:
+            self._prefixes.shrink(max(0, self._prefixes.nbytes - over))
+        if self._device.active <= limit or not self._scheduler.running:
             return
         newest = max(self._scheduler.running)
         self._prefills.discard(newest)

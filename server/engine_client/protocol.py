@@ -207,11 +207,18 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     most_tokens: int | None = None
 
 
+class PeakMemory(NamedTuple):
+    """The most bytes that the engine had in use while a prompt was read: as foretold, and as measured."""
+
+    predicted: int
+    measured: int
+
+
 class Prefilled(msgspec.Struct, frozen=True, tag=True):
     """Request `id` holds a slot; `done` of its `total` prompt tokens are in the KV cache, `cached` from a prefix.
 
     `shared`: how many tokens agree with the most similar earlier prompt; more than `cached` when it cannot be continued
-    from there.
+    from there. `peak`: with the last part of a prompt.
     """
 
     id: int
@@ -219,6 +226,7 @@ class Prefilled(msgspec.Struct, frozen=True, tag=True):
     total: int
     cached: int = 0
     shared: int = 0
+    peak: PeakMemory | None = None
 
 
 class PromptScored(msgspec.Struct, frozen=True, tag=True):
