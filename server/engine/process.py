@@ -30,6 +30,7 @@ from server.engine.loading import LoadError, load
 from server.engine.prefixes.disk_tier import DiskTier
 from server.engine.prefixes.fingerprint import fingerprint
 from server.engine.rehearsal import rehearse
+from server.engine.warm_up import warm_up
 from server.engine_client.protocol import (
     LOST,
     Cancel,
@@ -99,6 +100,7 @@ def _load(options: Load, on_progress: Callable[[int, int], None]) -> tuple[Engin
     together = rehearse(model, vocab_size)
     if not together.decode:
         log.warning("mlx-lm cannot batch this architecture: each request has forward passes of its own")
+    warm_up(model, vocab_size, together, device)
     disk_dir = Path(options.disk_dir) if options.disk_dir else None
     if not kv.is_storable(make_prompt_cache(model)):
         log.warning("mlx-lm cannot read this architecture's caches from files: no prefix is kept on disk")
