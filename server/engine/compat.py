@@ -238,12 +238,3 @@ def saved_metadata(path: Path) -> dict[str, Any]:
     loaded: Any = mx.load(str(path), return_metadata=True)
     metadata: dict[str, Any] = tree_unflatten(list(loaded[1].items()))[0]
     return metadata
-
-
-# ---- errors. MLX 0.32.4 raises RuntimeError for everything. It can go when MLX has a class for being out of memory.
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or any(
-        words in str(error) for words in ("[malloc]", "allocate", "out of memory")
-    )

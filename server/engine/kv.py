@@ -63,5 +63,11 @@ def evaluate(layers: Layers) -> None:
     mx.eval([layer.state for layer in layers])
 
 
+def segment_bytes(layers: Layers, tokens: int, held: int) -> int:
+    """About what a segment of `tokens` tokens takes, of caches that hold `held`."""
+    part = tokens / max(1, held)
+    return sum(int(layer.nbytes * part) if is_trimmable(layer) else layer.nbytes for layer in layers)
+
+
 def nbytes(segment: Layers) -> int:
     return sum(layer.nbytes for layer in segment if layer is not None)

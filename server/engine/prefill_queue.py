@@ -14,16 +14,19 @@ import mlx.core as mx
 
 from server.engine import kv
 from server.engine.admission import Admission
+from server.engine.forecast import PeakForecast
 from server.engine.prefill import Prefill, read_together
 from server.engine.prefixes.prefix_cache import Hit, PrefixCache
 from server.engine.scheduler import PrefillScheduler
 from server.engine.scoring.deciding import Deciding
 from server.engine.scoring.prompt_logprobs import Scoring
 from server.engine.token_budget import MIN_CHUNK_TOKENS
-from server.engine_client.protocol import EngineEvent, Prefilled, Request, ScoreOptions
+from server.engine_client.protocol import EngineEvent, PeakMemory, Prefilled, Request, ScoreOptions
 
 # With non-trimmable layers each checkpoint holds all their state: the system prompt's end and the latest are kept.
 _LATEST_CHECKPOINTS = 2
+# Beyond it the measurement is at fault, not the cost model.
+_MOST_FACTOR = 4.0
 
 
 @dataclass(slots=True)
@@ -50,9 +53,12 @@ class PrefillQueue:
         self._together = together
         self._scheduler = PrefillScheduler()
         self._prefills: dict[int, Prefill] = {}
+        # Those that the chunk under way is of.
+        self._reading: list[int] = []
+        self._forecasts: dict[int, PeakForecast] = {}
         self._earlier_peak = 0
-        # Bytes per token of a chunk; more with a longer context, where attention keeps its scores.
-        self._activation_per_token = admission.cost.activation_per_token
+        # How much more a chunk has taken, at most, than the cost model says.
+        self._chunk_factor = 1.0
 
     def __contains__(self, id: int) -> bool:
         return id in self._prefills
@@ -83,14 +89,18 @@ class PrefillQueue:
     def cancel(self, id: int) -> None:
         """Take out `id`; what was read of its prompt is kept as a prefix."""
         prefill = self._prefills.pop(id)
+        self._forecasts.pop(id, None)
         if prefill.started and prefill.done:
             self._keep(prefill, prefill.done)
 
     def discard(self, id: int) -> None:
         self._prefills.pop(id, None)
+        self._forecasts.pop(id, None)
 
-    def clear(self) -> None:
-        self._prefills.clear()
+    def drop_chunk(self) -> None:
+        """Forget the prompts that a failed chunk was of."""
+        for id in self._reading:
+            self.discard(id)
 
     def read(self, size: int) -> Chunk:
         """Read at most `size` tokens, of one prompt or of several together."""
@@ -113,8 +123,9 @@ class PrefillQueue:
 
     def _plan(self, size: int, events: list[EngineEvent]) -> list[tuple[Prefill, int]]:
         """Whose tokens are read next, and how many: one prompt's, or those of several that fit into `size` together."""
-        size = min(size, self._admission.max_chunk(mx.get_active_memory(), self._activation_per_token))
         chosen = self._scheduler.next(list(self._prefills.values()))
+        size = min(size, self._admission.max_chunk(mx.get_active_memory(), chosen.done, self._chunk_factor))
+        self._reading = [chosen.id]
         parts = [(chosen, self._part(chosen, size, events))]
         for other in self._prefills.values():
             batchable = (
@@ -129,6 +140,7 @@ class PrefillQueue:
             tokens = self._part(other, size, events)
             if longest and longest / 2 <= tokens <= longest * 2 and max(longest, tokens) * (len(parts) + 1) <= size:
                 parts.append((other, tokens))
+                self._reading.append(other.id)
         return parts
 
     def _part(self, prefill: Prefill, size: int, events: list[EngineEvent]) -> int:
@@ -144,6 +156,9 @@ class PrefillQueue:
         request = prefill.request
         hit = self._prefixes.find(request.prompt, request.cache_salt) if prefill.reuses_prefixes else Hit(None, 0, 0)
         prefill.start(hit.layers, hit.length)
+        self._forecasts[request.id] = PeakForecast(
+            self._admission.cost, mx.get_active_memory(), hit.length, self._prefixes.nbytes
+        )
         return Prefilled(request.id, hit.length, len(request.prompt), hit.length, hit.shared)
 
     # ---- reading
@@ -154,10 +169,14 @@ class PrefillQueue:
         if parts:
             self._earlier_peak = self.peak_bytes
             mx.reset_peak_memory()
-            active = mx.get_active_memory()
+            active, kept = mx.get_active_memory(), self._prefixes.nbytes
             read_together(self._model, parts)
-            per_token = (mx.get_peak_memory() - active) // max(count, MIN_CHUNK_TOKENS)
-            self._activation_per_token = max(self._activation_per_token, per_token)
+            took = mx.get_peak_memory() - max(active, mx.get_active_memory())
+            context = max(prefill.done for prefill, _ in parts) - count
+            told = self._admission.cost.chunk_bytes(max(count, MIN_CHUNK_TOKENS), max(0, context))
+            for prefill, tokens in parts:
+                self._forecasts[prefill.id].chunk(prefill.done - tokens, tokens, mx.get_peak_memory(), kept)
+            self._chunk_factor = min(max(self._chunk_factor, took / max(1, told)), _MOST_FACTOR)
         return count
 
     def _advanced(self, prefill: Prefill, tokens: int) -> EngineEvent:
@@ -165,7 +184,14 @@ class PrefillQueue:
         self._scheduler.charge(request.client, tokens)
         if not self._trimmable and prefill.done in checkpoints(request):
             self._keep(prefill, prefill.done)
-        return Prefilled(request.id, prefill.done, len(request.prompt))
+        return Prefilled(request.id, prefill.done, len(request.prompt), peak=self._peak(prefill))
+
+    def _peak(self, prefill: Prefill) -> PeakMemory | None:
+        """Of a prompt that is read."""
+        if prefill.remaining:
+            return None
+        forecast = self._forecasts.pop(prefill.id)
+        return PeakMemory(forecast.predicted, forecast.measured)
 
     def _complete(self, prefill: Prefill) -> list[EngineEvent]:
         if self._trimmable:

@@ -157,8 +157,10 @@ class LifecycleSettings(Section):
     failed_retry_s: float = Field(
         30, ge=0, description="How long a failed model refuses requests before the next one tries again."
     )
-    memory_headroom: float = Field(
-        1.15, ge=1, description="A model loads only if its weights times this fit in the memory available."
+    memory_headroom: ByteSize = Field(
+        ByteSize(512 * 10**6),
+        ge=2**20,
+        description="A model loads only if its weights and this fit in the memory available.",
     )
     memory_limit: ByteSize = Field(
         ByteSize(0), ge=0, description="Memory a model may use; 0 means what the system reports as available."

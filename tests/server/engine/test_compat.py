@@ -229,20 +229,6 @@ def test_a_file_that_exists_keeps_its_mode_when_a_cache_is_saved_into_it(tmp_pat
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize(
-    ("error", "is_memory"),
-    [
-        (MemoryError(), True),
-        # What MLX's Metal allocator says. Its CPU backend does not raise, so these are samples.
-        (RuntimeError("[metal::malloc] Attempting to allocate 99 bytes which is greater than the maximum"), True),
-        (RuntimeError("[malloc] Unable to allocate 99 bytes."), True),
-        (ValueError("[matmul] Last dimension of first input must match"), False),
-    ],
-)
-def test_being_out_of_memory_is_known_by_its_words(error: Exception, is_memory: bool) -> None:
-    assert compat.is_out_of_memory(error) == is_memory
-
-
 def test_caches_that_a_batch_needs_can_be_merged() -> None:
     for name in ("KVCache", "RotatingKVCache", "ArraysCache", "CacheList"):
         assert callable(getattr(cache, name).merge)
