@@ -161,7 +161,11 @@ class Engine:
         First waits for the device: what one returned that has failed since may be wrong, and is not written.
         """
         self._attempt(lambda _: self._device.wait(), _nothing, [])
-        return self.lost is None and self._prefixes.write_one()
+        return self.lost is None and self._prefixes.disk.write_one()
+
+    def close(self, seconds: float) -> None:
+        """Write the prefixes that are worth it, for so long at most."""
+        self._prefixes.disk.close(seconds)
 
     def stats(self) -> Stats:
         return Stats(
@@ -196,7 +200,7 @@ class Engine:
     def _prefill(self, events: list[EngineEvent]) -> None:
         """The token budget gets the time that the model took, without the bookkeeping between."""
         decoding = len(self._batch) > 0
-        chunk = self._prefills.read(self._budget.chunk_tokens(decoding=decoding))
+        chunk = self._prefills.read(self._budget.chunk_tokens(decoding=decoding), idle=not decoding)
         read = [(prefill.request, prefill.layers) for prefill in chunk.completed]
         self._unsteered += [Newcomer(request, layers) for request, layers in read if isinstance(request, Generate)]
         self._budget.record(self._decode_s + chunk.seconds, prefilled=chunk.tokens, decoding=decoding)

@@ -50,7 +50,9 @@ log = logging.getLogger("configi.engine")
 
 _STATS_INTERVAL_S = 1.0
 # Idle for this long, the engine writes prefixes to disk: agents pause as long as their tools run.
-_IDLE_BEFORE_WRITING_MS = 1000
+_IDLE_BEFORE_WRITING_MS = 20_000
+# While a thread writes, this long between two looks at it.
+_WHILE_WRITING_MS = 50
 # When idle, the first request waits this long for more: prompts that arrive together are read together.
 _BATCHING_WINDOW_MS = 4
 # After `Stop` it may go on writing for this long; the supervisor waits longer.
@@ -78,9 +80,7 @@ def serve(socket: zmq.Socket[bytes]) -> int:
     if engine.lost is not None:
         socket.send(encode([engine.lost]))
         return LOST
-    deadline = time.monotonic() + _LAST_WRITES_S
-    while time.monotonic() < deadline and engine.write_one():
-        pass
+    engine.close(_LAST_WRITES_S)
     return 0
 
 
@@ -105,7 +105,7 @@ def _load(options: Load, on_progress: Callable[[int, int], None]) -> tuple[Engin
     if not kv.is_storable(make_prompt_cache(model)):
         log.warning("mlx-lm cannot read this architecture's caches from files: no prefix is kept on disk")
         disk_dir = None
-    disk = DiskTier(disk_dir, fingerprint(folder, mlx_lm.__version__), options.disk_limit)
+    disk = DiskTier(disk_dir, fingerprint(folder, mlx_lm.__version__), options.disk_limit, options.disk_hourly_limit)
     admission = Admission(limit, weight_bytes, measure(model))
     engine = Engine(model, vocab_size, options, admission, disk, together, device)
     # What has failed until here is reported now, rather than to the first request.
@@ -136,8 +136,7 @@ def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
                 return
             events += engine.handle(command)
         if idle:
-            # One segment at a time, with a look at the socket between them.
-            until_write = 0 if engine.write_one() else None
+            until_write = _WHILE_WRITING_MS if engine.write_one() else None
             continue
         until_write = _IDLE_BEFORE_WRITING_MS
         if engine.busy:

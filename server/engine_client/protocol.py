@@ -85,7 +85,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Load the MLX model folder `model_dir`. Sent once, first.
 
     `memory_limit`: bytes for weights, KV caches and everything else; 0 means only the device's own limit.
-    `cache_limit`: bytes of memory for prefixes, of `memory_limit`; `disk_limit`: bytes of files in `disk_dir`.
+    `cache_limit`: bytes of memory for prefixes, of `memory_limit`; `disk_limit`: bytes of files in `disk_dir`, and
+    `disk_hourly_limit`: bytes written there in an hour.
     """
 
     model_dir: str
@@ -95,6 +96,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     memory_limit: int = 0
     cache_limit: int = 0
     disk_limit: int = 0
+    disk_hourly_limit: int = 2**62
     disk_dir: str | None = None
 
 

@@ -232,5 +232,6 @@ def _load_command(settings: Settings, folder: Path, memory_limit: int) -> Load:
         memory_limit=memory_limit,
         cache_limit=int(settings.cache.memory_limit),
         disk_limit=int(settings.cache.disk_limit),
+        disk_hourly_limit=int(settings.cache.disk_hourly_limit),
         disk_dir=str(settings.storage.cache_dir / "prefixes"),
     )

@@ -189,6 +189,9 @@ class CacheSettings(Section):
         ge=0,
         description="Disk for prefixes, which survive restarts there and hold prompts; 0 keeps none.",
     )
+    disk_hourly_limit: ByteSize = Field(
+        ByteSize(4 * 10**9), ge=0, description="Prefixes written to disk in an hour at most: writing wears it."
+    )
     share: Literal["auto", "all", "key"] = Field(
         "auto", description="Who finds whose prefixes: auto is by key where several are configured, else all."
     )

@@ -154,14 +154,14 @@ def test_a_kv_cache_is_cut_and_joined_by_its_state() -> None:
     parts = [compat.cut(layer, 2, 5), compat.cut(layer, 299, 303)]
     assert [held(part) for part in parts] == [[2, 3, 4], [299, 300, 301, 302]]
     assert [part.size() for part in parts] == [3, 4]
-    joined = compat.concatenate(parts)
+    joined = compat.join([(part, 0, part.size()) for part in parts])
     assert (type(joined), held(joined), joined.size()) == (KVCache, [2, 3, 4, 299, 300, 301, 302], 7)
     assert compat.bytes_per_token(layer, 305) == HEADS * HEAD_DIM * 2 * 4
 
 
 def test_a_layer_of_several_kv_caches_is_cut_and_joined_as_each_of_them() -> None:
     layer = CacheList(filled(KVCache(), 300, 1, 4), filled(KVCache(), 305))
-    joined = compat.concatenate([compat.cut(layer, 2, 4), compat.cut(layer, 299, 301)])
+    joined = compat.join([(layer, 2, 4), (layer, 299, 301)])
     assert [held(part) for part in joined.caches] == [[2, 3, 299, 300]] * 2
     assert [type(leaf) for leaf in compat.leaves([layer, ArraysCache(1)])] == [KVCache, KVCache, ArraysCache]
 

@@ -141,7 +141,7 @@ def test_after_a_failure_of_the_device_nothing_more_is_done_or_written(
             engine.step()
     assert (engine.lost.id, engine.lost.kind) == (None, LOST[words])
     written: list[object] = []
-    monkeypatch.setattr(engine._prefixes, "write_one", lambda: written.append(1))
+    monkeypatch.setattr(engine._prefixes.disk, "write_one", lambda: written.append(1))
     assert not engine.write_one()
     assert engine.step() == []
     assert written == []
