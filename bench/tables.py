@@ -10,6 +10,7 @@ from bench.result import SERVING, Figure, Result, agreement, show
 TABLES: Mapping[str, tuple[str, ...]] = {
     "bench-serving": SERVING,
     "bench-floor": ("throughput", "prompt_length"),
+    "bench-simulated": ("simulated-m4-max", "simulated-m2-pro", "simulated-m1"),
     "bench-overhead": ("overhead",),
     "bench-soak": ("soak",),
     "bench-hostile": ("hostile",),
