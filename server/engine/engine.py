@@ -19,7 +19,8 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from server.engine import compat, kv
 from server.engine.admission import Admission
-from server.engine.batch import Batch, Newcomer
+from server.engine.batch import Batch
+from server.engine.decoder import Newcomer
 from server.engine.prefill_queue import PrefillQueue
 from server.engine.prefixes.disk_tier import DiskTier
 from server.engine.prefixes.prefix_cache import PrefixCache

@@ -15,7 +15,8 @@ import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
 from server.engine import compat
-from server.engine.batch import Batch, Newcomer
+from server.engine.batch import Batch
+from server.engine.decoder import Newcomer
 from server.engine.loading import LoadError, first_line
 from server.engine.prefill import Prefill, read_together
 from server.engine_client.protocol import Generate, Sampling
