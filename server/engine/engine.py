@@ -20,7 +20,8 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from server.engine import compat, kv
 from server.engine.admission import Admission
-from server.engine.batch import Batch, Newcomer
+from server.engine.batch import Batch
+from server.engine.decoder import Newcomer
 from server.engine.device.device import Device
 from server.engine.device.failures import OUT_OF_MEMORY, explain
 from server.engine.prefill_queue import PrefillQueue

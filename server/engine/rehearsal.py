@@ -14,7 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
-from server.engine.batch import Batch, Newcomer
+from server.engine.batch import Batch
+from server.engine.decoder import Newcomer
 from server.engine.device.failures import is_of_the_device
 from server.engine.loading import LoadError, first_line
 from server.engine.prefill import Prefill, read_together

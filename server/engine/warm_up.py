@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 import mlx.nn as nn
 
-from server.engine.batch import Batch, Newcomer
+from server.engine.batch import Batch
+from server.engine.decoder import Newcomer
 from server.engine.device.device import Device
 from server.engine.prefill import Prefill, read_together
 from server.engine.rehearsal import Together
