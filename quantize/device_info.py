@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from quantize.printable import echo
+
 
 def device_info() -> dict[str, Any]:
     """Numbers and texts; sizes in bytes."""
@@ -14,4 +16,4 @@ def device_info() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(device_info()))
+    echo(json.dumps(device_info()))
