@@ -8,72 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import copy as copying
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_map, tree_unflatten
-from mlx_lm.generate import GenerationBatch, PromptProcessingBatch, StopSequences
+from mlx_lm.generate import PromptProcessingBatch
 from mlx_lm.models import cache as caches_of_mlx_lm
-from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache
-from mlx_lm.sample_utils import greedy_sampler
+from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache, TokenBuffer
 
 # One mlx-lm cache per layer.
 Layers = list[Any]
 
 # ---- batches. mlx-lm 0.32.2: `BatchGenerator`, the documented way, reads every waiting prompt in one forward pass and
-# leaves no control between two steps; the engine needs its two halves, which are undocumented classes. They can go when
+# leaves no control between two steps; the engine needs the half of it that reads, an undocumented class. It can go when
 # BatchGenerator takes a token budget per step.
 
 
-def empty_batch(model: Any) -> GenerationBatch:
-    return GenerationBatch.empty(model, greedy_sampler)
-
-
-class SingleSequence(GenerationBatch):  # type: ignore[misc]
-    """A batch of one on the sequence's own caches, which need not be of a kind that can be merged."""
-
-    def extract_cache(self, idx: int) -> Layers:
-        # A list of its own: the batch clears its list when the sequence has finished.
-        return list(self.prompt_cache)
-
-
-def decoding_batch(
-    model: Any,
-    ids: list[int],
-    last_tokens: list[int],
-    caches: Sequence[Layers],
-    tokens: list[list[int]],
-    samplers: list[Callable[[mx.array], mx.array]],
-    processors: list[tuple[Callable[[mx.array, mx.array], mx.array], ...]],
-    stop_tokens: list[list[int]],
-    max_tokens: list[int],
-    *,
-    merged: bool = True,
-) -> GenerationBatch:
-    """Sequences whose `tokens` are in their `caches` and whose `last_tokens` are fed next. It steps once right away.
-
-    Not `merged`, it can be one sequence only, and its caches are used as they are.
-    """
-    return (GenerationBatch if merged else SingleSequence)(
-        model,
-        ids,
-        mx.array(last_tokens),
-        [layers[0].merge(list(layers)) for layers in zip(*caches, strict=True)] if merged else list(*caches),
-        tokens,
-        samplers,
-        greedy_sampler,
-        processors,
-        [StopSequences([(token,) for token in stops]) for stops in stop_tokens],
-        max_tokens,
-    )
-
-
-def drawn_tokens(batch: GenerationBatch) -> mx.array | None:
-    """What the sequences drew last and the next step reads, shape (sequences,), under way if not computed."""
-    drawn: mx.array | None = batch._next_tokens
-    return drawn
+def token_buffer(tokens: list[int]) -> TokenBuffer:
+    """Of a sequence, for what looks at all of it; it grows without copying."""
+    return TokenBuffer(tokens)
 
 
 def prefill_together(model: Any, caches: Sequence[Layers], tokens: Sequence[list[int]]) -> list[Layers]:
@@ -87,6 +42,30 @@ def prefill_together(model: Any, caches: Sequence[Layers], tokens: Sequence[list
     )
     batch.prompt(list(tokens))
     return [batch.extract_cache(index) for index in range(len(caches))]
+
+
+# ---- random numbers. MLX 0.32.4: `mx.random.categorical` takes one key, and a key for each row of a batch is as many
+# operations; and it cannot be vectorized. What it computes is written out here, for all rows at once and with the same
+# result. It can go when MLX draws with a key for each row.
+
+
+def _uniform(key: mx.array) -> mx.array:
+    return mx.random.uniform(key=key)
+
+
+uniform_by_rows: Any = mx.vmap(_uniform)
+split_by_rows: Any = mx.vmap(mx.random.split)
+# The largest uniform number leaves nothing of the sum to the tokens behind the last possible one.
+_BELOW_ALL = 1 - 2**-23
+
+
+def draw_by_rows(logits: mx.array, keys: mx.array) -> mx.array:
+    """A token of each row, (rows, width) and (rows, 2) to (rows,): `mx.random.categorical` of that row and key."""
+    weights = mx.exp(logits - logits.max(axis=-1, keepdims=True))
+    up_to = mx.cumsum(weights, axis=-1)
+    total = up_to[:, -1:]
+    drawn = mx.minimum(uniform_by_rows(keys)[:, None], _BELOW_ALL) * total
+    return (up_to <= drawn).sum(axis=-1).astype(mx.uint32)
 
 
 # ---- KV caches. mlx-lm 0.32.2: a cache can be trimmed at its end and merged into a batch, but not cut at its front,
@@ -112,12 +91,23 @@ def cut(layer: Any, start: int, stop: int) -> Any:
     return KVCache.from_state((*parts, stop - start))
 
 
-def concatenate(layers: Sequence[Any]) -> Any:
-    """Trimmable layers whose buffers are full, one behind the other."""
-    if isinstance(layers[0], CacheList):
-        return CacheList(*(concatenate(parts) for parts in zip(*(layer.caches for layer in layers), strict=True)))
-    keys, values, offsets = map(list, zip(*(layer.state for layer in layers), strict=True))
-    return KVCache.from_state((mx.concatenate(keys, axis=2), mx.concatenate(values, axis=2), sum(offsets)))
+def join(parts: Sequence[tuple[Any, int, int]], room: int = 0) -> Any:
+    """Tokens start..stop of trimmable layers, one range behind the other, in a buffer with room for `room` more: mlx-lm
+    copies a full one to add to it."""
+    first = parts[0][0]
+    if isinstance(first, CacheList):
+        return CacheList(
+            *(
+                join([(layer.caches[i], start, stop) for layer, start, stop in parts], room)
+                for i in range(len(first.caches))
+            )
+        )
+    arrays = []
+    for which in (0, 1):
+        pieces = [layer.state[which][..., start:stop, :] for layer, start, stop in parts]
+        rows, heads, _, width = pieces[0].shape
+        arrays.append(mx.concatenate([*pieces, mx.zeros((rows, heads, room, width), pieces[0].dtype)], axis=2))
+    return KVCache.from_state((*arrays, sum(stop - start for _, start, stop in parts)))
 
 
 def copy(layer: Any) -> Any:
@@ -138,10 +128,41 @@ def is_storable(layer: Any) -> bool:
     return getattr(caches_of_mlx_lm, type(layer).__name__, None) is type(layer)
 
 
+def can_go_back(layer: Any) -> bool:
+    """Whether its state after an earlier token of the last forward pass can be had: see `state_at`."""
+    if isinstance(layer, CacheList):
+        return all(map(can_go_back, layer.caches))
+    return is_trimmable(layer) or (type(layer) is RotatingKVCache and not layer.keep)
+
+
+def state_at(layer: Any, position: int) -> Any:
+    """A copy of a non-trimmable layer as it was after `position` tokens, which the last forward pass read.
+
+    mlx-lm 0.32.2 lets a window grow by all tokens of a pass and cuts it before the next one, so that each of them sees
+    a whole window. None where that does not reach: of other layers only the latest state is there.
+    """
+    if isinstance(layer, CacheList):
+        parts = [cut(part, 0, position) if is_trimmable(part) else state_at(part, position) for part in layer.caches]
+        return None if None in parts else CacheList(*parts)
+    if not can_go_back(layer):
+        return copy(layer)
+    if layer.empty() or position > layer.offset:
+        return None
+    arrays = [layer._temporal_order(array) for array in (layer.keys, layer.values)]
+    size, stop = min(position, layer.max_size), arrays[0].shape[2] - (layer.offset - position)
+    if size == 0 or stop < size:
+        return None
+    # Contiguous, or the whole buffer would stay in memory behind the view.
+    keys, values = (mx.contiguous(array[..., stop - size : stop, :]) for array in arrays)
+    return RotatingKVCache.from_state((keys, values, position, layer.keep, layer.max_size, size))
+
+
 def _copy_window(layer: RotatingKVCache) -> RotatingKVCache:
     """The last `max_size` tokens in order: after a long chunk mlx-lm also keeps the tokens of the chunk."""
     if layer.empty():
         return RotatingKVCache(layer.max_size, layer.keep)
+    if not layer.keep:
+        return state_at(layer, layer.offset)
     window = RotatingKVCache.merge([layer]).extract(0)
     # A batch forgets it.
     window.keep = layer.keep
@@ -238,12 +259,3 @@ def saved_metadata(path: Path) -> dict[str, Any]:
     loaded: Any = mx.load(str(path), return_metadata=True)
     metadata: dict[str, Any] = tree_unflatten(list(loaded[1].items()))[0]
     return metadata
-
-
-# ---- errors. MLX 0.32.4 raises RuntimeError for everything. It can go when MLX has a class for being out of memory.
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or any(
-        words in str(error) for words in ("[malloc]", "allocate", "out of memory")
-    )

@@ -157,8 +157,10 @@ class LifecycleSettings(Section):
     failed_retry_s: float = Field(
         30, ge=0, description="How long a failed model refuses requests before the next one tries again."
     )
-    memory_headroom: float = Field(
-        1.15, ge=1, description="A model loads only if its weights times this fit in the memory available."
+    memory_headroom: ByteSize = Field(
+        ByteSize(512 * 10**6),
+        ge=2**20,
+        description="A model loads only if its weights and this fit in the memory available.",
     )
     memory_limit: ByteSize = Field(
         ByteSize(0), ge=0, description="Memory a model may use; 0 means what the system reports as available."
@@ -186,6 +188,9 @@ class CacheSettings(Section):
         ByteSize(10 * 10**9),
         ge=0,
         description="Disk for prefixes, which survive restarts there and hold prompts; 0 keeps none.",
+    )
+    disk_hourly_limit: ByteSize = Field(
+        ByteSize(4 * 10**9), ge=0, description="Prefixes written to disk in an hour at most: writing wears it."
     )
     share: Literal["auto", "all", "key"] = Field(
         "auto", description="Who finds whose prefixes: auto is by key where several are configured, else all."

@@ -17,7 +17,6 @@ from mlx_lm.models import llama
 from mlx_lm.utils import load_model
 
 from server.engine.loading import vocabulary_size
-from server.engine.sampling import keep_likely
 from server.engine_client.client import EngineClient
 from server.engine_client.protocol import (
     Boundary,
@@ -246,23 +245,3 @@ def test_a_cancelled_request_frees_its_slot_for_the_next(model: Path) -> None:
         assert len(made) == 2
 
     with_engine(model, test, max_concurrent=1)
-
-
-@pytest.mark.parametrize(
-    ("sampling", "kept"),
-    [
-        (Sampling(seed=0, top_k=2), {0, 1}),
-        (Sampling(seed=0, top_p=0.5), {0}),
-        (Sampling(seed=0, top_p=0.51), {0, 1}),
-        (Sampling(seed=0, min_p=0.3), {0, 1, 2}),
-        (Sampling(seed=0, top_p=1e-9), {0}),
-        (Sampling(seed=0, min_p=1.0), {0}),
-        (Sampling(seed=0, top_k=1_000_000), {0, 1, 2, 3}),
-        # Top-p counts the mass that top-k left: 0.5 and 0.25 become 2/3 and 1/3.
-        (Sampling(seed=0, top_k=2, top_p=0.6), {0}),
-    ],
-)
-def test_filters_keep_what_their_definition_says(sampling: Sampling, kept: set[int]) -> None:
-    logits = mx.log(mx.array([[0.5, 0.25, 0.16, 0.09]]))
-    [row] = keep_likely(logits, sampling).tolist()  # type: ignore[misc,union-attr]
-    assert {i for i, value in enumerate(row) if value != float("-inf")} == kept
