@@ -23,6 +23,7 @@ from server.engine.admission import Admission
 from server.engine.batch import Batch, Newcomer
 from server.engine.device.device import Device
 from server.engine.device.failures import OUT_OF_MEMORY, explain
+from server.engine.device.pressure import SHARE, Pressure
 from server.engine.prefill_queue import PrefillQueue
 from server.engine.prefixes.disk_tier import DiskTier
 from server.engine.prefixes.prefix_cache import PrefixCache
@@ -93,6 +94,7 @@ class Engine:
         self._scheduler = Scheduler(options.max_concurrent)
         self._budget = TokenBudget(options.decode_stall_target_s, options.prefill_step_tokens)
         self._cache_limit = options.cache_limit
+        self._pressure = Pressure.NORMAL
         trimmable = kv.all_trimmable(make_prompt_cache(model))
         self._prefixes = PrefixCache(
             options.cache_limit,
@@ -152,7 +154,8 @@ class Engine:
             running = self._running()
             needed = self._admission.reserved(running) + self._admission.working(running)
             available = self._admission.low_watermark - needed
-            self._prefixes.limit = max(0, min(self._cache_limit, available))
+            most = int(self._cache_limit * SHARE[self._pressure])
+            self._prefixes.limit = max(0, min(most, available))
         return events
 
     def write_one(self) -> bool:
@@ -162,6 +165,16 @@ class Engine:
         """
         self._attempt(lambda _: self._device.wait(), _nothing, [])
         return self.lost is None and self._prefixes.write_one()
+
+    def yield_to(self, pressure: Pressure) -> None:
+        """The machine is as short of memory as that: kept prefixes go before others are swapped out. They may come back
+        when it is over."""
+        if pressure > self._pressure:
+            log.warning("the machine is short of memory (%s): prefixes are given up", pressure.name.lower())
+            self._prefixes.limit = min(self._prefixes.limit, int(self._cache_limit * SHARE[pressure]))
+            self._prefixes.shrink(self._prefixes.limit)
+            self._attempt(lambda _: self._device.let_go(), _nothing, [])
+        self._pressure = pressure
 
     def stats(self) -> Stats:
         return Stats(

@@ -36,10 +36,11 @@ def warm_up(
     for id, size in enumerate(_CHUNKS):
         if read and clock() - start > _MOST_S:
             break
-        prefill = Prefill(model, _request(id, size + 1, vocab_size))
+        request = _request(id, size + 1, vocab_size)
+        prefill = Prefill(model, request)
         prefill.start(None, 0)
         read_together(model, [(prefill, size)])
-        newcomers.append(Newcomer(prefill.request, prefill.layers))
+        newcomers.append(Newcomer(request, prefill.layers))
         read += size
     batch = Batch(model, vocab_size, merged=together.decode)
     batch.add(newcomers)
