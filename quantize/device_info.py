@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from quantize.printable import echo
+from quantize.printable import print_json
 
 
 def device_info() -> dict[str, Any]:
@@ -16,4 +15,4 @@ def device_info() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    echo(json.dumps(device_info()))
+    print_json(device_info())

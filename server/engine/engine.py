@@ -24,6 +24,7 @@ from server.engine.batch import Batch
 from server.engine.decoder import Newcomer
 from server.engine.device.device import Device
 from server.engine.device.failures import OUT_OF_MEMORY, explain
+from server.engine.device.pressure import SHARE, Pressure
 from server.engine.prefill_queue import PrefillQueue
 from server.engine.prefixes.disk_tier import DiskTier
 from server.engine.prefixes.prefix_cache import PrefixCache
@@ -94,6 +95,7 @@ class Engine:
         self._scheduler = Scheduler(options.max_concurrent)
         self._budget = TokenBudget(options.decode_stall_target_s, options.prefill_step_tokens)
         self._cache_limit = options.cache_limit
+        self._pressure = Pressure.NORMAL
         trimmable = kv.all_trimmable(make_prompt_cache(model))
         self._prefixes = PrefixCache(
             options.cache_limit,
@@ -153,7 +155,8 @@ class Engine:
             running = self._running()
             needed = self._admission.reserved(running) + self._admission.working(running)
             available = self._admission.low_watermark - needed
-            self._prefixes.limit = max(0, min(self._cache_limit, available))
+            most = int(self._cache_limit * SHARE[self._pressure])
+            self._prefixes.limit = max(0, min(most, available))
         return events
 
     def write_one(self) -> bool:
@@ -167,6 +170,16 @@ class Engine:
     def close(self, seconds: float) -> None:
         """Write the prefixes that are worth it, for so long at most."""
         self._prefixes.disk.close(seconds)
+
+    def yield_to(self, pressure: Pressure) -> None:
+        """The machine is as short of memory as that: kept prefixes go before others are swapped out. They may come back
+        when it is over."""
+        if pressure > self._pressure:
+            log.warning("the machine is short of memory (%s): prefixes are given up", pressure.name.lower())
+            self._prefixes.limit = min(self._prefixes.limit, int(self._cache_limit * SHARE[pressure]))
+            self._prefixes.shrink(self._prefixes.limit)
+            self._attempt(lambda _: self._device.let_go(), _nothing, [])
+        self._pressure = pressure
 
     def stats(self) -> Stats:
         return Stats(

@@ -25,6 +25,7 @@ from server.engine.admission import Admission
 from server.engine.cost_model import measure
 from server.engine.device.device import Device
 from server.engine.device.failures import explain
+from server.engine.device.pressure import is_watched, pressure
 from server.engine.engine import Engine
 from server.engine.loading import LoadError, load
 from server.engine.prefixes.disk_tier import DiskTier
@@ -55,6 +56,8 @@ _IDLE_BEFORE_WRITING_MS = 20_000
 _WHILE_WRITING_MS = 50
 # When idle, the first request waits this long for more: prompts that arrive together are read together.
 _BATCHING_WINDOW_MS = 4
+# How often it looks, while nothing happens, whether the machine is short of memory.
+_LOOK_MS = 5000
 # After `Stop` it may go on writing for this long; the supervisor waits longer.
 _LAST_WRITES_S = 3.0
 
@@ -121,13 +124,13 @@ def _load(options: Load, on_progress: Callable[[int, int], None]) -> tuple[Engin
 
 def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
     """Until `Stop`, or until the engine is lost."""
-    next_stats = 0.0
+    next_stats, next_look = 0.0, 0.0
     # Milliseconds to wait for a command before the next write; None once all is written: no work, no wake-ups.
     until_write: int | None = _IDLE_BEFORE_WRITING_MS
     while engine.lost is None:
         events: list[EngineEvent] = []
         idle = not engine.busy
-        wait = until_write if idle else 0
+        wait = (until_write if until_write is not None or not is_watched() else _LOOK_MS) if idle else 0
         batching_window = _BATCHING_WINDOW_MS if idle else 0
         while socket.poll(wait):
             idle, wait = False, batching_window
@@ -135,6 +138,9 @@ def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
             if not isinstance(command, TokenTable | Generate | ScoreOptions | Cancel):
                 return
             events += engine.handle(command)
+        if time.monotonic() >= next_look:
+            engine.yield_to(pressure())
+            next_look = time.monotonic() + _LOOK_MS / 1000
         if idle:
             until_write = _WHILE_WRITING_MS if engine.write_one() else None
             continue

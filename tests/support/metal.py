@@ -14,13 +14,16 @@ _COMMAND_BUFFER = "[METAL] Command buffer execution failed: "
 
 # As issue threads quote them, with what each means: that there is no memory, or another failure of the GPU.
 OUT_OF_MEMORY = _COMMAND_BUFFER + "Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)"
+IGNORED = (
+    _COMMAND_BUFFER + "Ignored (for causing prior/excessive GPU errors) "
+    "(00000004:kIOGPUCommandBufferCallbackErrorSubmissionsIgnored)"
+)
 LOST = {
     OUT_OF_MEMORY: "memory",
     _COMMAND_BUFFER + "Insufficient Memory": "memory",
     _COMMAND_BUFFER + "Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout).": "internal",
     _COMMAND_BUFFER + "Caused GPU Hang Error (00000003:kIOGPUCommandBufferCallbackErrorHang)": "internal",
-    _COMMAND_BUFFER + "Ignored (for causing prior/excessive GPU errors) "
-    "(00000004:kIOGPUCommandBufferCallbackErrorSubmissionsIgnored)": "internal",
+    IGNORED: "internal",
     _COMMAND_BUFFER + "Impacting Interactivity "
     "(0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)": "internal",
 }

@@ -19,7 +19,7 @@ from server.engine_client.protocol import EngineEvent, Failed, Finished, Generat
 from server.engine_client.supervisor import Supervisor
 from server.errors import ConfigiError, EngineFailed, InsufficientMemory
 from server.settings.types import CacheSettings, EngineSettings, Settings, StorageSettings
-from tests.support.metal import LOST, NO_ROOM, OUT_OF_MEMORY, failing
+from tests.support.metal import IGNORED, LOST, NO_ROOM, OUT_OF_MEMORY, failing
 from tests.support.questions import engine_of
 from tests.support.talks import Model
 from tests.support.tiny_model import write_tiny_model
@@ -151,11 +151,11 @@ def test_after_a_failure_of_the_device_nothing_more_is_done_or_written(
 
 
 class Watched:
-    """A supervisor over engines that fail with `words` at the token BAD, what it says of their ends, and what is on
+    """A supervisor over engines that fail with `words` at a token, what it says of their ends, and what is on
     disk."""
 
-    def __init__(self, folder: Path, words: str) -> None:
-        command = (sys.executable, "-m", "tests.support.failing_engine", words, str(BAD))
+    def __init__(self, folder: Path, words: str, token: int = BAD) -> None:
+        command = (sys.executable, "-m", "tests.support.failing_engine", words, str(token))
         settings = Settings(
             engine=EngineSettings(restart_backoff_s=0),
             cache=CacheSettings(disk_limit=ByteSize(10**8)),
@@ -170,7 +170,7 @@ class Watched:
         return [path for path in self._disk.rglob("*.safetensors") if path.stat().st_size]
 
 
-@pytest.mark.parametrize("words", [OUT_OF_MEMORY, next(words for words in LOST if "SubmissionsIgnored" in words)])
+@pytest.mark.parametrize("words", [OUT_OF_MEMORY, IGNORED])
 def test_a_gpu_that_fails_is_told_as_such_and_the_next_process_serves(tmp_path: Path, words: str) -> None:
     async def run() -> None:
         watched = Watched(tmp_path, words)
@@ -214,5 +214,17 @@ def test_a_refused_allocation_is_one_error_in_a_process_that_goes_on(tmp_path: P
             assert watched.exits == []
         finally:
             await watched.supervisor.stop()
+
+    asyncio.run(run())
+
+
+def test_a_gpu_that_still_refuses_is_never_ready(tmp_path: Path) -> None:
+    """The steps before an engine counts as loaded meet the error: token 3 is one that they read."""
+
+    async def run() -> None:
+        watched = Watched(tmp_path, IGNORED, token=3)
+        with pytest.raises(EngineFailed, match="exited with status 1"):
+            await watched.supervisor.start(write_tiny_model(tmp_path / "model"))
+        assert watched.exits == []
 
     asyncio.run(run())
