@@ -1,4 +1,4 @@
-"""The models that both servers serve, made once and kept in a cache folder.
+"""The models that all servers serve, made once and kept in a cache folder.
 
 `smollm2`: SmolLM2-135M-Instruct in float32, from the embedded GGUF. Float32 because greedy answers of two servers can
 then be compared word for word, and because bf16 has no fast matrix product on MLX's CPU backend.
@@ -8,6 +8,10 @@ like Gemma 4's, opens a reply with an empty thought and drops it from history.
 
 `one_in_six`: random weights in the proportions of a large Gemma, where one layer in six looks at everything and what a
 token costs hardly depends on the length of the text; with the tokenizer of `smollm2`.
+
+`windows`: random weights in the shape of Gemma 3 270M, most of it a vocabulary of 262,144, five of six layers on a
+window of 512; with the tokenizer of `smollm2` and the template of `sliding`. Tokens that the tokenizer lacks are never
+likeliest.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -55,7 +60,16 @@ def one_in_six(cache: Path) -> Path:
     return _made_once(cache / "one-in-six", lambda folder: _write_one_in_six(_bfloat16(cache), folder))
 
 
-MODELS: dict[str, Callable[[Path], Path]] = {"smollm2": smollm2, "sliding": sliding, "one_in_six": one_in_six}
+def windows(cache: Path) -> Path:
+    return _made_once(cache / "windows", lambda folder: _write_windows(_bfloat16(cache), folder))
+
+
+MODELS: dict[str, Callable[[Path], Path]] = {
+    "smollm2": smollm2,
+    "sliding": sliding,
+    "one_in_six": one_in_six,
+    "windows": windows,
+}
 
 
 def with_room(model: Path, folder: Path, tokens: int) -> Path:
@@ -127,9 +141,7 @@ def _write_sliding(folder: Path) -> None:
 
 
 def _write_one_in_six(tokenizer: Path, folder: Path) -> None:
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
-        shutil.copy(tokenizer / name, folder / name)
-    source = json.loads((tokenizer / "config.json").read_text())
+    source = _copy_tokenizer(tokenizer, folder)
     config = {
         "model_type": "gemma3_text",
         "hidden_size": 768,
@@ -147,8 +159,36 @@ def _write_one_in_six(tokenizer: Path, folder: Path) -> None:
     _write_gemma3(folder, config, source["eos_token_id"])
 
 
-def _write_gemma3(folder: Path, config: dict[str, object], ends: object) -> None:
-    """With random weights."""
+def _write_windows(tokenizer: Path, folder: Path) -> None:
+    source = _copy_tokenizer(tokenizer, folder)
+    (folder / "chat_template.jinja").write_text(_TEMPLATE)
+    config = {
+        "model_type": "gemma3_text",
+        "hidden_size": 640,
+        "num_hidden_layers": 18,
+        "intermediate_size": 2048,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "vocab_size": 262_144,
+        "sliding_window": 512,
+        "sliding_window_pattern": 6,
+        "max_position_embeddings": 32_768,
+    }
+    _write_gemma3(folder, config, source["eos_token_id"], known=source["vocab_size"])
+
+
+def _copy_tokenizer(model: Path, folder: Path) -> dict[str, Any]:
+    """With its template; returns the config of `model`."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        shutil.copy(model / name, folder / name)
+    config: dict[str, Any] = json.loads((model / "config.json").read_text())
+    return config
+
+
+def _write_gemma3(folder: Path, config: dict[str, object], ends: object, known: int | None = None) -> None:
+    """With random weights. `known`: tokens beyond have logits of zero."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
     from mlx_lm.models.gemma3_text import Model, ModelArgs
@@ -158,6 +198,8 @@ def _write_gemma3(folder: Path, config: dict[str, object], ends: object) -> None
     weights = tree_flatten(Model(ModelArgs.from_dict(config)).parameters())
     # The default initialisation is so small that every token is as likely as the next.
     loud = {name: 8.0 * tensor if tensor.ndim == 2 else tensor for name, tensor in weights}
+    if known is not None:
+        loud["model.embed_tokens.weight"][known:] = 0
     mx.save_safetensors(str(folder / "model.safetensors"), loud, {"format": "mlx"})
 
 

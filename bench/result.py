@@ -21,13 +21,25 @@ SERVING = (
     "short_behind_long",
     "client_leaves",
     "tool_loop",
+    "restored_beside",
+)
+# And the same on a model whose layers look at a window, for the most part.
+SLIDING = (
+    "sliding_one_stream",
+    "sliding_four_streams",
+    "sliding_prefix",
+    "sliding_running_stream",
+    "sliding_short_behind_long",
+    "sliding_tool_loop",
+    "sliding_restored_beside",
 )
 Points = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What must hold: `bound` of configi's figure divided by the reference's, or (`absolute`) of the figure itself."""
+    """What must hold: `bound` of configi's figure divided by the best of the others', or (`absolute`) of the figure
+    itself."""
 
     bound: float
     at_least: bool = False
@@ -49,6 +61,10 @@ class Row:
     unit: str
     target: Target | None = None
 
+    @property
+    def more_is_better(self) -> bool:
+        return self.target.at_least if self.target is not None else self.unit == "tok/s"
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -61,17 +77,27 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
+    """`peers`: the figures of those who were measured beside the reference."""
+
     label: str
     unit: str
     reference: float | None
     configi: float
     target: Target | None = None
+    peers: Mapping[str, float] = field(default_factory=dict)
+    more_is_better: bool = False
+
+    @property
+    def best(self) -> float | None:
+        """Of the reference and the peers."""
+        others = [value for value in (self.reference, *self.peers.values()) if value]
+        return (max if self.more_is_better else min)(others, default=None)
 
     @property
     def ratio(self) -> float | None:
-        """configi's figure divided by the reference's; None where only the figure itself counts."""
+        """configi's figure divided by the best of the others; None where only the figure itself counts."""
         absolute = self.target is not None and self.target.absolute
-        return None if absolute or not self.reference else self.configi / self.reference
+        return None if absolute or not self.best else self.configi / self.best
 
     @property
     def met(self) -> bool | None:
@@ -113,10 +139,23 @@ class Result:
         return all(figure.met is not False for figure in self.figures)
 
 
-def figures(rows: tuple[Row, ...], reference: Measured | None, configi: Measured) -> tuple[Figure, ...]:
-    """Both sides, row by row."""
+def figures(
+    rows: tuple[Row, ...], reference: Measured | None, configi: Measured, peers: Mapping[str, Measured] | None = None
+) -> tuple[Figure, ...]:
+    """All sides, row by row."""
     values: Mapping[str, float] = {} if reference is None else reference.values
-    return tuple(Figure(row.label, row.unit, values.get(row.key), configi.values[row.key], row.target) for row in rows)
+    return tuple(
+        Figure(
+            row.label,
+            row.unit,
+            values.get(row.key),
+            configi.values[row.key],
+            row.target,
+            {name: peer.values[row.key] for name, peer in (peers or {}).items() if row.key in peer.values},
+            row.more_is_better,
+        )
+        for row in rows
+    )
 
 
 def median_of(repetitions: Sequence[Measured]) -> Measured:
@@ -172,15 +211,21 @@ def show(value: float | None, unit: str) -> str:
 
 def lines(result: Result) -> list[str]:
     """The result for a terminal."""
+    peers = peers_of([result])
     made = [result.title, f"  {result.setup.line()}"]
-    made.append(f"  {'':46} {result.reference:>16} {'configi':>16} {'ratio':>8} {'target':>9}")
+    names = [result.reference, *peers, "configi"]
+    made.append(f"  {'':46} {' '.join(f'{name:>16}' for name in names)} {'ratio':>8} {'target':>9}")
     for figure in result.figures:
         ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}x"
         target = "" if figure.target is None else str(figure.target)
         verdict = {None: "", True: "met", False: "MISSED"}[figure.met]
-        made.append(
-            f"  {figure.label:46} {show(figure.reference, figure.unit):>16} {show(figure.configi, figure.unit):>16} "
-            f"{ratio:>8} {target:>9} {verdict}".rstrip()
-        )
+        values = [figure.reference, *(figure.peers.get(peer) for peer in peers), figure.configi]
+        shown = " ".join(f"{show(value, figure.unit):>16}" for value in values)
+        made.append(f"  {figure.label:46} {shown} {ratio:>8} {target:>9} {verdict}".rstrip())
     notes = [*result.notes, agreement([result])]
     return made + [f"  {note}" for note in notes if note]
+
+
+def peers_of(group: Sequence[Result]) -> list[str]:
+    """Who was measured beside the reference, in any of the figures."""
+    return list(dict.fromkeys(peer for result in group for figure in result.figures for peer in figure.peers))

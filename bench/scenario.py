@@ -1,10 +1,10 @@
-"""A scenario: what is done to a server, and the rows it makes. The same code runs against both sides."""
+"""A scenario: what is done to a server, and the rows it makes. The same code runs against all sides."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench import servers
@@ -13,7 +13,7 @@ from bench.result import Measured, Row
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two servers, on the scenario's model, in repetition `number`: no two share a prompt."""
+    """One of the servers, on the scenario's model, in repetition `number`: no two share a prompt."""
 
     kind: servers.Kind
     model: Path
@@ -37,7 +37,8 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`measure` is one repetition. `floor` measures a third side, mlx-lm without a server, where a scenario has one."""
+    """`measure` is one repetition, of each of `kinds`. `floor` measures one more side, mlx-lm without a server, where a
+    scenario has one."""
 
     name: str
     title: str
@@ -46,3 +47,17 @@ class Scenario:
     model: str = "smollm2"
     plots: tuple[Plot, ...] = field(default=())
     floor: Callable[[Side], Measured] | None = None
+    kinds: tuple[servers.Kind, ...] = servers.KINDS
+
+
+def on_windows(scenario: Scenario, rows: tuple[Row, ...] | None = None) -> Scenario:
+    """The same on the model whose layers look at a window, for the most part."""
+    title = f"Sliding window: {scenario.title[0].lower()}{scenario.title[1:]}"
+    return replace(
+        scenario,
+        name=f"sliding_{scenario.name}",
+        title=title,
+        model="windows",
+        plots=(),
+        rows=scenario.rows if rows is None else rows,
+    )

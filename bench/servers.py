@@ -1,4 +1,4 @@
-"""Starts one of the two servers as a user would, on a model folder, and ends it. Never two at once: see serving.py."""
+"""Starts one of the servers as a user would, on a model folder, and ends it. Never two at once: see serving.py."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from typing import Any, Literal
 
 import psutil
 
+from bench import peers
+from bench.peers import MODEL, PEERS
 from bench.setup import ROOT, environment
 
-Kind = Literal["mlx_lm.server", "configi"]
-KINDS: tuple[Kind, ...] = ("mlx_lm.server", "configi")
+Kind = Literal["mlx_lm.server", "vllm-mlx", "Rapid-MLX", "configi"]
+KINDS: tuple[Kind, ...] = ("mlx_lm.server", "vllm-mlx", "Rapid-MLX", "configi")
 _ADDRESS = re.compile(r"on (http://\S+)")
 _START_S = 120.0
 _STOP_S = 20.0
@@ -54,21 +56,16 @@ def running(kind: Kind, model: Path, folder: Path, **sections: Mapping[str, Any]
     """
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"{kind}.log"
-    if kind == "configi":
-        command = ["server.cli", "serve", "--config", str(configuration(folder, model, sections))]
-        port = None
-    else:
-        port = _free_port()
-        command = ["mlx_lm", "server", "--model", str(model), "--port", str(port), "--log-level", "WARNING"]
+    port = None if kind == "configi" else _free_port()
     with log.open("a") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", *command],
+            _command(kind, model, folder, port, sections),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if port is None else stderr,
             stderr=stderr,
             text=True,
             cwd=ROOT,
-            env=environment(),
+            env=environment() | (peers.environment(folder / "home") if kind in PEERS else {}),
         )
     try:
         url = f"http://127.0.0.1:{port}" if port else _announced(process, log)
@@ -77,6 +74,18 @@ def running(kind: Kind, model: Path, folder: Path, **sections: Mapping[str, Any]
         yield server
     finally:
         _end(process)
+
+
+def _command(
+    kind: Kind, model: Path, folder: Path, port: int | None, sections: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    if port is None:
+        config = str(configuration(folder, model, sections))
+        return [sys.executable, "-m", "server.cli", "serve", "--config", config]
+    if kind in PEERS:
+        return PEERS[kind].command(model, port)
+    serve = [sys.executable, "-m", "mlx_lm", "server", "--model", str(model)]
+    return [*serve, "--port", str(port), "--log-level", "WARNING"]
 
 
 def configuration(folder: Path, model: Path, sections: Mapping[str, Mapping[str, Any]]) -> Path:
@@ -92,7 +101,13 @@ def configuration(folder: Path, model: Path, sections: Mapping[str, Mapping[str,
     lines: list[str] = []
     for name, values in settings.items():
         lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
-    lines += ["[[models]]", 'id = "bench"', 'acquire = "local"', f"path = {json.dumps(str(model))}"]
+    lines += [
+        "[[models]]",
+        'id = "bench"',
+        f"aliases = [{json.dumps(MODEL)}]",
+        'acquire = "local"',
+        f"path = {json.dumps(str(model))}",
+    ]
     path = folder / "config.toml"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -100,7 +115,7 @@ def configuration(folder: Path, model: Path, sections: Mapping[str, Mapping[str,
 
 def _first_answer(server: Server) -> None:
     """An unrelated short request: it waits for the model and takes what every first request pays."""
-    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "temperature": 0}
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "temperature": 0, "model": MODEL}
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
@@ -112,6 +127,10 @@ def _first_answer(server: Server) -> None:
             with urllib.request.urlopen(request, timeout=_START_S) as response:
                 response.read()
                 return
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                raise ServerFailed(f"{server.kind} refused with {error.code}.{_tail(server.log)}") from error
+            time.sleep(0.2)
         except (urllib.error.URLError, ConnectionError):
             time.sleep(0.2)
     raise ServerFailed(f"{server.kind} did not answer within {_START_S:.0f} s.{_tail(server.log)}")
@@ -139,6 +158,6 @@ def _tail(log: Path) -> str:
 
 
 def _free_port() -> int:
-    """mlx_lm.server does not say which port it got, so it is told one."""
+    """The others do not say which port they got, so they are told one."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         return int(listening.getsockname()[1])

@@ -59,11 +59,12 @@ class Answer:
 
 
 class Client:
-    """Talks to one server."""
+    """Talks to one server, about its `model` if that must be named."""
 
-    def __init__(self, url: str, timeout: float = TIMEOUT_S) -> None:
+    def __init__(self, url: str, timeout: float = TIMEOUT_S, model: str | None = None) -> None:
         self._url = url
         self._timeout = timeout
+        self._named: Body = {} if model is None else {"model": model}
 
     async def ask(self, body: Body, on_text: Callable[[Answer], None] | None = None) -> Answer:
         """The whole answer; `on_text` is called at each chunk with text.
@@ -101,7 +102,7 @@ class Client:
         # Certificates take longer to load than many an answer takes, and there is no TLS.
         async with httpx2.AsyncClient(timeout=None, trust_env=False, verify=False) as client:
             start = time.perf_counter()
-            async with client.stream("POST", f"{self._url}/v1/chat/completions", json=body) as response:
+            async with client.stream("POST", f"{self._url}/v1/chat/completions", json=self._named | body) as response:
                 await self._read(response, body, answer, start, on_text)
             answer.seconds = time.perf_counter() - start
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
-from bench.result import SERVING, Figure, Result, agreement, show
+from bench.result import SERVING, SLIDING, Figure, Result, agreement, peers_of, show
 
 # Table -> the results in it, in this order.
 TABLES: Mapping[str, tuple[str, ...]] = {
     "bench-serving": SERVING,
+    "bench-sliding": SLIDING,
     "bench-floor": ("throughput", "prompt_length"),
+    "bench-simulated": ("simulated-m4-max", "simulated-m2-pro", "simulated-m1"),
     "bench-overhead": ("overhead",),
     "bench-soak": ("soak",),
     "bench-hostile": ("hostile",),
@@ -29,21 +32,24 @@ def _table(group: list[Result]) -> str:
     reference = group[0].reference
     # Nobody to compare with: then there is no ratio either.
     compared = any(figure.ratio is not None for result in group for figure in result.figures)
-    head = ["", *([reference] if reference else []), "configi", *(["Ratio"] if compared else []), "Wanted", "Met"]
+    peers = peers_of(group)
+    head = ["", *([reference] if reference else []), *peers, "configi"]
+    head += [*(["Ratio"] if compared else []), "Wanted", "Met"]
     rows = [head, ["---"] * len(head)]
     for result in group:
         rows.append([f"**{result.title}**", *[""] * (len(head) - 1)])
-        rows += [_row(figure, bool(reference), compared) for figure in result.figures]
+        rows += [_row(figure, bool(reference), peers, compared) for figure in result.figures]
     text = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     return text + "".join(f"\n{note}\n" for note in _notes(group))
 
 
-def _row(figure: Figure, has_reference: bool, compared: bool) -> list[str]:
+def _row(figure: Figure, has_reference: bool, peers: Sequence[str], compared: bool) -> list[str]:
     ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}x"
     met = {None: "", True: "yes", False: "**no**"}[figure.met]
     return [
         figure.label,
         *([show(figure.reference, figure.unit)] if has_reference else []),
+        *(show(figure.peers.get(peer), figure.unit) for peer in peers),
         show(figure.configi, figure.unit),
         *([ratio] if compared else []),
         "" if figure.target is None else str(figure.target),
@@ -52,9 +58,12 @@ def _row(figure: Figure, has_reference: bool, compared: bool) -> list[str]:
 
 
 def _notes(group: list[Result]) -> Iterable[str]:
+    notes = Counter(note for result in group for note in result.notes)
+    yield from (note for note, times in notes.items() if times > 1)
     for result in group:
         for note in result.notes:
-            yield f"{result.title}: {note}" if len(group) > 1 else note
+            if notes[note] == 1:
+                yield f"{result.title}: {note}" if len(group) > 1 else note
     if said := agreement(group):
         yield said
     for line in dict.fromkeys(result.setup.line() for result in group):

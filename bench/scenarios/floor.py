@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from bench import prompts, raw
+from bench.peers import MODEL
 from bench.result import Measured, Row
 from bench.scenario import Plot, Scenario, Side
 from bench.scenarios.streams import TOKENS, together
@@ -46,7 +47,7 @@ def _documents(side: Side) -> list[prompts.Body]:
 
 def _ttft(side: Side) -> Measured:
     async def ask(url: str) -> list[Answer]:
-        return [await Client(url).ask(body) for body in _documents(side)]
+        return [await Client(url, model=MODEL).ask(body) for body in _documents(side)]
 
     with side.server() as server:
         answers = asyncio.run(ask(server.url))

@@ -1,131 +1,108 @@
-"""The sequences that decode together. Runs in the engine process."""
+"""The requests that decode, and what becomes of the tokens that they draw. Runs in the engine process."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from server.engine import compat
 from server.engine.compat import Layers
-from server.engine.sampling import make_processors, make_sampler
-from server.engine.scoring.prompt_logprobs import token_logprob
-from server.engine.side_by_side import SideBySide
-from server.engine.steering.masks import MaskedModel
-from server.engine.steering.steering import Steering
-from server.engine_client.protocol import EngineEvent, Failed, Finished, Generate, TokenLogprob, Tokens
+from server.engine.decoder import Decoder, DecodingSequence, Drawn, Newcomer
+from server.engine_client.protocol import EngineEvent, Failed, Finished, Generate, Tokens
 
-
-class Newcomer(NamedTuple):
-    """`layers` hold all of the prompt but its last token."""
-
-    request: Generate
-    layers: Layers
-    steering: Steering | None = None
+# A request that is out of the batch, the tokens that its caches hold, and the caches.
+Answered = tuple[Generate, list[int], Layers]
 
 
 class Batch:
-    """Ids are those of `Generate`. `vocab_size`: the tokens that may be drawn. Not `merged`, each sequence has a
-    forward pass of its own."""
+    """Ids are those of `Generate`. `vocab_size`: the tokens that may be drawn. Not `merged`, as mlx-lm cannot decode
+    several sequences of some architectures in one pass, each has passes of its own."""
 
     def __init__(self, model: Any, vocab_size: int, *, merged: bool = True) -> None:
         self._model = model
         self._vocab_size = vocab_size
         self._merged = merged
-        self._batch: Any = compat.empty_batch(MaskedModel(model, vocab_size)) if merged else SideBySide()
-        self._requests: dict[int, Generate] = {}
-        self._steerings: dict[int, Steering] = {}
+        self._decoders: list[Decoder] = []
 
     def __len__(self) -> int:
-        return len(self._requests)
+        return sum(len(decoder.rows) for decoder in self._decoders)
 
     def __contains__(self, id: int) -> bool:
-        return id in self._requests
+        return any(row.request.id == id for _, row in self._rows())
 
     @property
     def nbytes(self) -> int:
-        return sum(int(layer.nbytes) for layer in self._batch.prompt_cache)
+        return sum(int(layer.nbytes) for decoder in self._decoders for layer in decoder.layers)
 
     def requests(self) -> Iterator[tuple[Generate, int]]:
         """Each with the tokens in its cache."""
-        for id, tokens in zip(self._batch.uids, self._batch.tokens, strict=True):
-            yield self._requests[id], len(tokens)
+        for _, row in self._rows():
+            yield row.request, len(row.tokens)
 
     def add(self, newcomers: Sequence[Newcomer]) -> list[EngineEvent]:
-        """Decode these too; their first step is one pass. The events of those that cannot begin."""
-        if not newcomers:
-            return []
-        if self._merged:
-            self._batch.extend(self._decoding(newcomers))
-        else:
-            self._batch.extend(SideBySide([self._decoding([newcomer]) for newcomer in newcomers]))
-        self._requests |= {new.request.id: new.request for new in newcomers}
-        self._steerings |= {new.request.id: new.steering for new in newcomers if new.steering is not None}
-        # Before the first token that nothing allowed is seen.
-        return [self._fail(new.request.id, new.steering) for new in newcomers if new.steering and new.steering.failed]
+        """Decode these too. The events of those that cannot begin, as far as that is known."""
+        groups = [newcomers] if self._merged else [[newcomer] for newcomer in newcomers]
+        for group in (group for group in groups if group):
+            if not (self._merged and self._decoders):
+                self._decoders.append(Decoder(self._model, self._vocab_size))
+            self._decoders[-1].add(group)
+        return self._failures()
 
-    def _decoding(self, newcomers: Sequence[Newcomer]) -> Any:
-        requests = [newcomer.request for newcomer in newcomers]
-        model = MaskedModel(self._model, self._vocab_size)
-        model.steerings = [newcomer.steering for newcomer in newcomers]
-        return compat.decoding_batch(
-            model,
-            ids=[request.id for request in requests],
-            last_tokens=[request.prompt[-1] for request in requests],
-            caches=[newcomer.layers for newcomer in newcomers],
-            tokens=[request.prompt[:-1] for request in requests],
-            samplers=[make_sampler(request.sampling) for request in requests],
-            processors=[tuple(make_processors(request.sampling, len(request.prompt))) for request in requests],
-            stop_tokens=[request.stop_tokens for request in requests],
-            max_tokens=[request.max_tokens for request in requests],
-            merged=self._merged,
-        )
-
-    def step(self) -> tuple[list[EngineEvent], list[tuple[Generate, list[int], Layers]]]:
-        """One token for every sequence. Each that finished, with the tokens that its caches hold, and the caches."""
+    def step(self) -> tuple[list[EngineEvent], list[Answered]]:
+        """One token for every sequence; and those that finished."""
         events: list[EngineEvent] = []
-        finished = []
-        for part in [self._batch] if self._merged else self._batch.sequences:
-            part.model.steerings = [self._steerings.get(id) for id in part.uids]
-            part.model.drawn = compat.drawn_tokens(part)
-        for response in self._batch.next():
-            request = self._requests[response.uid]
-            steering = self._steerings.get(request.id)
-            complete = steering is not None and steering.complete
-            events += _events(request, response, complete=complete)
-            if response.finish_reason is not None:
-                finished.append((request, response.all_tokens, response.prompt_cache))
-                self._forget(request.id)
-            elif complete:
-                finished.append(self.remove(request.id))
-            elif steering is not None and steering.failed is not None:
-                events.append(self._fail(request.id, steering))
-        return events, finished
+        finished: list[Answered] = []
+        for decoder in self._decoders:
+            ended: list[DecodingSequence] = []
+            for drawn in decoder.step():
+                reason = _reason(drawn)
+                events += _events(drawn, reason)
+                if reason is not None:
+                    ended.append(drawn.row)
+            finished += [(row.request, row.tokens, decoder.extract(row)) for row in ended]
+            decoder.remove(ended)
+        return events + self._failures(), finished
 
-    def remove(self, id: int) -> tuple[Generate, list[int], Layers]:
-        """Take `id` out before it finished: the request, the tokens that its caches hold, and the caches."""
-        index = self._batch.uids.index(id)
-        removed = (self._requests[id], self._batch.tokens[index], self._batch.extract_cache(index))
-        self._batch.filter([i for i in range(len(self._batch)) if i != index])
-        self._forget(id)
+    def remove(self, id: int) -> Answered:
+        """Take `id` out before it finished."""
+        decoder, row = next(found for found in self._rows() if found[1].request.id == id)
+        removed = (row.request, row.tokens, decoder.extract(row))
+        decoder.remove([row])
+        self._drop_empty()
         return removed
 
-    def _fail(self, id: int, steering: Steering) -> EngineEvent:
-        self.remove(id)
-        return Failed(id, "invalid", steering.failed or "")
+    def _failures(self) -> list[EngineEvent]:
+        """Ends the sequences whose steerings allow nothing. Behind a step, which may have left decoders empty."""
+        events: list[EngineEvent] = []
+        for decoder in self._decoders:
+            failed = [(row, why) for row in decoder.rows if row.steering is not None and (why := row.steering.failed)]
+            events += [Failed(row.request.id, "invalid", why) for row, why in failed]
+            decoder.remove([row for row, _ in failed])
+        self._drop_empty()
+        return events
 
-    def _forget(self, id: int) -> None:
-        del self._requests[id]
-        self._steerings.pop(id, None)
+    def _drop_empty(self) -> None:
+        self._decoders = [decoder for decoder in self._decoders if decoder.rows]
+
+    def _rows(self) -> Iterator[tuple[Decoder, DecodingSequence]]:
+        return ((decoder, row) for decoder in self._decoders for row in decoder.rows)
 
 
-def _events(request: Generate, response: Any, *, complete: bool) -> list[EngineEvent]:
-    """`complete`: nothing can follow the token, so that the answer ends with it, as if a stop token came next."""
+def _reason(drawn: Drawn) -> str | None:
+    """Why the answer ends with the token, if it does."""
+    request, steering = drawn.row.request, drawn.row.steering
+    if drawn.token in request.stop_tokens:
+        return "stop"
+    if steering is not None and steering.complete:
+        return "complete"
+    return "length" if drawn.row.draws > request.max_tokens else None
+
+
+def _events(drawn: Drawn, reason: str | None) -> list[EngineEvent]:
+    id = drawn.row.request.id
     events: list[EngineEvent] = []
-    if response.finish_reason != "stop":
-        logprobs: list[TokenLogprob] = []
-        if request.top_logprobs is not None:
-            logprobs = [token_logprob(response.logprobs, response.token, request.top_logprobs)]
-        events.append(Tokens(request.id, [response.token], logprobs))
-    if complete or response.finish_reason is not None:
-        events.append(Finished(request.id, "stop" if complete else response.finish_reason))
+    if reason != "stop":
+        events.append(Tokens(id, [drawn.token], [] if drawn.logprob is None else [drawn.logprob]))
+    if reason is not None:
+        # Nothing can follow what is complete: as if a stop token came next.
+        events.append(Finished(id, "length" if reason == "length" else "stop"))
     return events

@@ -8,72 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import copy as copying
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_map, tree_unflatten
-from mlx_lm.generate import GenerationBatch, PromptProcessingBatch, StopSequences
+from mlx_lm.generate import PromptProcessingBatch
 from mlx_lm.models import cache as caches_of_mlx_lm
-from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache
-from mlx_lm.sample_utils import greedy_sampler
+from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache, TokenBuffer
 
 # One mlx-lm cache per layer.
 Layers = list[Any]
 
 # ---- batches. mlx-lm 0.32.2: `BatchGenerator`, the documented way, reads every waiting prompt in one forward pass and
-# leaves no control between two steps; the engine needs its two halves, which are undocumented classes. They can go when
+# leaves no control between two steps; the engine needs the half of it that reads, an undocumented class. It can go when
 # BatchGenerator takes a token budget per step.
 
 
-def empty_batch(model: Any) -> GenerationBatch:
-    return GenerationBatch.empty(model, greedy_sampler)
-
-
-class SingleSequence(GenerationBatch):  # type: ignore[misc]
-    """A batch of one on the sequence's own caches, which need not be of a kind that can be merged."""
-
-    def extract_cache(self, idx: int) -> Layers:
-        # A list of its own: the batch clears its list when the sequence has finished.
-        return list(self.prompt_cache)
-
-
-def decoding_batch(
-    model: Any,
-    ids: list[int],
-    last_tokens: list[int],
-    caches: Sequence[Layers],
-    tokens: list[list[int]],
-    samplers: list[Callable[[mx.array], mx.array]],
-    processors: list[tuple[Callable[[mx.array, mx.array], mx.array], ...]],
-    stop_tokens: list[list[int]],
-    max_tokens: list[int],
-    *,
-    merged: bool = True,
-) -> GenerationBatch:
-    """Sequences whose `tokens` are in their `caches` and whose `last_tokens` are fed next. It steps once right away.
-
-    Not `merged`, it can be one sequence only, and its caches are used as they are.
-    """
-    return (GenerationBatch if merged else SingleSequence)(
-        model,
-        ids,
-        mx.array(last_tokens),
-        [layers[0].merge(list(layers)) for layers in zip(*caches, strict=True)] if merged else list(*caches),
-        tokens,
-        samplers,
-        greedy_sampler,
-        processors,
-        [StopSequences([(token,) for token in stops]) for stops in stop_tokens],
-        max_tokens,
-    )
-
-
-def drawn_tokens(batch: GenerationBatch) -> mx.array | None:
-    """What the sequences drew last and the next step reads, shape (sequences,), under way if not computed."""
-    drawn: mx.array | None = batch._next_tokens
-    return drawn
+def token_buffer(tokens: list[int]) -> TokenBuffer:
+    """Of a sequence, for what looks at all of it; it grows without copying."""
+    return TokenBuffer(tokens)
 
 
 def prefill_together(model: Any, caches: Sequence[Layers], tokens: Sequence[list[int]]) -> list[Layers]:
@@ -87,6 +42,30 @@ def prefill_together(model: Any, caches: Sequence[Layers], tokens: Sequence[list
     )
     batch.prompt(list(tokens))
     return [batch.extract_cache(index) for index in range(len(caches))]
+
+
+# ---- random numbers. MLX 0.32.4: `mx.random.categorical` takes one key, and a key for each row of a batch is as many
+# operations; and it cannot be vectorized. What it computes is written out here, for all rows at once and with the same
+# result. It can go when MLX draws with a key for each row.
+
+
+def _uniform(key: mx.array) -> mx.array:
+    return mx.random.uniform(key=key)
+
+
+uniform_by_rows: Any = mx.vmap(_uniform)
+split_by_rows: Any = mx.vmap(mx.random.split)
+# The largest uniform number leaves nothing of the sum to the tokens behind the last possible one.
+_BELOW_ALL = 1 - 2**-23
+
+
+def draw_by_rows(logits: mx.array, keys: mx.array) -> mx.array:
+    """A token of each row, (rows, width) and (rows, 2) to (rows,): `mx.random.categorical` of that row and key."""
+    weights = mx.exp(logits - logits.max(axis=-1, keepdims=True))
+    up_to = mx.cumsum(weights, axis=-1)
+    total = up_to[:, -1:]
+    drawn = mx.minimum(uniform_by_rows(keys)[:, None], _BELOW_ALL) * total
+    return (up_to <= drawn).sum(axis=-1).astype(mx.uint32)
 
 
 # ---- KV caches. mlx-lm 0.32.2: a cache can be trimmed at its end and merged into a batch, but not cut at its front,
@@ -311,12 +290,3 @@ def saved_metadata(path: Path) -> dict[str, Any]:
     loaded: Any = mx.load(str(path), return_metadata=True)
     metadata: dict[str, Any] = tree_unflatten(list(loaded[1].items()))[0]
     return metadata
-
-
-# ---- errors. MLX 0.32.4 raises RuntimeError for everything. It can go when MLX has a class for being out of memory.
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or any(
-        words in str(error) for words in ("[malloc]", "allocate", "out of memory")
-    )

@@ -34,14 +34,7 @@ def can_go_back(layers: Layers) -> bool:
 def extract(layers: Layers, start: int, stop: int) -> Layers:
     """The segment of tokens start..stop of one sequence; non-trimmable layers as they were after `stop`, or None where
     that is not known. Copies, evaluated."""
-    segment = [
-        None
-        if layer is None
-        else compat.cut(layer, start, stop)
-        if is_trimmable(layer)
-        else compat.state_at(layer, stop)
-        for layer in layers
-    ]
+    segment = _cut(layers, start, stop)
     evaluate(segment)
     return segment
 
@@ -74,6 +67,23 @@ def concatenate(parts: Sequence[tuple[Layers, int, int]], room: int = 0) -> Laye
 
 def evaluate(layers: Layers) -> None:
     mx.eval([layer.state for layer in layers if layer is not None])
+
+
+def segment_bytes(layers: Layers, start: int, stop: int) -> int:
+    """Of what `extract` would copy."""
+    return nbytes(_cut(layers, start, stop))
+
+
+def _cut(layers: Layers, start: int, stop: int) -> Layers:
+    """Nothing is computed before it is evaluated."""
+    return [
+        None
+        if layer is None
+        else compat.cut(layer, start, stop)
+        if is_trimmable(layer)
+        else compat.state_at(layer, stop)
+        for layer in layers
+    ]
 
 
 def nbytes(segment: Layers) -> int:

@@ -132,8 +132,6 @@ class Prefill:
 
     def _commit(self, tokens: int) -> None:
         kv.evaluate(self.layers)
-        # A decode step cannot reuse a chunk's buffers; kept, they would take memory from others.
-        mx.clear_cache()
         self.done += tokens
 
 

@@ -15,16 +15,19 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from server.engine import kv
 from server.engine.admission import Admission
+from server.engine.forecast import PeakForecast
 from server.engine.prefill import Prefill, read_together
 from server.engine.prefixes.prefix_cache import Hit, PrefixCache
 from server.engine.scheduler import PrefillScheduler
 from server.engine.scoring.deciding import Deciding
 from server.engine.scoring.prompt_logprobs import Scoring
 from server.engine.token_budget import MIN_CHUNK_TOKENS, TokenBudget
-from server.engine_client.protocol import EngineEvent, Prefilled, Request, ScoreOptions
+from server.engine_client.protocol import EngineEvent, PeakMemory, Prefilled, Request, ScoreOptions
 
 # With non-trimmable layers each checkpoint holds all their state: the system prompt's end and the latest are kept.
 _LATEST_CHECKPOINTS = 2
+# Beyond it the measurement is at fault, not the cost model.
+_MOST_FACTOR = 4.0
 # With nothing to do but wait for the disk, a step does so no longer than this: commands must be heard.
 _DISK_WAIT_S = 0.02
 
@@ -65,9 +68,12 @@ class PrefillQueue:
         self._together = together
         self._scheduler = PrefillScheduler()
         self._prefills: dict[int, Prefill] = {}
+        # Those that the chunk under way is of.
+        self._reading: list[int] = []
+        self._forecasts: dict[int, PeakForecast] = {}
         self._earlier_peak = 0
-        # Bytes per token of a chunk; more with a longer context, where attention keeps its scores.
-        self._activation_per_token = admission.cost.activation_per_token
+        # How much more a chunk has taken, at most, than the cost model says.
+        self._chunk_factor = 1.0
 
     def __contains__(self, id: int) -> bool:
         return id in self._prefills
@@ -104,12 +110,14 @@ class PrefillQueue:
             self._keep(prefill, prefill.done)
 
     def discard(self, id: int) -> None:
+        self._forecasts.pop(id, None)
         prefill = self._prefills.pop(id, None)
         if prefill is not None and prefill.restore is not None:
             self._prefixes.disk.cancel(prefill.restore)
 
-    def clear(self) -> None:
-        for id in list(self._prefills):
+    def drop_chunk(self) -> None:
+        """Forget the prompts that a failed chunk was of."""
+        for id in self._reading:
             self.discard(id)
 
     def read(self, seconds: float, *, under_way_s: float = 0.0, idle: bool = False) -> Chunk:
@@ -124,9 +132,11 @@ class PrefillQueue:
         if not ready or not seconds:
             return chunk
         chosen = self._scheduler.next(ready)
+        self._reading = [chosen.id]
         begun = time.monotonic()
         if chosen.under_way is not None:
-            read = self._measured(chosen.under_way.tokens, lambda: self._go_on(chosen, seconds, under_way_s))
+            parts = [(chosen, chosen.under_way.tokens)]
+            read = self._measured(parts, lambda: self._go_on(chosen, seconds, under_way_s))
         else:
             parts = self._plan(chosen, ready, seconds, chunk.events)
             begun = time.monotonic()
@@ -156,13 +166,11 @@ class PrefillQueue:
         self, chosen: Prefill, ready: Sequence[Prefill], seconds: float, events: list[EngineEvent]
     ) -> list[tuple[Prefill, int]]:
         """What is read with `chosen`, and how many tokens of each: several where a pass over all is over in time."""
-        most = self._admission.max_chunk(mx.get_active_memory(), self._activation_per_token)
-        size = min(most, self._budget.whole_tokens(seconds))
         if not chosen.started:
             events.append(self._start(chosen))
-        longest_pass = (
-            size if not chosen.batchable else min(most, self._budget.pass_tokens(seconds, len(chosen.layers)))
-        )
+        most = self._admission.max_chunk(mx.get_active_memory(), chosen.done, self._chunk_factor)
+        size = min(most, self._budget.whole_tokens(seconds))
+        longest_pass = min(most, self._budget.pass_tokens(seconds, len(chosen.layers))) if chosen.batchable else size
         parts = [(chosen, self._part(chosen, longest_pass))]
         for other in ready:
             if other is chosen or other.under_way or not (self._together and chosen.batchable and other.batchable):
@@ -176,6 +184,7 @@ class PrefillQueue:
             tokens = self._part(other, size)
             if longest and longest / 2 <= tokens <= longest * 2 and max(longest, tokens) * (len(parts) + 1) <= size:
                 parts.append((other, tokens))
+                self._reading.append(other.id)
         return [(prefill, tokens) for prefill, tokens in parts if tokens]
 
     def _part(self, prefill: Prefill, size: int) -> int:
@@ -191,6 +200,9 @@ class PrefillQueue:
         request = prefill.request
         hit = self._prefixes.find(request.prompt, request.cache_salt) if prefill.reuses_prefixes else Hit(None, 0, 0)
         prefill.start(hit.layers, hit.length)
+        self._forecasts[request.id] = PeakForecast(
+            self._admission.cost, mx.get_active_memory(), hit.length, self._prefixes.nbytes
+        )
         return Prefilled(request.id, hit.length, len(request.prompt), hit.length, hit.shared)
 
     # ---- reading
@@ -202,10 +214,10 @@ class PrefillQueue:
         chosen, tokens = parts[0]
         if len(parts) == 1 and chosen.batchable:
             chosen.begin(tokens)
-            return self._measured(tokens, lambda: self._go_on(chosen, seconds, under_way_s))
+            return self._measured(parts, lambda: self._go_on(chosen, seconds, under_way_s))
         count = sum(tokens for _, tokens in parts)
         begun = time.monotonic()
-        self._measured(count, lambda: read_together(self._model, parts))
+        self._measured(parts, lambda: read_together(self._model, parts))
         self._budget.record_pass(count, [(1, max(time.monotonic() - begun - under_way_s, 0.0))])
         for prefill, tokens in parts:
             self._scheduler.charge(prefill.client, tokens)
@@ -233,14 +245,20 @@ class PrefillQueue:
         self._budget.record_pass(under_way.tokens, under_way.pieces)
         return [(prefill, under_way.tokens)]
 
-    def _measured(self, tokens: int, read: Callable[[], T]) -> T:
-        """What `read` returns, once it is known what it needs for each of `tokens`."""
+    def _measured(self, parts: Sequence[tuple[Prefill, int]], read: Callable[[], T]) -> T:
+        """What `read` returns, once it is known how much more or less memory it needed than a pass over `parts` is told
+        to."""
+        contexts = [prefill.done for prefill, _ in parts]
         self._earlier_peak = self.peak_bytes
         mx.reset_peak_memory()
-        active = mx.get_active_memory()
+        active, kept = mx.get_active_memory(), self._prefixes.nbytes
         result = read()
-        per_token = (mx.get_peak_memory() - active) // max(tokens, MIN_CHUNK_TOKENS)
-        self._activation_per_token = max(self._activation_per_token, per_token)
+        took = mx.get_peak_memory() - max(active, mx.get_active_memory())
+        count = sum(tokens for _, tokens in parts)
+        told = self._admission.cost.chunk_bytes(max(count, MIN_CHUNK_TOKENS), max(contexts))
+        for (prefill, tokens), context in zip(parts, contexts, strict=True):
+            self._forecasts[prefill.id].chunk(context, tokens, mx.get_peak_memory(), kept)
+        self._chunk_factor = min(max(self._chunk_factor, took / max(1, told)), _MOST_FACTOR)
         return result
 
     def _advanced(self, prefill: Prefill, tokens: int) -> EngineEvent:
@@ -249,7 +267,14 @@ class PrefillQueue:
             for end in checkpoints(request):
                 if prefill.done - tokens < end <= prefill.done:
                     self._keep(prefill, end)
-        return Prefilled(request.id, prefill.done, len(request.prompt))
+        return Prefilled(request.id, prefill.done, len(request.prompt), peak=self._peak(prefill))
+
+    def _peak(self, prefill: Prefill) -> PeakMemory | None:
+        """Of a prompt that is read."""
+        if prefill.remaining:
+            return None
+        forecast = self._forecasts.pop(prefill.id)
+        return PeakMemory(forecast.predicted, forecast.measured)
 
     def _complete(self, prefill: Prefill) -> list[EngineEvent]:
         if self._trimmable:

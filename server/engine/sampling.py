@@ -1,87 +1,138 @@
-"""Drawing the next token: per request, reproducible, whatever else is in the batch. Runs in the engine process.
+"""Drawing the next tokens of a batch: per request, reproducible, whatever else is in it. Runs in the engine process.
 
-The order is that of Hugging Face and vLLM, then XTC: penalties and bias, temperature, top-k, top-p, min-p. mlx-lm
-0.32.2 applies the temperature last, and compiles its filters again for each distinct value, which grows without bound
-under clients that vary them; here nothing is compiled, and one sort serves all three filters.
+The order is that of Hugging Face and vLLM, then XTC: penalties and bias, temperature, top-k, top-p, min-p. The
+parameters of the requests are columns, so that a step is the same few operations for any number of rows. What a row
+draws depends on nothing but itself: rows are sorted together with those that need as much of their order, so each is
+computed in one shape only.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
-from mlx_lm.sample_utils import greedy_sampler, make_logits_processors
+import numpy as np
+from mlx_lm.sample_utils import make_logits_processors
 
+from server.engine import compat
+from server.engine.largest import FEW, largest
 from server.engine_client.protocol import Sampling
 
-# (1, vocab) log-probabilities -> (1,) token ids
-Sampler = Callable[[mx.array], mx.array]
 # (tokens so far, (1, vocab) logits) -> (1, vocab) logits
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 
+_GREEDY = 1e-5
 _MASK64 = 2**64 - 1
 # Penalties of mlx-lm look at the last 20 tokens by default, those of OpenAI and vLLM at all of them.
 _WHOLE_CONTEXT = 2**30
 
 
-def make_sampler(sampling: Sampling) -> Sampler:
-    """The draw for one request. Greedy requests share one function object, so mlx-lm samples them in one call."""
-    if sampling.temperature < 1e-5:
-        greedy: Sampler = greedy_sampler
-        return greedy
-    return SeededSampler(sampling)
+class Sampler:
+    """Draws for the rows of a batch, one for each of `rows`, over a vocabulary of `width`."""
+
+    def __init__(self, rows: Sequence[Sampling], width: int) -> None:
+        self._streams = [_mix(row.seed) for row in rows]
+        drawn = [row.temperature >= _GREEDY for row in rows]
+        self._all_greedy, self._all_drawn = not any(drawn), all(drawn)
+        self._drawn = mx.array(drawn)
+        if self._all_greedy:
+            return
+        # A greedy row is computed as one without filters, and not used.
+        rows = [row if random else Sampling(seed=0) for row, random in zip(rows, drawn, strict=True)]
+        self._inverse_temperature = _column([1 / row.temperature for row in rows])
+        self._thresholds = Thresholds(rows, width)
+        self._xtc = _Xtc(rows) if any(row.xtc_probability > 0 for row in rows) else None
+
+    def draw(self, logprobs: mx.array, positions: Sequence[int]) -> mx.array:
+        """(rows, width) to (rows,). Row i draws by its seed and `positions[i]`, how many it has drawn before."""
+        if self._all_greedy:
+            return mx.argmax(logprobs, axis=-1)
+        keys = self._keys(positions)
+        logits = logprobs.astype(mx.float32) * self._inverse_temperature
+        logits = self._thresholds.apply(logits)
+        if self._xtc is not None:
+            logits, keys = self._xtc.apply(logits, keys)
+        drawn = compat.draw_by_rows(logits, keys)
+        return drawn if self._all_drawn else mx.where(self._drawn, drawn, mx.argmax(logprobs, axis=-1))
+
+    def _keys(self, positions: Sequence[int]) -> mx.array:
+        """Of token i of a row: (seed, i)."""
+        numbers = [(stream + at) & _MASK64 for stream, at in zip(self._streams, positions, strict=True)]
+        # As `mx.random.key` makes them: the high half first.
+        return mx.array(np.array(numbers, ">u8").view(">u4").reshape(-1, 2).astype(np.uint32))
 
 
-class SeededSampler:
-    """Draws token i from key (seed, i); the batch calls it exactly once for each token of its sequence."""
-
-    def __init__(self, sampling: Sampling) -> None:
-        self._sampling = sampling
-        self._stream = _mix(sampling.seed)
-        self._position = 0
-
-    def __call__(self, logprobs: mx.array) -> mx.array:
-        key = mx.random.key((self._stream + self._position) & _MASK64)
-        self._position += 1
-        logits = keep_likely(logprobs.astype(mx.float32) * (1 / self._sampling.temperature), self._sampling)
-        if self._sampling.xtc_probability > 0:
-            key, other = mx.random.split(key)
-            drop = mx.random.uniform(key=other) < self._sampling.xtc_probability
-            logits = mx.where(drop, keep_least_likely(logits, self._sampling.xtc_threshold), logits)
-        return mx.random.categorical(logits, key=key)
-
-
-def keep_likely(logits: mx.array, sampling: Sampling) -> mx.array:
-    """Set what top-k, top-p and min-p exclude to -inf. `logits` is (1, vocab), already divided by temperature.
+class Thresholds:
+    """Top-k, top-p and min-p: each keeps what is at least as likely as some token, so they are one threshold.
 
     Top-p counts the mass that top-k left, min-p compares with the likeliest token. The likeliest always stays.
     """
-    vocab = logits.shape[-1]
-    top_k = sampling.top_k if 0 < sampling.top_k < vocab else 0
-    if not top_k and sampling.top_p >= 1 and sampling.min_p <= 0:
-        return logits
-    ordered = -mx.sort(-logits, axis=-1)
-    if top_k:
-        ordered = ordered[:, :top_k]
-    threshold = ordered[:, -1:]
-    if sampling.top_p < 1:
-        mass = mx.softmax(ordered, axis=-1)
-        before = mx.cumsum(mass, axis=-1, inclusive=False)
-        last = mx.maximum((before < sampling.top_p).sum(axis=-1, keepdims=True) - 1, 0)
-        threshold = mx.maximum(threshold, mx.take_along_axis(ordered, last, axis=-1))
-    if sampling.min_p > 0:
-        threshold = mx.maximum(threshold, ordered[:, :1] + math.log(sampling.min_p))
-    return mx.where(logits < threshold, -mx.inf, logits)
+
+    def __init__(self, rows: Sequence[Sampling], width: int) -> None:
+        few, all_ = min(FEW, width), width
+        top_k = [row.top_k if 0 < row.top_k < width else 0 for row in rows]
+        short = [i for i, k in enumerate(top_k) if 0 < k <= few]
+        long = [i for i, row in enumerate(rows) if i not in short and (top_k[i] or row.top_p < 1)]
+        self._groups = [_Group([rows[i] for i in g], g, w) for g, w in ((short, few), (long, all_)) if g]
+        self._places = mx.array(_inverse([*short, *long], len(rows))) if self._groups else None
+        ratios = [np.log(row.min_p) if row.min_p > 0 else -np.inf for row in rows]
+        self._min_p = _column(ratios) if any(row.min_p > 0 for row in rows) else None
+
+    def apply(self, logits: mx.array) -> mx.array:
+        """What is excluded is -inf."""
+        threshold = None
+        if self._places is not None:
+            found = [group.threshold(logits) for group in self._groups]
+            # The last one is for rows in no group.
+            threshold = mx.concatenate([*found, mx.array([[-mx.inf]])])[self._places]
+        if self._min_p is not None:
+            least = logits.max(axis=-1, keepdims=True) + self._min_p
+            threshold = least if threshold is None else mx.maximum(threshold, least)
+        return logits if threshold is None else mx.where(logits < threshold, -mx.inf, logits)
 
 
-def keep_least_likely(logits: mx.array, threshold: float) -> mx.array:
-    """Of the tokens whose probability is at least `threshold`, set all but the least likely to -inf: XTC, "exclude top
-    choices". Fewer than two exclude none."""
-    probabilities = mx.softmax(logits, axis=-1)
-    least = mx.where(probabilities >= threshold, probabilities, mx.inf).min(axis=-1, keepdims=True)
-    # Where none is as likely, `least` is infinite.
-    return mx.where(probabilities > least, -mx.inf, logits)
+class _Group:
+    """Rows of which the `width` largest are sorted."""
+
+    def __init__(self, rows: Sequence[Sampling], indices: list[int], width: int) -> None:
+        self._indices = mx.array(indices)
+        self._width = width
+        kept = [row.top_k if 0 < row.top_k < width else width for row in rows]
+        self._last = mx.array(kept)[:, None] - 1
+        self._top_p = _column([row.top_p for row in rows]) if any(row.top_p < 1 for row in rows) else None
+
+    def threshold(self, logits: mx.array) -> mx.array:
+        """(rows of the group, 1)"""
+        ordered = largest(logits[self._indices], self._width)
+        last = self._last
+        if self._top_p is not None:
+            ordered = mx.where(mx.arange(self._width) <= last, ordered, -mx.inf)
+            before = mx.cumsum(mx.softmax(ordered, axis=-1), axis=-1, inclusive=False)
+            within = mx.maximum((before < self._top_p).sum(axis=-1, keepdims=True) - 1, 0)
+            last = mx.where(self._top_p < 1, mx.minimum(within, last), last)
+        return mx.take_along_axis(ordered, last, axis=-1)
+
+
+class _Xtc:
+    """ "Exclude top choices": at its probability, of the tokens that are likely enough all but the least likely go.
+
+    Fewer than two exclude none.
+    """
+
+    def __init__(self, rows: Sequence[Sampling]) -> None:
+        self._has = mx.array([row.xtc_probability > 0 for row in rows])[:, None]
+        self._probability = _column([row.xtc_probability for row in rows])
+        self._least = _column([row.xtc_threshold for row in rows])
+
+    def apply(self, logits: mx.array, keys: mx.array) -> tuple[mx.array, mx.array]:
+        """The logits, and the keys for what is drawn next."""
+        split = compat.split_by_rows(keys)
+        drop = self._has & (compat.uniform_by_rows(split[:, 1])[:, None] < self._probability)
+        probabilities = mx.softmax(logits, axis=-1)
+        least = mx.where(probabilities >= self._least, probabilities, mx.inf).min(axis=-1, keepdims=True)
+        # Where none is as likely, `least` is infinite.
+        logits = mx.where(drop & (probabilities > least), -mx.inf, logits)
+        return logits, mx.where(self._has, split[:, 0], keys)
 
 
 def make_processors(sampling: Sampling, prompt_length: int) -> list[LogitsProcessor]:
@@ -102,6 +153,16 @@ def make_processors(sampling: Sampling, prompt_length: int) -> list[LogitsProces
 
 def _on_answer(processor: LogitsProcessor, prompt_length: int) -> LogitsProcessor:
     return lambda tokens, logits: processor(tokens[prompt_length:], logits)
+
+
+def _column(values: Sequence[float]) -> mx.array:
+    return mx.array(list(values), mx.float32)[:, None]
+
+
+def _inverse(order: Sequence[int], rows: int) -> list[int]:
+    """For each of the rows its place in `order`; where it has none, the place behind all."""
+    place = {row: at for at, row in enumerate(order)}
+    return [place.get(row, len(order)) for row in range(rows)]
 
 
 def _mix(seed: int) -> int:

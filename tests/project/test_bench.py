@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import prompts, servers
+from bench import peers as peers_module
+from bench import prompts, servers, serving
 from bench.flatness import Sample, growths
+from bench.peers import PEERS
 from bench.pictures import Bar, bars, lines, pictures, ratios, svg
 from bench.reliability import Judged, brier, reliability
 from bench.report import ASSETS
@@ -30,6 +32,7 @@ from bench.result import (
     same_answers,
     write,
 )
+from bench.scenario import Scenario, Side, on_windows
 from bench.scenarios.long_prompt import longest_gap
 from bench.setup import Setup
 from bench.sse import Client, NoAnswer
@@ -67,6 +70,73 @@ def test_a_target_holds_for_the_ratio_or_for_the_figure_itself() -> None:
 
 def test_a_figure_that_nobody_else_has_is_neither_met_nor_missed() -> None:
     assert Figure("", "s", None, 1.0, Target(0.1)).met is None
+
+
+def test_the_ratio_is_to_the_best_of_the_others_whoever_that_is() -> None:
+    gap = Figure("", "s", 4.0, 1.0, Target(0.8), {"Rapid-MLX": 1.0, "vllm-mlx": 0.0})
+    rate = Figure("", "tok/s", 40.0, 50.0, Target(1.05, True), {"Rapid-MLX": 50.0}, more_is_better=True)
+    assert [(f.best, f.ratio, f.met) for f in (gap, rate)] == [(1.0, 1.0, False), (50.0, 1.0, False)]
+
+
+@pytest.fixture
+def peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where peers are looked for: Rapid-MLX is installed, vllm-mlx is not."""
+    monkeypatch.setenv("CONFIGI_BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CONFIGI_BENCH_PEERS", str(tmp_path / "peers"))
+    programs = tmp_path / "peers" / "rapid-mlx" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "rapid-mlx").touch()
+    (programs / "python").write_text("#!/bin/sh\necho 0.16.10 0.31.2 0.31.3\n")
+    (programs / "python").chmod(0o755)
+    return programs
+
+
+def measured_as(values: dict[str, float]) -> Scenario:
+    def measure(side: Side) -> Measured:
+        if side.kind not in values:
+            raise NoAnswer("it said no")
+        return Measured({"gap": values[side.kind], "share": 1.0}, ("a",))
+
+    return Scenario("made_up", "Made up", ROWS, measure, model="sliding")
+
+
+@pytest.mark.usefixtures("peers")
+def test_a_peer_that_is_not_there_or_fails_is_left_out_and_named(tmp_path: Path) -> None:
+    made = serving.measured(measured_as({"mlx_lm.server": 4.0, "Rapid-MLX": 2.0, "configi": 1.0}), 1)
+    assert made.figures[0].peers == {"Rapid-MLX": 2.0}
+    assert made.notes[0] == "Rapid-MLX 0.16.10 (mlx 0.31.2, mlx-lm 0.31.3)."
+    assert made.notes[1].startswith("vllm-mlx is left out: not installed")
+    assert "| longest gap | 4 s | 2 s | 1 s | 0.50x |" in tables({"running_stream": made})["bench-serving"]
+    failing = serving.measured(measured_as({"mlx_lm.server": 4.0, "configi": 1.0}), 2)
+    assert "Rapid-MLX is left out: it said no." in failing.notes
+    assert failing.figures[0].ratio == 0.25
+
+
+@pytest.mark.usefixtures("peers")
+@pytest.mark.parametrize(("said", "recorded"), [("", True), ("40 % of the processors were taken by others", False)])
+def test_nothing_is_recorded_on_a_machine_that_does_something_else(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    said: str,
+    recorded: bool,
+) -> None:
+    monkeypatch.setattr(serving, "disturbance", lambda: said)
+    scenario = measured_as({"mlx_lm.server": 4.0, "configi": 1.0})
+    assert serving.run(scenario, 1, tmp_path / "results") is recorded
+    assert (tmp_path / "results" / "made_up.json").exists() is recorded
+    assert ("NOT RECORDED: 40 %" in capsys.readouterr().out) is not recorded
+
+
+def test_a_scenario_on_windows_has_a_name_of_its_own() -> None:
+    scenario = on_windows(measured_as({}))
+    assert (scenario.name, scenario.title, scenario.model) == ("sliding_made_up", "Sliding window: made up", "windows")
+
+
+def test_a_peer_keeps_its_caches_where_the_repetition_ends(tmp_path: Path) -> None:
+    environment = peers_module.environment(tmp_path / "home")
+    assert (environment["HOME"], environment["DO_NOT_TRACK"]) == (str(tmp_path / "home"), "1")
+    assert PEERS["vllm-mlx"].command(tmp_path, 7)[-1] == "--continuous-batching"
 
 
 def test_repetitions_count_by_their_median() -> None:

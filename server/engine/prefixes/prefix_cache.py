@@ -114,6 +114,11 @@ class PrefixCache:
         Trimmable layers are cut at the boundaries so that the parts can be evicted one by one; with others only the end
         can be resumed.
         """
+        known = self.shelf.match(tokens, salt).length
+        if (needed := kv.segment_bytes(layers, known, len(tokens))) > self.limit:
+            return
+        # First, so that the copy finds the memory that is to be its own.
+        self._shrink(self.limit - needed, write=True)
         ends = [b for b in boundaries if b.offset < len(tokens)] if self._trimmable else []
         for end in [*ends, Boundary(len(tokens), kind)]:
             self._store(tokens[: end.offset], layers, end.kind, salt)

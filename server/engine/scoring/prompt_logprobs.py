@@ -1,33 +1,21 @@
-"""Logprobs: of one token, and of a whole prompt (completions with echo and logprobs). Runs in the engine process.
+"""The logprobs of a whole prompt (completions with echo and logprobs). Runs in the engine process.
 
 Scoring a prompt is a prefill that keeps its logits, so the KV cache it fills serves the generation that follows.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 
 from server.engine.prefill import Prefill
+from server.engine.scoring.scores import Scores
 from server.engine_client.protocol import EngineEvent, Generate, PromptScored, TokenLogprob
 
 # Prompt tokens per chunk: the float32 logits of 128 positions of a 262,144-token vocabulary are 134 MB.
 _MAX_CHUNK = 128
-
-
-def token_logprob(logprobs: mx.array, token: int, top: int) -> TokenLogprob:
-    """The logprob of `token` and the `top` best alternatives out of `logprobs`, shape (vocab,)."""
-    chosen = _finite(float(logprobs[token].item()))  # type: ignore[arg-type]
-    if top == 0:
-        return TokenLogprob(token, chosen)
-    best = mx.argpartition(-logprobs, kth=top - 1)[:top]
-    ids: Any = best.tolist()
-    values: Any = logprobs[best].tolist()
-    ranked = sorted(zip(ids, values, strict=True), key=lambda pair: -pair[1])
-    return TokenLogprob(token, chosen, [(id, _finite(logprob)) for id, logprob in ranked])
 
 
 class Scoring(Prefill):
@@ -48,13 +36,9 @@ class Scoring(Prefill):
         prompt, start, end = self.request.prompt, self.done, self.done + tokens
         logits = self._forward(prompt[start:end])[0]  # (tokens, vocab)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        self._scored += [token_logprob(logprobs[i], prompt[start + i + 1], self._top) for i in range(tokens)]
+        following = mx.array(prompt[start + 1 : end + 1], mx.uint32)
+        self._scored += Scores.of(logprobs, following, dict.fromkeys(range(tokens), (self.id, self._top))).in_order()
         self._commit(tokens)
 
     def result(self) -> list[EngineEvent]:
         return [PromptScored(self.request.id, self._scored)]
-
-
-def _finite(logprob: float) -> float:
-    """A token ruled out by logit_bias has -inf, which JSON cannot express; OpenAI sends -9999."""
-    return logprob if math.isfinite(logprob) else -9999.0

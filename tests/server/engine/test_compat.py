@@ -11,20 +11,22 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from mlx_lm.generate import GenerationBatch, PromptProcessingBatch, StopSequences
+from mlx_lm.generate import PromptProcessingBatch
 from mlx_lm.models import cache
 from mlx_lm.models.cache import (
     ArraysCache,
+    BatchKVCache,
+    BatchRotatingKVCache,
     CacheList,
     ChunkedKVCache,
     ConcatenateKVCache,
     KVCache,
     QuantizedKVCache,
     RotatingKVCache,
+    TokenBuffer,
     make_prompt_cache,
     save_prompt_cache,
 )
-from mlx_lm.sample_utils import greedy_sampler
 from mlx_lm.utils import load_model
 from packaging.requirements import Requirement
 
@@ -67,63 +69,11 @@ def test_the_packages_have_an_upper_bound(package: str) -> None:
 
 
 def test_the_batches_take_and_have_what_the_engine_uses() -> None:
-    assert parameters(GenerationBatch) == [
-        "model", "uids", "inputs", "prompt_cache", "tokens", "samplers", "fallback_sampler", "logits_processors",
-        "stop_sequences", "max_tokens",
-    ]  # fmt: skip
-    assert parameters(GenerationBatch.empty) == ["model", "fallback_sampler"]
     assert parameters(PromptProcessingBatch)[:5] == ["model", "uids", "caches", "tokens", "prefill_step_size"]
-    assert parameters(StopSequences) == ["stop_sequences"]
-    assert {"uid", "token", "logprobs", "finish_reason", "prompt_cache", "all_tokens"} == set(
-        parameters(GenerationBatch.Response)
-    )
-    batch = compat.empty_batch(None)
-    assert (batch.uids, batch.tokens, batch.prompt_cache, len(batch)) == ([], [], [], 0)
-    assert parameters(batch.extract_cache) == ["idx"]
-    assert parameters(batch.filter) == ["keep"]
-    assert parameters(batch.extend) == ["batch"]
-
-
-def decoding(model: Any, id: int, prompt: list[int], stop: list[int], max_tokens: int) -> GenerationBatch:
-    layers = make_prompt_cache(model)
-    model(mx.array([prompt[:-1]]), cache=layers)
-    return compat.decoding_batch(
-        model,
-        ids=[id],
-        last_tokens=[prompt[-1]],
-        caches=[layers],
-        tokens=[prompt[:-1]],
-        samplers=[greedy_sampler],
-        processors=[()],
-        stop_tokens=[stop],
-        max_tokens=[max_tokens],
-    )
-
-
-def test_a_batch_decodes_its_sequences_and_gives_back_tokens_and_caches_that_agree(tmp_path: Path) -> None:
-    model, _ = load_model(write_tiny_model(tmp_path / "model"))
-    prompts = {1: [70, 80, 90], 2: [100, 110]}
-    expected: dict[int, list[int]] = {}
-    for id, prompt in prompts.items():
-        expected[id] = list(prompt)
-        for _ in range(6):
-            expected[id].append(int(mx.argmax(model(mx.array([expected[id]]))[0, -1]).item()))
-    answer = expected[1][3:]
-    stop = next(token for index, token in enumerate(answer) if index and token not in answer[:index])
-    batch = compat.empty_batch(model)
-    batch.extend(decoding(model, 1, list(prompts[1]), [stop], 10))
-    batch.extend(decoding(model, 2, list(prompts[2]), [], 3))
-    made: dict[int, list[int]] = {1: [], 2: []}
-    reasons = {}
-    while len(batch):
-        for response in batch.next():
-            made[response.uid].append(response.token)
-            if response.finish_reason is not None:
-                reasons[response.uid] = response.finish_reason
-                assert response.all_tokens == prompts[response.uid] + made[response.uid]
-                assert {layer.size() for layer in response.prompt_cache} == {len(response.all_tokens)}
-    assert reasons == {1: "stop", 2: "length"}
-    assert made == {1: answer[: answer.index(stop) + 1], 2: expected[2][2:5]}
+    assert parameters(TokenBuffer.update_and_fetch) == ["tokens"]
+    for kind in (BatchKVCache, BatchRotatingKVCache, ArraysCache):
+        assert [parameters(getattr(kind, name)) for name in ("extend", "extract")] == [["other"], ["idx"]]
+        assert parameters(kind.filter) == ["batch_indices"]
 
 
 def test_prompts_of_different_lengths_are_read_together_as_alone(tmp_path: Path) -> None:
@@ -227,20 +177,6 @@ def test_a_file_that_exists_keeps_its_mode_when_a_cache_is_saved_into_it(tmp_pat
     save_prompt_cache(str(path), [filled(KVCache(), 3)], {})
     assert path.stat().st_size > 0
     assert path.stat().st_mode & 0o777 == 0o600
-
-
-@pytest.mark.parametrize(
-    ("error", "is_memory"),
-    [
-        (MemoryError(), True),
-        # What MLX's Metal allocator says. Its CPU backend does not raise, so these are samples.
-        (RuntimeError("[metal::malloc] Attempting to allocate 99 bytes which is greater than the maximum"), True),
-        (RuntimeError("[malloc] Unable to allocate 99 bytes."), True),
-        (ValueError("[matmul] Last dimension of first input must match"), False),
-    ],
-)
-def test_being_out_of_memory_is_known_by_its_words(error: Exception, is_memory: bool) -> None:
-    assert compat.is_out_of_memory(error) == is_memory
 
 
 def test_caches_that_a_batch_needs_can_be_merged() -> None:
