@@ -31,7 +31,12 @@ Ask = Callable[[], dict[str, Any]]
 
 def fits(weights: int, memory: int, headroom: int = HEADROOM) -> bool:
     """Whether a model with so many bytes of weights can be served in `memory`."""
-    return weights + headroom <= memory
+    return weights + room_to_work(weights, headroom) <= memory
+
+
+def room_to_work(weights: int, headroom: int = HEADROOM) -> int:
+    """Bytes beside the weights; a model smaller than the headroom needs no more than its own size."""
+    return min(headroom, weights)
 
 
 def metal_limit(memory: int, wired_limit_mb: int = 0) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from quantize.folder.model_files import weight_files
-from quantize.machine import available_memory, fits
+from quantize.machine import available_memory, fits, room_to_work
 from server.errors import InsufficientMemory
 from server.settings.types import LifecycleSettings
 
@@ -27,11 +27,12 @@ class Memory:
         Raises:
             InsufficientMemory: its weights and the headroom need more.
         """
-        weights, headroom = weight_bytes(folder), int(self._settings.memory_headroom)
+        weights, most = weight_bytes(folder), int(self._settings.memory_headroom)
         limit = int(self._settings.memory_limit) or self._available()
-        if not fits(weights, limit, headroom):
+        if not fits(weights, limit, most):
+            work = room_to_work(weights, most)
             raise InsufficientMemory(
-                f"The model needs {_gigabytes(weights)} of memory for its weights and {_gigabytes(headroom)} to work "
+                f"The model needs {_gigabytes(weights)} of memory for its weights and {_gigabytes(work)} to work "
                 f"with; {_gigabytes(limit)} is available."
             )
         return limit

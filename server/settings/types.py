@@ -167,7 +167,8 @@ class LifecycleSettings(Section):
     memory_headroom: ByteSize = Field(
         ByteSize(512 * 10**6),
         ge=2**20,
-        description="A model loads only if its weights and this fit in the memory available.",
+        description="A model loads only if its weights and this, or as much again if that is less, fit in the memory "
+        "available.",
     )
     memory_limit: ByteSize = Field(
         ByteSize(0), ge=0, description="Memory a model may use; 0 means what the system reports as available."

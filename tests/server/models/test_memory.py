@@ -44,14 +44,21 @@ def test_a_model_that_does_not_fit_is_refused_with_the_numbers(tmp_path: Path) -
 
 
 def test_a_model_that_fits_with_its_headroom_is_let_in(tmp_path: Path) -> None:
-    sparse_model(tmp_path, 1000)
-    assert Memory(settings(MIB), lambda: MIB + 1000).admit(tmp_path) == MIB + 1000
+    sparse_model(tmp_path, 5 * MIB)
+    assert Memory(settings(MIB), lambda: 6 * MIB).admit(tmp_path) == 6 * MIB
     with pytest.raises(InsufficientMemory):
-        Memory(settings(MIB), lambda: MIB + 999).admit(tmp_path)
+        Memory(settings(MIB), lambda: 6 * MIB - 1).admit(tmp_path)
+
+
+def test_a_small_model_needs_no_more_room_than_its_own_size(tmp_path: Path) -> None:
+    sparse_model(tmp_path, 5 * MIB)
+    assert Memory(settings(), lambda: 10 * MIB).admit(tmp_path) == 10 * MIB
+    with pytest.raises(InsufficientMemory, match=r"5\.2 MB of memory for its weights and 5\.2 MB to work with"):
+        Memory(settings(), lambda: 10 * MIB - 1).admit(tmp_path)
 
 
 def test_the_limit_of_the_settings_replaces_what_the_system_reports(tmp_path: Path) -> None:
-    sparse_model(tmp_path, 1000)
+    sparse_model(tmp_path, MIB)
     assert Memory(settings(MIB, 2 * MIB), lambda: 0).admit(tmp_path) == 2 * MIB
     with pytest.raises(InsufficientMemory):
         Memory(settings(MIB, MIB), lambda: 10**12).admit(tmp_path)
