@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 SETUP := sh tools/setup.sh $(VENV)
 ARGS ?=
 
+# What is compiled is kept, whatever the environment says: tests alone start hundreds of processes that import configi.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo serve test test-slow test-node test-clients check bench soak hostile docs docs-tables lock audit sbom clean
 
 demo: $(VENV)/.run

@@ -32,11 +32,11 @@ from typing import Any
 
 import jsonschema
 from jsonschema.validators import validator_for
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from server.chat.shapes import JsonSchema
 from server.chat.tokenizers.vocabulary import Vocabulary
-from server.engine_client.protocol import Grammar
+from server.engine_client.protocol import GRAMMAR_STEPS, Grammar
 from server.errors import InvalidRequest
 from server.settings.types import LimitSettings
 from server.text.client import TextProcess
@@ -121,7 +121,8 @@ def _draw(tokenizer: LLTokenizer, grammar: Grammar, name: str, schema: dict[str,
 
 def _walk(tokenizer: LLTokenizer, grammar: str, rng: random.Random) -> str | None:
     """Tokens that the grammar allows, drawn at random; None if it is too long."""
-    matcher, made = LLMatcher(tokenizer, grammar, log_level=0), bytearray()
+    limits = LLParserLimits(step_max_items=GRAMMAR_STEPS)
+    matcher, made = LLMatcher(tokenizer, grammar, log_level=0, limits=limits), bytearray()
     ends = [tokenizer.tokenize_str(end)[0] for end in ('"', "}", "]", "0", "1", "null", "true", ":", ",", "a")]
     for _ in range(_LONGEST_ANSWER):
         mask = matcher.compute_bitmask()

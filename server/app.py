@@ -21,7 +21,9 @@ from server.engine_client.supervisor import ENGINE_COMMAND, Supervisor
 from server.generation.step import Generation
 from server.http.guard import Guard
 from server.metrics import Metrics
+from server.models import awake
 from server.models.acquire import Acquirer
+from server.models.awake import Awake
 from server.models.catalog import Catalog
 from server.models.memory import Memory
 from server.models.residency import Residency
@@ -74,6 +76,7 @@ def create_app(
         Memory(settings.lifecycle),
         lambda: Supervisor(settings, engine_command),
         TextProcess.opener(settings),
+        Awake(awake.command() if settings.lifecycle.keep_awake else ()),
     )
     metrics = Metrics()
     generation = Generation(settings, catalog, residency, metrics)

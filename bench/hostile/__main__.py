@@ -68,15 +68,16 @@ def _figures(looks: list[Watched]) -> Quiet:
 
 
 def _row(stage: Stage, plan: Plan, row: Row, memory: dict[Kind, int], quiet: Quiet, factor: float) -> Seen:
-    """Once more when it broke a promise while others used the machine."""
+    """Once more when it broke a promise: what it does to others, it does again; what the machine does, seldom."""
     stage.up()
     stage.look()
     # What an earlier row has left is blamed on that one, and on the whole at the end.
     before: dict[Kind, int] = {kind: max(memory[kind], stage.memory.now[kind]) for kind in KINDS}
     first = _try(stage, plan, row, before)
-    if not (first.disturbed and first.broken(quiet, factor)):
+    if not (said := first.broken(quiet, factor)):
         return first
-    print(line(first), f"disturbed, {first.others:.1f} processors: again", file=sys.stderr, flush=True)
+    others = f", others took {first.others:.1f} processors" if first.disturbed else ""
+    print(f"{line(first)}\n    again: {', '.join(said)}{others}", file=sys.stderr, flush=True)
     return better(first, _try(stage, plan, row, before), quiet, factor)
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import psutil
 
+from bench.hostile.attack import come_last
 from bench.hostile.meters import Meter, Seen
 from bench.servers import ServerFailed, configuration
 from bench.setup import ROOT, environment
@@ -219,6 +220,7 @@ class Stage:
         done = threading.Event()
 
         def look() -> None:
+            come_last()
             while not done.wait(_LOOK_S):
                 self.look()
 

@@ -80,7 +80,7 @@ _DISTURBED = 0.1
 
 
 def better(first: Seen, second: Seen, quiet: Quiet, factor: float) -> Seen:
-    """Of two tries of one row, the one that kept more promises; that they kept both is what a row is to show."""
+    """Of two tries of one row, the one that kept more promises: what it cannot break twice is not its doing."""
     return min((first, second), key=lambda seen: (len(seen.broken(quiet, factor)), seen.health_s))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from quantize.console import DoorConsole
-from quantize.machine import metal_limit, model_memory
+from quantize.machine import HEADROOM, fits, metal_limit, model_memory
 from quantize.plan.memory import MemoryPlan
 from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.plan import Plan
@@ -96,8 +96,9 @@ def as_json(
             "fits": plan.output_bytes + scratch_bytes <= free,
         },
         "calibration": asdict(calibration) if calibration else None,
-        "this_machine": {"memory_bytes": available, "fits": plan.output_bytes <= available},
-        "mac_16gb": {"memory_bytes": small, "fits": plan.output_bytes <= small},
+        "headroom_bytes": HEADROOM,
+        "this_machine": {"memory_bytes": available, "fits": fits(plan.output_bytes, available)},
+        "mac_16gb": {"memory_bytes": small, "fits": fits(plan.output_bytes, small)},
     }
 
 

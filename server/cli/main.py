@@ -95,6 +95,24 @@ def models(config: ConfigOption = None, json: JsonOption = False) -> None:
     report(load_settings(config, {}), as_json=json)
 
 
+@cli.command()
+def doctor(
+    config: ConfigOption = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Model folder to measure with; else one on this machine.", show_default=False)
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="For measuring; 0 measures nothing.")] = 30,
+    json: JsonOption = False,
+) -> None:
+    """Tell what this machine is, which models fit, and what a forward pass costs."""
+    from server.cli.doctor import report
+    from server.settings.loading import load_settings
+
+    if model is not None and not (model / "config.json").is_file():
+        raise SetupError(f"--model {model}: the folder has no config.json, so it is not an MLX model.")
+    report(load_settings(config, {}), model, seconds, as_json=json)
+
+
 # plan, build, verify and eval.
 add_commands(cli)
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from quantize.console import console
 from quantize.printable import print_json
 from server.cli import loopback
+from server.cli.power import low_power_mode
 from server.errors import SetupError
 from server.settings.types import ServerSettings
 
@@ -25,8 +26,9 @@ def report(settings: ServerSettings, *, as_json: bool) -> None:
         raise _nobody(address)
     ready = _get(address, "/ready", key)
     models = _get(address, "/v1/models", key).get("data", [])
+    low_power = low_power_mode()
     if as_json:
-        print_json({"address": address, "ready": ready, "models": models})
+        print_json({"address": address, "ready": ready, "models": models, "low_power": low_power})
         return
     out = console()
     out.print(f"configi on {address}")
@@ -35,6 +37,8 @@ def report(settings: ServerSettings, *, as_json: bool) -> None:
         text = ready.get("text", "") if model["id"] == ready.get("model") else ""
         table.add_row(model["id"], model.get("state", ""), text)
     out.print(table)
+    if low_power:
+        out.print("Low Power Mode is on: answers take longer than they need to.")
     for model in models:
         if warning := model.get("warning"):
             out.print(f"{model['id']}: {warning}", markup=False)

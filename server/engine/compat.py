@@ -92,12 +92,23 @@ def cut(layer: Any, start: int, stop: int) -> Any:
     return KVCache.from_state((*parts, stop - start))
 
 
-def concatenate(layers: Sequence[Any]) -> Any:
-    """Trimmable layers whose buffers are full, one behind the other."""
-    if isinstance(layers[0], CacheList):
-        return CacheList(*(concatenate(parts) for parts in zip(*(layer.caches for layer in layers), strict=True)))
-    keys, values, offsets = map(list, zip(*(layer.state for layer in layers), strict=True))
-    return KVCache.from_state((mx.concatenate(keys, axis=2), mx.concatenate(values, axis=2), sum(offsets)))
+def join(parts: Sequence[tuple[Any, int, int]], room: int = 0) -> Any:
+    """Tokens start..stop of trimmable layers, one range behind the other, in a buffer with room for `room` more: mlx-lm
+    copies a full one to add to it."""
+    first = parts[0][0]
+    if isinstance(first, CacheList):
+        return CacheList(
+            *(
+                join([(layer.caches[i], start, stop) for layer, start, stop in parts], room)
+                for i in range(len(first.caches))
+            )
+        )
+    arrays = []
+    for which in (0, 1):
+        pieces = [layer.state[which][..., start:stop, :] for layer, start, stop in parts]
+        rows, heads, _, width = pieces[0].shape
+        arrays.append(mx.concatenate([*pieces, mx.zeros((rows, heads, room, width), pieces[0].dtype)], axis=2))
+    return KVCache.from_state((*arrays, sum(stop - start for _, start, stop in parts)))
 
 
 def copy(layer: Any) -> Any:
@@ -118,10 +129,41 @@ def is_storable(layer: Any) -> bool:
     return getattr(caches_of_mlx_lm, type(layer).__name__, None) is type(layer)
 
 
+def can_go_back(layer: Any) -> bool:
+    """Whether its state after an earlier token of the last forward pass can be had: see `state_at`."""
+    if isinstance(layer, CacheList):
+        return all(map(can_go_back, layer.caches))
+    return is_trimmable(layer) or (type(layer) is RotatingKVCache and not layer.keep)
+
+
+def state_at(layer: Any, position: int) -> Any:
+    """A copy of a non-trimmable layer as it was after `position` tokens, which the last forward pass read.
+
+    mlx-lm 0.32.2 lets a window grow by all tokens of a pass and cuts it before the next one, so that each of them sees
+    a whole window. None where that does not reach: of other layers only the latest state is there.
+    """
+    if isinstance(layer, CacheList):
+        parts = [cut(part, 0, position) if is_trimmable(part) else state_at(part, position) for part in layer.caches]
+        return None if None in parts else CacheList(*parts)
+    if not can_go_back(layer):
+        return copy(layer)
+    if layer.empty() or position > layer.offset:
+        return None
+    arrays = [layer._temporal_order(array) for array in (layer.keys, layer.values)]
+    size, stop = min(position, layer.max_size), arrays[0].shape[2] - (layer.offset - position)
+    if size == 0 or stop < size:
+        return None
+    # Contiguous, or the whole buffer would stay in memory behind the view.
+    keys, values = (mx.contiguous(array[..., stop - size : stop, :]) for array in arrays)
+    return RotatingKVCache.from_state((keys, values, position, layer.keep, layer.max_size, size))
+
+
 def _copy_window(layer: RotatingKVCache) -> RotatingKVCache:
     """The last `max_size` tokens in order: after a long chunk mlx-lm also keeps the tokens of the chunk."""
     if layer.empty():
         return RotatingKVCache(layer.max_size, layer.keep)
+    if not layer.keep:
+        return state_at(layer, layer.offset)
     window = RotatingKVCache.merge([layer]).extract(0)
     # A batch forgets it.
     window.keep = layer.keep
@@ -235,12 +277,3 @@ def saved_metadata(path: Path) -> dict[str, Any]:
     loaded: Any = mx.load(str(path), return_metadata=True)
     metadata: dict[str, Any] = tree_unflatten(list(loaded[1].items()))[0]
     return metadata
-
-
-# ---- errors. MLX 0.32.4 raises RuntimeError for everything. It can go when MLX has a class for being out of memory.
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or any(
-        words in str(error) for words in ("[malloc]", "allocate", "out of memory")
-    )

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -21,6 +22,9 @@ from server.engine import compat, kv
 from server.engine.admission import Admission
 from server.engine.batch import Batch
 from server.engine.decoder import Newcomer
+from server.engine.device.device import Device
+from server.engine.device.failures import OUT_OF_MEMORY, explain
+from server.engine.device.pressure import SHARE, Pressure
 from server.engine.prefill_queue import PrefillQueue
 from server.engine.prefixes.disk_tier import DiskTier
 from server.engine.prefixes.prefix_cache import PrefixCache
@@ -33,7 +37,6 @@ from server.engine_client.protocol import (
     Cancel,
     EngineEvent,
     Failed,
-    FailureKind,
     Finished,
     Generate,
     Load,
@@ -68,7 +71,11 @@ class Float32Logits:
 
 
 class Engine:
-    """`disk` may hold prefixes of an earlier process; `admission` knows the memory, `together` what can be batched."""
+    """`disk` may hold prefixes of an earlier process; `admission` knows the memory, `together` what can be batched.
+
+    `lost`: the device has failed, and this is the last event. Nothing may be asked of the engine any more, and nothing
+    that it holds be kept.
+    """
 
     def __init__(
         self,
@@ -78,13 +85,17 @@ class Engine:
         admission: Admission,
         disk: DiskTier,
         together: Together,
+        device: Device | None = None,
     ) -> None:
+        self._device = device or Device()
+        self.lost: Failed | None = None
         self._model = Float32Logits(model)
         self._vocab_size = vocab_size
         self._admission = admission
         self._scheduler = Scheduler(options.max_concurrent)
         self._budget = TokenBudget(options.decode_stall_target_s, options.prefill_step_tokens)
         self._cache_limit = options.cache_limit
+        self._pressure = Pressure.NORMAL
         trimmable = kv.all_trimmable(make_prompt_cache(model))
         self._prefixes = PrefixCache(
             options.cache_limit,
@@ -100,6 +111,8 @@ class Engine:
         self._grammars = Grammars(vocab_size)
         # Prompts that are read, and whose grammar is not compiled yet.
         self._unsteered: list[Newcomer] = []
+        # Of the last decode step.
+        self._decode_s = 0.0
         self._steps = 0
 
     @property
@@ -108,9 +121,10 @@ class Engine:
 
     def handle(self, command: TokenTable | Generate | ScoreOptions | Cancel) -> list[EngineEvent]:
         if isinstance(command, Cancel):
+            events: list[EngineEvent] = []
             if self._scheduler.release(command.id):
-                self._remove(command.id)
-            return []
+                self._attempt(partial(self._remove, command.id), self._drop_batch, events)
+            return events
         if isinstance(command, TokenTable):
             self._grammars.know(command)
             return []
@@ -124,24 +138,48 @@ class Engine:
         return []
 
     def step(self) -> list[EngineEvent]:
-        """Admit, decode, prefill. A failure ends what was running, never the loop."""
+        """Admit, decode, prefill. What fails ends the requests that it was done for and no others, and takes no event
+        of this step along; only a device that is `lost` ends all."""
         self._steps += 1
-        try:
-            events = [*self._admit(), *self._decode_and_prefill(), *self._relieve()]
-        except Exception as error:
-            events = self._fail_running(error)
+        events: list[EngineEvent] = []
+        self._attempt(self._admit, _nothing, events)
+        self._attempt(self._decode, self._drop_batch, events)
+        self._attempt(self._prefill, self._prefills.drop_chunk, events)
+        self._attempt(self._begin_answers, _nothing, events)
+        self._attempt(self._relieve, _nothing, events)
         for event in events:
             if isinstance(event, Finished | Failed) and event.id is not None:
                 self._scheduler.release(event.id)
-        if events:
+        if events and not self.lost:
             # Running requests come before prefixes.
-            available = self._admission.low_watermark - self._admission.reserved(self._running())
-            self._prefixes.limit = max(0, min(self._cache_limit, available))
+            running = self._running()
+            needed = self._admission.reserved(running) + self._admission.working(running)
+            available = self._admission.low_watermark - needed
+            most = int(self._cache_limit * SHARE[self._pressure])
+            self._prefixes.limit = max(0, min(most, available))
         return events
 
     def write_one(self) -> bool:
-        """Write one prefix to disk, for when there is nothing else to do; False when all are written."""
-        return self._prefixes.write_one()
+        """Write one prefix to disk, for when there is nothing else to do; False when all are written.
+
+        First waits for the device: what one returned that has failed since may be wrong, and is not written.
+        """
+        self._attempt(lambda _: self._device.wait(), _nothing, [])
+        return self.lost is None and self._prefixes.disk.write_one()
+
+    def close(self, seconds: float) -> None:
+        """Write the prefixes that are worth it, for so long at most."""
+        self._prefixes.disk.close(seconds)
+
+    def yield_to(self, pressure: Pressure) -> None:
+        """The machine is as short of memory as that: kept prefixes go before others are swapped out. They may come back
+        when it is over."""
+        if pressure > self._pressure:
+            log.warning("the machine is short of memory (%s): prefixes are given up", pressure.name.lower())
+            self._prefixes.limit = min(self._prefixes.limit, int(self._cache_limit * SHARE[pressure]))
+            self._prefixes.shrink(self._prefixes.limit)
+            self._attempt(lambda _: self._device.let_go(), _nothing, [])
+        self._pressure = pressure
 
     def stats(self) -> Stats:
         return Stats(
@@ -156,28 +194,38 @@ class Engine:
 
     # ---- the three verbs
 
-    def _admit(self) -> Iterator[EngineEvent]:
+    def _admit(self, events: list[EngineEvent]) -> None:
         for request in self._scheduler.admit(lambda r: self._admission.fits(r, self._running())):
             self._prefills.add(request)
-            yield Prefilled(request.id, 0, len(request.prompt))
+            events.append(Prefilled(request.id, 0, len(request.prompt)))
 
-    def _decode_and_prefill(self) -> list[EngineEvent]:
+    def _decode(self, events: list[EngineEvent]) -> None:
+        """One token for every sequence."""
+        self._decode_s = 0.0
+        if not len(self._batch):
+            return
+        start = time.monotonic()
+        made, finished = self._batch.step()
+        self._decode_s = time.monotonic() - start
+        events += made
+        for answered in finished:
+            self._keep(*answered)
+
+    def _prefill(self, events: list[EngineEvent]) -> None:
         """The token budget gets the time that the model took, without the bookkeeping between."""
-        events, decode_s = self._decode()
         decoding = len(self._batch) > 0
-        chunk = self._prefills.read(self._budget.chunk_tokens(decoding=decoding))
+        chunk = self._prefills.read(self._budget.chunk_tokens(decoding=decoding), idle=not decoding)
         read = [(prefill.request, prefill.layers) for prefill in chunk.completed]
         self._unsteered += [Newcomer(request, layers) for request, layers in read if isinstance(request, Generate)]
-        self._budget.record(decode_s + chunk.seconds, prefilled=chunk.tokens, decoding=decoding)
-        return events + chunk.events + self._begin_answers()
+        self._budget.record(self._decode_s + chunk.seconds, prefilled=chunk.tokens, decoding=decoding)
+        events += chunk.events
 
-    def _begin_answers(self) -> list[EngineEvent]:
+    def _begin_answers(self, events: list[EngineEvent]) -> None:
         """Decode what is read, once its grammar is there."""
         if not self._unsteered:
-            return []
+            return
         if len(self._unsteered) == len(self._scheduler.running):
             self._grammars.wait([newcomer.request for newcomer in self._unsteered], _GRAMMAR_WAIT_S)
-        events: list[EngineEvent] = []
         ready, waiting = [], []
         for newcomer in self._unsteered:
             try:
@@ -189,21 +237,10 @@ class Engine:
             else:
                 ready.append(newcomer._replace(steering=steering))
         self._unsteered = waiting
-        return events + self._batch.add(ready)
+        events += self._batch.add(ready)
 
-    def _decode(self) -> tuple[list[EngineEvent], float]:
-        """One token for every sequence; the events, and the seconds that the model took."""
-        if not len(self._batch):
-            return [], 0.0
-        start = time.monotonic()
-        events, finished = self._batch.step()
-        seconds = time.monotonic() - start
-        for answered in finished:
-            self._keep(*answered)
-        return events, seconds
-
-    def _remove(self, id: int) -> None:
-        """Take a cancelled request out of whatever phase it is in; what was read stays read."""
+    def _remove(self, id: int, events: list[EngineEvent]) -> None:
+        """Take a cancelled request out of whatever phase it is in; what was read stays read. It has no more events."""
         if id in self._prefills:
             self._prefills.cancel(id)
         elif id in self._batch:
@@ -212,9 +249,15 @@ class Engine:
             self._unsteered = [newcomer for newcomer in self._unsteered if newcomer.request.id != id]
 
     def _keep(self, request: Generate, tokens: list[int], layers: compat.Layers) -> None:
-        """What was read and answered, for the next turn."""
-        if request.keep_answer:
+        """What was read and answered, for the next turn. The answer itself is complete, whatever happens here."""
+        if not request.keep_answer:
+            return
+        try:
             self._prefixes.store(tokens, layers, [], "assistant", request.cache_salt)
+        except Exception as error:
+            if explain(error).lost:
+                raise
+            log.error("an answer could not be kept for the next turn", exc_info=error)
 
     def _empty_batch(self) -> Batch:
         return Batch(self._model, self._vocab_size, merged=self._together.decode)
@@ -226,20 +269,21 @@ class Engine:
         unsteered = ((newcomer.request, len(newcomer.request.prompt) - 1) for newcomer in self._unsteered)
         return [*self._prefills.requests(), *unsteered, *self._batch.requests()]
 
-    def _relieve(self) -> list[EngineEvent]:
-        """Over the limit, evict prefixes, then end the newest sequence: one error instead of the end of all."""
-        if mx.get_active_memory() <= self._admission.limit:
-            return []
-        self._prefixes.shrink(0)
-        mx.clear_cache()
-        if mx.get_active_memory() <= self._admission.limit or not self._scheduler.running:
-            return []
+    def _relieve(self, events: list[EngineEvent]) -> None:
+        """When the next step could pass the limit, evict prefixes, then end the newest sequence: one error instead of
+        the end of all."""
+        reading = any(True for _ in self._prefills.requests())
+        limit = self._admission.limit - self._admission.working(self._running(), reading=reading)
+        if (over := self._device.active - limit) > 0:
+            self._prefixes.shrink(max(0, self._prefixes.nbytes - over))
+        if self._device.active <= limit or not self._scheduler.running:
+            return
         newest = max(self._scheduler.running)
         self._prefills.discard(newest)
         self._unsteered = [newcomer for newcomer in self._unsteered if newcomer.request.id != newest]
         if newest in self._batch:
             self._batch.remove(newest)
-        return [Failed(newest, "memory", _OUT_OF_MEMORY)]
+        events.append(Failed(newest, "memory", OUT_OF_MEMORY))
 
     # ---- faults
 
@@ -251,21 +295,42 @@ class Engine:
                     return f"{field} names token {token}, but the vocabulary has {self._vocab_size} tokens."
         return None
 
-    def _fail_running(self, error: Exception) -> list[EngineEvent]:
-        """Every running request shares the failed batch, so each gets the error; a new batch takes the next ones."""
-        kind, message = _explain(error)
-        log.error("step failed: %s", message, exc_info=error)
-        running = self._scheduler.running
-        # The traceback holds the failed batch's caches alive; let go of both before the next step allocates.
-        detail = "".join(traceback.format_exception(error))
-        error.__traceback__ = None
+    def _attempt(
+        self, work: Callable[[list[EngineEvent]], None], drop: Callable[[], None], events: list[EngineEvent]
+    ) -> None:
+        """`work` adds to `events`. When it fails, `drop` lets go of what it was done for, and every request that is
+        nowhere afterwards gets the error."""
+        if self.lost:
+            return
+        try:
+            work(events)
+        except Exception as error:
+            failure = explain(error)
+            log.error("step failed: %s", failure.message, exc_info=error)
+            # The traceback holds the failed caches alive; let go of both before the next step allocates.
+            detail = "".join(traceback.format_exception(error))
+            error.__traceback__ = None
+            if failure.lost:
+                self.lost = Failed(None, failure.kind, failure.message, detail)
+                return
+            drop()
+            if failure.kind == "memory":
+                self._prefixes.shrink(0)
+            self._device.let_go_after_a_failure()
+            events += [Failed(id, failure.kind, failure.message, detail) for id in sorted(self._homeless(events))]
+
+    def _homeless(self, events: list[EngineEvent]) -> frozenset[int]:
+        """Who holds a slot, is in no phase, and has not been told of its end."""
+        ended = {event.id for event in events if isinstance(event, Finished | Failed)}
+        return self._scheduler.running - ended - {request.id for request, _ in self._running()}
+
+    def _drop_batch(self) -> None:
+        """Its sequences share all that a failed step has left half done; a new batch takes the next ones."""
         self._batch = self._empty_batch()
-        self._prefills.clear()
-        self._unsteered.clear()
-        if kind == "memory":
-            self._prefixes.shrink(0)
-        mx.clear_cache()
-        return [Failed(id, kind, message, detail) for id in sorted(running)]
+
+
+def _nothing() -> None:
+    """What failed holds nothing that others share."""
 
 
 def _tokens_of(request: Request) -> dict[str, Iterable[int]]:
@@ -281,12 +346,3 @@ def _tokens_of(request: Request) -> dict[str, Iterable[int]]:
         "bad_words": (token for banned in sampling.banned for token in banned),
         "the thought's closing": request.thought.closing if request.thought else (),
     }
-
-
-_OUT_OF_MEMORY = "The engine ran out of memory; try a shorter prompt or fewer requests at once."
-
-
-def _explain(error: Exception) -> tuple[FailureKind, str]:
-    if compat.is_out_of_memory(error):
-        return "memory", _OUT_OF_MEMORY
-    return "internal", "The engine failed on this request; the next one will be served."

@@ -26,16 +26,22 @@ def is_storable(layers: Layers) -> bool:
     return all(map(compat.is_storable, compat.leaves(layers)))
 
 
+def can_go_back(layers: Layers) -> bool:
+    """Whether `extract` may stop at any token of the last forward pass; otherwise only at its last one."""
+    return all(map(compat.can_go_back, layers))
+
+
 def extract(layers: Layers, start: int, stop: int) -> Layers:
-    """The segment of tokens start..stop of one sequence; non-trimmable layers as they are now. Copies, evaluated."""
-    segment = [compat.cut(layer, start, stop) if is_trimmable(layer) else compat.copy(layer) for layer in layers]
+    """The segment of tokens start..stop of one sequence; non-trimmable layers as they were after `stop`, or None where
+    that is not known. Copies, evaluated."""
+    segment = _cut(layers, start, stop)
     evaluate(segment)
     return segment
 
 
 def trimmable_only(segment: Layers) -> Layers:
     """The segment without the state of its non-trimmable layers."""
-    return [layer if is_trimmable(layer) else None for layer in segment]
+    return [layer if layer is not None and is_trimmable(layer) else None for layer in segment]
 
 
 def is_resumable(segment: Layers | None) -> bool:
@@ -43,16 +49,16 @@ def is_resumable(segment: Layers | None) -> bool:
     return segment is not None and None not in segment
 
 
-def concatenate(parts: Sequence[tuple[Layers, int, int]]) -> Layers:
+def concatenate(parts: Sequence[tuple[Layers, int, int]], room: int = 0) -> Layers:
     """Caches to continue from, of consecutive ranges (segment, start, stop); non-trimmable layers are the last one's.
+    They have room for `room` more tokens.
 
     Copies, evaluated: continuing changes nothing in the segments.
     """
     layers = []
     for index, last in enumerate(parts[-1][0]):
         if is_trimmable(last):
-            cuts = [compat.cut(segment[index], start, stop) for segment, start, stop in parts]
-            layers.append(compat.concatenate(cuts))
+            layers.append(compat.join([(segment[index], start, stop) for segment, start, stop in parts], room))
         else:
             layers.append(compat.copy(last))
     evaluate(layers)
@@ -60,7 +66,24 @@ def concatenate(parts: Sequence[tuple[Layers, int, int]]) -> Layers:
 
 
 def evaluate(layers: Layers) -> None:
-    mx.eval([layer.state for layer in layers])
+    mx.eval([layer.state for layer in layers if layer is not None])
+
+
+def segment_bytes(layers: Layers, start: int, stop: int) -> int:
+    """Of what `extract` would copy."""
+    return nbytes(_cut(layers, start, stop))
+
+
+def _cut(layers: Layers, start: int, stop: int) -> Layers:
+    """Nothing is computed before it is evaluated."""
+    return [
+        None
+        if layer is None
+        else compat.cut(layer, start, stop)
+        if is_trimmable(layer)
+        else compat.state_at(layer, stop)
+        for layer in layers
+    ]
 
 
 def nbytes(segment: Layers) -> int:

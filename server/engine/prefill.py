@@ -10,6 +10,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from server.engine import compat, kv
 from server.engine.compat import Layers
+from server.engine.prefixes.disk_work import Restore
 from server.engine_client.protocol import EngineEvent, Request
 
 
@@ -29,6 +30,8 @@ class Prefill:
         # For the scheduler: see `scheduler.PendingPrefill`.
         self.age = 0
         self.waits_for = waits_for
+        # What comes back from disk before it starts; None before that was asked.
+        self.restore: Restore | None = None
         self._model = model
 
     @property
@@ -80,8 +83,6 @@ class Prefill:
 
     def _commit(self, tokens: int) -> None:
         kv.evaluate(self.layers)
-        # A decode step cannot reuse a chunk's buffers; kept, they would take memory from others.
-        mx.clear_cache()
         self.done += tokens
 
 

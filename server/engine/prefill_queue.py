@@ -11,19 +11,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
+from mlx_lm.models.cache import make_prompt_cache
 
 from server.engine import kv
 from server.engine.admission import Admission
+from server.engine.forecast import PeakForecast
 from server.engine.prefill import Prefill, read_together
 from server.engine.prefixes.prefix_cache import Hit, PrefixCache
 from server.engine.scheduler import PrefillScheduler
 from server.engine.scoring.deciding import Deciding
 from server.engine.scoring.prompt_logprobs import Scoring
 from server.engine.token_budget import MIN_CHUNK_TOKENS
-from server.engine_client.protocol import EngineEvent, Prefilled, Request, ScoreOptions
+from server.engine_client.protocol import EngineEvent, PeakMemory, Prefilled, Request, ScoreOptions
 
 # With non-trimmable layers each checkpoint holds all their state: the system prompt's end and the latest are kept.
 _LATEST_CHECKPOINTS = 2
+# Beyond it the measurement is at fault, not the cost model.
+_MOST_FACTOR = 4.0
+# With nothing to do but wait for the disk, a step does so no longer than this: commands must be heard.
+_DISK_WAIT_S = 0.02
 
 
 @dataclass(slots=True)
@@ -47,12 +53,17 @@ class PrefillQueue:
         self._admission = admission
         self._prefixes = prefixes
         self._trimmable = trimmable
+        # Whether a checkpoint can be cut out of the caches after the pass that went beyond it.
+        self._can_go_back = kv.can_go_back(make_prompt_cache(model))
         self._together = together
         self._scheduler = PrefillScheduler()
         self._prefills: dict[int, Prefill] = {}
+        # Those that the chunk under way is of.
+        self._reading: list[int] = []
+        self._forecasts: dict[int, PeakForecast] = {}
         self._earlier_peak = 0
-        # Bytes per token of a chunk; more with a longer context, where attention keeps its scores.
-        self._activation_per_token = admission.cost.activation_per_token
+        # How much more a chunk has taken, at most, than the cost model says.
+        self._chunk_factor = 1.0
 
     def __contains__(self, id: int) -> bool:
         return id in self._prefills
@@ -82,22 +93,33 @@ class PrefillQueue:
 
     def cancel(self, id: int) -> None:
         """Take out `id`; what was read of its prompt is kept as a prefix."""
-        prefill = self._prefills.pop(id)
+        prefill = self._prefills[id]
+        self.discard(id)
         if prefill.started and prefill.done:
             self._keep(prefill, prefill.done)
 
     def discard(self, id: int) -> None:
-        self._prefills.pop(id, None)
+        self._forecasts.pop(id, None)
+        prefill = self._prefills.pop(id, None)
+        if prefill is not None and prefill.restore is not None:
+            self._prefixes.disk.cancel(prefill.restore)
 
-    def clear(self) -> None:
-        self._prefills.clear()
+    def drop_chunk(self) -> None:
+        """Forget the prompts that a failed chunk was of."""
+        for id in self._reading:
+            self.discard(id)
 
-    def read(self, size: int) -> Chunk:
-        """Read at most `size` tokens, of one prompt or of several together."""
+    def read(self, size: int, *, idle: bool = False) -> Chunk:
+        """Read at most `size` tokens, of one prompt or of several together. `idle`: nothing else goes on, so that there
+        is time to wait for the disk."""
         chunk = Chunk()
-        if not self._prefills or not size:
+        self._prefixes.disk.tend_while_busy()
+        ready = [prefill for prefill in self._prefills.values() if self._is_ready(prefill)]
+        if idle and self._prefills and not ready:
+            self._prefixes.disk.wait_for_read(_DISK_WAIT_S)
+        if not ready or not size:
             return chunk
-        parts = self._plan(size, chunk.events)
+        parts = self._plan(ready, size, chunk.events)
         start = time.monotonic()
         chunk.tokens = self._forward([(prefill, tokens) for prefill, tokens in parts if tokens])
         chunk.seconds = time.monotonic() - start
@@ -111,16 +133,23 @@ class PrefillQueue:
 
     # ---- planning
 
-    def _plan(self, size: int, events: list[EngineEvent]) -> list[tuple[Prefill, int]]:
+    def _is_ready(self, prefill: Prefill) -> bool:
+        """Not while what it can continue from comes from disk, nor while another reads the same prompt."""
+        if prefill.waits_for in self._prefills:
+            return False
+        if not prefill.started and prefill.restore is None and prefill.reuses_prefixes:
+            request = prefill.request
+            prefill.restore = self._prefixes.restore(request.prompt, request.cache_salt)
+        return prefill.restore is None or prefill.restore.done
+
+    def _plan(self, ready: Sequence[Prefill], size: int, events: list[EngineEvent]) -> list[tuple[Prefill, int]]:
         """Whose tokens are read next, and how many: one prompt's, or those of several that fit into `size` together."""
-        size = min(size, self._admission.max_chunk(mx.get_active_memory(), self._activation_per_token))
-        chosen = self._scheduler.next(list(self._prefills.values()))
+        chosen = self._scheduler.next(ready)
+        size = min(size, self._admission.max_chunk(mx.get_active_memory(), chosen.done, self._chunk_factor))
+        self._reading = [chosen.id]
         parts = [(chosen, self._part(chosen, size, events))]
-        for other in self._prefills.values():
-            batchable = (
-                self._together and chosen.batchable and other.batchable and other.waits_for not in self._prefills
-            )
-            if not batchable or other is chosen:
+        for other in ready:
+            if other is chosen or not (self._together and chosen.batchable and other.batchable):
                 continue
             # Each is padded to the longest, and padding must not cost more than reading the weights again would.
             longest = max(tokens for _, tokens in parts)
@@ -129,14 +158,15 @@ class PrefillQueue:
             tokens = self._part(other, size, events)
             if longest and longest / 2 <= tokens <= longest * 2 and max(longest, tokens) * (len(parts) + 1) <= size:
                 parts.append((other, tokens))
+                self._reading.append(other.id)
         return parts
 
     def _part(self, prefill: Prefill, size: int, events: list[EngineEvent]) -> int:
         """Tokens to the end of the chunk, of the prompt, or to where a checkpoint must be taken."""
         if not prefill.started:
             events.append(self._start(prefill))
-        # Non-trimmable layers must be kept as they are at a checkpoint.
-        stops = [] if self._trimmable else checkpoints(prefill.request)
+        # Layers that cannot go back must be kept as they are at a checkpoint.
+        stops = [] if self._can_go_back else checkpoints(prefill.request)
         return prefill.part(size, stops)
 
     def _start(self, prefill: Prefill) -> EngineEvent:
@@ -144,6 +174,9 @@ class PrefillQueue:
         request = prefill.request
         hit = self._prefixes.find(request.prompt, request.cache_salt) if prefill.reuses_prefixes else Hit(None, 0, 0)
         prefill.start(hit.layers, hit.length)
+        self._forecasts[request.id] = PeakForecast(
+            self._admission.cost, mx.get_active_memory(), hit.length, self._prefixes.nbytes
+        )
         return Prefilled(request.id, hit.length, len(request.prompt), hit.length, hit.shared)
 
     # ---- reading
@@ -154,18 +187,31 @@ class PrefillQueue:
         if parts:
             self._earlier_peak = self.peak_bytes
             mx.reset_peak_memory()
-            active = mx.get_active_memory()
+            active, kept = mx.get_active_memory(), self._prefixes.nbytes
             read_together(self._model, parts)
-            per_token = (mx.get_peak_memory() - active) // max(count, MIN_CHUNK_TOKENS)
-            self._activation_per_token = max(self._activation_per_token, per_token)
+            took = mx.get_peak_memory() - max(active, mx.get_active_memory())
+            context = max(prefill.done for prefill, _ in parts) - count
+            told = self._admission.cost.chunk_bytes(max(count, MIN_CHUNK_TOKENS), max(0, context))
+            for prefill, tokens in parts:
+                self._forecasts[prefill.id].chunk(prefill.done - tokens, tokens, mx.get_peak_memory(), kept)
+            self._chunk_factor = min(max(self._chunk_factor, took / max(1, told)), _MOST_FACTOR)
         return count
 
     def _advanced(self, prefill: Prefill, tokens: int) -> EngineEvent:
         request = prefill.request
         self._scheduler.charge(request.client, tokens)
-        if not self._trimmable and prefill.done in checkpoints(request):
-            self._keep(prefill, prefill.done)
-        return Prefilled(request.id, prefill.done, len(request.prompt))
+        if not self._trimmable:
+            for end in checkpoints(request):
+                if prefill.done - tokens < end <= prefill.done:
+                    self._keep(prefill, end)
+        return Prefilled(request.id, prefill.done, len(request.prompt), peak=self._peak(prefill))
+
+    def _peak(self, prefill: Prefill) -> PeakMemory | None:
+        """Of a prompt that is read."""
+        if prefill.remaining:
+            return None
+        forecast = self._forecasts.pop(prefill.id)
+        return PeakMemory(forecast.predicted, forecast.measured)
 
     def _complete(self, prefill: Prefill) -> list[EngineEvent]:
         if self._trimmable:

@@ -20,16 +20,20 @@ import zmq
 from mlx_lm.models.cache import make_prompt_cache
 
 from quantize.worker import exit_with_parent
-from server.engine import device, kv
+from server.engine import kv
 from server.engine.admission import Admission
-from server.engine.compat import is_out_of_memory
 from server.engine.cost_model import measure
+from server.engine.device.device import Device
+from server.engine.device.failures import explain
+from server.engine.device.pressure import is_watched, pressure
 from server.engine.engine import Engine
 from server.engine.loading import LoadError, load
 from server.engine.prefixes.disk_tier import DiskTier
 from server.engine.prefixes.fingerprint import fingerprint
 from server.engine.rehearsal import rehearse
+from server.engine.warm_up import warm_up
 from server.engine_client.protocol import (
+    LOST,
     Cancel,
     EngineEvent,
     Failed,
@@ -47,15 +51,19 @@ log = logging.getLogger("configi.engine")
 
 _STATS_INTERVAL_S = 1.0
 # Idle for this long, the engine writes prefixes to disk: agents pause as long as their tools run.
-_IDLE_BEFORE_WRITING_MS = 1000
+_IDLE_BEFORE_WRITING_MS = 20_000
+# While a thread writes, this long between two looks at it.
+_WHILE_WRITING_MS = 50
 # When idle, the first request waits this long for more: prompts that arrive together are read together.
 _BATCHING_WINDOW_MS = 4
+# How often it looks, while nothing happens, whether the machine is short of memory.
+_LOOK_MS = 5000
 # After `Stop` it may go on writing for this long; the supervisor waits longer.
 _LAST_WRITES_S = 3.0
 
 
-def serve(socket: zmq.Socket[bytes]) -> None:
-    """Load the model that the first command names, then work until `Stop`."""
+def serve(socket: zmq.Socket[bytes]) -> int:
+    """Load the model that the first command names, then work until `Stop`; returns the exit status."""
     options = decode_command(socket.recv())
     if not isinstance(options, Load):
         raise RuntimeError(f"the first command must be Load, not {options!r}")
@@ -63,17 +71,20 @@ def serve(socket: zmq.Socket[bytes]) -> None:
         engine, loaded = _load(options, partial(_show, socket))
     except LoadError as error:
         socket.send(encode([Failed(None, "load", str(error), traceback.format_exc())]))
-        return
+        return 0
     except Exception as error:
-        if not is_out_of_memory(error):
+        failure = explain(error)
+        if failure.lost or failure.kind != "memory":
             raise
         socket.send(encode([Failed(None, "memory", "There is not enough memory to load the model.")]))
-        return
+        return 0
     socket.send(encode([loaded]))
     _loop(socket, engine)
-    deadline = time.monotonic() + _LAST_WRITES_S
-    while time.monotonic() < deadline and engine.write_one():
-        pass
+    if engine.lost is not None:
+        socket.send(encode([engine.lost]))
+        return LOST
+    engine.close(_LAST_WRITES_S)
+    return 0
 
 
 def _show(socket: zmq.Socket[bytes], done: int, total: int) -> None:
@@ -84,19 +95,24 @@ def _load(options: Load, on_progress: Callable[[int, int], None]) -> tuple[Engin
     """Raises LoadError for a model that cannot be loaded or cannot answer."""
     start = time.monotonic()
     folder = Path(options.model_dir)
+    device = Device()
     limit = device.memory_limit(options.memory_limit)
-    device.prepare(limit)
     model, vocab_size, weight_bytes = load(folder, on_progress)
+    device.prepare(limit, weight_bytes)
+    device.wire()
     together = rehearse(model, vocab_size)
     if not together.decode:
         log.warning("mlx-lm cannot batch this architecture: each request has forward passes of its own")
+    warm_up(model, vocab_size, together, device)
     disk_dir = Path(options.disk_dir) if options.disk_dir else None
     if not kv.is_storable(make_prompt_cache(model)):
         log.warning("mlx-lm cannot read this architecture's caches from files: no prefix is kept on disk")
         disk_dir = None
-    disk = DiskTier(disk_dir, fingerprint(folder, mlx_lm.__version__), options.disk_limit)
+    disk = DiskTier(disk_dir, fingerprint(folder, mlx_lm.__version__), options.disk_limit, options.disk_hourly_limit)
     admission = Admission(limit, weight_bytes, measure(model))
-    engine = Engine(model, vocab_size, options, admission, disk, together)
+    engine = Engine(model, vocab_size, options, admission, disk, together, device)
+    # What has failed until here is reported now, rather than to the first request.
+    device.wait()
     return engine, Loaded(
         vocab_size=vocab_size,
         weight_bytes=weight_bytes,
@@ -107,13 +123,14 @@ def _load(options: Load, on_progress: Callable[[int, int], None]) -> tuple[Engin
 
 
 def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
-    next_stats = 0.0
+    """Until `Stop`, or until the engine is lost."""
+    next_stats, next_look = 0.0, 0.0
     # Milliseconds to wait for a command before the next write; None once all is written: no work, no wake-ups.
     until_write: int | None = _IDLE_BEFORE_WRITING_MS
-    while True:
+    while engine.lost is None:
         events: list[EngineEvent] = []
         idle = not engine.busy
-        wait = until_write if idle else 0
+        wait = (until_write if until_write is not None or not is_watched() else _LOOK_MS) if idle else 0
         batching_window = _BATCHING_WINDOW_MS if idle else 0
         while socket.poll(wait):
             idle, wait = False, batching_window
@@ -121,9 +138,11 @@ def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
             if not isinstance(command, TokenTable | Generate | ScoreOptions | Cancel):
                 return
             events += engine.handle(command)
+        if time.monotonic() >= next_look:
+            engine.yield_to(pressure())
+            next_look = time.monotonic() + _LOOK_MS / 1000
         if idle:
-            # One segment at a time, with a look at the socket between them.
-            until_write = 0 if engine.write_one() else None
+            until_write = _WHILE_WRITING_MS if engine.write_one() else None
             continue
         until_write = _IDLE_BEFORE_WRITING_MS
         if engine.busy:
@@ -141,6 +160,7 @@ def main() -> None:
     context = zmq.Context()
     socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
     socket.connect(sys.argv[1])
-    serve(socket)
+    status = serve(socket)
     # The default linger delivers the last events before the context closes.
     context.destroy(linger=2000)
+    sys.exit(status)

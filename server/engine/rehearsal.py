@@ -14,9 +14,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
-from server.engine import compat
 from server.engine.batch import Batch
 from server.engine.decoder import Newcomer
+from server.engine.device.failures import is_of_the_device
 from server.engine.loading import LoadError, first_line
 from server.engine.prefill import Prefill, read_together
 from server.engine_client.protocol import Generate, Sampling
@@ -49,7 +49,7 @@ def rehearse(model: nn.Module, vocab_size: int) -> Together:
 
     Raises:
         LoadError: it cannot answer even a single one.
-        Exception: it ran out of memory.
+        Exception: the device failed, or is out of memory.
     """
     modules = {type(module).__module__.rpartition(".")[2] for module in model.modules()}
     decode = not modules & _WRONG_IN_A_BATCH
@@ -66,12 +66,12 @@ def rehearse(model: nn.Module, vocab_size: int) -> Together:
 
 
 def _failure(model: nn.Module, vocab_size: int, together: Together) -> Exception | None:
-    """What is wrong with the model, if it cannot answer so; being out of memory is not the model's fault and raised."""
+    """What is wrong with the model, if it cannot answer so. What the device fails at is not its fault, and raised."""
     try:
         _answer(model, vocab_size, together)
     # MLX and the architectures raise whatever they come upon.
     except Exception as error:
-        if compat.is_out_of_memory(error):
+        if is_of_the_device(error):
             raise
         return error
     return None

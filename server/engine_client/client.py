@@ -70,6 +70,8 @@ class EngineClient:
         # For how long a sequence it has memory.
         self.most_tokens: int | None = None
         self.closed: ConfigiError | None = None
+        # What it said of its own end.
+        self.last_words: asyncio.Future[ConfigiError] = asyncio.get_running_loop().create_future()
         self.stats: Stats | None = None
         # Requests that ended well: the supervisor then forgets past failures.
         self.finished = 0
@@ -149,9 +151,7 @@ class EngineClient:
             self._loaded.set_exception(error)
             # There may be nobody waiting for it any more.
             self._loaded.exception()
-        for stream in set(self._streams.values()):
-            stream.fail(error)
-        self._streams.clear()
+        self._fail_all(error)
 
     def _sort(self, event: EngineEvent) -> None:
         match event:
@@ -165,7 +165,11 @@ class EngineClient:
                 self._loaded.set_result(event)
             case Failed(id=id):
                 error = _FAILURES[event.kind](event.message)
-                if id is None:
+                if id is None and self._loaded.done():
+                    self._fail_all(error)
+                    if not self.last_words.done():
+                        self.last_words.set_result(error)
+                elif id is None:
                     self._loaded.set_exception(error)
                 elif stream := self._streams.pop(id, None):
                     stream.fail(error)
@@ -177,6 +181,11 @@ class EngineClient:
                 # An event may still be under way for a request that was just cancelled.
                 if stream := self._streams.get(event.id):
                     stream.put(event)
+
+    def _fail_all(self, error: ConfigiError) -> None:
+        for stream in set(self._streams.values()):
+            stream.fail(error)
+        self._streams.clear()
 
     def _send(self, command: EngineCommand) -> None:
         # Never blocks: the queue is unbounded. It fails only when the engine has just died, which `close` will report.

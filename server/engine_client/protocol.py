@@ -37,6 +37,11 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     xtc_threshold: float = 0.1
 
 
+# What following a grammar by one token may take, in steps of llguidance's parser. What they cost grows with their
+# square: 20,000 take up to 70 ms, the library's own 50,000 take a second.
+GRAMMAR_STEPS = 20_000
+
+
 class Grammar(msgspec.Struct, frozen=True, kw_only=True):
     """What the text of an answer must be: `text` as llguidance reads it, Lark or its JSON, token ids as `<[id]>`.
 
@@ -80,7 +85,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Load the MLX model folder `model_dir`. Sent once, first.
 
     `memory_limit`: bytes for weights, KV caches and everything else; 0 means only the device's own limit.
-    `cache_limit`: bytes of memory for prefixes, of `memory_limit`; `disk_limit`: bytes of files in `disk_dir`.
+    `cache_limit`: bytes of memory for prefixes, of `memory_limit`; `disk_limit`: bytes of files in `disk_dir`, and
+    `disk_hourly_limit`: bytes written there in an hour.
     """
 
     model_dir: str
@@ -90,6 +96,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     memory_limit: int = 0
     cache_limit: int = 0
     disk_limit: int = 0
+    disk_hourly_limit: int = 2**62
     disk_dir: str | None = None
 
 
@@ -207,11 +214,18 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     most_tokens: int | None = None
 
 
+class PeakMemory(NamedTuple):
+    """The most bytes that the engine had in use while a prompt was read: as foretold, and as measured."""
+
+    predicted: int
+    measured: int
+
+
 class Prefilled(msgspec.Struct, frozen=True, tag=True):
     """Request `id` holds a slot; `done` of its `total` prompt tokens are in the KV cache, `cached` from a prefix.
 
     `shared`: how many tokens agree with the most similar earlier prompt; more than `cached` when it cannot be continued
-    from there.
+    from there. `peak`: with the last part of a prompt.
     """
 
     id: int
@@ -219,6 +233,7 @@ class Prefilled(msgspec.Struct, frozen=True, tag=True):
     total: int
     cached: int = 0
     shared: int = 0
+    peak: PeakMemory | None = None
 
 
 class PromptScored(msgspec.Struct, frozen=True, tag=True):
@@ -251,11 +266,15 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
     reason: Literal["stop", "length"]
 
 
+# The exit status of an engine whose device has failed.
+LOST = 3
+
 FailureKind = Literal["invalid", "too_long", "load", "memory", "internal"]
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """Request `id` ended with an error, or the load when `id` is None. `message` is fit for users.
+    """Request `id` ended with an error. With `id` None the engine did: at its load, or, once it has loaded, with all
+    requests; it then exits with the status `LOST`. `message` is fit for users.
 
     `invalid`: the request's own fault. `too_long`: its prompt can never fit into the memory. `load`: the model folder
     cannot be loaded. `memory`: out of memory. `internal`: the engine's fault; `detail` is for the log only.

@@ -18,7 +18,7 @@ from pathlib import Path
 import zmq.asyncio
 
 from server.engine_client.client import EngineClient, OnLoading
-from server.engine_client.protocol import Load
+from server.engine_client.protocol import LOST, Load
 from server.engine_client.socket_folder import SocketFolder
 from server.errors import ConfigiError, EngineFailed
 from server.settings.chip import defaults_here, metal_environment
@@ -30,6 +30,8 @@ log = logging.getLogger("configi.supervisor")
 ENGINE_COMMAND = (sys.executable, "-P", "-m", "server.engine")
 # A process that was asked to stop gets this long before it is killed.
 _STOP_S = 5.0
+# Its last words are on their way when it has exited.
+_LAST_WORDS_S = 1.0
 
 
 class Supervisor:
@@ -136,6 +138,7 @@ class EngineProcess:
             asyncio.create_task(self.client.receive()),
             asyncio.create_task(self._log_stderr()),
             asyncio.create_task(self._watch_exit()),
+            asyncio.create_task(self._hear_last_words()),
             asyncio.create_task(self._watch_hang()),
         ]
         loaded = await self.client.load(command)
@@ -163,8 +166,16 @@ class EngineProcess:
 
     async def _watch_exit(self) -> None:
         code = await self._process.wait()
+        if code == LOST:
+            # They say more than the status does.
+            await asyncio.wait({self.client.last_words}, timeout=_LAST_WORDS_S)
+            if self.client.last_words.done():
+                return
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
         self._die(EngineFailed(f"The engine process {how}."))
+
+    async def _hear_last_words(self) -> None:
+        self._die(await asyncio.shield(self.client.last_words))
 
     async def _watch_hang(self) -> None:
         tick = min(1.0, self._limits.hang_timeout_s / 4)
@@ -230,5 +241,6 @@ def _load_command(settings: Settings, folder: Path, memory_limit: int) -> Load:
         memory_limit=memory_limit,
         cache_limit=int(settings.cache.memory_limit),
         disk_limit=int(settings.cache.disk_limit),
+        disk_hourly_limit=int(settings.cache.disk_hourly_limit),
         disk_dir=str(settings.storage.cache_dir / "prefixes"),
     )

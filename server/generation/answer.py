@@ -28,7 +28,7 @@ from server.chat.encoded import EncodedPrompt
 from server.chat.output import ChoiceOutput, token_text
 from server.chat.tokenizers.vocabulary import Vocabulary
 from server.engine_client.client import EngineStream
-from server.engine_client.protocol import Finished, Prefilled, PromptScored, Tokens
+from server.engine_client.protocol import Finished, PeakMemory, Prefilled, PromptScored, Tokens
 
 log = logging.getLogger("configi.generation")
 
@@ -76,6 +76,8 @@ async def answer(
                 on_slot()
                 if event.shared:
                     _log_prefix(request.id, event)
+                if event.peak is not None:
+                    _log_memory(request.id, event.total, event.peak)
                 # The others find what the first has read.
                 if choice == 0:
                     yield prefill.progress(event)
@@ -154,6 +156,12 @@ def _placed(token: ScoredToken, text: str, at: int) -> ScoredToken:
     shorter = token.text.removeprefix(" ")
     only_spelled = not text.startswith(token.text, at) and text.startswith(shorter, at)
     return replace(token, text=shorter if only_spelled else token.text, offset=at)
+
+
+def _log_memory(request_id: str, tokens: int, peak: PeakMemory) -> None:
+    """Both figures, so that a limit that is met can be told from arithmetic that is wrong."""
+    megabytes = {"peak_predicted_mb": peak.predicted // 10**6, "peak_measured_mb": peak.measured // 10**6}
+    log.info(f"prompt of {tokens} tokens is read", extra={"request_id": request_id, **megabytes})
 
 
 def _log_prefix(request_id: str, event: Prefilled) -> None:

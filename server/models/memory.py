@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from quantize.folder.model_files import weight_files
-from quantize.machine import available_memory
+from quantize.machine import available_memory, fits
 from server.errors import InsufficientMemory
 from server.settings.types import LifecycleSettings
 
@@ -27,11 +27,12 @@ class Memory:
         Raises:
             InsufficientMemory: its weights and the headroom need more.
         """
-        needed = int(weight_bytes(folder) * self._settings.memory_headroom)
+        weights, headroom = weight_bytes(folder), int(self._settings.memory_headroom)
         limit = int(self._settings.memory_limit) or self._available()
-        if needed > limit:
+        if not fits(weights, limit, headroom):
             raise InsufficientMemory(
-                f"The model needs {_gigabytes(needed)} of memory, {_gigabytes(limit)} is available."
+                f"The model needs {_gigabytes(weights)} of memory for its weights and {_gigabytes(headroom)} to work "
+                f"with; {_gigabytes(limit)} is available."
             )
         return limit
 
@@ -43,4 +44,4 @@ def weight_bytes(folder: Path) -> int:
 
 
 def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e9:.1f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"

@@ -15,6 +15,7 @@ from server.chat.description import Description
 from server.engine_client.supervisor import Supervisor
 from server.errors import ConfigiError, ModelUnavailable
 from server.models.acquire import Acquirer
+from server.models.awake import Awake
 from server.models.catalog import Catalog
 from server.models.describe import Describer
 from server.models.lease import Lease
@@ -41,7 +42,9 @@ class Residency:
         memory: Memory,
         new_supervisor: Callable[[], Supervisor],
         opener: Opener,
+        awake: Awake | None = None,
     ) -> None:
+        self._awake = awake or Awake()
         self._verifier = verifier
         self._memory = memory
         describer = Describer()
@@ -107,6 +110,7 @@ class Residency:
         model = self._models[entry.id]
         model.refuse_if_failed()
         lease = model.lease(keep_alive_s)
+        self._awake.need(True)
         if model.engine is not None and not self._turn.locked():
             model.grant_leases(model.engine)
         else:
@@ -126,6 +130,7 @@ class Residency:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(model.close() for model in self.models))
+        self._awake.close()
 
     # ---- what happens to a model (`resident.Owner`)
 
@@ -133,6 +138,7 @@ class Residency:
         self.changes.notify()
 
     def lease_ended(self) -> None:
+        self._awake.need(any(model.in_use or model.wanted for model in self.models))
         self._lease_ends.notify()
 
     def idle(self, model: Resident) -> None:

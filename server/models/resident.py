@@ -283,7 +283,7 @@ class Resident:
         self._stop_idle_timer()
         # 0 is never in the settings, and at once in a request.
         asked = self._keep_alive_s
-        seconds = (self._settings.idle_unload_s or math.inf) if asked is None else asked
+        seconds = self._settings.idle_s if asked is None else asked
         if seconds < math.inf and self.engine is not None:
             self._idle_timer = asyncio.get_running_loop().call_later(seconds, self._owner.idle, self)
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,6 +31,7 @@ WireFormatName = Literal[
     "auto", "gemma4", "functiongemma", "harmony", "minimax-m2", "qwen3-coder", "glm", "hermes", "mistral", "llama3",
     "think", "plain",
 ]  # fmt: skip
+_MAC_IDLE_S = 1800.0
 # A path as people write it, with ~.
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 
@@ -159,21 +162,34 @@ class LifecycleSettings(Section):
     load_at_start: bool = Field(
         False, description="Load the default model when the server starts instead of at the first request."
     )
-    idle_unload_s: float = Field(
-        0, ge=0, description="Unload after this long without a request, to give memory back; 0 means never."
+    idle_unload_s: float | None = Field(
+        None,
+        ge=0,
+        description="Unload after this long without a request, to give memory back; 0 means never. When absent, 1800 "
+        "on a Mac and never elsewhere.",
     )
+    keep_awake: bool = Field(True, description="Whether a Mac may not fall asleep while requests run.")
     load_wait_s: float = Field(
         120, gt=0, description="How long a non-streaming request waits for a loading model before 503."
     )
     failed_retry_s: float = Field(
         30, ge=0, description="How long a failed model refuses requests before the next one tries again."
     )
-    memory_headroom: float = Field(
-        1.15, ge=1, description="A model loads only if its weights times this fit in the memory available."
+    memory_headroom: ByteSize = Field(
+        ByteSize(512 * 10**6),
+        ge=2**20,
+        description="A model loads only if its weights and this fit in the memory available.",
     )
     memory_limit: ByteSize = Field(
         ByteSize(0), ge=0, description="Memory a model may use; 0 means what the system reports as available."
     )
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds without a request before a model is unloaded; infinite for never."""
+        if self.idle_unload_s is None:
+            return _MAC_IDLE_S if sys.platform == "darwin" else math.inf
+        return self.idle_unload_s or math.inf
 
 
 class StorageSettings(Section):
@@ -197,6 +213,9 @@ class CacheSettings(Section):
         ByteSize(10 * 10**9),
         ge=0,
         description="Disk for prefixes, which survive restarts there and hold prompts; 0 keeps none.",
+    )
+    disk_hourly_limit: ByteSize = Field(
+        ByteSize(4 * 10**9), ge=0, description="Prefixes written to disk in an hour at most: writing wears it."
     )
     share: Literal["auto", "all", "key"] = Field(
         "auto", description="Who finds whose prefixes: auto is by key where several are configured, else all."

@@ -117,6 +117,14 @@ def test_47_and_48_a_prompt_fills_the_context_to_its_last_token_and_no_further(s
     assert answer["error"]["message"].count(str(CONTEXT)) == 2
 
 
+def test_the_log_has_the_peak_of_each_prompt_as_foretold_and_as_measured(server: Running) -> None:
+    server.assert_still_serves()
+    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    line = [line for line in lines if "peak_measured_mb" in line][-1]
+    assert line["request_id"]
+    assert line["peak_predicted_mb"] == pytest.approx(line["peak_measured_mb"], abs=2)
+
+
 @pytest.mark.parametrize("piece", ["a", "a b", "<|im_end|>", "\n"])
 def test_49_eight_megabytes_of_text_are_refused_before_they_are_read(server: Running, piece: str) -> None:
     # Just below the limit of a body.

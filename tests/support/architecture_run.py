@@ -82,8 +82,7 @@ def _observe(model_folder: Path, disk_folder: Path) -> Observed:
         if fault := scenario(model, first):
             wrong[scenario.__name__[1:]] = fault
     prefix = _reuse(model, first, wrong)
-    while first.engine.write_one():
-        pass
+    first.engine.close(60)
     disk = _reuse(model, engine(), wrong, after="a restart") != "never"
     return Observed(None, together.decode, together.prefill, prefix, disk, wrong)
 

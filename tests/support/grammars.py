@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 
 import llguidance
+import numpy as np
 
 from server.chat.tokenizers.vocabulary import Vocabulary
 
@@ -28,6 +30,12 @@ class GrammarTokens:
 
 
 def matcher(known: Vocabulary, lark: str) -> llguidance.LLMatcher:
+    """At its beginning. Compiled once: that takes longer than most walks."""
+    return _compiled(known, lark).deep_copy()
+
+
+@functools.lru_cache(maxsize=2)
+def _compiled(known: Vocabulary, lark: str) -> llguidance.LLMatcher:
     tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(GrammarTokens(known)))
     made = llguidance.LLMatcher(tokenizer, "start: calls\n" + lark, log_level=0)
     assert not made.is_error(), made.get_error()
@@ -49,8 +57,8 @@ def walk(known: Vocabulary, lark: str, rng: random.Random, most: int = 3000) -> 
     run = matcher(known, lark)
     made: list[int] = []
     while len(made) < most:
-        mask = run.compute_bitmask()
-        allowed = [token for token in range(known.vocab_size + 1) if mask[token // 8] >> (token % 8) & 1]
+        mask = np.frombuffer(run.compute_bitmask(), np.uint8)
+        allowed = np.flatnonzero(np.unpackbits(mask, count=known.vocab_size + 1, bitorder="little")).tolist()
         if known.vocab_size in allowed and (len(allowed) == 1 or rng.random() < 0.5):
             return made
         allowed = [token for token in allowed if token != known.vocab_size]

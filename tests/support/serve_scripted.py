@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from server import logs
 from server.app import create_app
 from server.http import listen
+from server.models import awake
 from server.settings.loading import load_settings
 from tests.support.recorded import Recorded
 
@@ -21,7 +23,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("config", type=Path)
     parser.add_argument("--record", type=Path)
+    # In the place of what keeps a Mac awake.
+    parser.add_argument("--awake", type=shlex.split)
     given, script = parser.parse_known_args()
+    if given.awake is not None:
+        awake.command = lambda: given.awake
     settings = load_settings(given.config, {})
     logs.configure(settings.log)
     sockets = listen.bind(settings.server)

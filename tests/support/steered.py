@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from server.chat.grammar import lark
 from server.chat.tokenizers.vocabulary import Vocabulary
 from server.engine_client.client import EngineClient
 from server.engine_client.protocol import Finished, Generate, Grammar, Sampling, Tokens
-from server.engine_client.supervisor import Supervisor
 from server.settings.types import CacheSettings, EngineSettings, Settings
+from tests.support.engines import kept_engine
 from tests.support.tiny_model import BOS_ID, END_ID
 
 PROMPT = [70, 80, 90, 100, 110]
@@ -69,16 +68,12 @@ Test = Callable[[Asked], Coroutine[Any, Any, None]]
 Run = Callable[[Test], None]
 
 
-def with_engine(model: Path, vocabulary: Vocabulary, test: Test) -> None:
-    async def main() -> None:
-        cache = CacheSettings(disk_limit=ByteSize(0))
-        supervisor = Supervisor(Settings(engine=EngineSettings(max_concurrent=8), cache=cache))
-        try:
-            await test(Asked(await supervisor.start(model), vocabulary))
-        finally:
-            await supervisor.stop()
-
-    asyncio.run(main())
+@contextlib.contextmanager
+def steered_engine(model: Path, vocabulary: Vocabulary) -> Iterator[Run]:
+    """One engine for many tests."""
+    settings = Settings(engine=EngineSettings(max_concurrent=8), cache=CacheSettings(disk_limit=ByteSize(0)))
+    with kept_engine(model, settings) as run:
+        yield lambda test: run(lambda engine: test(Asked(engine, vocabulary)))
 
 
 def request(grammar: Grammar | None = None, *, seed: int = 1, **fields: Any) -> Generate:

@@ -86,18 +86,19 @@ async def ask(engine: EngineClient, talk: Talk, salt: str = "") -> tuple[list[in
     return made, cached
 
 
+def talk_settings(disk: Path | None = None, **cache: int) -> Settings:
+    sizes = {name: ByteSize(size) for name, size in ({"disk_limit": 10**9 if disk else 0} | cache).items()}
+    return Settings(
+        engine=EngineSettings(prefill_step_tokens=16),
+        cache=CacheSettings(**sizes),
+        storage=StorageSettings(cache_dir=disk or Path("unused")),
+    )
+
+
 def engine_for(
     folder: Path, disk: Path | None = None, **cache: int
 ) -> contextlib.AbstractAsyncContextManager[EngineClient]:
-    sizes = {name: ByteSize(size) for name, size in ({"disk_limit": 10**9 if disk else 0} | cache).items()}
-    return running_engine(
-        folder,
-        Settings(
-            engine=EngineSettings(prefill_step_tokens=16),
-            cache=CacheSettings(**sizes),
-            storage=StorageSettings(cache_dir=disk or Path("unused")),
-        ),
-    )
+    return running_engine(folder, talk_settings(disk, **cache))
 
 
 def with_engine(model: Model, test: Callable[[EngineClient], Coroutine[Any, Any, None]], **cache: int) -> None:

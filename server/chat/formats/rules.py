@@ -54,11 +54,11 @@ def grammar(rules: Iterable[tuple[str, str]]) -> str:
     return "\n".join(f"{name}: {body}" for name, body in rules)
 
 
-def up_to(name: str, end: str, vocabulary: Vocabulary) -> tuple[str, list[tuple[str, str]]]:
-    """A term for any text with `end` behind it, and the rules that it needs."""
+def up_to(name: str, end: str, vocabulary: Vocabulary, text: str = ANY_TEXT) -> tuple[str, list[tuple[str, str]]]:
+    """A term for `text`, a regex, with `end` behind it, and the rules that it needs."""
     if vocabulary.marker(end) is not None:
-        return f"{name} {lark.marker(vocabulary, end)}", [(name, ANY_TEXT)]
-    return name, [(f"{name}[suffix={lark.literal(end)}]", ANY_TEXT)]
+        return f"{name} {lark.marker(vocabulary, end)}", [(name, text)]
+    return name, [(f"{name}[suffix={lark.literal(end)}]", text)]
 
 
 Members = list[tuple[str, bool]]

@@ -11,6 +11,11 @@ from server.chat.tools import Tool
 
 ANY = frozenset({"string", "number", "integer", "boolean", "null", "object", "array"})
 _DEEPEST = 16
+# Beside a choice of schemas, what each of them would have to be joined with.
+_SAYS_MORE = frozenset({
+    "type", "enum", "const", "properties", "required", "items", "additionalProperties", "allOf", "oneOf", "not",
+    "nullable",
+})  # fmt: skip
 # Python reads no integer of more than 4300 digits.
 _LONGEST_NUMBER = 300
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
@@ -70,6 +75,19 @@ class ToolSchema:
     @property
     def items(self) -> ToolSchema:
         return ToolSchema(self._value.get("items", {}), self._root)
+
+    @property
+    def others(self) -> ToolSchema:
+        """Of the members that are not listed."""
+        return ToolSchema(self._value.get("additionalProperties", {}), self._root)
+
+    @property
+    def branches(self) -> list[ToolSchema]:
+        """The schemas of which a value must satisfy one, where that is all that it says."""
+        parts = self._value.get("anyOf")
+        if not isinstance(parts, list) or self._value.keys() & _SAYS_MORE:
+            return []
+        return [ToolSchema(part, self._root) for part in parts]
 
     def _find(self, name: str, depth: int) -> Any:
         properties = self._value.get("properties")

@@ -11,6 +11,8 @@ from functools import lru_cache
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
+from server.engine_client.protocol import GRAMMAR_STEPS
+
 _WORDS = "failed to compile JSON schema: "
 
 
@@ -24,7 +26,8 @@ def check(text: str, vocab_size: int) -> list[str]:
     Raises:
         GrammarFault: it cannot be used.
     """
-    matcher = LLMatcher(_tokenizer(vocab_size), text, log_level=0, limits=LLParserLimits(verbose_errors=False))
+    limits = LLParserLimits(step_max_items=GRAMMAR_STEPS, verbose_errors=False)
+    matcher = LLMatcher(_tokenizer(vocab_size), text, log_level=0, limits=limits)
     if not matcher.is_error():
         # Whether anything can begin shows only when it is to.
         matcher.compute_bitmask()

@@ -6,6 +6,7 @@ Text process: schemas, patterns and grammars cost what their authors like.
 from __future__ import annotations
 
 import json
+from itertools import islice
 
 import msgspec
 from llguidance.gbnf_to_lark import any_to_lark, gbnf_to_lark
@@ -23,6 +24,8 @@ from server.errors import InvalidRequest
 
 # Between a thought or a marker and JSON, models leave a line or two.
 _LINES = r"/\n{0,2}/"
+# What is not held of one tool: a line each in the log.
+_MOST_NOTES = 20
 
 
 # The grammar, the token sequences that are banned, and what of the request's schemas is not enforced.
@@ -65,7 +68,9 @@ class Composer:
         whole = {"type": "object", **tool.parameters}
         schema, more = usable(whole, strict=tool.strict, param=param, vocab_size=self._vocabulary.vocab_size)
         notes += more
-        lost = list(unheld(self._format.arguments, schema)) if isinstance(schema, dict) else []
+        lost: list[tuple[str, str]] = []
+        if isinstance(schema, dict):
+            lost = list(islice(unheld(self._format.arguments, schema), _MOST_NOTES))
         if lost and tool.strict:
             place, keyword = lost[0]
             raise InvalidRequest(

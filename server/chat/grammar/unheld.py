@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from server.chat.formats.format import Arguments
+from server.chat.formats.gemma_values import DEEPEST, holds
 from server.chat.formats.schema import ToolSchema
-from server.chat.grammar.schemas import parts
 
-_DEEPEST = 4
 # Keywords that promise nothing of a value.
 _SAYINGS = frozenset({
     "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly",
@@ -27,20 +26,27 @@ def unheld(arguments: Arguments, schema: dict[str, Any]) -> Iterator[tuple[str, 
     """JSON pointers, each with a keyword that stands there and is not enforced."""
     match arguments:
         case "gemma":
-            yield from _in_gemma(schema)
+            yield from _in_gemma(ToolSchema(schema))
         case "bare":
             yield from _between_tags(schema)
 
 
-def _in_gemma(schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for place, part in parts(schema):
-        deep = place.count("/properties/") + place.count("/items") > _DEEPEST
-        for key, value in part.items():
-            if key in _SAYINGS:
-                continue
-            held = _is_list_of_scalars(value) if key == "enum" else key in _HELD
-            if deep or not (held or _is_closed(key, value) or _is_choice_of_types(key, value)):
-                yield place or "/", key
+def _in_gemma(schema: ToolSchema, place: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
+    """As the grammar goes through it: a schema that holds itself is held as deep as the grammar is."""
+    for key in schema.value:
+        if key not in _SAYINGS and (depth > DEEPEST or not holds(schema, key)):
+            yield place or "/", key
+    if depth > DEEPEST:
+        return
+    for name in schema.names:
+        if (member := schema.of(name)) is not None:
+            yield from _in_gemma(member, f"{place}/properties/{name}", depth + 1)
+    if not schema.names and not schema.is_closed and "additionalProperties" in schema.value:
+        yield from _in_gemma(schema.others, f"{place}/additionalProperties", depth + 1)
+    if "items" in schema.value:
+        yield from _in_gemma(schema.items, f"{place}/items", depth + 1)
+    for index, branch in enumerate(schema.branches):
+        yield from _in_gemma(branch, f"{place}/anyOf/{index}", depth + 1)
 
 
 def _between_tags(schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -55,10 +61,6 @@ def _between_tags(schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
         for key, value in argument.value.items() if bare else ():
             if not (key in _HELD or _is_choice_of_types(key, value)):
                 yield f"/properties/{name}", key
-
-
-def _is_list_of_scalars(value: Any) -> bool:
-    return isinstance(value, list) and not any(isinstance(item, list | dict) for item in value)
 
 
 def _is_closed(key: str, value: Any) -> bool:

@@ -7,6 +7,7 @@ go first.
 Prompts are private: folders have mode 0700 and files 0600 from their creation on, and symbolic links are not followed.
 Several servers may share the folder: each writes partial files of its own and leaves those of others alone, and a file
 that another one removed is a miss.
+`write` and `check` take long and need nothing of MLX's streams, so they may run in threads, one of each at a time.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 
 from server.engine import compat
 from server.engine.compat import Layers
-from server.engine.kv import evaluate
+from server.engine.linear_cost import LinearCost
 from server.engine_client.protocol import Kind
 
 log = logging.getLogger("configi.engine")
@@ -37,6 +38,7 @@ _FORMAT = "configi-prefix-1"
 _MAX_FILES = 4096
 # Before the first read: the least that any Mac's SSD does.
 _ASSUMED_BYTES_PER_S = 1e9
+_NO_BOUND = 2**63
 _PARTIAL = ".partial.safetensors"
 # Writing a segment takes seconds: an older partial file was left behind by a crash.
 _PARTIAL_MAX_AGE_S = 3600
@@ -61,14 +63,17 @@ class StoredSegment:
 
 
 class DiskTier:
-    """`folder` is that of all models; None or a `limit` of 0 keeps nothing. `fingerprint` names the model."""
+    """`folder` is that of all models; None or a `limit` of 0 keeps nothing. `fingerprint` names the model. That no more
+    than `hourly_limit` bytes are written in an hour is up to whoever calls `write`."""
 
-    def __init__(self, folder: Path | None, fingerprint: str, limit: int) -> None:
+    def __init__(self, folder: Path | None, fingerprint: str, limit: int, hourly_limit: int = _NO_BOUND) -> None:
         self.enabled = folder is not None and limit > 0
+        self.hourly_limit = hourly_limit
         self._root = folder or Path()
         self._folder = self._root / fingerprint
         self._limit = limit
-        self._read_bytes_per_s = _ASSUMED_BYTES_PER_S
+        self._reading = LinearCost()
+        self._removed: set[Path] = set()
         # Unique also among hosts that share a network folder.
         self._partial = self._folder / f"{os.getpid()}-{uuid.uuid4().hex}{_PARTIAL}"
         if self.enabled:
@@ -98,14 +103,16 @@ class DiskTier:
                 found.append(segment)
         return sorted(found, key=lambda segment: (segment.start, len(segment.tokens)))
 
-    def holds(self, stored: StoredSegment) -> bool:
-        return stored.path.exists()
+    def take_removed(self) -> set[Path]:
+        """The files that made room for others since the last call, which is not made during a `write`."""
+        removed, self._removed = self._removed, set()
+        return removed
 
     def delete(self, stored: StoredSegment) -> None:
         _unlink(stored.path)
 
     def seconds_to_read(self, nbytes: int) -> float:
-        return nbytes / self._read_bytes_per_s
+        return self._reading.seconds(nbytes) if self._reading.known else nbytes / _ASSUMED_BYTES_PER_S
 
     def write(
         self, tokens: Sequence[int], start: int, kind: Kind, segment: Layers, salt: str = ""
@@ -125,26 +132,31 @@ class DiskTier:
         log.warning("a prefix is not kept on disk: its file was removed while it was written")
         return None
 
-    def read(self, stored: StoredSegment) -> Layers | None:
-        """None when the file is gone or damaged."""
-        begun = time.monotonic()
+    def check(self, stored: StoredSegment) -> bool:
+        """Read the file once, so that it is in the system's memory; whether it is there and undamaged."""
+        with contextlib.suppress(OSError):
+            if stored.path.stem.endswith(f"-{_digest(stored.path)}"):
+                return True
+        log.warning("a stored prefix is gone or damaged and is forgotten")
+        return False
+
+    def open(self, stored: StoredSegment) -> Layers | None:
+        """The segment, to be evaluated layer by layer; None when it is none after all."""
         try:
-            if not stored.path.stem.endswith(f"-{_digest(stored.path)}"):
-                raise ValueError("its checksum is wrong")
             layers, facts = load_prompt_cache(str(stored.path), return_metadata=True)
-            evaluate(layers)
+            count, present = json.loads(facts["layers"])
             os.utime(stored.path)
         # Whatever a damaged file makes a reader raise.
         except Exception as error:
             log.warning("a stored prefix cannot be read and is forgotten: %s", error)
             return None
-        seconds = max(time.monotonic() - begun, 1e-6)
-        self._read_bytes_per_s += 0.3 * (stored.nbytes / seconds - self._read_bytes_per_s)
-        count, present = json.loads(facts["layers"])
         segment: Layers = [None] * count
         for index, layer in zip(present, layers, strict=True):
             segment[index] = layer
         return segment
+
+    def record_read(self, stored: StoredSegment, seconds: float) -> None:
+        self._reading.record(stored.nbytes, seconds)
 
     def _prepare_folders(self) -> None:
         self._root.parent.mkdir(parents=True, exist_ok=True)
@@ -175,6 +187,7 @@ class DiskTier:
                 return
             if path != newest or facts.st_size > self._limit:
                 _unlink(path)
+                self._removed.add(path)
                 total, count = total - facts.st_size, count - 1
 
     def _files(self) -> Iterator[tuple[os.stat_result, Path]]:

@@ -4,53 +4,43 @@ A radix tree of KV segments (`kv.py`). Where all layers are trimmable, any prefi
 only the ends of segments can, so the engine stores one at each checkpoint of the prompt. Neighbours share the trimmable
 layers of the tokens that they share. What does not fit into `limit` bytes goes: first what nobody has used for long,
 then ends of answers, before ends of user messages, before ends of system prompts. Segments that are on disk too
-(`disk_tier.py`) can still be found. Each salt has a tree of its own: what was read under one is not found under
+(`persistence.py`) can still be found. Each salt has a tree of its own: what was read under one is not found under
 another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import heapq
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from server.engine import kv
 from server.engine.compat import Layers
-from server.engine.prefixes.disk_tier import DiskTier, StoredSegment
-from server.engine.prefixes.prefix_tree import Match, Node, PrefixTree
+from server.engine.prefixes.disk_tier import DiskTier
+from server.engine.prefixes.disk_work import Restore
+from server.engine.prefixes.persistence import Persistence, unloaded
+from server.engine.prefixes.prefix_tree import Match
+from server.engine.prefixes.shelf import (
+    CachedSegment,
+    Path,
+    SegmentNode,
+    Shelf,
+    has_children_in_memory,
+    is_resumable_at_end,
+    path_to,
+)
 from server.engine_client.protocol import Boundary, Kind
 
 _EVICTED_FIRST: dict[Kind, int] = {"assistant": 0, "user": 1, "system": 2}
 # Not used in this many look-ups: evicted before anything fresh, whatever its kind, or old system prompts would stay
 # for ever.
 _STALE = 256
-
-
-@dataclass(eq=False, slots=True)
-class CachedSegment:
-    """What was stored at once: in memory, on disk, or both. `used` is the look-up that used it last."""
-
-    kind: Kind
-    length: int
-    used: int
-    salt: str
-    layers: Layers | None = None
-    stored: StoredSegment | None = None
-    nbytes: int = 0
-
-    def keep(self, layers: Layers | None) -> None:
-        """In memory; None keeps it on disk only."""
-        self.layers = layers
-        self.nbytes = 0 if layers is None else kv.nbytes(layers)
-
-    def is_available(self, *, disk: bool) -> bool:
-        return self.layers is not None or (disk and self.stored is not None)
-
-    def is_resumable(self, *, disk: bool) -> bool:
-        """With the state of the non-trimmable layers."""
-        return kv.is_resumable(self.layers) or (disk and self.stored is not None and self.stored.resumable)
-
-
-Path = Sequence[Node[CachedSegment]]
+# Caches to continue from have room for the rest of the prompt, in steps like those that mlx-lm lets them grow by.
+_STEP = 256
+# Of a conversation, the states of non-trimmable layers that are kept besides those of system prompts and of tokens
+# where conversations part: an edit further back reads from there on.
+_LATEST_STATES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,39 +56,53 @@ class PrefixCache:
     """`trimmable`: whether all layers of the model are. `prefill_rate`: tokens per second, None before it is known."""
 
     def __init__(
-        self, limit: int, disk: DiskTier, *, trimmable: bool, prefill_rate: Callable[[], float | None] = lambda: None
+        self,
+        limit: int,
+        disk: DiskTier,
+        *,
+        trimmable: bool,
+        prefill_rate: Callable[[], float | None] = lambda: None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         # Bytes of memory; takes effect at the next look-up or store.
         self.limit = limit
-        self._disk = disk
         self._trimmable = trimmable
         self._prefill_rate = prefill_rate
-        # Only trees that hold something: clients choose the salts.
-        self._trees: dict[str, PrefixTree[CachedSegment]] = {}
+        self.shelf = Shelf()
         self._clock = 0
-        for stored in disk.scan():
-            self._adopt(stored)
+        self.disk = Persistence(self.shelf, disk, trimmable=trimmable, prefill_rate=prefill_rate, clock=clock)
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory."""
-        return sum(segment.nbytes for segment in {node.segment for node in self._nodes()})
+        return self.shelf.nbytes
+
+    def restore(self, tokens: list[int], salt: str = "") -> Restore:
+        """Begin to read from disk what `find` can use then: nothing where that would take longer than prefill."""
+        match = self.shelf.match(tokens[:-1], salt)
+        path = self._usable(match, disk=True)
+        if not unloaded(path):
+            return Restore()
+        gained = _reach(path, match) - _reach(self._usable(match, disk=False), match)
+        rate = self._prefill_rate()
+        saved_s = gained / rate if rate else float(gained)
+        if rate is not None and self.disk.seconds_to_read(path) >= saved_s:
+            return Restore()
+        for node in path:
+            node.segment.used = self._clock
+        return self.disk.restore(path, saved_s)
 
     def find(self, tokens: list[int], salt: str = "") -> Hit:
-        """The caches for the longest usable prefix of `tokens` but the last, which must be fed to the model."""
+        """The caches for the longest prefix of `tokens` in memory but the last one, which must be fed to the model."""
         self._clock += 1
-        tree = self._tree(salt)
-        match = tree.match(tokens[:-1])
-        path = self._worth_restoring(match)
-        while (broken := self._load(path)) is not None:
-            self._forget(broken)
-            match = tree.match(tokens[:-1])
-            path = self._worth_restoring(match)
+        match = self.shelf.match(tokens[:-1], salt)
+        path = self._usable(match, disk=False)
         for node in path:
             node.segment.used = self._clock
         length = _reach(path, match)
-        hit = Hit(_concatenate(path, length) if path else None, length, match.length)
-        self.shrink(self.limit)
+        room = _whole_steps(len(tokens)) - length
+        hit = Hit(_concatenate(path, length, room) if path else None, length, match.length)
+        self._make_room()
         return hit
 
     def store(
@@ -109,44 +113,24 @@ class PrefixCache:
         Trimmable layers are cut at the boundaries so that the parts can be evicted one by one; with others only the end
         can be resumed.
         """
+        known = self.shelf.match(tokens, salt).length
+        if (needed := kv.segment_bytes(layers, known, len(tokens))) > self.limit:
+            return
+        # First, so that the copy finds the memory that is to be its own.
+        self._shrink(self.limit - needed, write=True)
         ends = [b for b in boundaries if b.offset < len(tokens)] if self._trimmable else []
         for end in [*ends, Boundary(len(tokens), kind)]:
             self._store(tokens[: end.offset], layers, end.kind, salt)
-        self.shrink(self.limit)
+        self._make_room()
 
     def has(self, tokens: list[int], salt: str = "") -> bool:
         """Whether a sequence can resume just after `tokens` without reading the disk."""
-        match = self._tree(salt).match(tokens)
+        match = self.shelf.match(tokens, salt)
         return _reach(self._usable(match, disk=False), match) == len(tokens)
 
     def shrink(self, limit: int) -> None:
-        """Evict until at most `limit` bytes of memory are used."""
-        while self.nbytes > limit and (victim := min(self._candidates(), key=self._priority, default=None)):
-            self._evict(victim)
-
-    def write_one(self) -> bool:
-        """Write to disk the segment used last that is not there yet; False when there is none or writing failed."""
-        # A segment is represented by its last node; parents first, since a segment is useless without them.
-        unwritten = [
-            node
-            for node in self._nodes()
-            if node.segment.layers is not None and node.segment.stored is None and node.stop == node.segment.length
-        ]
-        if not unwritten or not self._disk.enabled:
-            return False
-        node = max(unwritten, key=lambda node: (node.segment.used, -node.end))
-        segment, tokens = node.segment, _tokens_to(node)
-        start = len(tokens) - segment.length
-        segment.stored = self._disk.write(tokens, start, segment.kind, segment.layers or [], segment.salt)
-        self._forget_lost()
-        return segment.stored is not None
-
-    def _tree(self, salt: str) -> PrefixTree[CachedSegment]:
-        return self._trees.get(salt) or PrefixTree()
-
-    def _nodes(self) -> Iterator[Node[CachedSegment]]:
-        for tree in self._trees.values():
-            yield from tree
+        """Evict until at most `limit` bytes of memory are used; what is not on disk is gone."""
+        self._shrink(limit, write=False)
 
     # ---- finding
 
@@ -155,108 +139,95 @@ class PrefixCache:
         available = [node.segment.is_available(disk=disk) for node in match.path]
         path = match.path[: available.index(False)] if False in available else match.path
         if not self._trimmable:
-            while path and not (path[-1].end <= match.length and _is_resumable_at_end(path[-1], disk=disk)):
+            while path and not (path[-1].end <= match.length and is_resumable_at_end(path[-1], disk=disk)):
                 path = path[:-1]
         return path
-
-    def _worth_restoring(self, match: Match[CachedSegment]) -> Path:
-        """The usable path, or its part in memory when reading the rest would take longer than prefilling it."""
-        path = self._usable(match, disk=True)
-        to_read = {node.segment.stored for node in _unloaded(path)}
-        rate = self._prefill_rate()
-        if not to_read or rate is None:
-            return path
-        in_memory = self._usable(match, disk=False)
-        seconds = self._disk.seconds_to_read(sum(stored.nbytes for stored in to_read if stored is not None))
-        return path if seconds < (_reach(path, match) - _reach(in_memory, match)) / rate else in_memory
-
-    def _load(self, path: Path) -> Node[CachedSegment] | None:
-        """Bring the path into memory; returns the node whose file is damaged, if one is."""
-        for node in _unloaded(path):
-            layers = self._disk.read(node.segment.stored) if node.segment.stored is not None else None
-            if layers is None:
-                return node
-            node.segment.keep(layers)
-        return None
 
     # ---- storing
 
     def _store(self, tokens: list[int], layers: Layers, kind: Kind, salt: str) -> None:
-        tree = self._trees.setdefault(salt, PrefixTree())
-        match = tree.match(tokens)
+        match = self.shelf.match(tokens, salt)
         for node in match.path:
             node.segment.used = self._clock
         if match.length < len(tokens):
             segment = CachedSegment(kind, len(tokens) - match.length, self._clock, salt)
-            segment.keep(kv.extract(layers, match.length, len(tokens)))
-            tree.extend(match, tokens, segment, 0)
+            self.shelf.hold(segment, kv.extract(layers, match.length, len(tokens)))
+            self._drop_superseded(self.shelf.extend(match, tokens, segment, 0))
         elif not self.has(tokens, salt):
             # Read before, but what it needs was not kept here or is gone: a segment of its own now ends here.
-            self._fill(tree.cut(match), layers, kind)
-        for node in match.path:
-            if node.segment.layers is None and node.segment.stored is None and node.end <= len(tokens):
-                self._fill(node, layers, node.segment.kind)
+            node = self.shelf.cut(match)
+            self._fill(node, layers, kind)
+            self._drop_superseded(node)
+        # Another match: the one above may have ended in the middle of a node, whose rest is another prompt's now.
+        for node in self.shelf.match(tokens, salt).path:
+            if node.segment.layers is None and node.end <= len(tokens):
+                self._bring_back(node, layers)
 
-    def _fill(self, node: Node[CachedSegment], layers: Layers, kind: Kind) -> None:
-        node.segment, node.start = CachedSegment(kind, len(node.label), self._clock, node.segment.salt), 0
-        node.segment.keep(kv.extract(layers, node.end - len(node.label), node.end))
+    def _fill(self, node: SegmentNode, layers: Layers, kind: Kind) -> None:
+        segment = CachedSegment(kind, len(node.label), self._clock, node.segment.salt)
+        self.shelf.hold(segment, kv.extract(layers, node.end - len(node.label), node.end))
+        self.disk.delete(self.shelf.replace(node, segment, 0))
 
-    def _adopt(self, stored: StoredSegment) -> None:
-        """A file of an earlier process; those of what is before its segment come first."""
-        tokens, tree = list(stored.tokens), self._trees.setdefault(stored.salt, PrefixTree())
-        match = tree.match(tokens)
-        if match.length < stored.start or match.length == len(tokens):
-            self._disk.delete(stored)
+    def _bring_back(self, node: SegmentNode, layers: Layers) -> None:
+        """What only the disk had was read again."""
+        segment = node.segment
+        if (node.start, node.stop) == (0, segment.length):
+            self.shelf.hold(segment, kv.extract(layers, node.end - segment.length, node.end))
+        elif segment.stored is None:
+            self._fill(node, layers, segment.kind)
+
+    def _drop_superseded(self, newest: SegmentNode) -> None:
+        """The states before `newest` that no later turn continues from."""
+        if self._trimmable:
             return
-        segment = CachedSegment(stored.kind, len(tokens) - stored.start, 0, stored.salt, stored=stored)
-        tree.extend(match, tokens, segment, match.length - stored.start)
+        kept = 0
+        for node in reversed(path_to(newest)):
+            if not is_resumable_at_end(node, disk=False) or node.segment.kind == "system" or len(node.children) > 1:
+                continue
+            kept += 1
+            if kept > _LATEST_STATES:
+                self.shelf.hold(node.segment, kv.trimmable_only(node.segment.layers or []))
 
     # ---- evicting
 
-    def _candidates(self) -> Iterator[Node[CachedSegment]]:
-        """What can go by itself: ends of paths entirely, inner nodes by the state of their non-trimmable layers."""
-        for node in self._nodes():
-            if node.segment.layers is not None and (
-                not _has_children_in_memory(node) or (not self._trimmable and _is_resumable_at_end(node, disk=False))
-            ):
-                yield node
+    def _make_room(self) -> None:
+        self._shrink(self.limit, write=True)
 
-    def _priority(self, node: Node[CachedSegment]) -> tuple[bool, int, int]:
+    def _shrink(self, limit: int, *, write: bool) -> None:
+        if self.nbytes <= limit:
+            return
+        order = itertools.count()
+        waiting = [(self._priority(node), next(order), node) for node in self.shelf if self._can_go(node)]
+        heapq.heapify(waiting)
+        while self.nbytes > limit and waiting:
+            _, _, node = heapq.heappop(waiting)
+            if node not in self.shelf or not self._can_go(node):
+                continue
+            self._evict(node, write=write)
+            # What was below others may be an end now.
+            parent = node.parent
+            if parent is not None and self._can_go(parent):
+                heapq.heappush(waiting, (self._priority(parent), next(order), parent))
+
+    def _can_go(self, node: SegmentNode) -> bool:
+        """By itself: ends of paths entirely, inner nodes by the state of their non-trimmable layers."""
+        return node.segment.layers is not None and (
+            not has_children_in_memory(node) or (not self._trimmable and is_resumable_at_end(node, disk=False))
+        )
+
+    def _priority(self, node: SegmentNode) -> tuple[bool, int, int]:
         stale = self._clock - node.segment.used > _STALE
         return not stale, 0 if stale else _EVICTED_FIRST[node.segment.kind], node.segment.used
 
-    def _evict(self, node: Node[CachedSegment]) -> None:
+    def _evict(self, node: SegmentNode, *, write: bool) -> None:
         segment = node.segment
-        if _has_children_in_memory(node):
-            segment.keep(kv.trimmable_only(segment.layers or []))
-        elif segment.stored is not None:
-            segment.keep(None)
+        kept = segment.stored is not None or segment.writing or (write and self.disk.save(node))
+        if has_children_in_memory(node):
+            self.shelf.hold(segment, kv.trimmable_only(segment.layers or []))
+        elif kept:
+            self.shelf.hold(segment, None)
         else:
-            self._forget(node)
-
-    def _forget(self, node: Node[CachedSegment]) -> None:
-        """Remove a node and all below it, files too."""
-        gone = [node]
-        while gone:
-            last = gone.pop()
-            gone.extend(last.children.values())
-            if last.segment.stored is not None:
-                self._disk.delete(last.segment.stored)
-                last.segment.stored = None
-        tree = self._trees[node.segment.salt]
-        tree.remove(node)
-        if not tree:
-            del self._trees[node.segment.salt]
-
-    def _forget_lost(self) -> None:
-        """Segments whose files made room for others on disk."""
-        for node in self._nodes():
-            if node.segment.stored is not None and not self._disk.holds(node.segment.stored):
-                node.segment.stored = None
-        while (
-            lost := next((node for node in self._nodes() if not node.segment.is_available(disk=True)), None)
-        ) is not None:
-            self._forget(lost)
+            self.disk.delete(self.shelf.forget(node))
 
 
 def _reach(path: Path, match: Match[CachedSegment]) -> int:
@@ -264,33 +235,14 @@ def _reach(path: Path, match: Match[CachedSegment]) -> int:
     return min(path[-1].end, match.length) if path else 0
 
 
-def _unloaded(path: Path) -> Path:
-    """Of a path to resume, what must be read: the last node with all layers, the others for their trimmable ones."""
-    return [n for n in path if n.segment.layers is None or (n is path[-1] and not kv.is_resumable(n.segment.layers))]
+def _whole_steps(tokens: int) -> int:
+    return -(-tokens // _STEP) * _STEP
 
 
-def _is_resumable_at_end(node: Node[CachedSegment], *, disk: bool) -> bool:
-    """Whether the state of the non-trimmable layers is kept at the node's end: a node split off a segment has none."""
-    return node.stop == node.segment.length and node.segment.is_resumable(disk=disk)
-
-
-def _has_children_in_memory(node: Node[CachedSegment]) -> bool:
-    return any(child.segment.layers is not None for child in node.children.values())
-
-
-def _concatenate(path: Path, length: int) -> Layers:
+def _concatenate(path: Path, length: int, room: int) -> Layers:
     parts = []
     for node in path:
         if node.segment.layers is None:
             raise RuntimeError("a segment is used before it was loaded")
         parts.append((node.segment.layers, node.start, node.stop - max(0, node.end - length)))
-    return kv.concatenate(parts)
-
-
-def _tokens_to(node: Node[CachedSegment]) -> list[int]:
-    labels = []
-    walk: Node[CachedSegment] | None = node
-    while walk is not None:
-        labels.append(walk.label)
-        walk = walk.parent
-    return [token for label in reversed(labels) for token in label]
+    return kv.concatenate(parts, room)

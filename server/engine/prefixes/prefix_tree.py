@@ -7,11 +7,12 @@ copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-S = TypeVar("S")
+S = TypeVar("S", bound=Hashable)
 
 
 @dataclass(eq=False, slots=True)
@@ -42,6 +43,8 @@ class Match(Generic[S]):
 class PrefixTree(Generic[S]):
     def __init__(self) -> None:
         self._roots: dict[int, Node[S]] = {}
+        # How many nodes show a part of each segment.
+        self._views: Counter[S] = Counter()
 
     def __bool__(self) -> bool:
         """Whether it holds anything."""
@@ -71,6 +74,7 @@ class PrefixTree(Generic[S]):
         parent = self._end_at(match)
         leaf = Node(list(tokens[match.length :]), segment, start, len(tokens), parent)
         self._siblings(leaf)[leaf.label[0]] = leaf
+        self._views[segment] += 1
         return leaf
 
     def cut(self, match: Match[S]) -> Node[S]:
@@ -80,9 +84,36 @@ class PrefixTree(Generic[S]):
             raise ValueError("an empty match ends at no node")
         return node
 
-    def remove(self, node: Node[S]) -> None:
-        """With everything below it."""
+    def holds(self, node: Node[S]) -> bool:
+        """Whether the node has not been removed, nor one above it."""
+        siblings = self._siblings(node)
+        return siblings.get(node.label[0]) is node and (node.parent is None or self.holds(node.parent))
+
+    def shows(self, segment: S) -> bool:
+        return segment in self._views
+
+    def replace(self, node: Node[S], segment: S, start: int) -> list[S]:
+        """The node's tokens are tokens `start`.. of `segment` now. Returns the old one if no node shows it any more."""
+        old, node.segment, node.start = node.segment, segment, start
+        self._views[segment] += 1
+        return self._without_view([old])
+
+    def remove(self, node: Node[S]) -> list[S]:
+        """With everything below it. Returns the segments that no node shows any more."""
         del self._siblings(node)[node.label[0]]
+        removed, pending = [], [node]
+        while pending:
+            last = pending.pop()
+            removed.append(last.segment)
+            pending.extend(last.children.values())
+        return self._without_view(removed)
+
+    def _without_view(self, segments: Sequence[S]) -> list[S]:
+        self._views.subtract(segments)
+        gone = [segment for segment in dict.fromkeys(segments) if self._views[segment] == 0]
+        for segment in gone:
+            del self._views[segment]
+        return gone
 
     def _end_at(self, match: Match[S]) -> Node[S] | None:
         if not match.path:
@@ -99,6 +130,7 @@ class PrefixTree(Generic[S]):
         node.start += size
         node.parent = head
         head.children = {node.label[0]: node}
+        self._views[head.segment] += 1
         return head
 
     def _siblings(self, node: Node[S]) -> dict[int, Node[S]]:

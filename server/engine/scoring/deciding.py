@@ -77,7 +77,6 @@ class Deciding(Prefill):
         if self._pass[0][0].targets:
             self._score(logits)
         self._branches.evaluate()
-        mx.clear_cache()
         for reading, count in self._pass:
             reading.tokens, reading.targets = reading.tokens[count:], reading.targets[count:]
             self._to_score -= count

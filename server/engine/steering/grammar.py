@@ -16,7 +16,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from server.engine.steering.steering import Steering, first_line, needs_steering
 from server.engine.steering.tokens import GrammarError, SpelledTokens
-from server.engine_client.protocol import Generate, TokenTable
+from server.engine_client.protocol import GRAMMAR_STEPS, Generate, TokenTable
 
 # Agents send the same tools with every request, a few of them at once.
 _MOST_KEPT = 32
@@ -96,7 +96,8 @@ def _tokenizer(tokens: SpelledTokens) -> LLTokenizer:
 
 def _compile(text: str, tokenizer: Future[LLTokenizer]) -> LLMatcher:
     # It was submitted before, to the same thread.
-    return LLMatcher(tokenizer.result(), text, log_level=0, limits=LLParserLimits(verbose_errors=False))
+    limits = LLParserLimits(step_max_items=GRAMMAR_STEPS, verbose_errors=False)
+    return LLMatcher(tokenizer.result(), text, log_level=0, limits=limits)
 
 
 class _Spelling:

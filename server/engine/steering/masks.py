@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from llguidance import LLExecutor
+from llguidance import LLExecutor, LLMatcher
 from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 
-from server.engine.steering.steering import Steering, words
+from server.engine.steering.steering import MASK_S, Steering, words
 
 
 class Masks:
@@ -45,7 +46,7 @@ class Masks:
         if not restricted:
             return None
         bits = np.full((len(steerings), words(self._vocab_size)), -1, np.int32)
-        self._fill([(steering.matcher, i) for i, steering in restricted if steering.matcher is not None], bits)
+        self._fill([(steering, matcher, i) for i, steering in restricted if (matcher := steering.matcher)], bits)
         for i, steering in restricted:
             steering.rule_out(bits[i])
         # Logits can be wider than what the embeddings of the weights have; those tokens are not drawn.
@@ -54,10 +55,19 @@ class Masks:
         mask[:, :known] = np.unpackbits(bits.view(np.uint8), axis=1, count=known, bitorder="little")
         return mx.array(mask)
 
-    def _fill(self, matchers: list[tuple[Any, int]], bits: np.ndarray[Any, np.dtype[np.int32]]) -> None:
-        if len(matchers) == 1:
-            fill_next_token_bitmask(matchers[0][0], bits, matchers[0][1])
-        elif matchers:
+    def _fill(self, rows: list[tuple[Steering, LLMatcher, int]], bits: np.ndarray[Any, np.dtype[np.int32]]) -> None:
+        """All at once, unless one of them is known to be slow: then one by one, to know which pays."""
+        if len(rows) > 1 and not any(steering.slow for steering, _, _ in rows):
             if self._executor is None:
                 self._executor = LLExecutor()
-            fill_next_token_bitmask_par(self._executor, matchers, bits)
+            began = time.monotonic()
+            fill_next_token_bitmask_par(self._executor, [(matcher, i) for _, matcher, i in rows], bits)
+            if time.monotonic() - began > MASK_S:
+                for steering, _, _ in rows:
+                    steering.slow = True
+            return
+        for steering, matcher, i in rows:
+            # Of this thread: what others on the processor take is not the grammar's.
+            began = time.thread_time()
+            fill_next_token_bitmask(matcher, bits, i)
+            steering.pay(time.thread_time() - began)

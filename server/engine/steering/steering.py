@@ -20,6 +20,10 @@ from server.engine_client.protocol import Generate
 # One bit for each token, the first in the lowest bit of the first word.
 Bits = npt.NDArray[np.int32]
 
+# What a mask may take, about a forward pass of a large model; the rows beside it wait for what it takes beyond. An
+# answer's masks may take so much beyond, all together.
+MASK_S, _BEYOND_S = 0.02, 0.5
+
 _NOTHING_LEFT = "Nothing may follow: the grammar, the allowed and the banned tokens of this request exclude each other."
 
 
@@ -37,6 +41,9 @@ class Steering:
     def __init__(self, request: Generate, tokens: SpelledTokens | None, matcher: LLMatcher | None, width: int) -> None:
         self.failed: str | None = None
         self.complete = False
+        # Its masks are to be timed one by one.
+        self.slow = False
+        self._beyond_s = 0.0
         self._request = request
         self._width = width
         self._drawn: list[int] = []
@@ -101,6 +108,13 @@ class Steering:
                 self._look(token)
         except GrammarError as error:
             self.failed = str(error)
+
+    def pay(self, seconds: float) -> None:
+        """Its matcher took so long for a mask."""
+        self.slow = seconds > MASK_S
+        self._beyond_s += max(0.0, seconds - MASK_S)
+        if self._beyond_s > _BEYOND_S:
+            self.failed = "The answer cannot go on by its grammar: it takes too long to find what may follow."
 
     def rule_out(self, bits: Bits) -> None:
         """Clear the bits of what may not be drawn next. `bits` are those that the matcher filled, else all ones."""

@@ -65,7 +65,10 @@ def manifest(folder: Path) -> Manifest:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("source"), *gemma4(Gemma4Sizes(hidden=64, layers=3, experts=4, mlp_width=64)))
+    return write(
+        tmp_path_factory.mktemp("source"),
+        *gemma4(Gemma4Sizes(hidden=64, layers=2, full_every=2, experts=4, mlp_width=64)),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +148,7 @@ def test_the_same_again_is_the_same_bytes(whole: tuple[Path, int], source: Path,
 
 
 @pytest.mark.parametrize(
-    "moment", [0.35, *(pytest.param(moment, marks=pytest.mark.slow) for moment in (0.1, 0.6, 0.85))]
+    "moment", [0.6, *(pytest.param(moment, marks=pytest.mark.slow) for moment in (0.1, 0.35, 0.85))]
 )
 def test_killed_while_it_calibrates_it_goes_on_to_the_same_bytes(
     moment: float, whole: tuple[Path, int], source: Path, data: Path, tmp_path: Path
@@ -166,7 +169,7 @@ def test_killed_while_it_calibrates_it_goes_on_to_the_same_bytes(
     calibrated(source, output, data, note)
     assert hashes(output) == hashes(whole[0])
     if moment > 0.5:
-        assert layers[0] != "layer 1 of 3"
+        assert layers[0] != "layer 1 of 2"
 
 
 @pytest.mark.slow
@@ -183,7 +186,7 @@ def test_another_text_starts_anew_and_never_takes_the_place_of_this_one(
     )
     layers: list[str] = []
     calibrated(source, output, data, lambda phase, done, total, text: layers.append(text))
-    assert layers[0] == "layer 1 of 3"
+    assert layers[0] == "layer 1 of 2"
     assert hashes(output) == hashes(whole[0])
 
 

@@ -96,7 +96,7 @@ LAYOUTS: dict[str, tuple[Packer, Table]] = {
 
 def packed_source(folder: Path, packer: Packer, table: Table, *, apart: bool = False) -> tuple[Path, dict[str, Matrix]]:
     """A llama whose matrices are packed, and all its tensors exactly; `apart`: the codes in a shard of their own."""
-    config, shapes = llama(layers=5, hidden=256, width=384)
+    config, shapes = llama(layers=2, hidden=256, width=384)
     key = "quantization" if "quant_method" not in table else "quantization_config"
     return write_packed(folder, config | {key: table}, shapes, packer, apart=apart)
 
@@ -247,7 +247,7 @@ def test_fp8_without_scales_is_taken_at_its_word_where_nothing_is_declared(tmp_p
         stored, exact = fp8(lambda *_: (("F32", np.ones(())), np.float64(1)))(name, shape, draw)
         return {name: stored[name]}, exact
 
-    config, shapes = llama(layers=5)
+    config, shapes = llama(layers=2)
     source, exact = write_packed(tmp_path / "source", config, shapes, cast)
     assert_exact(built(source, tmp_path / "out"), exact)
     source, _ = write_packed(tmp_path / "declared", config | {"quantization_config": FP8}, shapes, cast)

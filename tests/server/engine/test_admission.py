@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from mlx_lm.utils import load_model
 
-from server.engine import device
 from server.engine.admission import HORIZON, Admission
 from server.engine.cost_model import KVCostModel, measure
 from server.engine_client.client import EngineClient
@@ -31,6 +28,18 @@ def request(prompt: int, max_tokens: int = 8) -> Generate:
     )
 
 
+def test_buffers_of_keys_and_values_grow_by_256_tokens() -> None:
+    cost = KVCostModel(1000, (), 0, 0)
+    assert [cost.kv_bytes(tokens) for tokens in (0, 1, 256, 257)] == [0, 256_000, 256_000, 512_000]
+
+
+def test_what_a_chunk_takes_grows_with_the_context_behind_it() -> None:
+    cost = KVCostModel(1000, ((50, 100),), 0, 7, per_score=2, per_window_score=3, per_context=500)
+    # With nothing behind it: activations, a window that holds the chunk, its scores, and the copy of a layer.
+    assert cost.chunk_bytes(10, 0) == 10 * (7 + 50 + 3 * 10) + 500 * 10
+    assert cost.chunk_bytes(10, 10_000) == 10 * (7 + 50 + 2 * 10_010) + 500 * 10_010
+
+
 def test_a_sliding_window_stops_growing_at_its_size() -> None:
     mib = 2**20
     assert GEMMA_4_26B.kv_bytes(1024) == (20 + 200) * mib
@@ -48,14 +57,15 @@ def test_the_cost_model_is_that_of_real_caches(tmp_path: Path) -> None:
 
 def test_what_is_asked_for_counts_up_to_the_horizon_only() -> None:
     admission = Admission(limit=10**9, weights=0, cost=KVCostModel(1000, (), 0, 0))
-    assert admission.reserved([(request(100, max_tokens=10**6), 100)]) == 1000 * (100 + HORIZON)
-    assert admission.reserved([(request(100, max_tokens=20), 100)]) == 1000 * 120
-    assert admission.reserved([(request(100, max_tokens=10**6), 5000)]) == 1000 * (5000 + HORIZON)
+    kv_bytes = admission.cost.kv_bytes
+    assert admission.reserved([(request(100, max_tokens=10**6), 100)]) == kv_bytes(100 + HORIZON)
+    assert admission.reserved([(request(100, max_tokens=20), 100)]) == kv_bytes(120)
+    assert admission.reserved([(request(100, max_tokens=10**6), 5000)]) == kv_bytes(5000 + HORIZON)
 
 
 def test_a_short_sequence_beside_a_long_one_counts_as_long_for_batches_are_padded() -> None:
     admission = Admission(limit=10**9, weights=7, cost=KVCostModel(1000, (), 0, 0))
-    assert admission.reserved([(request(100), 100), (request(5000), 5000)]) == 7 + 2 * 1000 * 5008
+    assert admission.reserved([(request(100), 100), (request(5000), 5000)]) == 7 + 2 * admission.cost.kv_bytes(5008)
 
 
 def test_one_that_does_not_fit_beside_others_fits_alone() -> None:
@@ -64,7 +74,7 @@ def test_one_that_does_not_fit_beside_others_fits_alone() -> None:
     assert not admission.fits(request(600), [(request(400), 400)])
     assert admission.refusal(request(600)) is None
     assert admission.refusal(request(2000)) == (
-        "The prompt of 2000 tokens needs 2.0 MB of memory beside the model; 0.9 MB is available."
+        "The prompt of 2000 tokens needs 2.0 MB of memory beside the model; 0.8 MB is available."
     )
 
 
@@ -86,40 +96,6 @@ def test_the_longest_prompt_is_the_last_that_is_not_refused(cost: KVCostModel) -
     assert admission.refusal(request(min(most, 10**6))) is None or most == 0
     if 0 < most < 10**7:
         assert admission.refusal(request(most + 1)) is not None
-
-
-class FakeMetal:
-    """What MLX says and is told on a Mac."""
-
-    def __init__(self, recommended: int) -> None:
-        self.told: dict[str, int] = {}
-        self._recommended = recommended
-
-    def device_info(self) -> dict[str, Any]:
-        return {"max_recommended_working_set_size": self._recommended}
-
-    def set_wired_limit(self, limit: int) -> None:
-        self.told["wired"] = limit
-
-    def set_cache_limit(self, limit: int) -> None:
-        self.told["cache"] = limit
-
-
-def test_on_metal_the_recommended_working_set_is_the_limit_and_is_wired() -> None:
-    metal = FakeMetal(recommended=11 * 2**30)
-    assert device.memory_limit(0, backend=metal) == 11 * 2**30
-    assert device.memory_limit(8 * 2**30, backend=metal) == 8 * 2**30
-    assert device.memory_limit(64 * 2**30, backend=metal) == 11 * 2**30
-    device.prepare(8 * 2**30, backend=metal)
-    assert metal.told["wired"] == 8 * 2**30
-    assert metal.told["cache"] < 2**30
-
-
-def test_elsewhere_nothing_is_wired() -> None:
-    told: list[int] = []
-    device.prepare(2**30, backend=SimpleNamespace(device_info=dict, set_cache_limit=told.append))
-    assert len(told) == 1
-    assert device.memory_limit(0, backend=SimpleNamespace(device_info=dict)) > 2**20
 
 
 def engine_with(folder: Path, room: int) -> AbstractAsyncContextManager[EngineClient]:
@@ -154,7 +130,7 @@ def test_a_prompt_that_can_never_fit_is_refused_with_the_numbers(tmp_path: Path)
 
 def test_what_cannot_fit_now_waits_its_turn_and_is_answered(tmp_path: Path) -> None:
     async def run() -> None:
-        async with engine_with(write_tiny_model(tmp_path / "model"), room=2500 * PER_TOKEN) as engine:
+        async with engine_with(write_tiny_model(tmp_path / "model"), room=6000 * PER_TOKEN) as engine:
             running = 0
             answered = 0
             async for _, event in engine.generate([request(600) for _ in range(6)]):
@@ -169,7 +145,7 @@ def test_what_cannot_fit_now_waits_its_turn_and_is_answered(tmp_path: Path) -> N
 def test_a_sequence_that_outgrows_the_memory_is_one_error_and_the_next_is_answered(tmp_path: Path) -> None:
     async def run() -> None:
         folder = write_tiny_model(tmp_path / "model", context=100_000)
-        async with engine_with(folder, room=1500 * PER_TOKEN) as engine:
+        async with engine_with(folder, room=4000 * PER_TOKEN) as engine:
             made = 0
             with pytest.raises(InsufficientMemory, match="ran out of memory"):
                 async for _, event in engine.generate([request(50, max_tokens=50_000)]):

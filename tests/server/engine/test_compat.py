@@ -104,14 +104,14 @@ def test_a_kv_cache_is_cut_and_joined_by_its_state() -> None:
     parts = [compat.cut(layer, 2, 5), compat.cut(layer, 299, 303)]
     assert [held(part) for part in parts] == [[2, 3, 4], [299, 300, 301, 302]]
     assert [part.size() for part in parts] == [3, 4]
-    joined = compat.concatenate(parts)
+    joined = compat.join([(part, 0, part.size()) for part in parts])
     assert (type(joined), held(joined), joined.size()) == (KVCache, [2, 3, 4, 299, 300, 301, 302], 7)
     assert compat.bytes_per_token(layer, 305) == HEADS * HEAD_DIM * 2 * 4
 
 
 def test_a_layer_of_several_kv_caches_is_cut_and_joined_as_each_of_them() -> None:
     layer = CacheList(filled(KVCache(), 300, 1, 4), filled(KVCache(), 305))
-    joined = compat.concatenate([compat.cut(layer, 2, 4), compat.cut(layer, 299, 301)])
+    joined = compat.join([(layer, 2, 4), (layer, 299, 301)])
     assert [held(part) for part in joined.caches] == [[2, 3, 299, 300]] * 2
     assert [type(leaf) for leaf in compat.leaves([layer, ArraysCache(1)])] == [KVCache, KVCache, ArraysCache]
 
@@ -177,20 +177,6 @@ def test_a_file_that_exists_keeps_its_mode_when_a_cache_is_saved_into_it(tmp_pat
     save_prompt_cache(str(path), [filled(KVCache(), 3)], {})
     assert path.stat().st_size > 0
     assert path.stat().st_mode & 0o777 == 0o600
-
-
-@pytest.mark.parametrize(
-    ("error", "is_memory"),
-    [
-        (MemoryError(), True),
-        # What MLX's Metal allocator says. Its CPU backend does not raise, so these are samples.
-        (RuntimeError("[metal::malloc] Attempting to allocate 99 bytes which is greater than the maximum"), True),
-        (RuntimeError("[malloc] Unable to allocate 99 bytes."), True),
-        (ValueError("[matmul] Last dimension of first input must match"), False),
-    ],
-)
-def test_being_out_of_memory_is_known_by_its_words(error: Exception, is_memory: bool) -> None:
-    assert compat.is_out_of_memory(error) == is_memory
 
 
 def test_caches_that_a_batch_needs_can_be_merged() -> None:

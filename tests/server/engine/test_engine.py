@@ -1,46 +1,43 @@
-"""The real engine process with a tiny real model, through the supervisor and its client."""
+"""What the real engine process answers with a tiny real model, through the supervisor and its client."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import os
-import signal
-import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import psutil
 import pytest
 from mlx_lm.models import llama
 from mlx_lm.utils import load_model
-from pydantic import ByteSize
 
 from server.engine.loading import vocabulary_size
 from server.engine_client.client import EngineClient
 from server.engine_client.protocol import (
     Boundary,
     Finished,
-    Generate,
     Prefilled,
     PromptScored,
     Sampling,
     TokenLogprob,
     Tokens,
 )
-from server.engine_client.supervisor import Supervisor
-from server.errors import EngineFailed, InvalidRequest, ModelUnavailable
-from server.settings.types import CacheSettings, EngineSettings, Settings
-from tests.support.engines import running_engine
+from server.errors import InvalidRequest
+from tests.support.engines import (
+    PROMPT,
+    RunWith,
+    engine_settings,
+    generate,
+    kept_engine,
+    running_engine,
+    tokens,
+)
 from tests.support.tiny_model import write_tiny_model
-
-GREEDY = Sampling(seed=0, temperature=0)
-PROMPT = [70, 80, 90, 100, 110]
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +45,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("engine") / "model")
 
 
-def engine_settings(**fields: Any) -> Settings:
-    return Settings(engine=EngineSettings(**fields), cache=CacheSettings(disk_limit=ByteSize(0)))
-
-
-def generate(prompt: Sequence[int] = PROMPT, sampling: Sampling = GREEDY, **fields: Any) -> Generate:
-    fields = {"max_tokens": 16, "stop_tokens": []} | fields
-    return Generate(id=0, prompt=list(prompt), sampling=sampling, **fields)
+@pytest.fixture(scope="module")
+def shared(model: Path) -> Iterator[RunWith]:
+    """Calls a test with an engine that is not its own."""
+    with kept_engine(model, engine_settings()) as run:
+        yield run
 
 
 def test_an_answer_that_nobody_goes_on_from_is_not_kept(model: Path) -> None:
@@ -78,15 +73,6 @@ def test_an_answer_that_nobody_goes_on_from_is_not_kept(model: Path) -> None:
     asyncio.run(run())
 
 
-async def tokens(engine: EngineClient, *requests: Generate) -> list[list[int]]:
-    made: list[list[int]] = [[] for _ in requests]
-    with contextlib.closing(engine.generate(requests)) as stream:
-        async for index, event in stream:
-            if isinstance(event, Tokens):
-                made[index] += event.tokens
-    return made
-
-
 def with_engine(model: Path, test: Callable[[EngineClient], Coroutine[Any, Any, None]], **settings: Any) -> None:
     async def run() -> None:
         async with running_engine(model, engine_settings(**settings)) as engine:
@@ -95,7 +81,7 @@ def with_engine(model: Path, test: Callable[[EngineClient], Coroutine[Any, Any, 
     asyncio.run(run())
 
 
-def test_greedy_output_is_that_of_the_raw_model(model: Path) -> None:
+def test_greedy_output_is_that_of_the_raw_model(model: Path, shared: RunWith) -> None:
     raw, _ = load_model(model)
     expected: list[int] = []
     for _ in range(16):
@@ -105,10 +91,10 @@ def test_greedy_output_is_that_of_the_raw_model(model: Path) -> None:
     async def test(engine: EngineClient) -> None:
         assert await tokens(engine, generate()) == [expected]
 
-    with_engine(model, test)
+    shared(test)
 
 
-def test_a_seed_gives_the_same_text_whatever_else_is_in_the_batch(model: Path) -> None:
+def test_a_seed_gives_the_same_text_whatever_else_is_in_the_batch(shared: RunWith) -> None:
     sampled = generate(sampling=Sampling(seed=42, temperature=1.2, top_p=0.95, top_k=50, min_p=0.01))
 
     async def test(engine: EngineClient) -> None:
@@ -119,7 +105,7 @@ def test_a_seed_gives_the_same_text_whatever_else_is_in_the_batch(model: Path) -
         [other_seed] = await tokens(engine, generate(sampling=Sampling(seed=43, temperature=1.2)))
         assert other_seed != alone
 
-    with_engine(model, test)
+    shared(test)
 
 
 def test_more_requests_than_slots_all_finish(model: Path) -> None:
@@ -130,7 +116,7 @@ def test_more_requests_than_slots_all_finish(model: Path) -> None:
     with_engine(model, test, max_concurrent=2)
 
 
-def test_a_stop_token_ends_the_answer_and_is_not_part_of_it(model: Path) -> None:
+def test_a_stop_token_ends_the_answer_and_is_not_part_of_it(shared: RunWith) -> None:
     async def test(engine: EngineClient) -> None:
         [free] = await tokens(engine, generate())
         stop = free[4]
@@ -140,10 +126,10 @@ def test_a_stop_token_ends_the_answer_and_is_not_part_of_it(model: Path) -> None
         assert isinstance(events[-1], Finished)
         assert events[-1].reason == "stop"
 
-    with_engine(model, test)
+    shared(test)
 
 
-def test_bias_and_penalties_change_what_is_drawn(model: Path) -> None:
+def test_bias_and_penalties_change_what_is_drawn(shared: RunWith) -> None:
     async def test(engine: EngineClient) -> None:
         [forced] = await tokens(engine, generate(sampling=Sampling(seed=0, temperature=0, logit_bias={77: 100})))
         assert set(forced) == {77}
@@ -156,10 +142,10 @@ def test_bias_and_penalties_change_what_is_drawn(model: Path) -> None:
         [made] = await tokens(engine, generate(sampling=sampling, max_tokens=1))
         assert made == [78], "the repetition penalty counts the prompt's tokens too"
 
-    with_engine(model, test)
+    shared(test)
 
 
-def test_logprobs_of_answer_and_prompt_are_those_of_the_model(model: Path) -> None:
+def test_logprobs_of_answer_and_prompt_are_those_of_the_model(model: Path, shared: RunWith) -> None:
     raw, _ = load_model(model)
 
     async def test(engine: EngineClient) -> None:
@@ -177,17 +163,17 @@ def test_logprobs_of_answer_and_prompt_are_those_of_the_model(model: Path) -> No
             assert len(logprob.top) == 3
             assert logprob.top[0][1] == pytest.approx(reference[position].max().item(), abs=1e-3)
 
-    with_engine(model, test)
+    shared(test)
 
 
-def test_scoring_the_prompt_does_not_change_the_answer(model: Path) -> None:
+def test_scoring_the_prompt_does_not_change_the_answer(shared: RunWith) -> None:
     prompt = [30 + i % 300 for i in range(300)]
 
     async def test(engine: EngineClient) -> None:
         plain, scored = await tokens(engine, generate(prompt), generate(prompt, prompt_logprobs=True, top_logprobs=0))
         assert plain == scored
 
-    with_engine(model, test)
+    shared(test)
 
 
 def test_progress_of_a_long_prompt_is_told_chunk_by_chunk(model: Path) -> None:
@@ -206,14 +192,14 @@ def test_progress_of_a_long_prompt_is_told_chunk_by_chunk(model: Path) -> None:
 
 @pytest.mark.parametrize("fields", [{"prompt": [448]}, {"sampling": Sampling(seed=0, logit_bias={99999: 1.0})}])
 def test_a_token_outside_the_vocabulary_is_refused_and_the_next_request_served(
-    model: Path, fields: dict[str, Any]
+    shared: RunWith, fields: dict[str, Any]
 ) -> None:
     async def test(engine: EngineClient) -> None:
         with pytest.raises(InvalidRequest, match="vocabulary has 448 tokens"):
             await tokens(engine, generate(**fields))
         assert await tokens(engine, generate(max_tokens=1))
 
-    with_engine(model, test)
+    shared(test)
 
 
 @pytest.mark.parametrize("bits", [None, 4])
@@ -259,109 +245,3 @@ def test_a_cancelled_request_frees_its_slot_for_the_next(model: Path) -> None:
         assert len(made) == 2
 
     with_engine(model, test, max_concurrent=1)
-
-
-def test_killing_the_engine_ends_what_it_worked_on_with_an_error(model: Path) -> None:
-    async def run() -> None:
-        supervisor = Supervisor(engine_settings(restart_backoff_s=0))
-        exits: list[str] = []
-        supervisor.on_exit = lambda error: exits.append(error.message)
-        engine = await supervisor.start(model)
-        stream = engine.generate([generate(max_tokens=100_000)])
-        await anext(stream)
-        [child] = psutil.Process().children()
-        os.kill(child.pid, signal.SIGKILL)
-        with pytest.raises(EngineFailed, match="killed by SIGKILL"):
-            async with asyncio.timeout(10):
-                async for _ in stream:
-                    pass
-        assert len(exits) == 1
-        engine = await supervisor.start(model)
-        assert await tokens(engine, generate(max_tokens=1))
-        await supervisor.stop()
-        assert psutil.Process().children() == []
-
-    asyncio.run(run())
-
-
-def test_an_engine_that_dies_before_it_connects_is_a_failure_that_counts_and_no_endless_load(model: Path) -> None:
-    async def run() -> None:
-        settings = engine_settings(restart_backoff_s=0, restart_limit=1)
-        supervisor = Supervisor(settings, (sys.executable, "-c", "exit(3)"))
-        for gave_up in (False, True):
-            with pytest.raises(EngineFailed, match="exited with status 3"):
-                async with asyncio.timeout(10):
-                    await supervisor.start(model)
-            assert supervisor.gave_up == gave_up
-
-    asyncio.run(run())
-
-
-def test_the_engine_is_told_how_much_a_command_buffer_takes(model: Path) -> None:
-    tell = "import os, sys; sys.exit(int(os.environ['MLX_MAX_OPS_PER_BUFFER']))"
-
-    async def run() -> None:
-        supervisor = Supervisor(engine_settings(command_buffer_ops=77), (sys.executable, "-c", tell))
-        with pytest.raises(EngineFailed, match="exited with status 77"):
-            await supervisor.start(model)
-
-    asyncio.run(run())
-
-
-def test_failures_between_which_the_engine_worked_are_not_in_a_row(model: Path) -> None:
-    async def run() -> None:
-        supervisor = Supervisor(engine_settings(restart_backoff_s=0, restart_limit=0))
-        loading = asyncio.create_task(supervisor.start(model))
-        while not (children := psutil.Process().children()):  # noqa: ASYNC110 - a process tells nobody that it is there
-            await asyncio.sleep(0.01)
-        children[0].kill()
-        with pytest.raises(EngineFailed, match="killed by SIGKILL"):
-            await loading
-        assert supervisor.gave_up
-        engine = await supervisor.start(model)
-        assert await tokens(engine, generate(max_tokens=1))
-        await supervisor.stop()
-        assert not supervisor.gave_up
-
-    asyncio.run(run())
-
-
-@pytest.mark.parametrize(
-    ("config", "sentence"),
-    [
-        ("[]", "not an object"),
-        ("{", "not valid JSON"),
-        ("{}", "no valid model_type"),
-        ('{"model_type": "../../os"}', "no valid model_type"),
-        ('{"model_type": "cache"}', "could not be loaded"),
-        ('{"model_type": "no_such_model"}', "not supported"),
-        ('{"model_type": "llama", "model_file": "evil.py"}', "never runs"),
-    ],
-)
-def test_a_bad_model_folder_is_one_clear_sentence(tmp_path: Path, config: str, sentence: str) -> None:
-    folder = write_tiny_model(tmp_path / "model")
-    (folder / "config.json").write_text(config)
-    (folder / "evil.py").write_text("raise SystemExit('executed')")
-    assert_refused(folder, sentence)
-
-
-@pytest.mark.parametrize("damage", ["truncated", "empty", "missing"])
-def test_a_damaged_shard_is_one_clear_sentence(tmp_path: Path, damage: str) -> None:
-    folder = write_tiny_model(tmp_path / "model")
-    shard = folder / "model.safetensors"
-    if damage == "missing":
-        shard.unlink()
-    else:
-        shard.write_bytes(shard.read_bytes()[: 1000 if damage == "truncated" else 0])
-    assert_refused(folder, "could not be loaded")
-
-
-def assert_refused(folder: Path, sentence: str) -> None:
-    async def run() -> None:
-        supervisor = Supervisor(engine_settings())
-        with pytest.raises(ModelUnavailable, match=sentence) as raised:
-            await supervisor.start(folder)
-        assert str(folder) not in raised.value.message
-        await supervisor.stop()
-
-    asyncio.run(run())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ SCHEMA: dict[str, Any] = {
 }
 TOOLS = (Tool("switch", parameters=SCHEMA), Tool("beep", parameters={"type": "object", "additionalProperties": False}))
 Ask = Callable[..., Coroutine[Any, Any, list[Event]]]
+Run = Callable[[Callable[[Ask], Coroutine[Any, Any, None]]], None]
 
 
 @pytest.fixture(scope="module")
@@ -44,34 +45,34 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("held") / "model")
 
 
-def run(model: Path, test: Callable[[Ask], Coroutine[Any, Any, None]]) -> None:
-    async def main() -> None:
-        entry = ModelSettings(id="tiny", acquire="local", path=model)
-        settings = Settings.model_validate({"models": [entry], "cache": {"disk_limit": 0}})
-        catalog = Catalog(settings)
-        residency = Residency(
-            settings.lifecycle,
-            catalog,
-            Acquirer(settings.storage),
-            Verifier(settings.storage),
-            Memory(settings.lifecycle),
-            lambda: Supervisor(settings),
-            TextProcess.opener(settings),
-        )
-        generation = Generation(settings, catalog, residency, Metrics())
+@pytest.fixture(scope="module")
+def run(model: Path) -> Iterator[Run]:
+    """Calls a test with a way to ask, the same for all."""
+    entry = ModelSettings(id="tiny", acquire="local", path=model)
+    settings = Settings.model_validate({"models": [entry], "cache": {"disk_limit": 0}})
+    catalog = Catalog(settings)
+    residency = Residency(
+        settings.lifecycle,
+        catalog,
+        Acquirer(settings.storage),
+        Verifier(settings.storage),
+        Memory(settings.lifecycle),
+        lambda: Supervisor(settings),
+        TextProcess.opener(settings),
+    )
+    generation = Generation(settings, catalog, residency, Metrics())
 
-        async def ask(tools: tuple[Tool, ...] = (), **options: Any) -> list[Event]:
-            prompt = Conversation((Message.plain("user", "Hello"),), tools=tools)
-            options = {"max_tokens": 300, "seed": 1} | options
-            request = GenerationRequest("id", "tiny", prompt, GenerationOptions(**options))
-            return [event async for event in generation.generate(request)]
+    async def ask(tools: tuple[Tool, ...] = (), **options: Any) -> list[Event]:
+        prompt = Conversation((Message.plain("user", "Hello"),), tools=tools)
+        options = {"max_tokens": 300, "seed": 1} | options
+        request = GenerationRequest("id", "tiny", prompt, GenerationOptions(**options))
+        return [event async for event in generation.generate(request)]
 
+    with asyncio.Runner() as runner:
         try:
-            await test(ask)
+            yield lambda test: runner.run(test(ask))
         finally:
-            await residency.close()
-
-    asyncio.run(main())
+            runner.run(residency.close())
 
 
 def text_of(events: list[Event], choice: int = 0) -> str:
@@ -92,7 +93,7 @@ def reasons(events: list[Event]) -> list[str]:
     return [event.reason for event in events if isinstance(event, Finish)]
 
 
-def test_every_choice_satisfies_the_shape_that_was_asked_for(model: Path) -> None:
+def test_every_choice_satisfies_the_shape_that_was_asked_for(run: Run) -> None:
     async def test(ask: Ask) -> None:
         events = await ask(shape=JsonSchema(SCHEMA), n=3, temperature=1.5)
         assert reasons(events) == ["stop"] * 3
@@ -102,10 +103,10 @@ def test_every_choice_satisfies_the_shape_that_was_asked_for(model: Path) -> Non
         assert text_of(await ask(shape=Regex("[0-9]{3}-[0-9]"), bad_words=("0",)))[3] == "-"
         assert text_of(await ask(shape=GrammarText('root ::= "a" "b"'))) == "ab"
 
-    run(model, test)
+    run(test)
 
 
-def test_required_calls_are_made_and_named_ones_only(model: Path) -> None:
+def test_required_calls_are_made_and_named_ones_only(run: Run) -> None:
     async def test(ask: Ask) -> None:
         for seed in range(3):
             choice = ToolChoice("required", ("switch",), parallel=False)
@@ -117,19 +118,19 @@ def test_required_calls_are_made_and_named_ones_only(model: Path) -> None:
             assert {name for name, _ in calls_of(several)} <= {"switch", "beep"}
             assert calls_of(several)
 
-    run(model, test)
+    run(test)
 
 
-def test_what_only_the_engine_can_refuse_names_its_field(model: Path) -> None:
+def test_what_only_the_engine_can_refuse_names_its_field(run: Run) -> None:
     async def test(ask: Ask) -> None:
         with pytest.raises(InvalidRequest, match="exclude each other") as error:
             await ask(shape=Regex("abc"), allowed_token_ids=(5,))
         assert error.value.param == "structured_outputs.regex"
 
-    run(model, test)
+    run(test)
 
 
-def test_what_cannot_be_enforced_ends_before_it_begins(model: Path) -> None:
+def test_what_cannot_be_enforced_ends_before_it_begins(run: Run) -> None:
     async def test(ask: Ask) -> None:
         with pytest.raises(InvalidRequest, match='"if" at /properties/a') as error:
             await ask(shape=JsonSchema({"properties": {"a": {"if": {}}}}))
@@ -139,4 +140,4 @@ def test_what_cannot_be_enforced_ends_before_it_begins(model: Path) -> None:
         # And the next one is served.
         assert text_of(await ask(shape=OneOf(("x",)))) == "x"
 
-    run(model, test)
+    run(test)

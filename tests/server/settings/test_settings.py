@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from server.errors import SetupError
 from server.settings.loading import load_settings
 from server.settings.table import config_toml, setting_rows
-from server.settings.types import Settings
+from server.settings.types import LifecycleSettings, Settings
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -251,3 +252,14 @@ def test_keys_that_do_not_go_together_are_refused(toml: str, words: str) -> None
 
 def test_no_key_is_shown_in_what_is_wrong_with_another() -> None:
     assert "sesame" not in sentence(write('[server.api_keys]\na = "sesame"\nb = 3'))
+
+
+@pytest.mark.parametrize(
+    ("given", "platform", "seconds"),
+    [(None, "darwin", 1800), (None, "linux", math.inf), (0, "darwin", math.inf), (60, "linux", 60)],
+)
+def test_a_mac_gets_its_memory_back_after_half_an_hour_unless_told_otherwise(
+    given: float | None, platform: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.platform", platform)
+    assert LifecycleSettings(idle_unload_s=given).idle_s == seconds

@@ -48,8 +48,8 @@ def router(service: Service) -> APIRouter:
     making = _Making(service, store)
 
     async def call_of(request: Request) -> tuple[ResponseCall, GenerationRequest]:
-        who = caller(request, service.settings)
         parsed = await parsed_body(request, partial(parse_response, limits=limits))
+        who = caller(request, service.settings, parsed.fields.cache_salt)
         call = response_call(parsed, limits, store, who.client.group)
         asked = GenerationRequest(
             who.request_id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from server.api.fields import Fields, Refusal
-from server.api.other_servers import KEEP_ALIVE, RETURN_PROGRESS
+from server.api.other_servers import CACHE_SALT, KEEP_ALIVE, RETURN_PROGRESS
 
 RESPONSES = Fields(
     works={
@@ -34,6 +34,7 @@ RESPONSES = Fields(
         "truncation": "auto leaves out the oldest items when the context is too short; disabled is an error then.",
         "metadata": "Returned with the answer.",
         "max_tool_calls": "Counts tools that OpenAI runs, of which there are none; returned with the answer.",
+        "cache_salt": CACHE_SALT,
         "keep_alive": KEEP_ALIVE,
         "return_progress": RETURN_PROGRESS,
     },

@@ -299,6 +299,7 @@ PLACE: dict[str, Any] = {
         "unit": {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None},
         "kind": {"enum": ["town", "river"]},
         "sizes": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "founded": {"type": "string", "format": "date"},
     },
     "required": ["name", "kind"],
     "additionalProperties": False,
@@ -308,12 +309,12 @@ PLACE: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("wire_format", "lost"),
     [
-        ("gemma4", [("/properties/name", "maxLength"), ("/properties/sizes/items", "minimum")]),
-        ("functiongemma", [("/properties/name", "maxLength"), ("/properties/sizes/items", "minimum")]),
+        ("gemma4", [("/properties/founded", "format")]),
+        ("functiongemma", [("/properties/founded", "format")]),
         # A list is JSON there as well, and only a bare text is free.
-        ("qwen3-coder", [("/properties/name", "maxLength")]),
-        ("minimax-m2", [("/properties/name", "maxLength")]),
-        ("glm", [("/properties/name", "maxLength")]),
+        ("qwen3-coder", [("/properties/name", "maxLength"), ("/properties/founded", "format")]),
+        ("minimax-m2", [("/properties/name", "maxLength"), ("/properties/founded", "format")]),
+        ("glm", [("/properties/name", "maxLength"), ("/properties/founded", "format")]),
         *((name, []) for name in ("hermes", "llama3", "mistral", "harmony", "plain", "think")),
     ],
 )
@@ -334,3 +335,14 @@ def test_what_the_calls_of_a_model_cannot_hold_is_noted_and_refused_when_strict(
     assert error.value.param == "tools[0].function.parameters"
     held = {**PLACE, "properties": {key: PLACE["properties"][key] for key in ("unit", "kind")}, "required": ["kind"]}
     assert composer.compose((Tool("place", parameters=held, strict=True),), FREE, None)[0] is not None
+
+
+def test_a_schema_that_holds_itself_is_held_as_deep_as_the_grammar_goes(tokenizer: ChatTokenizer) -> None:
+    tree = {
+        "$ref": "#/$defs/node",
+        "$defs": {"node": {"properties": {"size": {"type": "integer"}, "left": {"$ref": "#/$defs/node"}}}},
+    }
+    composer = Composer(FORMATS["gemma4"], vocabulary_of(tokenizer), 2**20)
+    grammar, _, notes = composer.compose((Tool("grow", parameters=tree),), FREE, None)
+    assert grammar is not None
+    assert f"/properties/left{'/properties/left' * 3}" in notes[-1]

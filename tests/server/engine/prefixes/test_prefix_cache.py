@@ -8,16 +8,27 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from server.engine_client.client import EngineClient
 from server.engine_client.protocol import Prefilled, Tokens
+from tests.support.engines import RunWith, kept_engine
 from tests.support.running import serving
 from tests.support.sliding_model import WINDOW
-from tests.support.talks import Model, Talk, ask, engine_for, generate, new_talk, with_engine
+from tests.support.talks import Model, Talk, ask, engine_for, generate, new_talk, talk_settings, with_engine
 
 
-def test_each_turn_reads_only_what_is_new_and_answers_as_a_cold_start_would(model: Model) -> None:
+@pytest.fixture(scope="module")
+def run(model: Model) -> Iterator[RunWith]:
+    """Calls a test with an engine that many share: each tells it what no other does."""
+    with kept_engine(model.folder, talk_settings()) as run:
+        yield run
+
+
+def test_each_turn_reads_only_what_is_new_and_answers_as_a_cold_start_would(model: Model, run: RunWith) -> None:
     async def test(engine: EngineClient) -> None:
         talk = new_talk(1)
         expected_cached = 0
@@ -28,10 +39,12 @@ def test_each_turn_reads_only_what_is_new_and_answers_as_a_cold_start_would(mode
             expected_cached = len(talk.tokens)
             talk.say("assistant", answer).say("user", 20)
 
-    with_engine(model, test)
+    run(test)
 
 
-def test_a_tool_loop_reuses_up_to_the_last_result_though_the_reply_opens_with_what_history_drops(model: Model) -> None:
+def test_a_tool_loop_reuses_up_to_the_last_result_though_the_reply_opens_with_what_history_drops(
+    model: Model, run: RunWith
+) -> None:
     async def test(engine: EngineClient) -> None:
         talk = new_talk(2)
         assert len(talk.tokens) > 3 * WINDOW
@@ -47,10 +60,10 @@ def test_a_tool_loop_reuses_up_to_the_last_result_though_the_reply_opens_with_wh
         lengths = [110 + 37 * step for step in range(3)]
         assert all(cached >= length for cached, length in zip(counts[1:], lengths, strict=True)), counts
 
-    with_engine(model, test)
+    run(test)
 
 
-def test_a_sibling_question_reuses_the_system_prompt(model: Model) -> None:
+def test_a_sibling_question_reuses_the_system_prompt(model: Model, run: RunWith) -> None:
     async def test(engine: EngineClient) -> None:
         system = [random.Random(9).randrange(10, 448) for _ in range(100)]
         for seed in range(3):
@@ -59,10 +72,10 @@ def test_a_sibling_question_reuses_the_system_prompt(model: Model) -> None:
             assert answer == model.greedy(talk.asked()[0])
             assert cached >= (100 if seed else 0)
 
-    with_engine(model, test)
+    run(test)
 
 
-def test_two_conversations_at_once_do_not_mix(model: Model) -> None:
+def test_two_conversations_at_once_do_not_mix(model: Model, run: RunWith) -> None:
     async def test(engine: EngineClient) -> None:
         talks = [new_talk(3), new_talk(4)]
         for _ in range(3):
@@ -71,10 +84,10 @@ def test_two_conversations_at_once_do_not_mix(model: Model) -> None:
                 assert answer == model.greedy(talk.asked()[0])
                 talk.say("assistant", answer).say("user", 15)
 
-    with_engine(model, test)
+    run(test)
 
 
-def test_a_cancelled_prefill_keeps_what_it_read(model: Model) -> None:
+def test_a_cancelled_prefill_keeps_what_it_read(model: Model, run: RunWith) -> None:
     async def test(engine: EngineClient) -> None:
         talk = Talk(random.Random(5)).say("system", 50).say("user", 800)
         stream = engine.generate([generate(*talk.asked())])
@@ -86,10 +99,10 @@ def test_a_cancelled_prefill_keeps_what_it_read(model: Model) -> None:
         assert cached > 400
         assert answer == model.greedy(talk.asked()[0])
 
-    with_engine(model, test)
+    run(test)
 
 
-def test_an_edited_message_in_the_middle_is_read_anew_from_there(model: Model) -> None:
+def test_an_edited_message_in_the_middle_is_read_anew_from_there(model: Model, run: RunWith) -> None:
     async def test(engine: EngineClient) -> None:
         talk = new_talk(6).say("assistant", 20).say("user", 40)
         await ask(engine, talk)
@@ -100,10 +113,10 @@ def test_an_edited_message_in_the_middle_is_read_anew_from_there(model: Model) -
         assert answer == model.greedy(edited.asked()[0])
         assert 50 <= cached <= 80
 
-    with_engine(model, test)
+    run(test)
 
 
-def test_choices_of_one_request_read_their_prompt_once(model: Model) -> None:
+def test_choices_of_one_request_read_their_prompt_once(model: Model, run: RunWith) -> None:
     async def test(engine: EngineClient) -> None:
         prompt, boundaries = new_talk(8).asked()
         cached = [0, 0, 0]
@@ -117,7 +130,7 @@ def test_choices_of_one_request_read_their_prompt_once(model: Model) -> None:
         assert min(cached) == 0
         assert sorted(cached)[1] >= 110
 
-    with_engine(model, test)
+    run(test)
 
 
 def test_memory_for_prefixes_is_bounded_and_the_system_prompt_goes_last(model: Model) -> None:
@@ -172,13 +185,15 @@ def test_what_was_read_under_one_salt_is_found_under_that_one_only_in_memory_and
     asyncio.run(run())
 
 
-def test_two_that_ask_the_same_at_once_under_different_salts_do_not_read_for_each_other(model: Model) -> None:
+def test_two_that_ask_the_same_at_once_under_different_salts_do_not_read_for_each_other(
+    model: Model, run: RunWith
+) -> None:
     async def test(engine: EngineClient) -> None:
-        talk = new_talk(8)
+        talk = new_talk(15)
         both = await asyncio.gather(ask(engine, talk, "alice"), ask(engine, talk, "bob"))
         assert [cached for _, cached in both] == [0, 0]
 
-    with_engine(model, test)
+    run(test)
 
 
 def test_the_log_says_where_a_prompt_leaves_the_most_similar_earlier_one(sliding: Model, tmp_path: Path) -> None:

@@ -1,14 +1,15 @@
-"""A tiny model, and a way to ask a running engine that has it."""
+"""A tiny model, and a way to ask a running engine that has it: one for all tests of this folder."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from server.chat.tokenizers.tokenizer import ChatTokenizer
 from server.chat.tokenizers.vocabulary import Vocabulary
-from tests.support.steered import Run, with_engine
+from tests.support.steered import Run, steered_engine
 from tests.support.tiny_model import write_tiny_model
 from tests.support.vocabulary import vocabulary_of
 
@@ -29,6 +30,7 @@ def vocabulary(tokenizer: ChatTokenizer) -> Vocabulary:
 
 
 @pytest.fixture(scope="package")
-def run(model: Path, vocabulary: Vocabulary) -> Run:
-    """Calls a test with a way to ask a running engine."""
-    return lambda test: with_engine(model, vocabulary, test)
+def run(model: Path, vocabulary: Vocabulary) -> Iterator[Run]:
+    """Calls a test with a way to ask a running engine, the same for all."""
+    with steered_engine(model, vocabulary) as run:
+        yield run

@@ -12,6 +12,7 @@ import pytest
 
 from server.chat.tokenizers.tokenizer import ChatTokenizer
 from server.chat.tokenizers.vocabulary import Vocabulary
+from server.engine.steering.grammar import Grammars
 from server.engine_client.protocol import Grammar
 from server.errors import InvalidRequest
 from tests.support.steered import JSON, SCHEMA, Asked, Run, request
@@ -30,10 +31,10 @@ def test_answers_satisfy_their_schema_whatever_is_drawn(run: Run, vocabulary: Vo
 def test_rows_with_and_without_a_grammar_answer_as_they_do_alone(run: Run) -> None:
     rows = [
         request(JSON, seed=3),
-        request(seed=4, max_tokens=60),
+        request(seed=4, max_tokens=30),
         request(Grammar(text='start: "yes" | "no" | "perhaps"'), seed=5, temperature=0),
-        request(seed=6, temperature=0, max_tokens=45, logit_bias={77: 3.0}),
-        request(Grammar(text="start: /[a-z ]{5,90}/"), seed=7, top_k=9),
+        request(seed=6, temperature=0, max_tokens=22, logit_bias={77: 3.0}),
+        request(Grammar(text="start: /[a-z ]{5,45}/"), seed=7, top_k=9),
     ]
 
     async def test(ask: Asked) -> None:
@@ -165,6 +166,42 @@ def test_a_grammar_that_becomes_too_much_half_way_ends_its_own_answer_only(run: 
     run(test)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "start: t\nt: x y | y x | x t y\nx: /[a-z]/+\ny: /[a-z]/+",
+        "start: e\ne: e e | e e e | /[a-z ]/ | /[b-z ]/ | /[c-z]/",
+    ],
+    ids=["ambiguous repetition", "ambiguous sequence"],
+)
+def test_a_grammar_that_is_slow_to_follow_ends_its_own_answer_only(run: Run, text: str) -> None:
+    async def test(ask: Asked) -> None:
+        free, held = request(seed=4, max_tokens=60), request(JSON, seed=2)
+        [alone], [shaped] = await ask(free), await ask(held)
+        slow = request(Grammar(text=text), max_tokens=2000)
+        bad, *good = await asyncio.gather(ask(slow), ask(free), ask(held), return_exceptions=True)
+        assert isinstance(bad, InvalidRequest)
+        assert "cannot go on by its grammar" in bad.message
+        assert [[answer.tokens for answer in made] for made in good if isinstance(made, list)] == [
+            [alone.tokens], [shaped.tokens],
+        ]  # fmt: skip
+
+    run(test)
+
+
+def test_an_answer_pays_for_slow_masks_out_of_a_bounded_time(vocabulary: Vocabulary) -> None:
+    steering = Grammars(vocabulary.vocab_size).steering(request(allowed=[1, 2]))
+    assert steering is not None
+    for _ in range(1000):
+        steering.pay(0.019)
+    assert (steering.failed, steering.slow) == (None, False)
+    for _ in range(12):
+        steering.pay(0.06)
+    assert steering.slow and steering.failed is None
+    steering.pay(0.06)
+    assert "takes too long" in str(steering.failed)
+
+
 def test_a_cancelled_answer_leaves_the_others_as_they_were(run: Run, vocabulary: Vocabulary) -> None:
     async def test(ask: Asked) -> None:
         [alone] = await ask(request(JSON, seed=2))
@@ -190,7 +227,7 @@ def test_xtc_takes_the_likeliest_away_as_often_as_it_is_told(run: Run) -> None:
             [made] = await ask(row)
             taken = sum(token != best for token, (best, _) in zip(made.tokens, made.best, strict=True))
             assert least <= taken <= most, probability
-            crowded = await ask(request(seed=9), row, request(JSON))
+            crowded = await ask(request(seed=9, max_tokens=60), row, request(JSON))
             assert crowded[1].tokens == made.tokens
 
     run(test)

@@ -1,0 +1,230 @@
+"""What the GPU fails at: who is told what, what goes on, and what is kept of it. The errors are those of Metal, raised
+by a model that runs on the CPU, in an engine of this process and through a real engine process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from pydantic import ByteSize
+
+from server.engine.device.failures import explain, is_of_the_device
+from server.engine.engine import Engine
+from server.engine_client.protocol import EngineEvent, Failed, Finished, Generate, Prefilled, Sampling, Tokens
+from server.engine_client.supervisor import Supervisor
+from server.errors import ConfigiError, EngineFailed, InsufficientMemory
+from server.settings.types import CacheSettings, EngineSettings, Settings, StorageSettings
+from tests.support.metal import IGNORED, LOST, NO_ROOM, OUT_OF_MEMORY, failing
+from tests.support.questions import engine_of
+from tests.support.talks import Model
+from tests.support.tiny_model import write_tiny_model
+
+# Whoever is to read it fails.
+BAD = 440
+PROMPT = [70 + at % 40 for at in range(100)]
+
+
+def request(id: int = 0, *, prompt: list[int] | None = None, max_tokens: int = 8, draws: int | None = None) -> Generate:
+    """`draws`: the only token that it may answer with."""
+    sampling = Sampling(seed=0, temperature=0, allowed=None if draws is None else [draws])
+    prompt = PROMPT if prompt is None else prompt
+    return Generate(id=id, prompt=prompt, max_tokens=max_tokens, stop_tokens=[], sampling=sampling)
+
+
+def bad(id: int) -> Generate:
+    return request(id, prompt=[*PROMPT[:50], BAD, *PROMPT[:20]])
+
+
+# ---- the words
+
+
+@pytest.mark.parametrize(("words", "kind"), LOST.items())
+def test_a_failed_command_buffer_is_the_end_of_the_process(words: str, kind: str) -> None:
+    failure = explain(RuntimeError(words))
+    assert (failure.lost, failure.kind) == (True, kind)
+    assert "starts again" in failure.message
+
+
+@pytest.mark.parametrize("error", [MemoryError(), *map(RuntimeError, NO_ROOM)])
+def test_an_allocation_that_was_refused_is_the_end_of_what_asked_for_it(error: Exception) -> None:
+    failure = explain(error)
+    assert (failure.lost, failure.kind) == (False, "memory")
+    assert is_of_the_device(error)
+
+
+def test_another_error_is_neither() -> None:
+    error = ValueError("[matmul] Last dimension of first input must match")
+    assert (explain(error).lost, explain(error).kind) == (False, "internal")
+    assert not is_of_the_device(error)
+
+
+# ---- an engine of this process
+
+
+@pytest.fixture
+def engine(model: Model) -> Engine:
+    return engine_of(model.raw, 448)
+
+
+def until(engine: Engine, *wanted: type) -> Iterator[EngineEvent]:
+    """Its events, up to the step with the first of a wanted kind."""
+    for _ in range(200):
+        events = engine.step()
+        yield from events
+        if any(isinstance(event, wanted) for event in events):
+            return
+    raise AssertionError("it never came")
+
+
+def drained(engine: Engine) -> list[EngineEvent]:
+    events = []
+    while engine.busy:
+        events += engine.step()
+    return events
+
+
+@pytest.mark.parametrize("words", [*NO_ROOM, "a model with a bug"])
+def test_a_prompt_that_fails_ends_alone(model: Model, engine: Engine, words: str) -> None:
+    with failing(type(model.raw), words, BAD):
+        engine.handle(request(1, max_tokens=40))
+        list(until(engine, Tokens))
+        engine.handle(bad(2))
+        engine.handle(request(3))
+        events = drained(engine)
+    kind = "internal" if "bug" in words else "memory"
+    assert [(event.id, event.kind) for event in events if isinstance(event, Failed)] == [(2, kind)]
+    assert sorted(event.id for event in events if isinstance(event, Finished)) == [1, 3]
+    assert sum(len(event.tokens) for event in events if isinstance(event, Tokens) and event.id == 3) == 8
+    assert engine.lost is None
+
+
+def test_a_decode_step_that_fails_ends_the_batch_and_no_prompt(model: Model, engine: Engine) -> None:
+    with failing(type(model.raw), "a model with a bug", BAD):
+        engine.handle(request(1, max_tokens=100))
+        engine.handle(request(2, draws=BAD))
+        events = list(until(engine, Tokens))
+        engine.handle(request(3, prompt=PROMPT * 5))
+        events += drained(engine)
+    assert sorted(event.id for event in events if isinstance(event, Failed) and event.id) == [1, 2]
+    assert [event.id for event in events if isinstance(event, Finished)] == [3]
+
+
+def test_an_answer_that_ends_in_a_step_is_not_lost_when_the_step_fails_later(model: Model, engine: Engine) -> None:
+    with failing(type(model.raw), "a model with a bug", BAD):
+        engine.handle(request(1, max_tokens=9))
+        list(until(engine, Tokens))
+        engine.handle(bad(2))
+        together = [events for _ in range(40) if (events := engine.step())]
+    [step] = [events for events in together if any(isinstance(event, Failed) for event in events)]
+    ended = {event.id for events in together for event in events if isinstance(event, Finished)}
+    assert {event.id for event in step if isinstance(event, Failed)} == {2}
+    assert ended == {1}
+
+
+@pytest.mark.parametrize("words", LOST)
+def test_after_a_failure_of_the_device_nothing_more_is_done_or_written(
+    model: Model, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(model.raw, 448)
+    engine.handle(request(1))
+    drained(engine)
+    with failing(type(model.raw), words, BAD):
+        engine.handle(request(2, max_tokens=40))
+        list(until(engine, Tokens))
+        engine.handle(bad(3))
+        while engine.lost is None:
+            engine.step()
+    assert (engine.lost.id, engine.lost.kind) == (None, LOST[words])
+    written: list[object] = []
+    monkeypatch.setattr(engine._prefixes.disk, "write_one", lambda: written.append(1))
+    assert not engine.write_one()
+    assert engine.step() == []
+    assert written == []
+
+
+# ---- a real engine process
+
+
+class Watched:
+    """A supervisor over engines that fail with `words` at a token, what it says of their ends, and what is on
+    disk."""
+
+    def __init__(self, folder: Path, words: str, token: int = BAD) -> None:
+        command = (sys.executable, "-m", "tests.support.failing_engine", words, str(token))
+        settings = Settings(
+            engine=EngineSettings(restart_backoff_s=0),
+            cache=CacheSettings(disk_limit=ByteSize(10**8)),
+            storage=StorageSettings(cache_dir=folder / "cache"),
+        )
+        self.supervisor = Supervisor(settings, command)
+        self.exits: list[ConfigiError] = []
+        self.supervisor.on_exit = self.exits.append
+        self._disk = folder / "cache" / "prefixes"
+
+    def files(self) -> list[Path]:
+        return [path for path in self._disk.rglob("*.safetensors") if path.stat().st_size]
+
+
+@pytest.mark.parametrize("words", [OUT_OF_MEMORY, IGNORED])
+def test_a_gpu_that_fails_is_told_as_such_and_the_next_process_serves(tmp_path: Path, words: str) -> None:
+    async def run() -> None:
+        watched = Watched(tmp_path, words)
+        folder = write_tiny_model(tmp_path / "model")
+        engine = await watched.supervisor.start(folder)
+        try:
+            [process] = psutil.Process().children()
+            neighbour = engine.generate([request(max_tokens=1900)])
+            while not isinstance((await anext(neighbour))[1], Tokens):
+                pass
+            error = InsufficientMemory if words == OUT_OF_MEMORY else EngineFailed
+            for stream in (engine.generate([bad(0)]), neighbour):
+                with pytest.raises(error, match="the engine starts again"):
+                    async for _, event in stream:
+                        assert not isinstance(event, Finished)
+            async with asyncio.timeout(20):
+                await asyncio.to_thread(process.wait)
+            assert [type(exited) for exited in watched.exits] == [error]
+            assert watched.files() == [], "what a failed device returned is not kept"
+            again = await watched.supervisor.start(folder)
+            assert [e async for _, e in again.generate([request()]) if isinstance(e, Finished)]
+        finally:
+            await watched.supervisor.stop()
+
+    asyncio.run(run())
+
+
+def test_a_refused_allocation_is_one_error_in_a_process_that_goes_on(tmp_path: Path) -> None:
+    async def run() -> None:
+        watched = Watched(tmp_path, NO_ROOM[0])
+        engine = await watched.supervisor.start(write_tiny_model(tmp_path / "model"))
+        try:
+            with contextlib.closing(engine.generate([request(max_tokens=300)])) as neighbour:
+                while not isinstance((await anext(neighbour))[1], Tokens):
+                    pass
+                with pytest.raises(InsufficientMemory):
+                    async for _, event in engine.generate([bad(0)]):
+                        assert isinstance(event, Prefilled)
+                events = [event async for _, event in neighbour]
+            assert isinstance(events[-1], Finished)
+            assert watched.exits == []
+        finally:
+            await watched.supervisor.stop()
+
+    asyncio.run(run())
+
+
+def test_a_gpu_that_still_refuses_is_never_ready(tmp_path: Path) -> None:
+    """The steps before an engine counts as loaded meet the error: token 3 is one that they read."""
+
+    async def run() -> None:
+        watched = Watched(tmp_path, IGNORED, token=3)
+        with pytest.raises(EngineFailed, match="exited with status 1"):
+            await watched.supervisor.start(write_tiny_model(tmp_path / "model"))
+        assert watched.exits == []
+
+    asyncio.run(run())
