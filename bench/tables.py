@@ -14,6 +14,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "bench-floor": ("throughput", "prompt_length"),
     "bench-simulated": ("simulated-m4-max", "simulated-m2-pro", "simulated-m1"),
     "bench-overhead": ("overhead",),
+    "bench-host": ("host",),
     "bench-soak": ("soak",),
     "bench-hostile": ("hostile",),
     "bench-decisions": ("decisions",),

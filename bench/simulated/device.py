@@ -7,7 +7,6 @@ its five others are one, since nothing in the engine depends on their number.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -69,8 +68,8 @@ class Device:
             self.clock.wait_until(due[-1].end)
 
     def transfer(self, nbytes: int) -> None:
-        """From or to the disk. In a thread of its own nobody waits for it."""
-        if threading.current_thread() is threading.main_thread():
+        """From or to the disk; in the background nobody waits for it."""
+        if not self.clock.in_background:
             self.clock.sleep(nbytes / self.chip.disk_bytes_per_s)
 
 

@@ -37,9 +37,10 @@ class Machine:
             decode_stall_target_s=STALL_TARGET_S,
             cache_limit=SETTINGS.cache.memory_limit // SCALE,
             disk_limit=SETTINGS.cache.disk_limit // SCALE,
+            disk_hourly_limit=SETTINGS.cache.disk_hourly_limit // SCALE,
         )
         admission = Admission(device.chip.memory_bytes // SCALE, WEIGHT_BYTES, measure(model))
-        disk = DiskTier(folder, "simulated", options.disk_limit)
+        disk = DiskTier(folder, "simulated", options.disk_limit, options.disk_hourly_limit)
         self._engine = Engine(model, VOCABULARY, options, admission, disk, Together())
 
     def serve(self, clients: Sequence[Client]) -> None:
@@ -48,8 +49,7 @@ class Machine:
 
     def shut_down(self) -> None:
         """Write what an engine writes when it is unloaded."""
-        while self._engine.write_one():
-            pass
+        self._engine.close(process._LAST_WRITES_S)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy as copying
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlx.utils import tree_map, tree_unflatten
 from mlx_lm.generate import PromptProcessingBatch
 from mlx_lm.models import cache as caches_of_mlx_lm
+from mlx_lm.models import switch_layers
 from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache, TokenBuffer
 
 # One mlx-lm cache per layer.
@@ -279,6 +280,23 @@ def fold(array: mx.array) -> mx.array:
     """(rows, heads, tokens, width) to (1, heads, rows * tokens, width)."""
     rows, heads, tokens, width = array.shape
     return array.transpose(1, 0, 2, 3).reshape(1, heads, rows * tokens, width)
+
+
+# ---- mixtures of experts. mlx-lm 0.32.2: `SwitchGLU` has gate and up apart, and sorts tokens by expert with private
+# functions, from so many on. It can go when mlx-lm fuses them.
+
+_SORTED_FROM = 64
+
+
+def sorted_by_expert(
+    x: mx.array, indices: mx.array
+) -> tuple[mx.array, mx.array, Callable[[mx.array], mx.array] | None]:
+    """What `SwitchGLU` gives its projections: tokens and experts, sorted where that pays, and then what undoes it."""
+    x = mx.expand_dims(x, (-2, -3))
+    if indices.size < _SORTED_FROM:
+        return x, indices, None
+    x, by_expert, inverse = switch_layers._gather_sort(x, indices)
+    return x, by_expert, lambda made: switch_layers._scatter_unsort(made, inverse, indices.shape)
 
 
 # ---- files. mlx-lm 0.32.2: `load_prompt_cache` builds all caches to give the metadata, and a start looks at thousands

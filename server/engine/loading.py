@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,9 @@ from mlx.utils import tree_flatten
 
 from quantize.foreign_json import read_json
 from quantize.forward.loading import load_folder
+from server.engine.experts import fuse
+
+log = logging.getLogger("configi.engine")
 
 
 class LoadError(Exception):
@@ -36,6 +40,8 @@ def load(
     except Exception as error:
         # mlx-lm and MLX raise ValueError, KeyError, TypeError, RuntimeError, ... depending on the damage.
         raise LoadError(_sentence(error, folder)) from error
+    if fused := fuse(model):
+        log.info("gate and up of the experts of %d layers are fused", fused)
     weights = dict(tree_flatten(model.parameters()))
     return model, vocabulary_size(model), sum(w.nbytes for w in weights.values() if isinstance(w, mx.array))
 

@@ -74,15 +74,20 @@ class Thresholds:
         short = [i for i, k in enumerate(top_k) if 0 < k <= few]
         long = [i for i, row in enumerate(rows) if i not in short and (top_k[i] or row.top_p < 1)]
         self._groups = [_Group([rows[i] for i in g], g, w) for g, w in ((short, few), (long, all_)) if g]
-        self._places = mx.array(_inverse([*short, *long], len(rows))) if self._groups else None
+        # The usual case is one group of all rows; then nothing is gathered.
+        whole = len(self._groups) == 1 and len(short) + len(long) == len(rows)
+        self._whole = self._groups[0] if whole else None
+        self._places = mx.array(_inverse([*short, *long], len(rows)))
         ratios = [np.log(row.min_p) if row.min_p > 0 else -np.inf for row in rows]
         self._min_p = _column(ratios) if any(row.min_p > 0 for row in rows) else None
 
     def apply(self, logits: mx.array) -> mx.array:
         """What is excluded is -inf."""
         threshold = None
-        if self._places is not None:
-            found = [group.threshold(logits) for group in self._groups]
+        if self._whole is not None:
+            threshold = self._whole.threshold(logits)
+        elif self._groups:
+            found = [group.threshold(logits[group.rows]) for group in self._groups]
             # The last one is for rows in no group.
             threshold = mx.concatenate([*found, mx.array([[-mx.inf]])])[self._places]
         if self._min_p is not None:
@@ -92,24 +97,29 @@ class Thresholds:
 
 
 class _Group:
-    """Rows of which the `width` largest are sorted."""
+    """Rows, by their `indices`, of which the `width` largest are sorted."""
 
     def __init__(self, rows: Sequence[Sampling], indices: list[int], width: int) -> None:
-        self._indices = mx.array(indices)
+        self.rows = mx.array(indices)
         self._width = width
-        kept = [row.top_k if 0 < row.top_k < width else width for row in rows]
-        self._last = mx.array(kept)[:, None] - 1
+        kept = mx.array([row.top_k if 0 < row.top_k < width else width for row in rows])[:, None]
+        self._last = kept - 1
+        self._beyond = mx.arange(width) >= kept if any(0 < row.top_k < width for row in rows) else None
         self._top_p = _column([row.top_p for row in rows]) if any(row.top_p < 1 for row in rows) else None
+        self._has_top_p = None if all(row.top_p < 1 for row in rows) else mx.array([[row.top_p < 1] for row in rows])
 
     def threshold(self, logits: mx.array) -> mx.array:
-        """(rows of the group, 1)"""
-        ordered = largest(logits[self._indices], self._width)
-        last = self._last
-        if self._top_p is not None:
-            ordered = mx.where(mx.arange(self._width) <= last, ordered, -mx.inf)
-            before = mx.cumsum(mx.softmax(ordered, axis=-1), axis=-1, inclusive=False)
-            within = mx.maximum((before < self._top_p).sum(axis=-1, keepdims=True) - 1, 0)
-            last = mx.where(self._top_p < 1, mx.minimum(within, last), last)
+        """(rows of the group, width of the vocabulary) to (rows of the group, 1)"""
+        ordered = largest(logits, self._width)
+        if self._top_p is None:
+            return mx.take_along_axis(ordered, self._last, axis=-1)
+        if self._beyond is not None:
+            ordered = mx.where(self._beyond, -mx.inf, ordered)
+        before = mx.cumsum(mx.softmax(ordered, axis=-1), axis=-1, inclusive=False)
+        # Also behind what top-k left the mass before may be less than 1 by rounding.
+        last = mx.clip((before < self._top_p).sum(axis=-1, keepdims=True) - 1, 0, self._last)
+        if self._has_top_p is not None:
+            last = mx.where(self._has_top_p, last, self._last)
         return mx.take_along_axis(ordered, last, axis=-1)
 
 

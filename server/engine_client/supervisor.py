@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from server.engine_client.client import EngineClient, OnLoading
 from server.engine_client.protocol import LOST, Load
 from server.engine_client.socket_folder import SocketFolder
 from server.errors import ConfigiError, EngineFailed
+from server.settings.chip import defaults_here, metal_environment
 from server.settings.types import EngineSettings, Settings
 
 log = logging.getLogger("configi.supervisor")
@@ -127,6 +129,7 @@ class EngineProcess:
                 stdin=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,
+                env=_environment(self._limits),
             )
         except OSError as error:
             self._release()
@@ -221,6 +224,12 @@ class EngineProcess:
                 with contextlib.suppress(ValueError):
                     if line := await stderr.readline():
                         log.warning("engine %d: %s", self._process.pid, line.decode(errors="replace").rstrip())
+
+
+def _environment(own: EngineSettings) -> dict[str, str]:
+    chip = defaults_here()
+    ops, mb = own.command_buffer_ops or chip.command_buffer_ops, own.command_buffer_mb or chip.command_buffer_mb
+    return metal_environment(ops, mb, os.environ)
 
 
 def _load_command(settings: Settings, folder: Path, memory_limit: int) -> Load:

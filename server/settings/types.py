@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from server.settings import keys, names
+from server.settings.chip import defaults_here
 
 Acquire = Literal["fetch-or-build", "fetch", "build", "local"]
 # The names of `chat/formats`, and the choice by the model's own template.
@@ -117,8 +118,12 @@ class ServerSettings(Section):
 class EngineSettings(Section):
     """The model process."""
 
-    max_concurrent: int = Field(
-        8, ge=1, le=256, description="Sequences decoded together; more share the same memory bandwidth."
+    max_concurrent: Annotated[int, AfterValidator(lambda n: n or defaults_here().max_concurrent)] = Field(
+        0,
+        ge=0,
+        le=256,
+        validate_default=True,
+        description="Sequences decoded together, sharing the memory bandwidth; 0: by the chip, 4 up to M2, else 8.",
     )
     queue_limit: int = Field(
         64, ge=0, description="Requests that may wait for a slot; the next one is a 503 with Retry-After."
@@ -131,6 +136,12 @@ class EngineSettings(Section):
     )
     decode_stall_target_ms: float = Field(
         400, gt=0, description="Longest gap in a running stream while another's prompt is read."
+    )
+    command_buffer_ops: int = Field(
+        0, ge=0, description="Metal operations given to the GPU at once; 0: by the chip, 1000 up to M4, else MLX's own."
+    )
+    command_buffer_mb: int = Field(
+        0, ge=0, description="Megabytes that these may read; 0: by the chip, 400 up to M4, else MLX's own."
     )
     load_timeout_s: float = Field(600, gt=0, description="Longest time to load the weights into memory.")
     hang_timeout_s: float = Field(

@@ -9,11 +9,11 @@ _HOUR_S = 3600
 
 
 class Allowance:
-    def __init__(self, per_hour: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, per_hour: int, clock: Callable[[], float] | None = None) -> None:
         self._per_hour = per_hour
-        self._clock = clock
+        self._clock = clock or time.monotonic
         self._left = float(per_hour)
-        self._at = clock()
+        self._at = self._clock()
 
     def take(self, count: int) -> bool:
         """Whether `count` bytes may be written now; then they count as written."""

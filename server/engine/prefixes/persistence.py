@@ -45,7 +45,7 @@ class Persistence:
         *,
         trimmable: bool,
         prefill_rate: Callable[[], float | None] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self._shelf = shelf
         self._disk = disk
@@ -53,8 +53,8 @@ class Persistence:
         self._prefill_rate = prefill_rate
         self._writer = PrefixWriter(disk)
         self._reader = PrefixReader(disk)
-        self._clock = clock
-        self._next_busy_write = clock() + _WHILE_BUSY_S
+        self._clock = clock or time.monotonic
+        self._next_busy_write = self._clock() + _WHILE_BUSY_S
         for stored in disk.scan():
             self._adopt(stored)
 

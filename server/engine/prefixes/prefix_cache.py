@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -63,7 +62,7 @@ class PrefixCache:
         *,
         trimmable: bool,
         prefill_rate: Callable[[], float | None] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         # Bytes of memory; takes effect at the next look-up or store.
         self.limit = limit

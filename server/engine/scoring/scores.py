@@ -28,8 +28,9 @@ class Scores:
     def of(cls, logprobs: mx.array, tokens: mx.array, wanted: Mapping[int, tuple[int, int | None]]) -> Scores:
         """`logprobs`, (rows, vocab), `tokens`, (rows,): `wanted` has for each row that counts an id and how many of
         the likeliest tokens it wants."""
-        rows = mx.array(list(wanted))
-        logprobs, tokens = logprobs[rows], tokens[rows]
+        if len(wanted) < logprobs.shape[0]:
+            rows = mx.array(list(wanted))
+            logprobs, tokens = logprobs[rows], tokens[rows]
         chosen = mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
         asked = [(id, top or 0) for id, top in wanted.values()]
         most = min(max(top for _, top in asked), logprobs.shape[-1])

@@ -58,6 +58,17 @@ def test_an_engine_that_dies_before_it_connects_is_a_failure_that_counts_and_no_
     asyncio.run(run())
 
 
+def test_the_engine_is_told_how_much_a_command_buffer_takes(model: Path) -> None:
+    tell = "import os, sys; sys.exit(int(os.environ['MLX_MAX_OPS_PER_BUFFER']))"
+
+    async def run() -> None:
+        supervisor = Supervisor(engine_settings(command_buffer_ops=77), (sys.executable, "-c", tell))
+        with pytest.raises(EngineFailed, match="exited with status 77"):
+            await supervisor.start(model)
+
+    asyncio.run(run())
+
+
 def test_failures_between_which_the_engine_worked_are_not_in_a_row(model: Path) -> None:
     async def run() -> None:
         supervisor = Supervisor(engine_settings(restart_backoff_s=0, restart_limit=0))

@@ -1,0 +1,102 @@
+"""What the host does in a decode step beside the model: `python -m bench.host`, in a few seconds.
+
+Eight rows decode with a model that computes nothing. Counted is the processor time of the thread that runs the loop:
+building the step's graph but for the model's own, handing it to the device, and making events of what it drew. What it
+waits for the device is not in it. On MLX's CPU backend handing over includes the allocation of every array, which
+grows with the vocabulary; on Metal arrays come out of a cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import KVCache
+
+from bench.quiet import disturbance
+from bench.result import RESULTS, Figure, Result, Target, lines, write
+from bench.setup import setup
+from server.engine.batch import Batch
+from server.engine.decoder import Newcomer
+from server.engine_client.protocol import Generate, Sampling
+
+ROWS = 8
+_SMALL, _LARGE = 49_152, 262_144
+_BOUND = Target(1.0, absolute=True)
+
+
+class Nothing:
+    """A model of one layer that gives the same logits at once."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self._logits = mx.random.normal((vocabulary,), key=mx.random.key(0))
+        mx.eval(self._logits)
+
+    def __call__(self, tokens: mx.array, cache: Any) -> mx.array:
+        filling = mx.zeros((tokens.shape[0], 1, 1, 1))
+        cache[0].update_and_fetch(filling, filling)
+        return mx.broadcast_to(self._logits, (tokens.shape[0], 1, self._logits.shape[0]))
+
+
+# What the requests ask for, by row. A model of the Gemma family says top-k 64 and top-p 0.95 itself.
+KINDS: dict[str, dict[str, Any]] = {
+    "greedy": {"sampling": {"temperature": 0.0}},
+    "top-k 64, top-p 0.95": {"sampling": {"top_k": 64, "top_p": 0.95}},
+    "top-p 0.95": {"sampling": {"top_p": 0.95}},
+    "the same with 20 logprobs": {"sampling": {"top_k": 64, "top_p": 0.95}, "top_logprobs": 20},
+    "the same with penalties": {"sampling": {"top_k": 64, "top_p": 0.95, "repetition_penalty": 1.1}},
+}
+
+
+def host_ms(rows: int, sampling: dict[str, Any], steps: int, vocabulary: int = _SMALL, **fields: Any) -> float:
+    """Of a step, the median."""
+    batch = Batch(Nothing(vocabulary), vocabulary)
+    for id in range(rows):
+        request = Generate(
+            id=id,
+            prompt=[1 + id] * 20,
+            max_tokens=10**6,
+            stop_tokens=[],
+            sampling=Sampling(seed=id, **sampling),
+            **fields,
+        )
+        layer = KVCache()
+        layer.update_and_fetch(mx.zeros((1, 1, 19, 1)), mx.zeros((1, 1, 19, 1)))
+        batch.add([Newcomer(request, [layer])])
+    taken = []
+    for _ in range(steps):
+        start = time.thread_time()
+        batch.step()
+        taken.append(time.thread_time() - start)
+    return 1000 * median(taken)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.host")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the JSON file")
+    args = parser.parse_args()
+    before = disturbance()
+    figures = [Figure("1 row, greedy", "ms", None, host_ms(1, {"temperature": 0.0}, args.steps), _BOUND)]
+    for name, kind in KINDS.items():
+        figures.append(Figure(f"{ROWS} rows, {name}", "ms", None, host_ms(ROWS, steps=args.steps, **kind), _BOUND))
+    for name, kind in list(KINDS.items())[:2]:
+        taken = host_ms(ROWS, steps=args.steps, vocabulary=_LARGE, **kind)
+        figures.append(Figure(f"{ROWS} rows, {name}, {_LARGE:,} tokens", "ms", None, taken, _BOUND))
+    title = f"Host time of a decode step beside the model, a vocabulary of {_SMALL:,}"
+    result = Result("host", title, "", setup(), tuple(figures))
+    print("\n".join(lines(result)))
+    if disturbed := before or disturbance():
+        print(f"  NOT RECORDED: {disturbed}.")
+        return 1
+    write(result, args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
