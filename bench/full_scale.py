@@ -3,8 +3,8 @@
 The 51.6 GB source comes from a Hub on loopback that makes its bytes up (`bench/made_up_hub.py`), through the real
 huggingface_hub, into `configi build --discard-source --memory-limit 3GB`. Prints wall time, peak resident memory of
 the build, peak disk, bytes and bits per weight, then `configi verify`. With --kills the build is ended by kill -9 at so
-many random moments, and its files are compared with that build's, whose hashes stay in DIR. With --calibrate TOKENS it is a
-calibrated build, whose source stays on the disk, and the kills are while it calibrates.
+many random moments, and its files are compared with that build's, whose hashes stay in DIR. With --calibrate TOKENS it
+is a calibrated build, whose source stays on the disk, and the kills are while it calibrates.
 Needs 25 GB of disk; `--layers 6 --experts 8` is a quick run.
 """
 
