@@ -1,43 +1,43 @@
-"""What calibration is worth: `python -m bench.calibration [MODEL]`, the same bytes made in four ways.
+"""What calibration is worth: `python -m bench.calibration [MODEL]`, models of one policy's bytes made in several ways.
 
-MODEL is `trained`, the tiny mixture that the tests ship, or an unquantized model folder. Each way is a build of one
-policy: rounding, weighted grids, GPTQ on these, the whole recipe. KL, perplexity and same-top-1 are against the source,
-on text of kinds that the calibration held and of kinds that it did not; ratios are to rounding.
+MODEL is `trained`, the tiny mixture that the tests ship; `embedded`, the small model that the demo serves; or an
+unquantized model folder. Each way is a row: rounding, weighted grids, GPTQ on these, the whole recipe; the recipe with
+the policy's bytes spent where they are worth most; mlx-lm's own quantizers. Figures are against the source, on text of
+kinds that the calibration held and of kinds that it did not; ratios are to rounding.
+
+Rows are made one after another, and the file of results holds what is done: a run that was ended goes on, and
+`--rows` adds some.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 from mlx_lm.utils import load_tokenizer
 
+from bench.calibration_rows import ALLOCATED, METHODS, ROUNDING, NoRow, Row, make_apart
+from bench.models import cache_folder, embedded
 from bench.setup import ROOT
-from quantize.build.build import build
-from quantize.calibrate.calibration import Calibration, open_source
-from quantize.calibrate.corpus import calibration_text
-from quantize.calibrate.recipe import SolverSettings
 from quantize.evaluate.divergence import TokenFigures
-from quantize.evaluate.measure import measure
+from quantize.evaluate.measure import measure, state_key
 from quantize.evaluate.summary import summarize
 from quantize.evaluate.texts import COVERED, OWN, Passage, passages, read_texts
+from quantize.folder.safetensors_format import read_header
 from quantize.forward.models import FolderModel, InFloat32
-from quantize.forward.store import InMemory
-from quantize.plan.plan import make_plan
-from quantize.source.checkpoint import HubOptions
-from quantize.source.sources import open_checkpoint
+from quantize.forward.store import InFolder
 from tests.support.trained import HELD_OUT, stdlib_text, write_trained_model
 
 RESULTS = ROOT / "bench" / "results" / "calibration"
-TRAINED = "trained"
-METHODS = ("weighted", "gptq", "recipe")
+TRAINED, EMBEDDED = "trained", "embedded"
+TOOLS = ("mlx-lm dwq", "mlx-lm gptq", "mlx-lm awq", "mlx-lm dynamic")
+ROWS = (ROUNDING, *METHODS, ALLOCATED, *TOOLS)
+GROUPS = ("covered", "uncovered")
 _LENGTH, _MOST = 256, 6144
 
 
@@ -52,86 +52,132 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """`groups`: method -> covered or uncovered -> figures. `seconds`: of each build."""
+class Made:
+    """`groups`: covered or uncovered -> figures; `kinds`: the same of each kind of text. `missing`: why there is no
+    such model; then there is nothing else."""
 
+    seconds: float = 0.0
+    tensor_bytes: int = 0
+    groups: Mapping[str, Figures] = field(default_factory=dict)
+    kinds: Mapping[str, Figures] = field(default_factory=dict)
+    missing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
     model: str
     policy: str
     calibration_tokens: int
-    groups: Mapping[str, Mapping[str, Figures]]
-    seconds: Mapping[str, float]
     made_with: Mapping[str, str]
+    rows: Mapping[str, Made] = field(default_factory=dict)
 
 
-def run(source: Path, name: str, policy: str, tokens: int, work: Path) -> Measured:
-    folders, seconds = {}, {}
-    for method in ("rounding", *METHODS):
-        began = time.perf_counter()
-        folders[method] = _build(source, work / method, policy, method, tokens)
-        seconds[method] = round(time.perf_counter() - began, 1)
-        print(f"{method}: built in {seconds[method]} s", flush=True)
-    groups = _measured(source, folders, _trained(source) if name == TRAINED else _own(source))
-    tools = {package: version(package) for package in ("configi-mlx", "mlx", "mlx-lm")}
-    return Measured(name, Path(policy).stem, tokens, groups, seconds, tools)
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """`work` keeps the models and the reference's hidden states."""
 
+    name: str
+    source: Path
+    policy: str
+    tokens: int
+    work: Path
+    limit_s: float = 7200
 
-def _build(source: Path, output: Path, policy: str, method: str, tokens: int) -> Path:
-    checkpoint = open_checkpoint(str(source), HubOptions())
-    if method == "rounding":
-        return build(checkpoint, make_plan(checkpoint, policy), output)
-    settings = msgspec.convert({"method": method}, SolverSettings)
-    calibration = Calibration(calibration_text(), tokens, settings)
-    plan = make_plan(checkpoint, policy, calibration=calibration.identity)
-    return build(checkpoint, plan, output, calibrate=partial(calibration.run, open_source(str(source), HubOptions())))
+    def row(self, name: str, known: Mapping[str, Made]) -> Made:
+        """Made and measured. `known`: the rows so far; rounding is the first."""
+        rounded = self.work / ROUNDING
+        output = rounded if name == ROUNDING else self.work / f"{name}-{self.tokens}".replace(" ", "-")
+        seconds = 0.0
+        if not output.is_dir():
+            try:
+                seconds = make_apart(Row(name, self.source, self.policy, self.tokens, output, rounded), self.limit_s)
+            except NoRow as reason:
+                return Made(missing=str(reason))
+        found = self._measured(output)
+        stored = sum(
+            entry.nbytes for file in output.glob("*.safetensors") for entry in read_header(file).entries.values()
+        )
+        baseline = known.get(ROUNDING)
+        groups, kinds = (
+            {part: replace(one, ratio=one.kl / before[part].kl if before else 1.0) for part, one in parts.items()}
+            for parts, before in zip(found, (baseline.groups, baseline.kinds) if baseline else ({}, {}), strict=True)
+        )
+        return Made(round(seconds, 1), stored, groups, kinds)
 
-
-def _measured(
-    source: Path, folders: Mapping[str, Path], judged: Mapping[str, Sequence[Passage]]
-) -> dict[str, dict[str, Figures]]:
-    reference, states = InFloat32(FolderModel(source)), InMemory()
-    every = [passage for group in judged.values() for passage in group]
-    found: dict[str, dict[str, Figures]] = {}
-    for method, folder in folders.items():
+    def _measured(self, folder: Path) -> tuple[dict[str, Figures], dict[str, Figures]]:
+        judged = _trained(self.source) if self.name == TRAINED else _own(self.source)
+        every = [passage for group in judged.values() for passage in group]
+        reference = InFloat32(FolderModel(self.source))
+        states = InFolder(self.work / f"states-{state_key(reference, every)}")
         by_kind = measure(reference, InFloat32(FolderModel(folder)), every, states=states)
-        found[method] = {}
-        for group, members in judged.items():
-            kinds = dict.fromkeys(passage.kind for passage in members)
-            parts: list[TokenFigures] = [part for kind in kinds for part in by_kind[kind]]
-            told = summarize(parts)
-            kl = told.kl.value
-            ratio = kl / found["rounding"][group].kl if method != "rounding" else 1.0
-            perplexities = told.perplexity.value, told.reference_perplexity.value
-            found[method][group] = Figures(kl, ratio, *perplexities, told.same_top.value, told.tokens)
+        kinds = {kind: _figures(parts) for kind, parts in by_kind.items()}
+        groups = {
+            group: _figures([part for kind in dict.fromkeys(p.kind for p in members) for part in by_kind[kind]])
+            for group, members in judged.items()
+        }
+        return groups, kinds
+
+
+def run(bench: Bench, rows: Sequence[str], before: Measured | None = None, file: Path | None = None) -> Measured:
+    """Every one of `rows` that `before` does not have; after each, all of it is written to `file`."""
+    tools = {package: version(package) for package in ("configi-mlx", "mlx", "mlx-lm")}
+    found = before or Measured(bench.name, Path(bench.policy).stem, bench.tokens, tools)
+    for name in sorted({ROUNDING, *rows}, key=ROWS.index):
+        if name not in found.rows:
+            made = bench.row(name, found.rows)
+            done = {**found.rows, name: made}
+            found = replace(found, rows={one: done[one] for one in ROWS if one in done})
+            print(_line(name, made), flush=True)
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     return found
+
+
+def _figures(parts: Sequence[TokenFigures]) -> Figures:
+    told = summarize(parts)
+    perplexities = told.perplexity.value, told.reference_perplexity.value
+    return Figures(told.kl.value, 1.0, *perplexities, told.same_top.value, told.tokens)
 
 
 def _trained(source: Path) -> dict[str, list[Passage]]:
     """Code is a kind of the calibration text; docstrings of the standard library are not."""
-    tokenizer, found = load_tokenizer(source), {}
-    for group, kind in (("covered", "code"), ("uncovered", "prose")):
-        ids = tokenizer.encode(stdlib_text(HELD_OUT, kind))[:_MOST]
-        found[group] = [Passage(kind, ids[at : at + _LENGTH], 1) for at in range(0, len(ids), _LENGTH)]
-    return found
+    return {"covered": _stdlib(source, "code", "code"), "uncovered": _stdlib(source, "prose", "docstrings")}
 
 
 def _own(source: Path) -> dict[str, list[Passage]]:
     found = passages(read_texts(OWN), load_tokenizer(source), 2 * _LENGTH)
     return {
-        "covered": [passage for passage in found if passage.kind in COVERED],
-        "uncovered": [passage for passage in found if passage.kind not in COVERED],
+        "covered": [passage for passage in found if passage.kind in COVERED] + _stdlib(source, "code", "stdlib code"),
+        "uncovered": [passage for passage in found if passage.kind not in COVERED]
+        + _stdlib(source, "prose", "docstrings"),
     }
 
 
+def _stdlib(source: Path, part: str, kind: str) -> list[Passage]:
+    ids = load_tokenizer(source).encode(stdlib_text(HELD_OUT, part))[:_MOST]
+    return [Passage(kind, ids[at : at + _LENGTH], 1) for at in range(0, len(ids), _LENGTH)]
+
+
 def table(measured: Measured) -> str:
-    rows = ["| | covered: KL (ratio), PPL, same top | uncovered: KL (ratio), PPL, same top |", "| --- | --- | --- |"]
-    for method, groups in measured.groups.items():
-        cells = [f"{one.kl:.4f} ({one.ratio:.2f}), {one.perplexity:.1f}, {one.same_top:.0%}" for one in groups.values()]
-        rows.append(f"| {method} | {' | '.join(cells)} |")
-    own = ", ".join(f"{one.reference_perplexity:.1f} {name}" for name, one in measured.groups["rounding"].items())
-    said = (
-        f"{measured.model}, {measured.policy}, {measured.calibration_tokens:,} tokens; perplexity of the source: {own}"
-    )
-    return "\n".join([said, "", *rows])
+    """A row each way, and below why some are missing."""
+    heads = [f"{group}: KL (ratio), PPL, same top" for group in GROUPS]
+    rows = [f"| | MB | {' | '.join(heads)} |", f"| --- | ---: |{' --- |' * len(heads)}"]
+    rows += [_line(name, made) for name, made in measured.rows.items() if not made.missing]
+    missing = [f"{name}: {made.missing}" for name, made in measured.rows.items() if made.missing]
+    first = measured.rows[ROUNDING].groups
+    own = ", ".join(f"{one.reference_perplexity:.1f} {name}" for name, one in first.items())
+    said = f"{measured.model}, {measured.policy}, {measured.calibration_tokens:,} tokens; PPL of the source: {own}"
+    return "\n".join([said, "", *rows, *(["", *missing] if missing else [])])
+
+
+def _line(name: str, made: Made) -> str:
+    if made.missing:
+        return f"{name}: {made.missing}"
+    cells = [
+        f"{one.kl:.4f} ({one.ratio:.2f}), {one.perplexity:.1f}, {one.same_top:.0%}" for one in made.groups.values()
+    ]
+    return f"| {name} | {made.tensor_bytes / 1e6:.1f} | {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -139,17 +185,25 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default=TRAINED)
     parser.add_argument("--policy", default="uniform-2")
     parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--rows", nargs="*", choices=ROWS, default=ROWS)
+    parser.add_argument("--work", type=Path, help="folder that keeps the models, to go on with")
+    parser.add_argument("--limit", type=float, default=7200, help="seconds that a model may take to make")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the JSON file")
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        given = arguments.model == TRAINED
-        source = write_trained_model(work / "source") if given else Path(arguments.model)
-        found = run(source, TRAINED if given else source.resolve().name, arguments.policy, arguments.tokens, work)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    file = arguments.output / f"{found.model}-{found.policy}-{found.calibration_tokens}.json"
-    file.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
-    print(table(found))
+        work = given.work or Path(name)
+        source = _source(given.model, work)
+        called = given.model if given.model in (TRAINED, EMBEDDED) else source.resolve().name
+        file = given.output / f"{called}-{Path(given.policy).stem}-{given.tokens}.json"
+        before = msgspec.json.decode(file.read_bytes(), type=Measured) if file.is_file() else None
+        bench = Bench(called, source, given.policy, given.tokens, work, given.limit)
+        print(table(run(bench, given.rows, before, file)))
+
+
+def _source(model: str, work: Path) -> Path:
+    if model == TRAINED:
+        return write_trained_model(work / "source")
+    return embedded(cache_folder()) if model == EMBEDDED else Path(model)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 The 51.6 GB source comes from a Hub on loopback that makes its bytes up (`bench/made_up_hub.py`), through the real
 huggingface_hub, into `configi build --discard-source --memory-limit 3GB`. Prints wall time, peak resident memory of
 the build, peak disk, bytes and bits per weight, then `configi verify`. With --kills the build is ended by kill -9 at so
-many random moments, and its files are compared with that build's, whose hashes stay in DIR.
+many random moments, and its files are compared with that build's, whose hashes stay in DIR. With --calibrate TOKENS it
+is a calibrated build, whose source stays on the disk, and the kills are while it calibrates.
 Needs 25 GB of disk; `--layers 6 --experts 8` is a quick run.
 """
 
@@ -49,11 +50,13 @@ def main() -> int:
     parser.add_argument("--experts", type=int, default=128)
     parser.add_argument("--shard-bytes", type=float, default=5e9)
     parser.add_argument("--memory-limit", default="3GB")
+    parser.add_argument("--calibrate", type=int, default=0, metavar="TOKENS")
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    shape = f"{args.layers}-{args.experts}"
+    shape = f"{args.layers}-{args.experts}" + (f"-calibrated-{args.calibrate}" if args.calibrate else "")
+    calibrate = ["--calibrate", "--calibration-tokens", str(args.calibrate)] if args.calibrate else []
     random.seed(args.seed)
     reference = args.work / f"uninterrupted-{shape}.json"
     first = json.loads(reference.read_text()) if reference.is_file() else {}
@@ -67,8 +70,9 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     peaks = Peaks()
     with hub(args) as environment:
-        plan = json.loads(ask(["plan", REPO, "--json"], environment))
+        plan = json.loads(ask(["plan", REPO, "--json", *calibrate], environment))
         print(json.dumps({name: plan[name] for name in plan if not isinstance(plan[name], list | dict)}, indent=2))
+        print(json.dumps({"calibration": plan["calibration"]}))
         build = [
             *QUANTIZE,
             "build",
@@ -78,8 +82,10 @@ def main() -> int:
             "--memory-limit",
             args.memory_limit,
             "--json-progress",
+            *calibrate,
         ]
-        seconds = run(build, environment, list(zip(moments, delays, strict=True)), peaks, args.work)
+        phase = "calibrating" if calibrate else "building"
+        seconds = run(build, environment, list(zip(moments, delays, strict=True)), peaks, args.work, phase)
         verified = ask(["verify", str(output)], environment)
     files = {path.name: sha256_of(path) for path in sorted(output.iterdir())}
     weights = sum(path.stat().st_size for path in output.glob("*.safetensors"))
@@ -123,9 +129,14 @@ def hub(args: argparse.Namespace) -> Iterator[dict[str, str]]:
 
 
 def run(
-    build: list[str], environment: dict[str, str], kills: list[tuple[float, float]], peaks: Peaks, work: Path
+    build: list[str],
+    environment: dict[str, str],
+    kills: list[tuple[float, float]],
+    peaks: Peaks,
+    work: Path,
+    phase: str,
 ) -> float:
-    """The build, killed so many seconds after each of the moments (shares of its work), then to its end.
+    """The build, killed so many seconds after each of the moments (shares of the work of `phase`), then to its end.
 
     Returns the seconds of it all.
     """
@@ -134,7 +145,7 @@ def run(
         with subprocess.Popen(build, env=environment, stdout=subprocess.PIPE, text=True) as process:
             watching = threading.Thread(target=watch, args=(process, peaks, work))
             watching.start()
-            line = follow(process, moment)
+            line = follow(process, moment, phase)
             time.sleep(delay)
             process.kill() if moment < 1 else process.wait()
         watching.join()
@@ -146,13 +157,13 @@ def run(
     return time.monotonic() - started
 
 
-def follow(process: subprocess.Popen[str], moment: float) -> str:
+def follow(process: subprocess.Popen[str], moment: float, phase: str) -> str:
     """Reads the progress up to the `moment` and returns its line, or the last one."""
     assert process.stdout is not None
     line = ""
     for line in process.stdout:
         told = json.loads(line)
-        if told.get("phase") == "building" and told["done"] >= moment * (told["total"] or math.inf):
+        if told.get("phase") == phase and told["done"] >= moment * (told["total"] or math.inf):
             break
     return line.strip()
 

@@ -48,8 +48,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("CONFIGI_BENCH_CACHE") or platformdirs.user_cache_dir("configi-bench"))
 
 
+def embedded(cache: Path) -> Path:
+    """SmolLM2-135M-Instruct in bfloat16, as the demo serves it."""
+    return prepare(_EMBEDDED, EMBEDDED[_EMBEDDED], cache, JsonLines(sys.stderr))
+
+
 def smollm2(cache: Path) -> Path:
-    return _made_once(cache / f"{_EMBEDDED}-float32", lambda folder: _as_float32(_bfloat16(cache), folder))
+    return _made_once(cache / f"{_EMBEDDED}-float32", lambda folder: _as_float32(embedded(cache), folder))
 
 
 def sliding(cache: Path) -> Path:
@@ -57,11 +62,11 @@ def sliding(cache: Path) -> Path:
 
 
 def one_in_six(cache: Path) -> Path:
-    return _made_once(cache / "one-in-six", lambda folder: _write_one_in_six(_bfloat16(cache), folder))
+    return _made_once(cache / "one-in-six", lambda folder: _write_one_in_six(embedded(cache), folder))
 
 
 def windows(cache: Path) -> Path:
-    return _made_once(cache / "windows", lambda folder: _write_windows(_bfloat16(cache), folder))
+    return _made_once(cache / "windows", lambda folder: _write_windows(embedded(cache), folder))
 
 
 MODELS: dict[str, Callable[[Path], Path]] = {
@@ -94,10 +99,6 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
         make(staging)
         staging.rename(folder)
     return folder
-
-
-def _bfloat16(cache: Path) -> Path:
-    return prepare(_EMBEDDED, EMBEDDED[_EMBEDDED], cache, JsonLines(sys.stderr))
 
 
 def _as_float32(source: Path, folder: Path) -> None:

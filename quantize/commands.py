@@ -48,6 +48,9 @@ CalibrateOption = Annotated[
         show_default=False,
     ),
 ]
+FitMacOption = Annotated[
+    str | None, typer.Option(help="Memory of a Mac, such as 16GB, that is to hold the model.", show_default=False)
+]
 TokensOption = Annotated[int, typer.Option(min=32, help="Tokens to calibrate on.")]
 
 
@@ -67,6 +70,7 @@ def plan(
     policy: PolicyOption = "config-i",
     calibrate: CalibrateOption = None,
     calibration_tokens: TokensOption = 131_072,
+    fit_mac: FitMacOption = None,
     memory_limit: MemoryOption = None,
     discard_source: DiscardOption = False,
     offline: OfflineOption = False,
@@ -75,14 +79,14 @@ def plan(
     """Show what a build would produce and need. Reads headers only."""
     from quantize.console import console
     from quantize.plan import report as plan_report
-    from quantize.plan.memory import parse_bytes, plan_memory
+    from quantize.plan.memory import parse_bytes, parse_mac, plan_memory
     from quantize.plan.plan import make_plan
     from quantize.printable import print_json
     from quantize.source.checkpoint import HubOptions
     from quantize.source.sources import open_checkpoint
 
     limit = parse_bytes(memory_limit or ("3GB" if calibrate is None else "8GB"))
-    memory = plan_memory(limit)
+    memory, mac = plan_memory(limit), parse_mac(fit_mac) if fit_mac else None
     if calibrate is None:
         import_mlx_lm_alone()
     calibration = _calibration(calibrate, calibration_tokens)
@@ -90,9 +94,9 @@ def plan(
     made = make_plan(checkpoint, policy, calibration=calibration.identity if calibration else None)
     needs = _needs(made, calibration_tokens, limit) if calibration else None
     if json:
-        print_json(plan_report.as_json(made, memory, checkpoint.scratch_bytes, needs))
+        print_json(plan_report.as_json(made, memory, checkpoint.scratch_bytes, needs, mac))
     else:
-        plan_report.print_report(console(), made, memory, checkpoint.scratch_bytes, needs)
+        plan_report.print_report(console(), made, memory, checkpoint.scratch_bytes, needs, mac)
 
 
 def build(
@@ -107,6 +111,7 @@ def build(
     max_bytes: Annotated[
         str | None, typer.Option(help="Size of the model's tensors, such as 10GB, spent where it is worth most.")
     ] = None,
+    fit_mac: FitMacOption = None,
     memory_limit: MemoryOption = None,
     discard_source: DiscardOption = False,
     offline: OfflineOption = False,
@@ -125,12 +130,15 @@ def build(
     from quantize.source.checkpoint import HubOptions
     from quantize.worker import JsonLines, exit_with_parent
 
-    if calibrate is None and (target_bpw is not None or max_bytes is not None):
-        raise typer.BadParameter("--target-bpw and --max-bytes measure losses on text: give --calibrate too.")
+    if calibrate is None and (target_bpw, max_bytes, fit_mac) != (None, None, None):
+        raise typer.BadParameter(
+            "--target-bpw, --max-bytes and --fit-mac measure losses on text: give --calibrate too."
+        )
     if watch_stdin:
         exit_with_parent(sys.stdin.buffer)
     hub = HubOptions(keep=not discard_source, offline=offline, timeout_s=hub_timeout)
-    wish = _Wish(source, output, policy, memory_limit, hub, calibrate, calibration_tokens, target_bpw, max_bytes)
+    budgets = target_bpw, max_bytes, fit_mac
+    wish = _Wish(source, output, policy, memory_limit, hub, calibrate, calibration_tokens, *budgets)
     if json_progress:
         lines = JsonLines(sys.stdout)
         try:
@@ -193,16 +201,19 @@ class _Wish:
     tokens: int
     target_bpw: float | None
     max_bytes: str | None
+    fit_mac: str | None
 
     def budget(self, plan: Plan) -> int | None:
-        """Bytes of all tensors; the smaller of both wishes."""
-        from quantize.plan.memory import parse_bytes
+        """Bytes of all tensors; the least of the wishes."""
+        from quantize.plan.memory import parse_bytes, parse_mac
 
         wishes = []
         if self.target_bpw is not None:
             wishes.append(int(self.target_bpw * plan.parameters / 8))
         if self.max_bytes is not None:
             wishes.append(parse_bytes(self.max_bytes))
+        if self.fit_mac is not None:
+            wishes.append(parse_mac(self.fit_mac).tensor_bytes)
         return min(wishes, default=None)
 
 

@@ -60,7 +60,7 @@ def refit_grids(target: mx.array, hessian: mx.array, now: Quantized) -> Quantize
         change = mx.where(solvable, (s * bb - b * sb) / mx.where(solvable, determinant, 1.0), 0.0)
         by_scale = stored(scale + change, now.dtype) - scale
         by_bias = stored(bias + (b - sb * by_scale) / bb, now.dtype) - bias
-        quadratic = ss * by_scale**2 + 2 * sb * by_scale * by_bias + bb * by_bias**2
+        quadratic = ss * mx.square(by_scale) + 2 * sb * by_scale * by_bias + bb * mx.square(by_bias)
         lowers = quadratic < 2 * (s * by_scale + b * by_bias)
         by_scale, by_bias = mx.where(lowers, by_scale, 0.0), mx.where(lowers, by_bias, 0.0)
         return mx.concatenate([scale + by_scale, bias + by_bias], axis=-1), by_scale * codes + by_bias

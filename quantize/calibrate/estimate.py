@@ -63,8 +63,9 @@ def estimate(plan: Plan, tokens: int) -> Estimate:
     stored = sum(output.nbytes for output in solved)
     operations = sum(_operations(plan, output, tokens) for output in solved)
     memory = _BASE_BYTES + max(outside, int(_LAYERS * largest) + solving)
-    # Both streams before and behind a layer, what its matrices are given in full precision, and of one stage in both.
-    return Estimate(memory, stored + tokens * width * (4 * hidden + 2 * given), operations)
+    # Both streams before and behind a layer, what two of its parts returned, what its matrices are given in full
+    # precision, and of one stage in both.
+    return Estimate(memory, stored + tokens * width * (6 * hidden + 2 * given), operations)
 
 
 def _solving(output: OutputTensor) -> int:

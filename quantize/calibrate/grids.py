@@ -104,7 +104,7 @@ def _starts(grouped: mx.array, spec: QuantSpec, dtype: mx.Dtype) -> list[tuple[m
 
 
 def _fitted(grouped: mx.array, importance: mx.array, scales: mx.array, biases: mx.array, codes: mx.array) -> _Fit:
-    error = (importance * (grouped - scales * codes - biases) ** 2).sum(axis=-1, keepdims=True)
+    error = (importance * mx.square(grouped - scales * codes - biases)).sum(axis=-1, keepdims=True)
     return _Fit(codes, scales, biases, error)
 
 
@@ -124,7 +124,7 @@ def _least_squares(grouped: mx.array, importance: mx.array, now: _Fit, dtype: mx
     code = (importance * now.codes).sum(axis=-1, keepdims=True) / total
     value = (importance * grouped).sum(axis=-1, keepdims=True) / total
     centred = now.codes - code
-    variance = (importance * centred**2).sum(axis=-1, keepdims=True)
+    variance = (importance * mx.square(centred)).sum(axis=-1, keepdims=True)
     slope = (importance * centred * grouped).sum(axis=-1, keepdims=True) / mx.where(variance > 0, variance, 1.0)
     scales = mx.where(variance > 0, stored(slope, dtype), now.scales)
     return scales, stored(value - scales * code, dtype)

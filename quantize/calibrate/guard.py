@@ -43,8 +43,8 @@ def hold_back(
     return HeldBack(
         product(quantized.T, quantized),
         product(miss.T, quantized),
-        float((miss**2).sum()),
-        float((output**2).sum()),
+        float(mx.square(miss).sum()),
+        float(mx.square(output).sum()),
         inputs.shape[0],
     )
 

@@ -1,8 +1,9 @@
 """Calibrating one layer: two copies of it, one in full precision and one that is quantized stage by stage.
 
 The full one runs once over every chunk and leaves, on disk, what its matrices are given. Then, for each stage, the
-other runs as far as the stage: with what both were given the stage's matrices are solved and put into it. Both send
-every token to the experts that full precision chose.
+other runs as far as the stage: with what both were given the stage's matrices are solved and put into it. What a part
+of the layer returns once all of its matrices are solved is kept, not computed again. Both copies send every token to
+the experts that full precision chose.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import mlx.core as mx
@@ -18,7 +20,7 @@ import numpy.typing as npt
 
 from quantize.calibrate.guard import HeldBack, hold_back, merge_held_back
 from quantize.calibrate.recipe import Solved, SolverSettings, solve
-from quantize.calibrate.stages import Stage, find_stages, token_rms
+from quantize.calibrate.stages import Stage, child_of, find_stages, token_rms
 from quantize.calibrate.statistics import Statistics, measure, merge
 from quantize.calibrate.tokens import TextChunk
 from quantize.errors import SourceError
@@ -67,6 +69,7 @@ class LayerPass:
     told: LayerProgress = lambda share: None
     _choices: list[dict[str, list[Any]]] = field(default_factory=list)
     _stages: list[Stage] = field(default_factory=list)
+    _settled: set[str] = field(default_factory=set)
 
     def run(self) -> dict[str, Solved]:
         """Both streams are kept behind the layer. Raises SourceError: weights or inputs are not finite."""
@@ -113,6 +116,7 @@ class LayerPass:
             args, kwargs = self.streams.quantized.inputs(self.number, chunk)
             notes: dict[str, mx.array] = {}
             hooks = [*_notes(number, stage, notes, norms=False), (stage.paths[0], _end)]
+            hooks += self._parts(number, chunk, modules, [path for path, _ in hooks])
             with self._replayed(modules, chunk), hooked(_joined(modules, hooks)), suppress(_Ended):
                 layer(*args, **kwargs)
             self.taps.put(_key("quantized", chunk), notes)
@@ -121,10 +125,50 @@ class LayerPass:
         modules = dict(layer.named_modules())
         for chunk in range(len(self.chunks)):
             args, kwargs = self.streams.quantized.inputs(self.number, chunk)
-            with self._replayed(modules, chunk):
+            parts = self._parts(len(self._stages), chunk, modules, [])
+            with self._replayed(modules, chunk), hooked(_joined(modules, parts)):
                 self.streams.quantized.keep(self.number, chunk, layer(*args, **kwargs))
             for stream in ("full", "quantized"):
                 self.taps.drop(_key(stream, chunk))
+        for key in self._settled:
+            self.taps.drop(key)
+
+    def _parts(
+        self, number: int, chunk: int, modules: Mapping[str, Any], noted: Sequence[str]
+    ) -> list[tuple[str, Hook]]:
+        """Hooks for each child of the layer whose matrices are all of stages before `number`: it returns what it did
+        when it was run so the first time. Not for one with a module that is `noted`."""
+        solved = {path: at < number for at, stage in enumerate(self._stages) for path in stage.paths}
+        settled = [
+            child
+            for child in sorted({child_of(path) for path in solved} & modules.keys())
+            if all(done for path, done in solved.items() if child_of(path) == child)
+            and all(child_of(path) != child for path in noted)
+        ]
+        return [(child, self._kept(number, chunk, child, modules)) for child in settled]
+
+    def _kept(self, number: int, chunk: int, child: str, modules: Mapping[str, Any]) -> Hook:
+        calls = count()
+        last = self._stages[number - 1]
+
+        def run(call: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+            if last.ends != child:
+                return call(x, *args, **kwargs)
+            # What the last matrix of all in it was given is still there.
+            rows = self.taps.get(_key("quantized", chunk))[f"{number - 1}-rows"]
+            return modules[last.paths[0]](rows.reshape(*x.shape[:-1], -1))
+
+        def keep(call: Any, *args: Any, **kwargs: Any) -> Any:
+            own = f"settled-{child}-{chunk:05d}-{next(calls)}"
+            if own in self._settled:
+                return self.taps.get(own)["0"]
+            returned = run(call, *args, **kwargs)
+            if isinstance(returned, mx.array) and number < len(self._stages):
+                self.taps.put(own, {"0": returned})
+                self._settled.add(own)
+            return returned
+
+        return keep
 
     def _replayed(self, modules: Mapping[str, Any], chunk: int) -> Any:
         return replayed({path: modules[path] for path in self.routers}, self._choices[chunk])

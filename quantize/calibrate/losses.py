@@ -107,7 +107,7 @@ def _options(
         for path, weight in own.items():
             codes, scales, biases = mx.quantize(weight, spec.group_size, spec.bits)
             modules[path].weight = mx.dequantize(codes, scales, biases, spec.group_size, spec.bits)
-        moved = [((one - other) ** 2).sum() / (other**2).sum() for one, other in zip(run(), true, strict=True)]
+        moved = [mx.square(one - other).sum() / mx.square(other).sum() for one, other in zip(run(), true, strict=True)]
         loss = sum(float(one) for one in moved) / len(moved)
         options.append(Option(spec, sum(replace(output, spec=spec).nbytes for output in group), loss))
     for path, weight in own.items():

@@ -36,11 +36,13 @@ class Writer:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """`paths` below the layer, the first that is called first. `experts`: of stacked experts."""
+    """`paths` below the layer, the first that is called first. `experts`: of stacked experts. `ends`: the child of the
+    layer that returns what the only matrix of this stage returns."""
 
     paths: tuple[str, ...]
     experts: bool
     writer: Writer | None = None
+    ends: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +57,14 @@ class _Event:
 def find_stages(layer: Any, modules: Mapping[str, Any], args: Any, kwargs: Any) -> list[Stage]:
     """`modules`: the matrices to be solved, by path below `layer`; those that are not called are in no stage."""
     events: list[_Event] = []
-    norms = {path: module for path, module in layer.named_modules() if _is_norm(module)}
-    with hooked((module, _watch(path, path in norms, events)) for path, module in {**modules, **norms}.items()):
+    within = dict(layer.named_modules())
+    norms = {path: module for path, module in within.items() if _is_norm(module)}
+    parents = {child_of(path) for path in modules} & within.keys() - modules.keys()
+    parts: dict[str, list[Any]] = {path: [] for path in parents}
+    watches = [(module, _watch(path, path in norms, events)) for path, module in {**modules, **norms}.items()]
+    with hooked([*watches, *((within[path], _keep(kept)) for path, kept in parts.items())]):
         returned = arrays_of(layer(*args, **kwargs))[0]
-    mx.eval(returned, [[event.given, event.returned] for event in events])
+    mx.eval(returned, [[event.given, event.returned] for event in events], parts)
     entering = arrays_of([args, kwargs])[0]
     called = [event for event in events if not event.norm]
     groups: list[list[_Event]] = []
@@ -73,9 +79,15 @@ def find_stages(layer: Any, modules: Mapping[str, Any], args: Any, kwargs: Any) 
             tuple(event.path for event in group),
             group[0].experts is not None,
             _writer(group[0], events, entering, returned) if len(group) == 1 else None,
+            _ended(group[0], parts) if len(group) == 1 else None,
         )
         for group in groups
     ]
+
+
+def child_of(path: str) -> str:
+    """The child of the layer that a module below it is in, or is."""
+    return path.partition(".")[0]
 
 
 def _is_norm(module: Any) -> bool:
@@ -94,6 +106,22 @@ def _watch(path: str, norm: bool, events: list[_Event]) -> Hook:
         return returned
 
     return watch
+
+
+def _keep(kept: list[Any]) -> Hook:
+    def keep(call: Any, *args: Any, **kwargs: Any) -> Any:
+        kept.append(call(*args, **kwargs))
+        return kept[-1]
+
+    return keep
+
+
+def _ended(event: _Event, parts: Mapping[str, list[Any]]) -> str | None:
+    child = child_of(event.path)
+    match parts.get(child):
+        case [mx.array() as returned] if event.experts is None and returned.shape == event.returned.shape:
+            return child if bool(mx.array_equal(returned, event.returned).item()) else None
+    return None
 
 
 def _same_input(first: _Event, other: _Event) -> bool:
@@ -135,7 +163,7 @@ def _adds(before: mx.array, added: mx.array, after: mx.array) -> bool:
 
 def token_rms(given: mx.array) -> mx.array:
     """(..., 1) float32."""
-    return mx.sqrt((given.astype(mx.float32) ** 2).mean(-1, keepdims=True) + 1e-6)
+    return mx.sqrt(mx.square(given.astype(mx.float32)).mean(-1, keepdims=True) + 1e-6)
 
 
 def _gain(norm: _Event) -> mx.array:

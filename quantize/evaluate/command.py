@@ -78,5 +78,30 @@ def evaluate(
     echo(shown.rstrip("\n"), limit=len(shown))
 
 
+def evaluate_endpoint(
+    url: Annotated[str, typer.Argument(help="An OpenAI-compatible endpoint, up to and with /v1.")],
+    model: Annotated[str, typer.Option(help="The model to ask for.")],
+    tools: Annotated[bool, typer.Option("--tools/--no-tools", help="The rate of valid tool calls.")] = True,
+    mmlu: Annotated[list[Path] | None, typer.Option(help="A file of questions; may be given again.")] = None,
+    needles: Annotated[int, typer.Option(min=0, help="Tries for each cell of needle in a haystack.")] = 0,
+    generate: Annotated[int, typer.Option(min=0, help="Tokens of the reply that is timed; 0: none.")] = 256,
+    key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="The endpoint's API key.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Measure a served model by what needs no logits: tool calls, questions, needles, speed."""
+    import msgspec
+
+    from quantize.evaluate import endpoint
+    from quantize.evaluate.tasks.mmlu import read_questions
+    from quantize.printable import echo
+
+    questions = [question for file in mmlu or () for question in read_questions(file)]
+    asked = endpoint.Endpoint(url, model, key)
+    found = endpoint.evaluate_endpoint(asked, tools=tools, questions=questions, needles=needles, generate=generate)
+    shown = msgspec.json.format(msgspec.json.encode(found), indent=1).decode() if json else None
+    echo(shown or "\n".join(endpoint.lines(found)))
+
+
 def add_commands(cli: typer.Typer) -> None:
     cli.command("eval")(evaluate)
+    cli.command("eval-endpoint")(evaluate_endpoint)

@@ -16,11 +16,11 @@ from quantize.calibrate.corpus import calibration_text
 from quantize.calibrate.overlap import shared_runs
 from quantize.errors import SourceError
 from quantize.evaluate.divergence import TokenFigures, joined
-from quantize.evaluate.evaluation import Evaluation, Generated, Histogram, Protocol
+from quantize.evaluate.evaluation import NOT_MEASURED, Evaluation, Generated, Histogram, Protocol
 from quantize.evaluate.generation import Generator
 from quantize.evaluate.measure import EvaluationProgress, measure, state_key
 from quantize.evaluate.summary import summarize
-from quantize.evaluate.tasks import mmlu, niah
+from quantize.evaluate.tasks import mmlu, niah, tool_calls
 from quantize.evaluate.tasks.mmlu import Question, Score
 from quantize.evaluate.texts import COVERED, OWN, Passage, Text, passages, read_texts
 from quantize.folder.manifest import TextSummary, read_manifest
@@ -85,6 +85,7 @@ def evaluate(
         mmlu_chat=chat,
         needles=_needles(generator, wishes) if generator and wishes.needles else None,
         reference_needles=_reference_needles(reference, wishes) if wishes.reference_needles else None,
+        tool_calls=_tool_calls(generator) if generator and wishes.generate else NOT_MEASURED,
     )
 
 
@@ -156,6 +157,12 @@ def _generated(generator: Generator, most: int, told: EvaluationProgress) -> lis
         found.append(Generated(prompt, len(run.tokens), run.ended, run.loop, run.speed))
         told("generating", number, len(_PROMPTS))
     return found
+
+
+def _tool_calls(generator: Generator) -> str:
+    if not generator.calls_tools:
+        return f"{NOT_MEASURED}: mlx-lm knows no form of them for this model's template"
+    return str(tool_calls.measure(generator.calls))
 
 
 def _mmlu(generator: Generator, questions: Sequence[Question]) -> tuple[Score, Score | None]:

@@ -10,6 +10,8 @@ from quantize.evaluate.summary import Divergence
 from quantize.evaluate.tasks.mmlu import Score
 from quantize.evaluate.tasks.niah import Cell
 
+NOT_MEASURED = "not measured"
+
 
 class Generated(msgspec.Struct, frozen=True):
     """One prompt's greedy reply of at most so many tokens."""
@@ -58,8 +60,7 @@ class Evaluation(msgspec.Struct, frozen=True, omit_defaults=True):
     mmlu_chat: Score | None = None
     needles: list[Cell] | None = None
     reference_needles: list[Cell] | None = None
-    # No parser of tool calls exists on this side of the project: a rate of valid ones needs one.
-    tool_calls: str = "not measured"
+    tool_calls: str = NOT_MEASURED
 
 
 def as_json(evaluation: Evaluation) -> str:

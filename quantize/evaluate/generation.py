@@ -12,6 +12,9 @@ import msgspec
 
 from quantize.errors import SourceError
 from quantize.evaluate.loops import Loop, find_loop
+from quantize.evaluate.tasks.tool_calls import DeclaredTool, WrittenCall
+
+_CALL_TOKENS = 256
 
 
 class Speed(msgspec.Struct, frozen=True):
@@ -53,6 +56,31 @@ class Generator:
 
     def ask(self, messages: Sequence[Any], max_tokens: int) -> str:
         return str(self.tokenizer.decode(self.run(self.encode(messages), max_tokens).tokens))
+
+    @property
+    def calls_tools(self) -> bool:
+        """Whether the template declares tools in a form that mlx-lm knows."""
+        return bool(self.tokenizer.has_tool_calling)
+
+    def calls(self, request: str, tools: Sequence[DeclaredTool]) -> list[WrittenCall]:
+        """Of the reply, as mlx-lm's own parser reads them; what it cannot read has no name."""
+        messages = [{"role": "user", "content": request}]
+        ids = self.tokenizer.apply_chat_template(
+            messages, tools=list(tools), add_generation_prompt=True, enable_thinking=False
+        )
+        text = str(self.tokenizer.decode(self.run(list(ids), _CALL_TOKENS).tokens))
+        start, end = self.tokenizer.tool_call_start, self.tokenizer.tool_call_end
+        # Without a mark for its end, a call goes on to that of the reply.
+        written = [part.partition(end)[0] if end else part for part in text.split(start)[1:]]
+        return [call for part in written for call in self._parsed(part, tools)]
+
+    def _parsed(self, written: str, tools: Sequence[DeclaredTool]) -> list[WrittenCall]:
+        try:
+            found = self.tokenizer.tool_parser(written, list(tools))
+            calls = found if isinstance(found, list) else [found]
+            return [(str(call["name"]), call["arguments"]) for call in calls]
+        except Exception:  # A parser of a form that the text does not have may raise anything.
+            return [("", None)]
 
     def next_logits(self, tokens: Sequence[int]) -> mx.array:
         """(vocabulary,) of the token that comes after `tokens`."""

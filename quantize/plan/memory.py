@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from quantize.errors import QuantizeError
+from quantize.machine import metal_limit
 
 # Python, MLX and mlx-lm's model classes, with a tree of unevaluated weights.
 _BASE_BYTES = 250_000_000
@@ -17,6 +18,8 @@ _SMALLEST_BLOCK = 500_000
 # A block exists as bytes, as an array, and quantized; the rest is MLX's cache and what malloc retains.
 _COPIES = 5
 _MOST_THREADS = 8
+# Of what a Mac's GPU may use: the KV cache of a few thousand tokens, and what a prefill computes with.
+_BESIDE_A_MODEL = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +54,27 @@ def parse_bytes(text: str) -> int:
         return int(TypeAdapter(ByteSize).validate_python(text))
     except ValidationError:
         raise QuantizeError(f"{text} is not an amount of memory; write 3GB or 900MB.") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Mac:
+    """`memory_bytes`: all of it. A Mac that is sold with 16 GB has 16 GiB."""
+
+    memory_bytes: int
+
+    @property
+    def metal_bytes(self) -> int:
+        return metal_limit(self.memory_bytes)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """What the weights of a model may take there."""
+        return self.metal_bytes - _BESIDE_A_MODEL
+
+
+def parse_mac(text: str) -> Mac:
+    """`16GB` or `16GiB`, which are the same. Raises QuantizeError."""
+    mac = Mac(parse_bytes(text.upper().replace("GIB", "GB").replace("GB", "GiB")))
+    if mac.tensor_bytes <= 0:
+        raise QuantizeError(f"A Mac of {text} has no room for a model.")
+    return mac

@@ -11,13 +11,13 @@ from typing import Any
 from rich.table import Table
 
 from quantize.console import DoorConsole
-from quantize.machine import HEADROOM, fits, metal_limit, model_memory
-from quantize.plan.memory import MemoryPlan
+from quantize.machine import HEADROOM, fits, model_memory
+from quantize.plan.memory import Mac, MemoryPlan
 from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.plan import Plan
 
 _GIB = 2**30
-_SMALL_MAC = 16 * _GIB
+_SMALL_MAC = Mac(16 * _GIB)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +71,15 @@ def _ranges(layers: Iterable[int]) -> str:
 
 
 def as_json(
-    plan: Plan, memory: MemoryPlan, scratch_bytes: int, calibration: CalibrationNeeds | None = None
+    plan: Plan,
+    memory: MemoryPlan,
+    scratch_bytes: int,
+    calibration: CalibrationNeeds | None = None,
+    mac: Mac | None = None,
 ) -> dict[str, Any]:
     """Everything in the report, under the keys that programs rely on."""
     available, free = model_memory(), shutil.disk_usage(Path.cwd()).free
-    small = metal_limit(_SMALL_MAC)
+    small = _SMALL_MAC.metal_bytes
     return {
         "source": plan.label,
         "repository": plan.repository,
@@ -99,6 +103,7 @@ def as_json(
         "headroom_bytes": HEADROOM,
         "this_machine": {"memory_bytes": available, "fits": fits(plan.output_bytes, available)},
         "mac_16gb": {"memory_bytes": small, "fits": fits(plan.output_bytes, small)},
+        "fit_mac": _fit(plan, mac) if mac else None,
     }
 
 
@@ -108,8 +113,9 @@ def print_report(
     memory: MemoryPlan,
     scratch_bytes: int,
     calibration: CalibrationNeeds | None = None,
+    mac: Mac | None = None,
 ) -> None:
-    facts = as_json(plan, memory, scratch_bytes)
+    facts = as_json(plan, memory, scratch_bytes, mac=mac)
     revision = f" at {plan.revision}" if plan.revision else ""
     console.print(f"{plan.label}{revision}, {plan.policy.name}: {plan.policy.description}\n")
     table = Table("role", "layers", "quantization", box=None, pad_edge=False)
@@ -133,6 +139,12 @@ def print_report(
         "a Mac of 16 GB": f"Metal gives {_size(facts['mac_16gb']['memory_bytes'])} by default: "
         f"{_fits(facts['mac_16gb']['fits'])}",
     }
+    if mac is not None:
+        fit = facts["fit_mac"]
+        lines["--fit-mac"] = (
+            f"of {_size(fit['metal_bytes'])} that Metal gives there, {_size(fit['tensor_bytes'])} for weights, "
+            f"{fit['bits_per_weight']:.3f} bits each; these take {_size(plan.tensor_bytes)}: {_fits(fit['fits'])}"
+        )
     if calibration is not None:
         fits = _fits(calibration.peak_memory_bytes <= calibration.memory_limit_bytes)
         lines["calibration"] = (
@@ -143,6 +155,16 @@ def print_report(
     console.print()
     for name, text in lines.items():
         console.print(f"{name:16} {text}", soft_wrap=True)
+
+
+def _fit(plan: Plan, mac: Mac) -> dict[str, Any]:
+    return {
+        "memory_bytes": mac.memory_bytes,
+        "metal_bytes": mac.metal_bytes,
+        "tensor_bytes": mac.tensor_bytes,
+        "bits_per_weight": mac.tensor_bytes * 8 / plan.parameters,
+        "fits": plan.tensor_bytes <= mac.tensor_bytes,
+    }
 
 
 def _forced(plan: Plan) -> list[OutputTensor]:

@@ -168,8 +168,10 @@ class Engine:
         return self.lost is None and self._prefixes.disk.write_one()
 
     def close(self, seconds: float) -> None:
-        """Write the prefixes that are worth it, for so long at most."""
-        self._prefixes.disk.close(seconds)
+        """Write the prefixes that are worth it, for so long at most; nothing of a device that has failed."""
+        self._attempt(lambda _: self._device.wait(), _nothing, [])
+        if self.lost is None:
+            self._prefixes.disk.close(seconds)
 
     def yield_to(self, pressure: Pressure) -> None:
         """The machine is as short of memory as that: kept prefixes go before others are swapped out. They may come back

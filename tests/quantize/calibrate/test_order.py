@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from bench.calibration import METHODS, TRAINED, run, table
+from bench.calibration import TRAINED, Bench, run, table
+from bench.calibration_rows import METHODS, ROUNDING
 from tests.support.trained import write_trained_model
 
 
 @pytest.mark.slow
 def test_each_step_of_the_recipe_is_worth_its_while_on_covered_and_on_uncovered_text(tmp_path: Path) -> None:
-    found = run(write_trained_model(tmp_path / "source"), TRAINED, "uniform-2", 8192, tmp_path)
+    bench = Bench(TRAINED, write_trained_model(tmp_path / "source"), "uniform-2", 8192, tmp_path)
+    found = run(bench, METHODS)
     for group in ("covered", "uncovered"):
-        losses = [found.groups[method][group].kl for method in ("rounding", *METHODS)]
+        losses = [found.rows[method].groups[group].kl for method in (ROUNDING, *METHODS)]
         for more, less in itertools.pairwise(losses):
             assert less < more, table(found)
         assert losses[-1] < 0.75 * losses[0], table(found)

@@ -65,6 +65,17 @@ def test_the_report_tells_size_build_and_what_a_small_mac_can_hold(real_shapes: 
     assert "expert_gate_up  2-27        2-bit gs64    13,195,280,384  4,123,525,120" in said
 
 
+def test_a_mac_of_ones_own_is_told_what_it_can_hold(real_shapes: Path) -> None:
+    said = configi("plan", str(real_shapes), "--fit-mac", "16GB").stdout
+    assert "of 11.45 GB (10.67 GiB) that Metal gives there, 10.45 GB (9.74 GiB) for weights, 3.314 bits each" in said
+    facts = json.loads(configi("plan", str(real_shapes), "--fit-mac", "24GiB", "--json").stdout)["fit_mac"]
+    assert facts["tensor_bytes"] == 2**34 - 1_000_000_000
+    assert facts["fits"]
+    refused = configi("plan", str(real_shapes), "--fit-mac", "1GB", check=False)
+    assert refused.returncode == 1
+    assert "A Mac of 1GB has no room for a model." in refused.stderr
+
+
 def test_the_example_in_the_docs_is_what_is_printed(real_shapes: Path) -> None:
     [example] = [block for block in docs_blocks("text") if block.startswith("role ")]
     said = configi("plan", str(real_shapes)).stdout.splitlines()

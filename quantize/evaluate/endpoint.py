@@ -1,0 +1,147 @@
+"""What needs no logits, asked of an OpenAI-compatible endpoint: whatever serves the model, it is judged as served.
+
+MMLU in conversation, needles in a haystack, tool calls, and how fast a streamed reply comes. Greedy, one at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from quantize.errors import QuantizeError
+from quantize.evaluate.tasks import mmlu, niah, tool_calls
+from quantize.evaluate.tasks.mmlu import Question, Score
+from quantize.evaluate.tasks.niah import Cell
+from quantize.evaluate.tasks.tool_calls import DeclaredTool, ToolCalls, WrittenCall
+
+_TIMEOUT_S = 600
+_STORY = "Tell a long story about a lighthouse keeper who finds a letter in a bottle."
+_CALL_TOKENS = 256
+# A token is some four characters: hay needs no better count.
+_CHARACTERS = 4
+
+
+class EndpointError(QuantizeError):
+    """The endpoint cannot be reached, or does not answer as OpenAI's does."""
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """Of one streamed reply: seconds to the first token, tokens a second after it, how it ended."""
+
+    tokens: int
+    first_token_s: float
+    decode: float
+    finish: str
+
+
+class EndpointEvaluation(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What was not asked for is None."""
+
+    endpoint: str
+    model: str
+    tool_calls: ToolCalls | None = None
+    mmlu_chat: Score | None = None
+    needles: list[Cell] | None = None
+    reply: Reply | None = None
+
+
+class Endpoint:
+    """`url` up to and with `/v1`. Its methods raise EndpointError."""
+
+    def __init__(self, url: str, model: str, key: str | None = None) -> None:
+        # It takes a tenth of a second.
+        import httpx2
+
+        self.url, self.model = url.rstrip("/"), model
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx2.Client(timeout=_TIMEOUT_S, headers=headers)
+        self._failure: type[Exception] = httpx2.HTTPError
+
+    def ask(self, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> str:
+        return str(self._message(list(messages), max_tokens).get("content") or "")
+
+    def calls(self, request: str, tools: Sequence[DeclaredTool]) -> list[WrittenCall]:
+        message = self._message([{"role": "user", "content": request}], _CALL_TOKENS, tools=list(tools))
+        made = message.get("tool_calls") or []
+        return [(call["function"]["name"], call["function"]["arguments"]) for call in made]
+
+    def timed(self, most: int) -> Reply:
+        body = self._body([{"role": "user", "content": _STORY}], most)
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        began = time.perf_counter()
+        first = last = began
+        chunks, counted, finish = 0, None, "unknown"
+        for event in self._events(body):
+            counted = (event.get("usage") or {}).get("completion_tokens", counted)
+            for choice in event.get("choices", []):
+                finish = choice.get("finish_reason") or finish
+                if any(choice.get("delta", {}).get(key) for key in ("content", "reasoning_content", "reasoning")):
+                    last = time.perf_counter()
+                    first = first if chunks else last
+                    chunks += 1
+        tokens = int(counted if counted is not None else chunks)
+        return Reply(tokens, first - began, (tokens - 1) / (last - first) if last > first else 0.0, finish)
+
+    def _message(self, messages: list[Any], max_tokens: int, **more: Any) -> Mapping[str, Any]:
+        try:
+            answer = self._client.post(f"{self.url}/chat/completions", json=self._body(messages, max_tokens) | more)
+            if answer.status_code != 200:
+                raise EndpointError(f"{self.url} answered {answer.status_code}: {answer.text[:200]}")
+            message: Mapping[str, Any] = answer.json()["choices"][0]["message"]
+            return message
+        except self._failure as error:
+            raise EndpointError(f"{self.url} cannot be reached: {error}") from error
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise EndpointError(f"{self.url} does not answer as OpenAI's chat completions do.") from error
+
+    def _events(self, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        try:
+            with self._client.stream("POST", f"{self.url}/chat/completions", json=body) as answer:
+                if answer.status_code != 200:
+                    raise EndpointError(f"{self.url} answered {answer.status_code}.")
+                for line in answer.iter_lines():
+                    if line.startswith("data:") and (data := line[5:].strip()) != "[DONE]":
+                        yield json.loads(data)
+        except self._failure as error:
+            raise EndpointError(f"{self.url} cannot be reached: {error}") from error
+        except ValueError as error:
+            raise EndpointError(f"{self.url} does not stream as OpenAI's chat completions do.") from error
+
+    def _body(self, messages: list[Any], max_tokens: int) -> dict[str, Any]:
+        return {"model": self.model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
+
+
+def evaluate_endpoint(
+    endpoint: Endpoint, *, tools: bool, questions: Sequence[Question], needles: int, generate: int
+) -> EndpointEvaluation:
+    """`needles`: tries a cell, `generate`: tokens of the timed reply; 0 for none. Raises EndpointError."""
+    return EndpointEvaluation(
+        endpoint=endpoint.url,
+        model=endpoint.model,
+        tool_calls=tool_calls.measure(endpoint.calls) if tools else None,
+        mmlu_chat=mmlu.in_chat(questions, endpoint.ask) if questions else None,
+        needles=niah.run(endpoint.ask, lambda text: len(text) // _CHARACTERS, tries=needles) if needles else None,
+        reply=endpoint.timed(generate) if generate else None,
+    )
+
+
+def lines(found: EndpointEvaluation) -> list[str]:
+    """For people."""
+    said = [f"{found.model} at {found.endpoint}"]
+    if found.tool_calls is not None:
+        said.append(f"valid tool calls  {found.tool_calls}")
+    if found.mmlu_chat is not None:
+        said.append(f"MMLU, 0-shot      {found.mmlu_chat.right} of {found.mmlu_chat.asked}")
+    if found.needles is not None:
+        cells = (f"{cell.length:,} tokens, {cell.depth:.0%} deep: {cell.found}/{cell.tries}" for cell in found.needles)
+        said += [f"needle            {cell}" for cell in cells]
+    if (reply := found.reply) is not None:
+        said.append(
+            f"a reply           {reply.tokens} tokens, TTFT {reply.first_token_s:.2f} s, "
+            f"{reply.decode:.1f} tokens a second, ended by {reply.finish}"
+        )
+    return said

@@ -1,0 +1,117 @@
+"""What needs no logits, asked of an endpoint on a real socket whose answers the test writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantize.evaluate.tasks.tool_calls import TOOLS, is_valid
+from tests.support.running import ROOT
+
+WEATHER = {"city": "Lisbon", "day": "tomorrow"}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "valid"),
+    [
+        ("get_weather", WEATHER, True),
+        ("get_weather", json.dumps(WEATHER), True),
+        ("get_weather", {**WEATHER, "unit": "C"}, False),
+        ("get_weather", {"city": "Lisbon"}, False),
+        ("get_weather", {"city": "Lisbon", "day": "monday"}, False),
+        ("get_weather", "{not json", False),
+        ("get_weather", None, False),
+        ("weather", WEATHER, False),
+        ("set_timer", {"minutes": 9}, True),
+        ("set_timer", {"minutes": True}, False),
+        ("set_timer", {"minutes": 9.5}, False),
+        ("search_files", {"pattern": "*.py", "folders": "src"}, False),
+    ],
+)
+def test_a_call_is_valid_where_its_declaration_allows_it(name: str, arguments: Any, valid: bool) -> None:
+    assert is_valid(name, arguments, TOOLS) is valid
+
+
+class Served(BaseHTTPRequestHandler):
+    """Calls a tool in answer to questions about weather, else says the letter C."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if asked["model"] != "m":
+            self._answer(404, {"error": {"message": "no such model"}})
+        elif asked.get("stream"):
+            self._stream()
+        else:
+            self._answer(200, {"choices": [{"message": self._message(asked)}]})
+
+    def _message(self, asked: dict[str, Any]) -> dict[str, Any]:
+        said = asked["messages"][-1]["content"]
+        if asked.get("tools") and ("weather" in said or "raining" in said):
+            arguments = json.dumps(WEATHER if "Lisbon" in said else {"town": "Bergen"})
+            return {"content": None, "tool_calls": [{"function": {"name": "get_weather", "arguments": arguments}}]}
+        return {"content": "Answer: C"}
+
+    def _stream(self) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.end_headers()
+        words = [{"choices": [{"delta": {"content": word}}]} for word in ("Once", " upon")]
+        end = {"choices": [{"delta": {}, "finish_reason": "length"}], "usage": {"completion_tokens": 2}}
+        for event in [*words, end]:
+            self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def _answer(self, status: int, body: dict[str, Any]) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Served) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+        thread.join()
+
+
+def ask(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "quantize", "eval-endpoint", url, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_served_model_is_measured(url: str, tmp_path: Path) -> None:
+    questions = tmp_path / "even_test.csv"
+    questions.write_text("Which is even?,1,3,4,5,C\nWhich is odd?,1,2,4,6,A\n")
+    done = ask(url, "--model", "m", "--mmlu", str(questions), "--generate", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["tool_calls"] == {"asked": 8, "called": 2, "valid": 1}
+    assert (told["mmlu_chat"]["right"], told["mmlu_chat"]["asked"]) == (1, 2)
+    assert (told["reply"]["tokens"], told["reply"]["finish"]) == (2, "length")
+    assert "needles" not in told
+
+
+def test_an_endpoint_that_refuses_or_is_not_there_is_one_sentence(url: str) -> None:
+    refused = ask(url, "--model", "other", "--generate", "0")
+    assert refused.returncode == 1
+    assert "answered 404" in refused.stderr
+    absent = ask("http://127.0.0.1:9/v1", "--model", "m")
+    assert absent.returncode == 1
+    assert "cannot be reached" in absent.stderr
+    assert "Traceback" not in absent.stderr + refused.stderr
