@@ -42,7 +42,9 @@ check: $(VENV)/.dev
 
 # Each command writes below bench/results/; the last two make the pictures and tables of docs/performance.md of it.
 bench: $(VENV)/.dev
+	@$(BIN)/python -m bench.simulated
 	@$(BIN)/python -m bench.overhead
+	-@$(BIN)/python -m bench.host
 	@$(BIN)/python -m bench.build
 	@$(BIN)/python -m bench.serving $(ARGS); status=$$?; $(BIN)/python -m bench.report; $(BIN)/python -m tools.docs_tables; exit $$status
 
