@@ -22,6 +22,9 @@ attention 4, the first and last two layers 8, groups of 64, embeddings kept; cal
 that ships. What the same bytes are worth without it is in [Calibration](calibration.md#what-it-is-worth), what the
 columns say in [Evaluation](evaluation.md#what-is-measured).
 
+Sixteen passages were judged, of kinds in turn, so it holds fewer of the scripts than a full evaluation; no replies were
+generated.
+
 A model of 135 million parameters has little to spare, and 2 bits are few for it: this page shows what a report looks
 like and what calibration does, not a model to use.
 
