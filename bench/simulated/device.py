@@ -1,13 +1,13 @@
 """The device: a scripted model whose passes take a chip's time, and meters for what the engine does around them.
 
-Bytes are real but small: a KV cache of Gemma 4 26B-A4B at a 512th of its size. Its 25 sliding layers are one here, and
-its five others are one, since nothing in the engine depends on their number.
+Bytes are real but small: a KV cache of Gemma 4 26B-A4B at a 512th of its size. The pass over a prompt takes time when
+its layers are evaluated, each a thirtieth; a decode step as a whole, when it is submitted.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,23 +17,25 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from bench.simulated.chips import GB, Chip
 from bench.simulated.clock import Clock
+from server.engine import kv
 
 SCALE = 512
 VOCABULARY = 512
 WINDOW = 1024
 WEIGHT_BYTES = 12 * GB // SCALE
-# Elements of keys (and as many of values) for each token, in two bytes each: 25 * 8 KB and 5 * 4 KB, scaled.
-_SLIDING, _GLOBAL = 100, 10
+# One layer in six looks at everything.
+_LAYERS, _GLOBAL_EVERY = 30, 6
+# Elements of keys (and as many of values) for each token and layer, in two bytes each: 8 KB and 4 KB, scaled.
+_SLIDING, _GLOBAL = 4, 2
 # What makes an array of keys or values out of others, in MLX.
 _COPYING = ("contiguous", "concatenate", "zeros", "pad", "roll")
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One forward pass: when the device worked on it, and on what, (rows, tokens of each)."""
+    """One forward pass: when it was begun, and on what, (rows, tokens of each)."""
 
     start: float
-    end: float
     rows: int
     tokens: int
 
@@ -45,27 +47,51 @@ class Device:
         self.chip = chip
         self.clock = clock
         self.passes: list[Pass] = []
+        # When what was submitted is done, in order; and the layers that nobody has asked for, with what each takes.
+        self._ends: list[float] = []
+        self._unevaluated: list[tuple[Any, float]] = []
         self.copied = 0
         self.written = 0
         self.read = 0
         # The last pass was submitted and not waited for: the next wait is for what was before it.
         self._ahead = False
 
-    def submit(self, rows: int, tokens: int) -> None:
-        seconds = self.chip.decode_step_s(rows) if tokens == 1 else self.chip.prefill_s(rows * tokens)
-        start = max(self.clock.now, self.passes[-1].end if self.passes else 0.0)
-        self.passes.append(Pass(start, start + seconds, rows, tokens))
+    def submit(self, rows: int, tokens: int, layers: Sequence[Any]) -> None:
+        """A pass that fills `layers`."""
+        self.passes.append(Pass(max(self.clock.now, self._free_at), rows, tokens))
+        self._ahead = False
+        if tokens == 1:
+            self._work(self.chip.decode_step_s(rows))
+        else:
+            seconds = self.chip.prefill_s(rows * tokens) / max(1, len(layers))
+            self._unevaluated = [(layer, seconds) for layer in layers]
+
+    def evaluate(self, layers: Sequence[Any]) -> None:
+        """Work on those of them that a pass has filled; on all of it for layers that were made of its own."""
+        asked = {id(layer) for layer in layers}
+        known = [(layer, seconds) for layer, seconds in self._unevaluated if id(layer) in asked]
+        due = known or self._unevaluated
+        if due:
+            self._work(sum(seconds for _, seconds in due))
+            self._unevaluated = [left for left in self._unevaluated if left not in due]
+
+    @property
+    def _free_at(self) -> float:
+        return self._ends[-1] if self._ends else 0.0
+
+    def _work(self, seconds: float) -> None:
+        self._ends.append(max(self.clock.now, self._free_at) + seconds)
         self._ahead = False
 
     def go_ahead(self) -> None:
         self._ahead = True
 
     def wait(self) -> None:
-        """For all passes; right after an asynchronous evaluation, as mlx-lm's decoding does, for those before it."""
-        due = self.passes[:-1] if self._ahead else self.passes
+        """For all that was submitted; right after an asynchronous evaluation, as decoding does, for what was before."""
+        due = self._ends[:-1] if self._ahead else self._ends
         self._ahead = False
         if due:
-            self.clock.wait_until(due[-1].end)
+            self.clock.wait_until(due[-1])
 
     def transfer(self, nbytes: int) -> None:
         """From or to the disk; in the background nobody waits for it."""
@@ -82,15 +108,20 @@ class ScriptedModel(nn.Module):  # type: ignore[misc]
         self._device = device
 
     def make_cache(self) -> list[Any]:
-        return [RotatingKVCache(WINDOW), KVCache()]
+        return [KVCache() if _is_global(index) else RotatingKVCache(WINDOW) for index in range(_LAYERS)]
 
     def __call__(self, tokens: mx.array, cache: list[Any] | None = None) -> mx.array:
         rows, count = tokens.shape
-        self._device.submit(rows, count)
-        for layer, width in zip(cache or (), (_SLIDING, _GLOBAL), strict=False):
+        self._device.submit(rows, count, cache or ())
+        for index, layer in enumerate(cache or ()):
+            width = _GLOBAL if _is_global(index) else _SLIDING
             filling = mx.broadcast_to(mx.array(0, mx.float16), (rows, 1, count, width))
             layer.update_and_fetch(filling, filling)
         return mx.zeros((rows, count, VOCABULARY))
+
+
+def _is_global(index: int) -> bool:
+    return index % _GLOBAL_EVERY == _GLOBAL_EVERY - 1
 
 
 @contextlib.contextmanager
@@ -103,6 +134,7 @@ def in_place(device: Device) -> Iterator[None]:
         replaced.append((owner, name, original))
         setattr(owner, name, made(original))
 
+    replace(kv, "evaluate", lambda original: _before(original, device.evaluate))
     replace(mx, "eval", lambda original: _then(original, device.wait))
     replace(mx, "async_eval", lambda original: _then(original, device.go_ahead))
     for name in _COPYING:
@@ -114,6 +146,14 @@ def in_place(device: Device) -> Iterator[None]:
     finally:
         for owner, name, original in reversed(replaced):
             setattr(owner, name, original)
+
+
+def _before(original: Any, first: Callable[[Sequence[Any]], None]) -> Any:
+    def evaluate(layers: Sequence[Any]) -> None:
+        first([layer for layer in layers if layer is not None])
+        original(layers)
+
+    return evaluate
 
 
 def _then(original: Any, after: Callable[[], None]) -> Any:
