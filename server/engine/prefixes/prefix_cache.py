@@ -113,6 +113,8 @@ class PrefixCache:
         Trimmable layers are cut at the boundaries so that the parts can be evicted one by one; with others only the end
         can be resumed.
         """
+        if not tokens:
+            return
         known = self.shelf.match(tokens, salt).length
         if (needed := kv.segment_bytes(layers, known, len(tokens))) > self.limit:
             return
