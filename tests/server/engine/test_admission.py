@@ -115,7 +115,7 @@ PER_TOKEN = 2 * 2 * 16 * 2 * 4
 
 def test_a_prompt_that_can_never_fit_is_refused_with_the_numbers(tmp_path: Path) -> None:
     async def run() -> None:
-        async with engine_with(write_tiny_model(tmp_path / "model"), room=1000 * PER_TOKEN) as engine:
+        async with engine_with(write_tiny_model(tmp_path / "model"), room=1400 * PER_TOKEN) as engine:
             with pytest.raises(ContextLengthExceeded, match=r"prompt of 1500 tokens needs .* MB of memory"):
                 await finished(engine, request(1500))
             assert await finished(engine, request(50)) == 1
