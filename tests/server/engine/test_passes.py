@@ -19,6 +19,7 @@ from server.engine.rehearsal import Together
 from server.engine_client.protocol import Cancel, EngineEvent, Load, Prefilled, Tokens
 from tests.support.architectures import write_architecture
 from tests.support.sliding_model import WINDOW
+from tests.support.stepped import finish, tokens_of
 from tests.support.talks import Model, generate, new_talk
 
 
@@ -84,17 +85,6 @@ def engine_with(model: Model, target_s: float = 1e-9) -> Engine:
         model_dir="", max_concurrent=8, prefill_step_tokens=64, cache_limit=10**9, decode_stall_target_s=target_s
     )
     return Engine(model.raw, 448, options, Admission(10**10, 0, measure(model.raw)), DiskTier(None, "", 0), Together())
-
-
-def finish(engine: Engine) -> list[EngineEvent]:
-    events: list[EngineEvent] = []
-    while engine.busy:
-        events += engine.step()
-    return events
-
-
-def tokens_of(events: list[EngineEvent], id: int) -> list[int]:
-    return [token for event in events if isinstance(event, Tokens) and event.id == id for token in event.tokens]
 
 
 def test_streams_advance_and_short_questions_are_read_between_the_layers_of_a_long_prompt(model: Model) -> None:

@@ -21,6 +21,7 @@ from server.engine.prefixes.disk_tier import DiskTier, StoredSegment
 from server.engine.prefixes.prefix_cache import Hit, PrefixCache
 from server.engine.rehearsal import Together
 from server.engine_client.protocol import Boundary, Cancel, EngineEvent, Load, Prefilled, Tokens
+from tests.support.stepped import finish, tokens_of
 from tests.support.talks import Model, generate, new_talk
 
 WINDOW = 8
@@ -87,17 +88,6 @@ def until(engine: Engine, is_last: Callable[[EngineEvent], bool]) -> list[Engine
     while not any(map(is_last, events)):
         events += engine.step()
     return events
-
-
-def finish(engine: Engine) -> list[EngineEvent]:
-    events: list[EngineEvent] = []
-    while engine.busy:
-        events += engine.step()
-    return events
-
-
-def tokens_of(events: list[EngineEvent], id: int) -> list[int]:
-    return [token for event in events if isinstance(event, Tokens) and event.id == id for token in event.tokens]
 
 
 def test_a_stream_goes_on_while_another_prompt_comes_from_disk(model: Model, tmp_path: Path) -> None:
