@@ -178,10 +178,11 @@ def test_what_was_read_under_one_salt_is_found_under_that_one_only_in_memory_and
             assert await cached(engine, "bob") == 0
             assert await cached(engine, "") == 0
             assert await cached(engine, "alice") > 0
-        async with engine_for(model.folder, tmp_path) as restarted:
-            assert await cached(restarted, "carol") == 0
-            assert await cached(restarted, "alice") > 0
-            assert await cached(restarted, "bob") > 0
+        # One that has measured both may find that reading again is quicker than the disk; after a start it has not.
+        for salt in ("alice", "bob"):
+            async with engine_for(model.folder, tmp_path) as restarted:
+                assert await cached(restarted, salt) > 0
+                assert await cached(restarted, f"not {salt}") == 0
 
     asyncio.run(run())
 
