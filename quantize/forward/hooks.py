@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 # hook(call, *args, **kwargs) -> what the module gives; `call(*args, **kwargs)` is the module itself.
@@ -39,3 +39,22 @@ def _subclass(cls: type[Any], hook: Hook) -> type:
 def _set_class(module: Any, cls: type) -> None:
     # Not through nn.Module's own __setattr__, which keeps a module's parameters.
     object.__setattr__(module, "__class__", cls)
+
+
+def joined(modules: Mapping[str, Any], hooks: Iterable[tuple[str, Hook]]) -> list[tuple[Any, Hook]]:
+    """For `hooked`: one hook a module of `modules`, that does what all of its hooks do; the first is the outermost."""
+    by_path: dict[str, list[Hook]] = {}
+    for path, hook in hooks:
+        by_path.setdefault(path, []).append(hook)
+    return [(modules[path], _chained(chain)) for path, chain in by_path.items()]
+
+
+def _chained(chain: Sequence[Hook]) -> Hook:
+    if len(chain) == 1:
+        return chain[0]
+    first, *rest = chain
+
+    def both(call: Any, *args: Any, **kwargs: Any) -> Any:
+        return first(lambda *a, **k: _chained(rest)(call, *a, **k), *args, **kwargs)
+
+    return both

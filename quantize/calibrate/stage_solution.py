@@ -1,0 +1,146 @@
+"""Solving the matrices of one stage, from what they are given chunk by chunk, in blocks that memory holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+import numpy as np
+
+from quantize.calibrate.given import Given
+from quantize.calibrate.guard import HeldBack, hold_back, merge_held_back
+from quantize.calibrate.recipe import Solved, SolverSettings, solve
+from quantize.calibrate.statistics import Statistics, measure, merge
+from quantize.calibrate.tokens import TextChunk
+from quantize.errors import SourceError
+from quantize.folder.finite import all_finite
+from quantize.folder.quant_spec import QuantSpec
+
+# What a call of the solver may take. Part of what determines the bytes: sums of another block may add up otherwise.
+BLOCK_BYTES = 2_000_000_000
+# Held-back text, by whether other text of its kind was calibrated on.
+COVERED, UNCOVERED = "covered", "uncovered"
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """One matrix of a layer, or stacked experts. `dtype`: the source's, that of scales and biases."""
+
+    spec: QuantSpec
+    dtype: mx.Dtype
+    shared_inputs: bool = False
+
+
+def solve_stage(
+    layer: int,
+    weights: Mapping[str, mx.array],
+    matrices: Mapping[str, Matrix],
+    chunks: Sequence[TextChunk],
+    given: Callable[[int], Given],
+    settings: SolverSettings,
+    *,
+    experts: bool,
+) -> dict[str, Solved]:
+    """Every matrix of a stage by path, in blocks of experts, or of rows where there are none.
+
+    layer: its number, for errors; given: of a chunk by its number, asked for several times. Raises SourceError:
+    weights or inputs are not finite.
+    """
+    for path, weight in weights.items():
+        if not all_finite(np.array(weight.astype(mx.float32), copy=False).data.cast("B"), "F32"):
+            raise SourceError(f"Layer {layer} of the source holds values that are not finite, in {path}.")
+    work = _Stage(chunks, given)
+    shared = all(matrices[path].shared_inputs for path in weights)
+    pool = work.pool() if experts and shared else None
+    parts: dict[str, list[Solved]] = {path: [] for path in weights}
+    for block in _expert_blocks(list(weights.values())) if experts else [None]:
+        statistics = work.statistics(block)
+        if not all(bool(mx.isfinite(one.hessian).all().item()) for one in statistics):
+            raise SourceError(f"Layer {layer} is given values that are not finite.")
+        for path, weight in weights.items():
+            matrix = matrices[path]
+            for rows in _row_blocks(weight) if block is None else [slice(None)]:
+                part = weight[rows] if block is None else weight[block.start : block.stop]
+                own = [one if one.stream is None else replace(one, stream=one.stream[rows]) for one in statistics]
+                held = work.held_back(block, part, rows)
+                parts[path].append(solve(part.astype(matrix.dtype), own, held, matrix.spec, settings, pool))
+                mx.clear_cache()
+    return {path: _together(solved) for path, solved in parts.items()}
+
+
+def solver_bytes(rows: int, columns: int) -> int:
+    """What `solve` says that it needs."""
+    return 4 * columns * (8 * columns + 20 * rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """Sums over the chunks, of the experts of a block, or with None of all rows."""
+
+    chunks: Sequence[TextChunk]
+    given: Callable[[int], Given]
+
+    def statistics(self, experts: range | None) -> list[Statistics]:
+        found: list[Statistics | None] = [None for _ in experts or [None]]
+        for chunk in self._chunks(held_back=False):
+            given = self.given(chunk)
+            for place, expert in enumerate(experts or [None]):
+                one, before = measure(*given.of(expert)), found[place]
+                found[place] = one if before is None else merge(before, one)
+            mx.eval([(one.hessian, one.drift, one.stream) for one in found if one is not None])
+        return [one for one in found if one is not None]
+
+    def held_back(self, experts: range | None, weight: mx.array, rows: slice) -> list[dict[str, HeldBack]]:
+        held: list[dict[str, HeldBack]] = [{} for _ in experts or [None]]
+        for chunk in self._chunks(held_back=True):
+            given = self.given(chunk)
+            kind = UNCOVERED if self._is_uncovered(chunk) else COVERED
+            for place, expert in enumerate(experts or [None]):
+                inputs, full, stream = given.of(expert)
+                if len(inputs) == 0:
+                    continue
+                own = weight if expert is None else weight[place]
+                one = hold_back(own, inputs, full, None if stream is None else stream[:, rows])
+                before = held[place].get(kind)
+                held[place][kind] = one if before is None else merge_held_back(before, one)
+            mx.eval([(one.hessian, one.miss) for kinds in held for one in kinds.values()])
+        return held
+
+    def pool(self) -> Statistics:
+        pool: Statistics | None = None
+        for chunk in self._chunks(held_back=False):
+            given = self.given(chunk)
+            one = measure(given.inputs, given.full)
+            pool = one if pool is None else merge(pool, one)
+            mx.eval(pool.hessian, pool.drift)
+        assert pool is not None
+        return pool
+
+    def _chunks(self, *, held_back: bool) -> list[int]:
+        return [number for number, chunk in enumerate(self.chunks) if chunk.held_back is held_back]
+
+    def _is_uncovered(self, chunk: int) -> bool:
+        kind = self.chunks[chunk].kind
+        return all(other.held_back for other in self.chunks if other.kind == kind)
+
+
+def _expert_blocks(weights: Sequence[mx.array]) -> list[range]:
+    """So many experts at a time that the solver keeps to BLOCK_BYTES, but at least one."""
+    each = max(solver_bytes(*weight.shape[-2:]) for weight in weights)
+    size, total = max(1, BLOCK_BYTES // each), weights[0].shape[0]
+    return [range(at, min(at + size, total)) for at in range(0, total, size)]
+
+
+def _row_blocks(weight: mx.array) -> list[slice]:
+    """Rows do not meet, so a large matrix is solved in parts."""
+    rows, columns = weight.shape
+    size = max(64, (BLOCK_BYTES - solver_bytes(0, columns)) // (solver_bytes(1, columns) - solver_bytes(0, columns)))
+    return [slice(at, min(at + size, rows)) for at in range(0, rows, size)]
+
+
+def _together(parts: Sequence[Solved]) -> Solved:
+    weight, scales, biases = (
+        mx.concatenate([getattr(part, name) for part in parts]) for name in ("weight", "scales", "biases")
+    )
+    return Solved(weight, scales, biases, tuple(report for part in parts for report in part.reports))
