@@ -53,8 +53,10 @@ def estimate(plan: Plan, tokens: int) -> Estimate:
     for output in plan.tensors:
         layers.setdefault(output.layer, []).append(output)
     # The CPU computes in float32, whatever the source has.
-    width = 4 if mx.default_device() == mx.Device(mx.cpu) else 2
-    outside = width * sum(output.parameters for output in layers.pop(None, []))
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    width = 4 if on_cpu else 2
+    # A table is read whole before it is made float32.
+    outside = (width + 2 * on_cpu) * sum(output.parameters for output in layers.pop(None, []))
     largest = max(width * sum(output.parameters for output in layer) for layer in layers.values())
     solved = [output for layer in layers.values() for output in layer if output.spec is not None]
     solving = max((_solving(output) for output in solved), default=0)
