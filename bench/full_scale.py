@@ -124,7 +124,9 @@ def hub(args: argparse.Namespace) -> Iterator[dict[str, str]]:
         started = time.monotonic()
         url = process.stdout.readline().strip()
         print(f"hub at {url}, its digests after {time.monotonic() - started:.0f} s", flush=True)
-        yield {**os.environ, **hub_environment(LoopbackHub(url=url), args.work / "home")}
+        # Of one shape: a cache knows files by their revision.
+        home = args.work / f"home-{args.layers}-{args.experts}"
+        yield {**os.environ, **hub_environment(LoopbackHub(url=url), home)}
         process.communicate()
 
 

@@ -42,7 +42,7 @@ from quantize.source.checkpoint import HubOptions
 
 DEFAULT_TOKENS = 131_072
 # Raised with any change that gives other bytes for the same input.
-FORMAT = 1
+FORMAT = 2
 # What MLX may keep of freed arrays.
 _CACHE_BYTES = 100_000_000
 _DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
@@ -149,9 +149,8 @@ class _Run:
         self._progress = progress
 
     def layers(self) -> None:
-        root = self._model.make(None)
-        total = len(root.layers)
-        prefixes = _prefixes(root)
+        prefixes = _prefixes(self._model)
+        total = len(prefixes)
         if all(self._results.has(layer) for layer in range(total)):
             return
         tokens = [mx.array([list(chunk.tokens)]) for chunk in self._chunks]
@@ -201,8 +200,9 @@ class _Run:
         return tell
 
 
-def _prefixes(root: Any) -> list[str]:
-    """The path of each layer in its model."""
+def _prefixes(model: LazyModel) -> list[str]:
+    """The path of each layer in its model, of which nothing stays in memory."""
+    root = model.make(None)
     paths = {id(module): path for path, module in root.named_modules()}
     return [paths[id(layer)] for layer in root.layers]
 

@@ -42,7 +42,7 @@ class QuantizedSoFar:
         return model
 
 
-class _RoundedRows(nn.Embedding):
+class _RoundedRows(nn.Embedding):  # type: ignore[misc]
     def __init__(self, weight: mx.array, spec: QuantSpec, dtype: mx.Dtype) -> None:
         super().__init__(1, 1)
         self.weight = weight

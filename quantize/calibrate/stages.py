@@ -139,26 +139,32 @@ def _writer(event: _Event, events: Sequence[_Event], entering: mx.array, leaving
     if before is None:
         return None
     later = [e for n, e in wide if n > at]
-    after = [*(e.given for e in later), leaving]
-    if any(_adds(before.given, event.returned, value) for value in after):
-        return Writer(before.path, ())
-    if not later or not bool(mx.array_equal(later[0].given, event.returned).item()):
-        return None
-    for place, last in enumerate(later):
-        if any(_adds(before.given, last.returned, value) for value in after[place + 1 :]):
-            between = [later[0]] if place == 0 else [later[0], last]
-            return Writer(before.path, [(norm.path, _gain(norm)) for norm in between])
-    return None
+    streams = [*(e.given for e in later), leaving]
+    # What may be added to the stream: what is returned itself or, where a norm is given it, what that or one more made.
+    added: list[tuple[int, list[_Event], mx.array]] = [(0, [], event.returned)]
+    if later and bool(mx.array_equal(later[0].given, event.returned).item()):
+        added = [(n + 1, [later[0], one] if n else [one], one.returned) for n, one in enumerate(later)]
+    found = [
+        (_sum_likeness(before.given, value, stream), norms)
+        for behind, norms, value in added
+        for stream in streams[behind:]
+    ]
+    likeness, norms = max(found, key=lambda one: one[0])
+    return Writer(before.path, [(norm.path, _gain(norm)) for norm in norms]) if likeness > _ALIKE else None
 
 
-def _adds(before: mx.array, added: mx.array, after: mx.array) -> bool:
-    """Whether `after` less `before` is much like `added`; layers may multiply their output by a number."""
+def _sum_likeness(before: mx.array, added: mx.array, after: mx.array) -> float:
+    """Near 1 where `after` is the sum of both, times a number, since layers may multiply their output by one: what it
+    has beside each of them is like the other."""
     before, added, after = (value.astype(mx.float32).reshape(-1) for value in (before, added, after))
     whole = before + added
     scale = (whole * after).sum() / mx.maximum((whole * whole).sum(), 1e-20)
-    gap = after / mx.where(scale == 0, 1.0, scale) - before
-    cosine = (gap * added).sum() / mx.maximum(mx.linalg.norm(gap) * mx.linalg.norm(added), 1e-20)
-    return bool((cosine > _ALIKE).item())
+    after = after / mx.where(scale == 0, 1.0, scale)
+    return min(_cosine(after - before, added), _cosine(after - added, before))
+
+
+def _cosine(first: mx.array, second: mx.array) -> float:
+    return float((first * second).sum() / mx.maximum(mx.linalg.norm(first) * mx.linalg.norm(second), 1e-20))
 
 
 def token_rms(given: mx.array) -> mx.array:

@@ -1,0 +1,43 @@
+"""The order of solving, and who writes to the residual stream, read off a layer that runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from quantize.calibrate.stages import find_stages
+from quantize.forward.models import FolderModel, InFloat32
+from quantize.forward.taps import matrices
+from tests.support.checkpoints import Gemma4Sizes, gemma4, llama, write
+
+LAYER, TOKENS = 1, 24
+GEMMA4 = Gemma4Sizes(hidden=64, layers=2, full_every=2, experts=4, mlp_width=64)
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma4"])
+def layer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    made = llama() if request.param == "llama" else gemma4(GEMMA4)
+    folder = write(tmp_path_factory.mktemp(request.param), *made)
+    return InFloat32(FolderModel(folder)).make(LAYER).layers[LAYER]
+
+
+@pytest.mark.parametrize("size", [0.01, 1.0, 100.0])
+def test_the_matrices_that_write_to_the_stream_are_found_with_all_that_stands_between(layer: Any, size: float) -> None:
+    """However large the stream is beside what is added to it."""
+    stream = size * mx.random.normal((1, TOKENS, layer.input_layernorm.weight.size), key=mx.random.key(0))
+    stages = find_stages(layer, matrices(layer), (stream, "causal"), {})
+    writers = {stage.paths: stage.writer for stage in stages if stage.writer is not None}
+    found = {paths: (writer.before, [norm for norm, _ in writer.norms]) for paths, writer in writers.items()}
+    if "post_feedforward_layernorm" in dict(layer.named_modules()):
+        after_mlp = ["post_feedforward_layernorm_1", "post_feedforward_layernorm"]
+        assert found == {
+            ("self_attn.o_proj",): ("input_layernorm", ["post_attention_layernorm"]),
+            ("mlp.down_proj",): ("pre_feedforward_layernorm", after_mlp),
+        }
+    else:
+        assert found == {
+            ("self_attn.o_proj",): ("input_layernorm", []),
+            ("mlp.down_proj",): ("post_attention_layernorm", []),
+        }
