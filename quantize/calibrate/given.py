@@ -1,8 +1,14 @@
-"""What the matrices of a stage are given: noted while a layer runs, and read back as the solver wants it."""
+"""What the matrices of a stage are given: noted while a layer runs, and read back as the solver wants it.
+
+A token whose stream is far larger than the others' (the first of a text, in many models) is nearly all that the sums of
+a matrix that writes to the stream see. Whatever reads the stream normalizes it, so each error counts relative to its
+token's rms; but every other token attends to such a one, so it counts for many. Between these, the rows of such a
+matrix are divided by the root of the rms.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +20,16 @@ from quantize.calibrate.stages import Stage, token_rms
 from quantize.forward.hooks import Hook
 from quantize.forward.taps import by_expert
 
+# Both are measured: docs/calibration.md. The power of a token's rms that its rows are divided by.
+_POWER = 0.5
+# What is asked of a matrix, of an error of the stream, where norms stand between: they pass on less than first order
+# says.
+_THROUGH_NORMS = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Of one chunk and stage: Xq, Xf, R, and the expert of each row."""
+    """Of one chunk and stage: Xq, Xf and R, of equal weight for the solver, and the expert of each row."""
 
     inputs: mx.array
     full: mx.array
@@ -31,9 +43,9 @@ class Given:
         return self.inputs[chosen], self.full[chosen], None
 
 
-def noting(number: int, stage: Stage, notes: dict[str, mx.array], *, norms: bool = True) -> list[tuple[str, Hook]]:
+def noting(number: int, stage: Stage, notes: dict[str, mx.array], *, behind: bool = True) -> list[tuple[str, Hook]]:
     """Hooks, by path, that put into `notes` what the solver needs of a run: the input of stage `number`, and of the
-    stream around it. `norms`: those between the stage and the stream, too."""
+    stream around it. `behind`: what comes after the stage's matrix, too."""
 
     def inputs(call: Any, x: mx.array, *args: Any, **kwargs: Any) -> Any:
         if stage.experts:
@@ -46,9 +58,9 @@ def noting(number: int, stage: Stage, notes: dict[str, mx.array], *, norms: bool
         notes[f"{number}-before"] = x
         return call(x)
 
-    def rms(place: int) -> Hook:
+    def rms(name: str) -> Hook:
         def note(call: Any, x: mx.array) -> Any:
-            notes[f"{number}-rms-{place}"] = token_rms(x)
+            notes[name] = _rms(x)
             return call(x)
 
         return note
@@ -56,9 +68,18 @@ def noting(number: int, stage: Stage, notes: dict[str, mx.array], *, norms: bool
     hooks: list[tuple[str, Hook]] = [(stage.paths[0], inputs)]
     if stage.writer is not None:
         hooks.append((stage.writer.before, before))
-        if norms:
-            hooks += [(path, rms(place)) for place, (path, _) in enumerate(stage.writer.norms)]
+        if behind:
+            hooks += [(path, rms(f"{number}-rms-{place}")) for place, (path, _) in enumerate(stage.writer.norms)]
+            if stage.writer.after is not None:
+                hooks.append((stage.writer.after, rms(f"{number}-after")))
     return hooks
+
+
+def note_returned(stages: Sequence[Stage], returned: mx.array, notes: dict[str, mx.array]) -> None:
+    """What `noting` cannot see, for the stages that write to it: the stream that the layer returns."""
+    for number, stage in enumerate(stages):
+        if stage.writer is not None and stage.writer.after is None:
+            notes[f"{number}-after"] = _rms(returned)
 
 
 def rows_of(number: int) -> str:
@@ -68,16 +89,20 @@ def rows_of(number: int) -> str:
 
 def given(number: int, stage: Stage, full: Mapping[str, mx.array], quantized: Mapping[str, mx.array]) -> Given:
     """From the notes of both streams."""
+    inputs, wanted = quantized[rows_of(number)].astype(mx.float32), full[rows_of(number)].astype(mx.float32)
     stream = None
-    if f"{number}-before" in full:
+    if stage.writer is not None:
         before, after = full[f"{number}-before"], quantized[f"{number}-before"]
         stream = (before.astype(mx.float32) - after.astype(mx.float32)).reshape(-1, before.shape[-1])
-        for place, (_, gain) in enumerate(stage.writer.norms if stage.writer else ()):
-            stream = stream * full[f"{number}-rms-{place}"].reshape(-1, 1) / gain
+        stream = _THROUGH_NORMS * stream if stage.writer.norms else stream
+        for place, (_, gain) in enumerate(stage.writer.norms):
+            stream = stream * full[f"{number}-rms-{place}"] / gain
+        counts = full[f"{number}-after"] ** -_POWER
+        inputs, wanted, stream = counts * inputs, counts * wanted, counts * stream
     experts = full.get(f"{number}-experts")
-    return Given(
-        quantized[rows_of(number)].astype(mx.float32),
-        full[rows_of(number)].astype(mx.float32),
-        stream,
-        None if experts is None else np.array(experts),
-    )
+    return Given(inputs, wanted, stream, None if experts is None else np.array(experts))
+
+
+def _rms(stream: mx.array) -> mx.array:
+    """(tokens, 1)."""
+    return token_rms(stream).reshape(-1, 1)

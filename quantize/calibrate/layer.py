@@ -15,13 +15,14 @@ from typing import Any
 
 import mlx.core as mx
 
-from quantize.calibrate.given import Given, given, noting
+from quantize.calibrate.given import Given, given, note_returned, noting
 from quantize.calibrate.recipe import Solved, SolverSettings
 from quantize.calibrate.settled import SettledParts
 from quantize.calibrate.stage_solution import Matrix, solve_stage
 from quantize.calibrate.stages import Stage, find_stages
 from quantize.calibrate.tokens import TextChunk
 from quantize.folder.quant_spec import QuantSpec
+from quantize.forward.capture import arrays_of
 from quantize.forward.hooks import Hook, hooked, joined
 from quantize.forward.store import Store
 from quantize.forward.stream import Stream
@@ -88,6 +89,7 @@ class LayerPass:
             with recorded(routers) as choices, hooked(joined(modules, hooks)):
                 returned = layer(*args, **kwargs)
             self.streams.full.keep(self.number, chunk, returned)
+            note_returned(self._stages, arrays_of(returned)[0], notes)
             self.taps.put(_key("full", chunk), notes)
             mx.eval(choices)
             self._choices.append(choices)
@@ -99,7 +101,7 @@ class LayerPass:
         for chunk in range(len(self.chunks)):
             args, kwargs = self.streams.quantized.inputs(self.number, chunk)
             notes: dict[str, mx.array] = {}
-            hooks = [*noting(number, stage, notes, norms=False), (stage.paths[0], _end)]
+            hooks = [*noting(number, stage, notes, behind=False), (stage.paths[0], _end)]
             hooks += self._settled_hooks(number, chunk, modules, [path for path, _ in hooks])
             with self._replayed(modules, chunk), hooked(joined(modules, hooks)), suppress(_Ended):
                 layer(*args, **kwargs)

@@ -27,10 +27,12 @@ _SMALLEST_GAIN = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """`before`: the norm whose input is the stream before. `norms`: those between the matrix and the stream, in order,
-    each with the gain of its columns."""
+    """`before`: the norm whose input is the stream before; `after`: that whose input is the stream behind, None where
+    the layer returns it. `norms`: those between the matrix and the stream, in order, each with the gain of its columns.
+    """
 
     before: str
+    after: str | None
     norms: Sequence[tuple[str, mx.array]]
 
 
@@ -139,18 +141,18 @@ def _writer(event: _Event, events: Sequence[_Event], entering: mx.array, leaving
     if before is None:
         return None
     later = [e for n, e in wide if n > at]
-    streams = [*(e.given for e in later), leaving]
+    streams = [*((e.path, e.given) for e in later), (None, leaving)]
     # What may be added to the stream: what is returned itself or, where a norm is given it, what that or one more made.
     added: list[tuple[int, list[_Event], mx.array]] = [(0, [], event.returned)]
     if later and bool(mx.array_equal(later[0].given, event.returned).item()):
         added = [(n + 1, [later[0], one] if n else [one], one.returned) for n, one in enumerate(later)]
     found = [
-        (_sum_likeness(before.given, value, stream), norms)
+        (_sum_likeness(before.given, value, stream), after, norms)
         for behind, norms, value in added
-        for stream in streams[behind:]
+        for after, stream in streams[behind:]
     ]
-    likeness, norms = max(found, key=lambda one: one[0])
-    return Writer(before.path, [(norm.path, _gain(norm)) for norm in norms]) if likeness > _ALIKE else None
+    likeness, after, norms = max(found, key=lambda one: one[0])
+    return Writer(before.path, after, [(norm.path, _gain(norm)) for norm in norms]) if likeness > _ALIKE else None
 
 
 def _sum_likeness(before: mx.array, added: mx.array, after: mx.array) -> float:

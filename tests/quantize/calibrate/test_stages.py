@@ -7,7 +7,9 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from quantize.calibrate.given import given, noting, rows_of
 from quantize.calibrate.stages import find_stages
+from quantize.forward.hooks import hooked, joined
 from quantize.forward.models import FolderModel, InFloat32
 from quantize.forward.taps import matrices
 from tests.support.checkpoints import Gemma4Sizes, gemma4, llama, write
@@ -29,15 +31,29 @@ def test_the_matrices_that_write_to_the_stream_are_found_with_all_that_stands_be
     stream = size * mx.random.normal((1, TOKENS, layer.input_layernorm.weight.size), key=mx.random.key(0))
     stages = find_stages(layer, matrices(layer), (stream, "causal"), {})
     writers = {stage.paths: stage.writer for stage in stages if stage.writer is not None}
-    found = {paths: (writer.before, [norm for norm, _ in writer.norms]) for paths, writer in writers.items()}
+    found = {paths: (one.before, one.after, [norm for norm, _ in one.norms]) for paths, one in writers.items()}
     if "post_feedforward_layernorm" in dict(layer.named_modules()):
         after_mlp = ["post_feedforward_layernorm_1", "post_feedforward_layernorm"]
         assert found == {
-            ("self_attn.o_proj",): ("input_layernorm", ["post_attention_layernorm"]),
-            ("mlp.down_proj",): ("pre_feedforward_layernorm", after_mlp),
+            ("self_attn.o_proj",): ("input_layernorm", "pre_feedforward_layernorm", ["post_attention_layernorm"]),
+            ("mlp.down_proj",): ("pre_feedforward_layernorm", None, after_mlp),
         }
     else:
         assert found == {
-            ("self_attn.o_proj",): ("input_layernorm", []),
-            ("mlp.down_proj",): ("post_attention_layernorm", []),
+            ("self_attn.o_proj",): ("input_layernorm", "post_attention_layernorm", []),
+            ("mlp.down_proj",): ("post_attention_layernorm", None, []),
         }
+
+
+def test_a_token_with_a_huge_stream_is_not_all_that_a_matrix_sees(layer: Any) -> None:
+    """Nor does it count no more than any other."""
+    stream = mx.random.normal((1, TOKENS, layer.input_layernorm.weight.size), key=mx.random.key(0))
+    stream = stream * mx.array([100.0] + [1.0] * (TOKENS - 1))[:, None]
+    stages = find_stages(layer, matrices(layer), (stream, "causal"), {})
+    number = next(at for at, stage in enumerate(stages) if stage.paths == ("self_attn.o_proj",))
+    notes: dict[str, mx.array] = {}
+    with hooked(joined(dict(layer.named_modules()), noting(number, stages[number], notes))):
+        mx.eval(layer(stream, "causal"), notes)
+    counted = given(number, stages[number], notes, notes).inputs
+    share = mx.linalg.norm(counted, axis=-1) / mx.linalg.norm(notes[rows_of(number)], axis=-1)
+    assert 5 < float(share[1:].mean() / share[0]) < 20
