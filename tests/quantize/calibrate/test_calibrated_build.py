@@ -230,8 +230,8 @@ def test_eval_takes_the_covered_kinds_from_the_manifest(whole: tuple[Path, int],
 @pytest.mark.slow
 def test_a_budget_is_kept_and_gate_and_up_keep_one_width(source: Path, data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "quantize", "build", str(source), str(tmp_path / "out"), "--policy", "uniform-4"]
-    assert "measure losses on text" in run([*command, "--target-bpw", "4"], code=2).stderr
-    assert "measure losses on text" in run([*command, "--fit-mac", "16GB"], code=2).stderr
+    assert "give --calibrate" in run([*command, "--target-bpw", "4"], code=2).stderr
+    assert "give --calibrate" in run([*command, "--fit-mac", "16GB"], code=2).stderr
     command += ["--calibrate", str(data), "--calibration-tokens", "64"]
     assert "The smallest model" in run([*command, "--max-bytes", "1kB"], code=1).stderr
     run([*command, "--target-bpw", "4.2"])
