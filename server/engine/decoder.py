@@ -93,6 +93,10 @@ class Decoder:
                 drawn.append(Drawn(row, token, logprobs.get(row.request.id)))
         return drawn
 
+    def wait(self) -> None:
+        """For the pass under way."""
+        mx.eval(self._inputs)
+
     def extract(self, row: DecodingSequence) -> Layers:
         """Its caches, from now on its own."""
         if len(self.rows) == 1:

@@ -217,11 +217,15 @@ class Engine:
         """The token budget gets the time that the model took, without the bookkeeping between."""
         decoding = len(self._batch) > 0
         seconds = self._budget.seconds(self._decode_s, decoding=decoding)
-        under_way_s = self._budget.decode_under_way_s(self._decode_s) if decoding else 0.0
-        chunk = self._prefills.read(seconds, under_way_s=under_way_s, idle=not decoding)
+
+        def wait() -> None:
+            # What fails meanwhile is decoding, and no prompt's fault.
+            self._attempt(lambda _: self._batch.wait(), self._drop_batch, events)
+
+        chunk = self._prefills.read(seconds, wait if decoding else None)
         read = [(prefill.request, prefill.layers) for prefill in chunk.completed]
         self._unsteered += [Newcomer(request, layers) for request, layers in read if isinstance(request, Generate)]
-        self._budget.record(self._decode_s, chunk.seconds, decoding=decoding)
+        self._budget.record(self._decode_s, chunk.under_way_s, chunk.seconds, decoding=decoding)
         events += chunk.events
 
     def _begin_answers(self, events: list[EngineEvent]) -> None:

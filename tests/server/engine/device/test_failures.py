@@ -13,6 +13,7 @@ import psutil
 import pytest
 from pydantic import ByteSize
 
+from server.engine.decoder import Decoder
 from server.engine.device.failures import explain, is_of_the_device
 from server.engine.engine import Engine
 from server.engine_client.protocol import EngineEvent, Failed, Finished, Generate, Prefilled, Sampling, Tokens
@@ -112,6 +113,23 @@ def test_a_decode_step_that_fails_ends_the_batch_and_no_prompt(model: Model, eng
         events += drained(engine)
     assert sorted(event.id for event in events if isinstance(event, Failed) and event.id) == [1, 2]
     assert [event.id for event in events if isinstance(event, Finished)] == [3]
+
+
+def test_a_decode_step_that_fails_while_a_prompt_waits_for_it_ends_no_prompt(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Decoder) -> None:
+        raise RuntimeError("a model with a bug")
+
+    engine.handle(request(1, max_tokens=100))
+    events = list(until(engine, Tokens))
+    engine.handle(request(2, prompt=PROMPT * 5))
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "wait", fail)
+        events += until(engine, Failed)
+    events += drained(engine)
+    assert [event.id for event in events if isinstance(event, Failed)] == [1]
+    assert [event.id for event in events if isinstance(event, Finished)] == [2]
 
 
 def test_an_answer_that_ends_in_a_step_is_not_lost_when_the_step_fails_later(model: Model, engine: Engine) -> None:
