@@ -102,6 +102,7 @@ class Engine:
             disk,
             trimmable=trimmable,
             prefill_rate=lambda: self._budget.prefill_tokens_per_s,
+            settle=self._device.wait,
         )
         self._prefills = PrefillQueue(
             self._model, admission, self._budget, self._prefixes, trimmable=trimmable, together=together.prefill
