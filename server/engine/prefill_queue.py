@@ -135,18 +135,18 @@ class PrefillQueue:
             return chunk
         chosen = self._scheduler.next(ready)
         self._reading = [chosen.id]
-        begun = time.monotonic()
-        parts = [(chosen, chosen.under_way.tokens)] if chosen.under_way else []
-        if not parts:
-            parts = self._plan(chosen, ready, seconds, chunk.events)
         if wait is not None:
+            begun = time.monotonic()
             wait()
             chunk.under_way_s = time.monotonic() - begun
             seconds = self._budget.left(seconds, chunk.under_way_s)
         begun = time.monotonic()
         if chosen.under_way is not None:
+            parts = [(chosen, chosen.under_way.tokens)]
             read = self._measured(parts, lambda: self._go_on(chosen, seconds))
         else:
+            parts = self._plan(chosen, ready, seconds, chunk.events)
+            begun = time.monotonic()
             read = self._begin(parts, seconds)
         chunk.seconds = time.monotonic() - begun
         if not read and chosen.under_way is not None:
