@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ from server.settings.loading import load_settings
 from tests.support.recorded import Recorded
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("config", type=Path)
     parser.add_argument("--record", type=Path)
     # In the place of what keeps a Mac awake.
     parser.add_argument("--awake", type=shlex.split)
-    given, script = parser.parse_known_args()
+    given, script = parser.parse_known_args(arguments)
     if given.awake is not None:
         awake.command = lambda: given.awake
     settings = load_settings(given.config, {})
