@@ -125,7 +125,7 @@ def running(command: Sequence[str], folder: Path, cwd: Path = ROOT) -> Iterator[
 
 @contextlib.contextmanager
 def running_script(file: Path, script: Sequence[str], folder: Path) -> Iterator[Running]:
-    """A server with the settings of `file` and the scripted engine of `tests/support/scripted_engine.py` behind it."""
+    """A server with the settings of `file` and, but for `--real`, `tests/support/scripted_engine.py` behind it."""
     log = folder / "server.log"
     with _until_killed(Forked([str(file), *script], log, ROOT), log) as server:
         yield server
@@ -157,9 +157,14 @@ def config(folder: Path, model: Path, **sections: Mapping[str, Any]) -> Path:
     return path
 
 
+def serving_command(folder: Path, model: Path) -> contextlib.AbstractContextManager[Running]:
+    """`configi serve`, for tests of the command itself."""
+    return running(["-m", "server.cli", "serve", "--config", str(config(folder, model))], folder)
+
+
 def serving(folder: Path, model: Path, **sections: Mapping[str, Any]) -> contextlib.AbstractContextManager[Running]:
-    """`configi serve` with a real engine."""
-    return running(["-m", "server.cli", "serve", "--config", str(config(folder, model, **sections))], folder)
+    """A server with a real engine."""
+    return running_script(config(folder, model, **sections), ["--real"], folder)
 
 
 def serving_script(
