@@ -60,7 +60,7 @@ def router(service: Service) -> APIRouter:
 async def _respond(service: Service, call: ChatCall, generation: GenerationRequest) -> Response:
     events = service.generate(generation)
     if call.stream:
-        renderer = ChatStream(answer_id("chatcmpl"), wall_time(), call)
+        renderer = ChatStream(answer_id("chatcmpl-"), wall_time(), call)
         return await stream(events, renderer, DIALECT, service.settings.server, call.headers)
     answer = await collect(events, call.options.n)
     body = msgspec.json.encode(_completion(answer, call.shown))
@@ -70,7 +70,7 @@ async def _respond(service: Service, call: ChatCall, generation: GenerationReque
 
 def _completion(answer: Answer, shown: Shown) -> ChatCompletion:
     return ChatCompletion(
-        id=answer_id("chatcmpl"),
+        id=answer_id("chatcmpl-"),
         created=wall_time(),
         model=answer.started.model,
         choices=[_choice(index, choice, shown) for index, choice in enumerate(answer.choices)],
