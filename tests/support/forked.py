@@ -1,4 +1,4 @@
-"""Scripted servers as processes forked from one that has imported the server.
+"""Servers as processes forked from one that has imported the server.
 
 Most of what a server costs that is only started and asked a few things is its imports, and the tests start hundreds.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -52,7 +53,7 @@ class Forked:
                 os.kill(self.pid, how)
 
     def kill(self) -> None:
-        self._process.kill()
+        self.send_signal(signal.SIGKILL)
 
     def communicate(self) -> None:
         self.stdout.close()
