@@ -27,6 +27,7 @@ from quantize.folder.manifest import TextSummary, read_manifest
 from quantize.forward.models import open_model
 from quantize.forward.store import InFolder, InMemory
 from quantize.source.checkpoint import HubOptions
+from quantize.source.sources import check_name
 
 _EDGES = np.logspace(-8, 2, 41)
 _PROMPTS = (
@@ -61,6 +62,10 @@ def evaluate(
     folder: Path, reference: str, wishes: Wishes, told: EvaluationProgress = lambda what, done, total: None
 ) -> Evaluation:
     """Raises SourceError: what is given cannot be read, or the two models cannot be compared."""
+    # What was mistyped is said before mlx-lm is imported, which takes a second.
+    if not (folder / "config.json").is_file():
+        raise SourceError(f"{folder} has no config.json, so it is not an MLX model.")
+    check_name(reference)
     calibration = _calibration(folder)
     covered = wishes.covered or (COVERED if calibration is None else list(calibration.kinds))
     texts = [text for file in wishes.texts or (OWN,) for text in read_texts(file)]

@@ -132,7 +132,11 @@ def main() -> None:
 def _run(settings: Settings, *, demo: bool, exit_after_reply: bool = False) -> None:
     """Bind first, so that a port in use costs nothing; then serve until a signal arrives."""
     import functools
+    import gc
 
+    # Nothing that imports make is garbage, and looking through all of it again and again is a sixth of the start.
+    # `listen.run` turns the collector on.
+    gc.disable()
     from server import logs
     from server.app import Companion, create_app
     from server.cli import loopback

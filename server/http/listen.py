@@ -113,8 +113,10 @@ def run(
     _allow_many_connections()
     keep_little()
     sys.setswitchinterval(_TURN_S)
-    # What is there now stays: the collector, which stops everything, need not look at it again and again.
+    # What is there now stays: the collector, which stops everything, need not look at it again and again. A command
+    # that has only started may have turned it off.
     gc.freeze()
+    gc.enable()
     config = uvicorn.Config(
         lifespan,
         # A second more than the streams' own write timeout, which ends the request behind the connection first.

@@ -109,10 +109,10 @@ class Residency:
         """
         model = self._models[entry.id]
         model.refuse_if_failed()
-        lease = model.lease(keep_alive_s)
+        lease = model.leases.ask(keep_alive_s)
         self._awake.need(True)
         if model.engine is not None and not self._turn.locked():
-            model.grant_leases(model.engine)
+            model.leases.grant(model.engine)
         else:
             self._start_loading(model)
         return lease
@@ -138,7 +138,7 @@ class Residency:
         self.changes.notify()
 
     def lease_ended(self) -> None:
-        self._awake.need(any(model.in_use or model.wanted for model in self.models))
+        self._awake.need(any(model.leases.in_use or model.leases.wanted for model in self.models))
         self._lease_ends.notify()
 
     def idle(self, model: Resident) -> None:
@@ -172,9 +172,9 @@ class Residency:
                     if await self._others_end(model):
                         await self._swap(model)
                 if model.engine is not None:
-                    model.grant_leases(model.engine)
+                    model.leases.grant(model.engine)
         except Exception as error:
-            model.refuse_leases(model.fail(error))
+            model.leases.refuse(model.fail(error))
         finally:
             self._loading.discard(model)
 
@@ -185,8 +185,8 @@ class Residency:
 
     async def _others_end(self, model: Resident) -> bool:
         """Wait for the requests of the model in memory; False when meanwhile nobody wants `model` any more."""
-        while self._current is not None and self._current.engine is not None and self._current.in_use:
-            if not model.wanted:
+        while self._current is not None and self._current.engine is not None and self._current.leases.in_use:
+            if not model.leases.wanted:
                 model.rest()
                 return False
             model.set("loading", "waiting for the requests of another model to end")
@@ -207,7 +207,7 @@ class Residency:
 
     async def _unload_if_idle(self, model: Resident) -> None:
         async with self._turn:
-            if not model.in_use and not model.wanted:
+            if not model.leases.in_use and not model.leases.wanted:
                 await model.unload()
 
     async def _look(self, model: Resident) -> None:

@@ -1,4 +1,4 @@
-"""One configured model: its state, its files, its engine while it is in memory, who uses it, its last failure.
+"""One configured model: its state, its files, its engine while it is in memory, its leases, its last failure.
 
 HTTP process, on the event loop. It knows nothing of other models: `residency.py` decides which one is in memory.
 """
@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +20,7 @@ from server.engine_client.supervisor import Supervisor
 from server.errors import ConfigiError, EngineFailed, ModelUnavailable
 from server.models.acquire import AcquireProgress, Acquirer
 from server.models.describe import Describer
-from server.models.lease import Lease
+from server.models.leases import Leases
 from server.models.opened import OpenedFiles, stamp_of
 from server.models.pace import Pace
 from server.models.status import ModelStatus, State
@@ -73,12 +71,8 @@ class Resident:
         self._owner = owner
         self._describer = describer
         self._opening: asyncio.Task[TextProcess] | None = None
-        self._files = OpenedFiles(lambda: self.engine is not None or self.wanted)
-        self._waiting: deque[Lease] = deque()
-        self._granted: set[Lease] = set()
-        self._idle_timer: asyncio.TimerHandle | None = None
-        # As the last request asked that had a wish; it holds until the model is unloaded.
-        self._keep_alive_s: float | None = None
+        self.leases = Leases(settings.idle_s, owner.lease_ended, lambda: owner.idle(self))
+        self._files = OpenedFiles(lambda: self.engine is not None or self.leases.wanted)
         self._warned: set[str] = set()
         self._failure: ConfigiError | None = None
         self._failed_at = 0.0
@@ -194,7 +188,7 @@ class Resident:
         now = min(most, own) if most is not None and own is not None else most
         self.status = replace(self.status, batched=self.engine.batched, context_length_now=now)
         self.set("ready", "in memory")
-        self._await_requests()
+        self.leases.model_loaded()
 
     def _show_loading(self, done: int, total: int) -> None:
         text = f"loading into memory: {done / 1e9:.2f} of {total / 1e9:.2f} GB"
@@ -235,62 +229,8 @@ class Resident:
     def _forget_engine(self) -> None:
         self.engine = None
         self.status = replace(self.status, context_length_now=None)
-        self._keep_alive_s = None
-        self._stop_idle_timer()
+        self.leases.model_unloaded()
         self._files.await_use()
-
-    # ---- who uses it
-
-    @property
-    def wanted(self) -> bool:
-        """Whether a request waits for it."""
-        return bool(self._waiting)
-
-    @property
-    def in_use(self) -> bool:
-        return bool(self._granted)
-
-    def lease(self, keep_alive_s: float | None = None) -> Lease:
-        """One that waits, until `grant_leases` or `refuse_leases`."""
-        lease = Lease(self._lease_ended, keep_alive_s)
-        self._waiting.append(lease)
-        return lease
-
-    def grant_leases(self, engine: EngineClient) -> None:
-        """In order of arrival, those that wait."""
-        while self._waiting:
-            lease = self._waiting.popleft()
-            lease.grant(engine)
-            self._granted.add(lease)
-            if lease.keep_alive_s is not None:
-                self._keep_alive_s = lease.keep_alive_s
-            self._stop_idle_timer()
-
-    def refuse_leases(self, error: ConfigiError) -> None:
-        while self._waiting:
-            self._waiting.popleft().refuse(error)
-
-    def _lease_ended(self, lease: Lease) -> None:
-        if lease in self._granted:
-            self._granted.remove(lease)
-            if not self._granted:
-                self._await_requests()
-        elif lease in self._waiting:
-            self._waiting.remove(lease)
-        self._owner.lease_ended()
-
-    def _await_requests(self) -> None:
-        self._stop_idle_timer()
-        # 0 is never in the settings, and at once in a request.
-        asked = self._keep_alive_s
-        seconds = self._settings.idle_s if asked is None else asked
-        if seconds < math.inf and self.engine is not None:
-            self._idle_timer = asyncio.get_running_loop().call_later(seconds, self._owner.idle, self)
-
-    def _stop_idle_timer(self) -> None:
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-            self._idle_timer = None
 
     # ---- its failures
 

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.running import Running, serving, serving_script
+from tests.support.running import Running, serving, serving_command, serving_script
 from tests.support.tiny_model import VOCAB_SIZE, write_tiny_model
 
 CONTEXT = 512
@@ -24,7 +24,7 @@ def one_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("whole")
     # A folder of this name where the server stands must not be taken for a model.
     write_tiny_model(folder / "org" / "model", context=CONTEXT)
-    with serving(folder, folder / "org" / "model") as up:
+    with serving_command(folder, folder / "org" / "model") as up:
         yield up
 
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import psutil
 
+from tests.support.forked import Forked
+
 ROOT = Path(__file__).resolve().parents[2]
 _ADDRESS = re.compile(r"on (http://\S+)")
 
@@ -25,7 +27,7 @@ _ADDRESS = re.compile(r"on (http://\S+)")
 class Running:
     """A server process that accepts connections."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | Forked
     url: str
     log: Path
 
@@ -117,6 +119,20 @@ def running(command: Sequence[str], folder: Path, cwd: Path = ROOT) -> Iterator[
             text=True,
             cwd=cwd,
         )
+    with _until_killed(process, log) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running_script(file: Path, script: Sequence[str], folder: Path) -> Iterator[Running]:
+    """A server with the settings of `file` and, but for `--real`, `tests/support/scripted_engine.py` behind it."""
+    log = folder / "server.log"
+    with _until_killed(Forked([str(file), *script], log, ROOT), log) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _until_killed(process: subprocess.Popen[str] | Forked, log: Path) -> Iterator[Running]:
     try:
         assert process.stdout is not None
         address = _ADDRESS.search(process.stdout.readline())
@@ -141,14 +157,18 @@ def config(folder: Path, model: Path, **sections: Mapping[str, Any]) -> Path:
     return path
 
 
+def serving_command(folder: Path, model: Path) -> contextlib.AbstractContextManager[Running]:
+    """`configi serve`, for tests of the command itself."""
+    return running(["-m", "server.cli", "serve", "--config", str(config(folder, model))], folder)
+
+
 def serving(folder: Path, model: Path, **sections: Mapping[str, Any]) -> contextlib.AbstractContextManager[Running]:
-    """`configi serve` with a real engine."""
-    return running(["-m", "server.cli", "serve", "--config", str(config(folder, model, **sections))], folder)
+    """A server with a real engine."""
+    return running_script(config(folder, model, **sections), ["--real"], folder)
 
 
 def serving_script(
     folder: Path, model: Path, script: Sequence[str] = (), **sections: Mapping[str, Any]
 ) -> contextlib.AbstractContextManager[Running]:
-    """The same server with the scripted engine of `tests/support/scripted_engine.py` behind it."""
-    command = ["-m", "tests.support.serve_scripted", str(config(folder, model, **sections)), *script]
-    return running(command, folder)
+    """The same server with a scripted engine behind it."""
+    return running_script(config(folder, model, **sections), script, folder)

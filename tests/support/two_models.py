@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.support.running import Running, config, running
+from tests.support.running import Running, config, running_script
 
 
 def states(server: Running) -> dict[str, str]:
@@ -20,4 +20,4 @@ def serving_two(
     """Two models, `tiny` and `other`, on scripted engines."""
     path = config(folder, tiny, **sections)
     path.write_text(path.read_text() + f'[[models]]\nid = "other"\nacquire = "local"\npath = "{other}"\n')
-    return running(["-m", "tests.support.serve_scripted", str(path), *script], folder)
+    return running_script(path, script, folder)

@@ -12,7 +12,7 @@ import pytest
 from mlx_lm import convert
 from mlx_lm.utils import load, load_tokenizer
 
-from quantize.errors import QuantizeError
+from quantize.errors import QuantizeError, SourceError
 from quantize.evaluate.evaluate import Wishes, evaluate
 from quantize.evaluate.plots import draw
 from quantize.evaluate.report import card_section
@@ -106,6 +106,16 @@ def test_what_is_not_there_is_one_sentence(missing: str, models: tuple[Path, Pat
     assert done.returncode == 1
     assert "not-there" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_what_was_mistyped_is_said_before_mlx_lm_is_imported(
+    models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlx_lm.utils", None)
+    with pytest.raises(SourceError, match=r"no config\.json"):
+        evaluate(Path("not-there"), str(models[1]), Wishes())
+    with pytest.raises(SourceError, match="neither a folder"):
+        evaluate(models[0], "./not-there", Wishes())
 
 
 def test_without_matplotlib_the_plots_are_refused_in_a_sentence(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.running import ROOT, serving
+from tests.support.running import ROOT, serving_command
 from tests.support.tiny_model import write_tiny_model
 
 COMMAND = (sys.executable, "-P", "-m", "server.cli")
@@ -71,7 +71,7 @@ def test_a_name_that_is_not_text_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_server_outlives_whoever_read_its_lines(tmp_path: Path) -> None:
-    with serving(tmp_path, write_tiny_model(tmp_path / "model")) as server:
+    with serving_command(tmp_path, write_tiny_model(tmp_path / "model")) as server:
         assert server.process.stdout is not None
         server.process.stdout.close()
         server.process.stdout = None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.running import Running, running
+from tests.support.running import Running, running_script
 from tests.support.tiny_model import write_tiny_model
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
@@ -38,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         lines += ["[[models]]", f'id = "{name}"', 'acquire = "local"', f'path = "{model}"']
         lines += [f"context_length = {configured}"] if configured else []
     (folder / "config.toml").write_text("\n".join(lines) + "\n")
-    with running(["-m", "server.cli", "serve", "--config", str(folder / "config.toml")], folder) as started:
+    with running_script(folder / "config.toml", ["--real"], folder) as started:
         yield started
 
 

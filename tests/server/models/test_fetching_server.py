@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.support.loopback_hub import COMMIT, REPO, LoopbackHub, hub_environment, loopback_hub, stall
-from tests.support.running import ROOT, Running, running
+from tests.support.running import ROOT, Running, running_script
 from tests.support.streams import Stream, assert_ends_with_error, stream, until
 from tests.support.tiny_model import write_tiny_model
 
@@ -44,7 +44,7 @@ def config(folder: Path, **sections: Mapping[str, Any]) -> Path:
 
 
 def serving(folder: Path, **sections: Mapping[str, Any]) -> contextlib.AbstractContextManager[Running]:
-    return running(["-m", "tests.support.serve_scripted", str(config(folder, **sections))], folder)
+    return running_script(config(folder, **sections), (), folder)
 
 
 @pytest.mark.parametrize("terminal", [True, False])

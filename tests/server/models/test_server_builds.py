@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from tests.support.loopback_hub import COMMIT, LoopbackHub, hold, hub_environment, loopback_hub, status
-from tests.support.running import ROOT, Running, running
+from tests.support.running import ROOT, Running, running_script
 from tests.support.tiny_model import write_tiny_model
 
 READY, SOURCE = "loopback/ready", "loopback/source"
@@ -51,7 +51,7 @@ class Bench:
         ]
         lines += ["[[models]]", 'id = "tiny"', f'fetch = "{READY}"', f'build_from = "{build_from}"']
         self.config.write_text("\n".join(lines) + "\n")
-        return running(["-m", "server.cli", "serve", "--config", str(self.config)], self.folder)
+        return running_script(self.config, ["--real"], self.folder)
 
     def hold_the_source(self) -> None:
         """The weights stop after half of them; the first request is for the header."""
@@ -122,7 +122,7 @@ def test_whoever_waits_is_told_how_far_the_build_is(bench: Bench) -> None:
 def test_a_server_that_ends_while_it_builds_goes_on_at_its_next_start(bench: Bench, how: signal.Signals) -> None:
     bench.hold_the_source()
     with bench.serving() as server, stream(server):
-        assert bench.hub.stalled.wait(20)
+        assert bench.hub.stalled.wait(60)
         children = server.workers()
         assert children
         server.stop(how, timeout=15)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ from server.api.operations import DetokenizeFields, TokenizeFields
 from server.api.tables import CHAT, COMPLETIONS, DETOKENIZE, ENDPOINTS, TOKENIZE
 from server.chat.conversation import Conversation, GenerationRequest, RawPrompt
 from server.chat.parts import Message, ToolResultPart
-from tests.support.scripted_service import MODEL, Running, ScriptedService, running
+from tests.support.scripted_service import Running, ScriptedService, running
 
 
 @pytest.fixture(scope="module")
@@ -314,69 +313,3 @@ def test_a_completion_is_16_tokens_long_unless_it_says_otherwise(server: Running
 def test_a_big_body_is_parsed_beside_the_loop_with_the_same_result(server: Running) -> None:
     text = "word [{ " * 50_000
     assert _messages(server, {"role": "user", "content": text}) == (Message.plain("user", text),)
-
-
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/models?limit=1000", "/v1/models?", "/v1/models/", "/models"])
-def test_models_are_listed_whatever_the_query(server: Running, path: str) -> None:
-    listed = server.send("GET", path).json()
-    assert listed["object"] == "list"
-    model = listed["data"][0]
-    assert isinstance(model.pop("created"), int)
-    assert model == {
-        "id": MODEL,
-        "object": "model",
-        "owned_by": "configi",
-        "root": MODEL,
-        "max_model_len": 4096,
-        "state": "ready",
-        "context_length": 4096,
-        "context_length_now": None,
-        "batched": None,
-        "warning": None,
-    }
-
-
-@pytest.mark.parametrize("name", ["org/tiny-model", "org%2Ftiny-model", "gpt-4o"])
-def test_a_model_is_found_by_id_with_a_slash_and_by_alias(server: Running, name: str) -> None:
-    assert server.send("GET", f"/v1/models/{name}").json()["id"] == MODEL
-
-
-@pytest.mark.parametrize(
-    ("body", "tokens"),
-    [
-        ({"content": "ab"}, [97, 98]),
-        ({"content": "ab", "add_special": True}, [1, 97, 98]),
-        ({"prompt": "ab"}, [1, 97, 98]),
-        ({"prompt": "ab", "add_special_tokens": False}, [97, 98]),
-        ({"messages": [{"role": "user", "content": "ab"}], "model": MODEL}, [97, 98]),
-        ({"content": ""}, []),
-    ],
-)
-def test_tokenize_takes_the_names_of_llama_server_and_of_vllm(server: Running, body: Any, tokens: list[int]) -> None:
-    reply = server.send("POST", "/tokenize", body)
-    assert reply.json() == {"tokens": tokens, "count": len(tokens), "max_model_len": 4096}
-
-
-def test_detokenize_is_the_way_back(server: Running) -> None:
-    assert server.send("POST", "/detokenize", {"tokens": [97, 98]}).json() == {"content": "ab", "prompt": "ab"}
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "param"),
-    [
-        ("/tokenize", {}, "content"),
-        ("/tokenize", {"content": "a", "prompt": "b"}, "prompt"),
-        ("/tokenize", {"content": 5}, "content"),
-        ("/tokenize", {"messages": []}, "messages"),
-        ("/tokenize", {"content": "a", "with_pieces": True}, "with_pieces"),
-        ("/detokenize", {}, "tokens"),
-        ("/detokenize", {"tokens": [-1]}, "tokens.0"),
-        ("/detokenize", {"tokens": ["a"]}, "tokens.0"),
-        ("/detokenize", {"tokens": [1.5]}, "tokens.0"),
-    ],
-)
-def test_a_bad_tokenizer_request_is_a_400_that_names_the_field(
-    server: Running, path: str, body: Any, param: str
-) -> None:
-    reply = server.send("POST", path, json.dumps(body).encode())
-    assert (reply.status, reply.json()["error"]["param"]) == (400, param)

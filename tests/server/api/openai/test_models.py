@@ -1,0 +1,40 @@
+"""GET /v1/models, as clients ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.scripted_service import MODEL, Running, ScriptedService, running
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with running(ScriptedService()) as up:
+        yield up
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models?limit=1000", "/v1/models?", "/v1/models/", "/models"])
+def test_models_are_listed_whatever_the_query(server: Running, path: str) -> None:
+    listed = server.send("GET", path).json()
+    assert listed["object"] == "list"
+    model = listed["data"][0]
+    assert isinstance(model.pop("created"), int)
+    assert model == {
+        "id": MODEL,
+        "object": "model",
+        "owned_by": "configi",
+        "root": MODEL,
+        "max_model_len": 4096,
+        "state": "ready",
+        "context_length": 4096,
+        "context_length_now": None,
+        "batched": None,
+        "warning": None,
+    }
+
+
+@pytest.mark.parametrize("name", ["org/tiny-model", "org%2Ftiny-model", "gpt-4o"])
+def test_a_model_is_found_by_id_with_a_slash_and_by_alias(server: Running, name: str) -> None:
+    assert server.send("GET", f"/v1/models/{name}").json()["id"] == MODEL
