@@ -55,7 +55,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/messages")
     async def messages(request: Request) -> Response:
         call = await parsed_body(request, parse)
-        who = caller(request, service.settings)
+        who = caller(request, service.settings, call.cache_salt)
         generation = GenerationRequest(
             who.request_id,
             call.model,
