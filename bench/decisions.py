@@ -96,7 +96,7 @@ def _measure(server: Server, model: Path, tokens: int, rounds: int) -> list[Figu
             "s",
             one,
             median(seconds[name]),
-            Target(1.3) if name == "predicates" else None,
+            Target(1.3),
         )
         for name, label in labels.items()
     ]
