@@ -11,9 +11,10 @@ from server.engine_client.protocol import Branch
 # Tokens of questions that are read before the first of them are forgotten: each costs the others a little attention.
 _GROUP_TOKENS = 512
 # Questions that begin with so many same tokens stand together, where there are so many of them.
-_SAME_TOKENS, _SAME_QUESTIONS = 4, 4
-# A head that is read once takes a pass of its own, in which the device reads the model's weights as for any other.
-_WORTH_A_PASS = 32
+_SAME_TOKENS, _SAME_QUESTIONS = 4, 16
+# Tokens that must be saved for it: a head that is read once takes a pass of its own, in which the device reads the
+# model's weights and the prompt's keys as for any other.
+_WORTH_A_PASS = 128
 
 
 @dataclass(frozen=True, slots=True)

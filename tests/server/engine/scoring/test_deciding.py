@@ -56,7 +56,7 @@ def alike(asked: ScoreOptions, tails: Sequence[tuple[int, int]]) -> ScoreOptions
 
 
 def test_what_begins_alike_is_scored_the_same(model: Model) -> None:
-    asked = alike(questions(60, SHAPES, 448), [(n % 2, 9 + n % 5) for n in range(20)] + [(n, 3) for n in range(2, 7)])
+    asked = alike(questions(60, SHAPES, 448), [(n % 2, 9 + n % 5) for n in range(40)] + [(n, 3) for n in range(2, 7)])
     expected = bare_scores(model.raw, asked)
     assert most_apart(scores(engine_of(model.raw, 448), asked).logprobs, expected) < ROUNDING
     alone = engine_of(model.raw, 448, Together(prefill=False, decode=False))
@@ -79,7 +79,7 @@ def check_architecture(name: str, folder: Path) -> None:
     # Beyond the window of those that have one.
     asked = questions(30, [(6, (1, 1)), (9, (1, 3)), (1, (2, 1)), (5, (1, 1))], VOCABULARY)
     first_tail, options = asked.branches[1].tail, asked.branches[1].options
-    asked.branches.extend(Branch([*first_tail[:8], token], options) for token in range(5, 12))
+    asked.branches.extend(Branch([*first_tail[:8], token], options) for token in range(5, 21))
     engine = engine_of(model, vocabulary, rehearse(model, vocabulary))
     first, second = scores(engine, asked), scores(engine, asked)
     expected = bare_scores(model, asked)

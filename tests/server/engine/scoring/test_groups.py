@@ -35,15 +35,20 @@ def test_what_questions_begin_with_is_read_once_a_group() -> None:
 
 
 def test_of_every_question_a_token_is_left_whose_logits_are_looked_at() -> None:
-    branches = [Branch([1, 2, 3, 4, 5, 6, 7], YES_NO) for _ in range(20)]
-    assert [group.head for group in groups(branches, 32)] == [6]
-    shorter = [*branches, Branch([1, 2, 3, 4], YES_NO)]
-    assert [group.head for group in groups(shorter, 32)] == [3]
+    branches = [Branch([*range(20)], YES_NO) for _ in range(20)]
+    assert [group.head for group in groups(branches, 32)] == [19]
+    shorter = [*branches, Branch([*range(11)], YES_NO)]
+    assert [group.head for group in groups(shorter, 32)] == [10]
 
 
 def test_a_head_that_is_hardly_shared_is_not_worth_a_pass() -> None:
-    branches = [Branch([1, 2, 3, 4, 10 + n], YES_NO) for n in range(5)]
+    branches = [Branch([1, 2, 3, 4, 10 + n], YES_NO) for n in range(20)]
     assert [group.head for group in groups(branches, 32)] == [0]
+
+
+def test_few_that_begin_alike_do_not_get_passes_of_their_own() -> None:
+    branches = [Branch([*[n // 8] * 10, n], YES_NO) for n in range(96)]
+    assert [len(group.questions) for group in groups(branches, 32)] == [32, 32, 32]
 
 
 def test_options_that_begin_alike_are_read_once() -> None:
