@@ -5,6 +5,7 @@
     │   ├── UnsupportedField         400 unsupported_field
     │   ├── ContextLengthExceeded    400 context_length_exceeded
     │   ├── ResponseCancelled        400 response_cancelled
+    │   ├── PreviousResponseNotFound 400 previous_response_not_found
     │   ├── RequestTooSlow           408 request_timeout
     │   ├── BodyTooLarge             413 body_too_large
     │   ├── UnsupportedMediaType     415 unsupported_media_type
@@ -79,6 +80,12 @@ class ResponseCancelled(InvalidRequest):
     """Its client asked for that, by another request."""
 
     code = "response_cancelled"
+
+
+class PreviousResponseNotFound(InvalidRequest):
+    """OpenAI's own code: a client that sees it sends the whole conversation anew."""
+
+    code = "previous_response_not_found"
 
 
 class RequestTooSlow(InvalidRequest):

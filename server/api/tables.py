@@ -24,7 +24,7 @@ from server.api.other_servers import (
 )
 
 _SAMPLING = {
-    "model": "The model's id or an alias; absent, empty or blank means the default model.",
+    "model": "The model's id or an alias; absent, blank or `default` means the default model.",
     "stream": "Send the answer as server-sent events.",
     "stream_options": "include_usage adds a last chunk with the usage; only with stream.",
     "max_tokens": "Longest answer in tokens; -1 is up to the context, as is more than that, 0 only reads the prompt.",

@@ -7,6 +7,7 @@ FailFast: pydantic makes an error object for every bad item, seconds of work for
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
@@ -18,6 +19,10 @@ from server.errors import InvalidRequest
 _SHOWN_ERRORS = 5
 _SHOWN_CHARS = 80
 _PARAM_CHARS = 200
+# What pydantic's sentences say beside the rule: whose it is, and what came instead, which is shown anyhow.
+_NOISE = re.compile(
+    r"^(Value error, |(Input|List|String|Dictionary|Value) (?=should ))|( after validation)?, not (\d+|more)$"
+)
 
 
 class Wire(BaseModel):
@@ -78,5 +83,5 @@ def _path(place: tuple[int | str, ...], spelled: Mapping[str, str], where: str) 
 def _sentence(path: str, detail: Any) -> str:
     if detail["type"] == "missing":
         return f"{path} is required"
-    reason = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    reason = _NOISE.sub("", str(detail["msg"]))
     return f"{path} {reason}, not {shown(detail['input'])}"

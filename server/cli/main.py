@@ -161,7 +161,8 @@ def _given(**flags: Any) -> dict[str, Any]:
 
 
 def _with_default(settings: Settings, name: str) -> Settings:
-    """`--model`: the id of a configured model, else a folder, else an alias, becomes the default."""
+    """`--model`: the id of a configured model, else a folder, else an alias, becomes the default. A folder takes the
+    aliases of the default that it replaces: who serves one model and asks for gpt-4o means that one."""
     from server.errors import ModelNotFound
     from server.models.catalog import Catalog
 
@@ -169,8 +170,10 @@ def _with_default(settings: Settings, name: str) -> Settings:
     folder = Path(name).expanduser()
     # A folder before the aliases: a folder gpt-oss-mlx here is meant rather than the model that gpt-* stands for.
     if folder.is_dir() and name not in [entry.id for entry in entries]:
-        entry = _local(folder.resolve())
-        entries = [entry, *(other for other in entries if other.id != entry.id)]
+        replaced = Catalog(settings).default
+        entry = _local(folder.resolve(), replaced.aliases)
+        kept = [other if other is not replaced else other.model_copy(update={"aliases": []}) for other in entries]
+        entries = [entry, *(other for other in kept if other.id != entry.id)]
     else:
         try:
             entry = Catalog(settings).resolve(name)
@@ -180,11 +183,11 @@ def _with_default(settings: Settings, name: str) -> Settings:
     return settings.model_copy(update={"models": entries, "lifecycle": lifecycle})
 
 
-def _local(folder: Path) -> ModelSettings:
+def _local(folder: Path, aliases: list[str]) -> ModelSettings:
     from server.settings.types import ModelSettings
 
     if not (folder / "config.json").is_file():
         raise SetupError(f"--model {folder}: the folder has no config.json, so it is not an MLX model.")
     # Raises where the name is not text: it would be one in no answer and no message between the processes.
     str(folder).encode()
-    return ModelSettings(id=folder.name, acquire="local", path=folder)
+    return ModelSettings(id=folder.name, aliases=aliases, acquire="local", path=folder)

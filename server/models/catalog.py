@@ -1,6 +1,7 @@
 """Which models there are, and which of them a request means. HTTP process.
 
-A name is an id or an alias of the configuration and nothing else: never a path, never a repository to download.
+A name is an id or an alias of the configuration, or "default", and nothing else: never a path, never a repository to
+download.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from fnmatch import fnmatchcase
 from server.errors import ModelNotFound
 from server.settings.types import ModelSettings, Settings
 
+DEFAULT = "default"
 _LONGEST_NAME = 256
 _SHOWN = 80
 
@@ -31,15 +33,15 @@ class Catalog:
         return self._entries
 
     def resolve(self, name: str | None) -> ModelSettings:
-        """The model that `name` means: the default if it is blank, then an id, then the first alias that matches.
+        """The model that `name` means: an id; the default if it is blank or "default"; the first alias that matches.
 
         Raises:
             ModelNotFound: with a suggestion when `name` is nearly an id.
         """
-        if name is None or not name.strip():
-            return self._default
         if name in self._by_id:
             return self._by_id[name]
+        if name is None or not name.strip() or name == DEFAULT:
+            return self._default
         if len(name) <= _LONGEST_NAME and name.isprintable() and name == name.strip():
             for entry in self._entries:
                 if any(fnmatchcase(name, alias) for alias in entry.aliases):

@@ -322,7 +322,7 @@ def _default_models() -> list[ModelSettings]:
     return [
         ModelSettings(
             id="gemma-4-26b-a4b-config-i",
-            aliases=["gpt-*", "claude-*", "default"],
+            aliases=["gpt-*", "claude-*"],
             acquire="fetch-or-build",
             fetch="thetom-ai/Gemma-4-26B-A4B-it-ConfigI-MLX",
             build_from="google/gemma-4-26b-a4b-it",

@@ -96,7 +96,7 @@ class GrowingMessage:
         self.content: list[_Told] = []
         self._call = call
         self._open: _Block | None = None
-        self._id = answer_id("msg")
+        self._id = answer_id("msg_")
         self._model = call.model or ""
         self._finish: Finish | None = None
         self._usage: Usage | None = None
@@ -180,7 +180,7 @@ class GrowingMessage:
     def _block(self, delta: Delta) -> _Block:
         match delta:
             case ToolCallDelta():
-                return _ToolUse(delta.index, delta.id or answer_id("toolu"), delta.name or "")
+                return _ToolUse(delta.index, delta.id or answer_id("toolu_"), delta.name or "")
             case ReasoningDelta():
                 return _Thinking(self._call.shows_thinking)
         return _Block({"type": "text", "text": ""})

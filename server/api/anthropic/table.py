@@ -7,7 +7,7 @@ from server.api.other_servers import CACHE_SALT, KEEP_ALIVE, RETURN_PROGRESS
 
 MESSAGES = Fields(
     works={
-        "model": "The model's id or an alias; absent, empty or blank means the default model.",
+        "model": "The model's id or an alias; absent, blank or `default` means the default model.",
         "messages": "user, assistant and system; content is a string or blocks. A last assistant message is continued.",
         "system": "A string or text blocks.",
         "max_tokens": "Longest answer in tokens, with thinking; absent is up to the context, 0 only reads the prompt.",

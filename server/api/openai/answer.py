@@ -84,7 +84,7 @@ def caller(request: Request, settings: Settings, cache_salt: str = "") -> Caller
 
 
 def answer_id(prefix: str) -> str:
-    return f"{prefix}-{uuid.uuid4().hex}"
+    return f"{prefix}{uuid.uuid4().hex}"
 
 
 def wall_time() -> int:

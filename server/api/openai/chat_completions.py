@@ -51,7 +51,7 @@ def router(service: Service) -> APIRouter:
 async def _respond(service: Service, call: ChatCall, asked: GenerationRequest) -> Response:
     events = service.generate(asked)
     if call.stream:
-        renderer = ChatStream(answer_id("chatcmpl"), wall_time(), call)
+        renderer = ChatStream(answer_id("chatcmpl-"), wall_time(), call)
         return await stream(events, renderer, DIALECT, service.settings.server, call.headers)
     answer = await collect(events, call.options.n)
     body = msgspec.json.encode(_completion(answer, call.shown))
@@ -61,7 +61,7 @@ async def _respond(service: Service, call: ChatCall, asked: GenerationRequest) -
 
 def _completion(answer: Answer, shown: Shown) -> ChatCompletion:
     return ChatCompletion(
-        id=answer_id("chatcmpl"),
+        id=answer_id("chatcmpl-"),
         created=wall_time(),
         model=answer.started.model,
         choices=[_choice(index, choice, shown) for index, choice in enumerate(answer.choices)],

@@ -95,7 +95,7 @@ def router(service: Service) -> APIRouter:
 async def _respond(service: Service, call: CompletionCall, first: GenerationRequest) -> Response:
     generations = [service.generate(request) for request in _requests(call, first)]
     if call.stream:
-        renderer = CompletionStream(answer_id("cmpl"), wall_time(), call)
+        renderer = CompletionStream(answer_id("cmpl-"), wall_time(), call)
         return await stream(merged(generations), renderer, DIALECT, service.settings.server, call.headers)
     answers = await collect_all(generations, call.options.n)
     body = msgspec.json.encode(_completion(answers, call))
@@ -116,7 +116,7 @@ def _completion(answers: Sequence[Answer], call: CompletionCall) -> TextCompleti
         for k, choice in enumerate(answer.choices)
     ]
     return TextCompletion(
-        id=answer_id("cmpl"),
+        id=answer_id("cmpl-"),
         created=wall_time(),
         model=answers[0].started.model,
         choices=choices,

@@ -66,7 +66,8 @@ class Composer:
         param = f"tools[{index}].function.parameters"
         # Arguments are an object whether the schema says so or not.
         whole = {"type": "object", **tool.parameters}
-        schema, more = usable(whole, strict=tool.strict, param=param, vocab_size=self._vocabulary.vocab_size)
+        size = self._vocabulary.vocab_size
+        schema, more = usable(whole, strict=tool.strict, param=param, vocab_size=size, of_tool=True)
         notes += more
         lost: list[tuple[str, str]] = []
         if isinstance(schema, dict):

@@ -18,27 +18,34 @@ _IN_LIST = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 _DIRECT = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames", "components")
 # Those that llguidance enforces. All others are annotations, as JSON Schema has them, and promise nothing.
 _FORMATS = frozenset({"date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
-# What is given up of a schema that is not strict and cannot be used, one after the other.
-_GIVEN_UP: tuple[frozenset[str], ...] = (
+# What is given up of a schema that is not strict and cannot be used, one after the other: what narrows a value, and of
+# tools, which are never refused for their schemas, then what says which value it is at all.
+_NARROWING: tuple[frozenset[str], ...] = (
     frozenset({"pattern", "format"}),
     frozenset({"patternProperties", "propertyNames", "multipleOf", "contentEncoding", "uniqueItems"}),
     frozenset({"minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
-    frozenset({"minItems", "maxItems", "minProperties", "maxProperties", "const", "enum"}),
+    frozenset({"minItems", "maxItems", "minProperties", "maxProperties"}),
+)
+_MEANING: tuple[frozenset[str], ...] = (
+    frozenset({"const", "enum"}),
     frozenset({"$ref", "allOf", "anyOf", "oneOf"}),
     frozenset({"type", "required", "additionalProperties"}),
 )
 
 
-def usable(schema: Schema, *, strict: bool, param: str, vocab_size: int) -> tuple[Schema, list[str]]:
+def usable(
+    schema: Schema, *, strict: bool, param: str, vocab_size: int, of_tool: bool = False
+) -> tuple[Schema, list[str]]:
     """`schema` as a grammar can take it, and a line for each keyword of it that is not enforced.
 
     Raises:
-        InvalidRequest: a strict one has a keyword that cannot be enforced, or no schema can be made of it.
+        InvalidRequest: a strict one has a keyword that cannot be enforced; one that is neither strict nor `of_tool` is
+            none: a type that does not exist, a reference to nothing.
     """
     if strict:
         return _strictly(schema, param, vocab_size)
     given_up: frozenset[str] = frozenset()
-    for more in (frozenset[str](), *_GIVEN_UP):
+    for more in (frozenset[str](), *_NARROWING, *(_MEANING if of_tool else ())):
         given_up |= more
         candidate = _without(schema, given_up)
         try:
@@ -51,6 +58,8 @@ def usable(schema: Schema, *, strict: bool, param: str, vocab_size: int) -> tupl
             if lost:
                 notes.append(f"{param}: not enforced: {', '.join(lost)}")
             return candidate, notes
+    if not of_tool:
+        raise InvalidRequest(f"{param}: {_with_place(reason, schema)}", param=param)
     return {"type": "object"}, [f"{param}: not enforced: {reason}"]
 
 

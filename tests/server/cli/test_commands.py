@@ -195,6 +195,9 @@ def test_a_folder_is_served_even_when_its_name_matches_an_alias(tmp_path: Path, 
     with running(command, tmp_path, cwd=tmp_path) as served:
         assert served.get("/ready")[1]["model"] == "gpt-folder"
         assert [entry["id"] for entry in served.get("/v1/models")[1]["data"]] == ["gpt-folder", "tiny"]
+        # What a client is set to by default means the model that was asked for, not the one of the configuration.
+        for name in ("gpt-4o", "default", None):
+            assert served.chat(model=name)[1]["model"] == "gpt-folder"
 
 
 @pytest.mark.parametrize("name", ["tiny", "gpt-4o"])

@@ -16,7 +16,7 @@ def catalog(default: str = "") -> Catalog:
     return Catalog(Settings(models=models, lifecycle=LifecycleSettings(default_model=default)))
 
 
-@pytest.mark.parametrize("name", [None, "", " ", "\n"])
+@pytest.mark.parametrize("name", [None, "", " ", "\n", "default"])
 def test_no_name_means_the_default(name: str | None) -> None:
     assert catalog().resolve(name).id == "org/Qwen"
     assert catalog("gemma").resolve(name).id == "gemma"
@@ -36,6 +36,11 @@ def test_no_name_means_the_default(name: str | None) -> None:
 )
 def test_a_name_is_an_id_or_the_first_alias_that_matches(name: str, found: str) -> None:
     assert catalog().resolve(name).id == found
+
+
+def test_a_model_may_be_called_default() -> None:
+    models = [model("first"), model("default")]
+    assert Catalog(Settings(models=models)).resolve("default").id == "default"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ _NOTHING_IS_WRITTEN = "nothing is written: the options of a question are its ans
 
 DECISIONS = Fields(
     works={
-        "model": "The model's id or an alias; absent, empty or blank means the default model.",
+        "model": "The model's id or an alias; absent, blank or `default` means the default model.",
         "input": "A string, or a list of messages, calls and outputs of tools.",
         "questions": "1 to 400 of the types predicate, choice and score: see [Decisions](decisions.md).",
         "cache_salt": CACHE_SALT,

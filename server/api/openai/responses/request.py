@@ -18,7 +18,7 @@ from server.api.wire import TextOrList, Whole, Wire, shown, validated
 from server.chat.conversation import Conversation, GenerationOptions, Reasoning
 from server.chat.parts import Message
 from server.chat.shapes import AnyJson, JsonSchema, Shape
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, NotFound, PreviousResponseNotFound
 from server.http.body import json_object
 from server.settings.types import LimitSettings
 
@@ -138,7 +138,13 @@ def _said(items: list[Any], limits: LimitSettings, lookup: Lookup) -> InputMessa
 def _previous(fields: ResponseFields, store: ResponseStore, owner: str) -> list[Any]:
     if fields.previous_response_id is None:
         return []
-    before = store.get(owner, fields.previous_response_id)
+    try:
+        before = store.get(owner, fields.previous_response_id)
+    except NotFound:
+        raise PreviousResponseNotFound(
+            "There is no stored response with this id, or it was forgotten meanwhile: send the whole conversation.",
+            param="previous_response_id",
+        ) from None
     return [*before.items, *before.body["output"]]
 
 

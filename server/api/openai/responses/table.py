@@ -7,7 +7,7 @@ from server.api.other_servers import CACHE_SALT, KEEP_ALIVE, RETURN_PROGRESS
 
 RESPONSES = Fields(
     works={
-        "model": "The model's id or an alias; absent, empty or blank means the default model.",
+        "model": "The model's id or an alias; absent, blank or `default` means the default model.",
         "input": "A string, or a list of items; an empty one only warms the model up with what stands before it.",
         "instructions": "A system message before everything else; not carried over by previous_response_id.",
         "stream": "Send the answer as server-sent events, each with its sequence number.",

@@ -289,8 +289,9 @@ def test_a_stored_answer_can_be_asked_for_continued_listed_and_deleted(client: O
 
 def test_what_is_not_to_be_stored_is_not(client: OpenAI) -> None:
     answer = client.responses.create(model=MODEL, input="x", store=False)
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.BadRequestError) as refused:
         client.responses.create(model=MODEL, input="y", previous_response_id=answer.id)
+    assert (refused.value.param, refused.value.code) == ("previous_response_id", "previous_response_not_found")
 
 
 def test_a_conversation_that_is_too_long_loses_its_oldest_turns_when_that_is_allowed(

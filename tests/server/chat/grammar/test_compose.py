@@ -266,10 +266,42 @@ def test_a_strict_tool_is_refused_for_what_a_lenient_one_only_notes(composer: Co
         {"type": "object", "allOf": [{"not": {}}], "$schema": "http://json-schema.org/draft-07/schema#"},
     ],
 )  # fmt: skip
-def test_a_schema_that_is_not_strict_is_never_refused(composer: Composer, reader: Reader, schema: Any) -> None:
+def test_a_tool_that_is_not_strict_is_never_refused(composer: Composer, reader: Reader, schema: Any) -> None:
     grammar, _, notes = composer.compose((Tool("f", parameters=schema),), FREE, None)
     assert notes
     assert reader.accepts(grammar, f"{START}f{{}}") or reader.accepts(grammar, f'{START}f{{"pattern": "x"}}')
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "objekt"}, '"type" at / cannot be enforced: Invalid type: objekt'),
+        ({"properties": {"a": {"type": "strng"}}}, '"type" at /properties/a'),
+        ({"properties": {"a": {"$ref": "#/$defs/nope"}}}, '"$ref" at /properties/a'),
+        ({"$ref": "http://example.com/other.json"}, '"$ref" at /'),
+        ({"enum": "a"}, "enum must be an array"),
+        ({"properties": {"a": 5}}, "cannot be enforced"),
+    ],
+)  # fmt: skip
+def test_an_answer_is_not_made_to_what_is_no_schema_even_when_it_is_not_strict(
+    composer: Composer, schema: Any, words: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        composer.compose((), FREE, JsonSchema(schema, strict=False))
+    assert words in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "narrowing", [{"pattern": "(?!x).*"}, {"minLength": 9, "maxLength": 2}, {"format": "("}, {"maxLength": "x"}]
+)
+def test_what_only_narrows_a_value_is_given_up_when_it_is_not_strict(
+    composer: Composer, reader: Reader, narrowing: Any
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", **narrowing}}, "required": ["a"]}
+    grammar, _, notes = composer.compose((), FREE, JsonSchema(schema, strict=False))
+    assert notes
+    assert reader.accepts(grammar, '{"a": "b"}')
+    assert not reader.accepts(grammar, '{"a": 5}')
 
 
 def test_a_grammar_has_a_greatest_size(tokenizer: ChatTokenizer) -> None:
