@@ -11,7 +11,7 @@ from server.chat.conversation import GenerationOptions, GenerationRequest, Promp
 from server.settings.types import Settings
 
 
-class Call(Protocol):
+class GenerationCall(Protocol):
     """What the calls of all protocols have. A client of a stream sees what it waits for, and so may wait longer."""
 
     @property
@@ -27,7 +27,7 @@ class Call(Protocol):
 
 
 def generation(
-    request: Request, settings: Settings, call: Call, prompt: Prompt, notes: tuple[str, ...] = ()
+    request: Request, settings: Settings, call: GenerationCall, prompt: Prompt, notes: tuple[str, ...] = ()
 ) -> GenerationRequest:
     who = caller(request, settings, call.cache_salt)
     return GenerationRequest(
