@@ -33,6 +33,12 @@ class Metrics:
         self._registry = CollectorRegistry()
         r = self._registry
         self._requests = Counter("configi_requests", "Generations by outcome.", ["model", "outcome"], registry=r)
+        self._again = Counter(
+            "configi_requests_asked_again",
+            "Generations that waited in an engine that ended, and were asked of the next one.",
+            ["model"],
+            registry=r,
+        )
         self._tokens = Counter("configi_tokens", "Tokens by kind.", ["model", "kind"], registry=r)
         self._answers = Counter(
             "configi_client_requests", "Answers to clients with a key of their own.", ["client", "status"], registry=r
@@ -72,6 +78,9 @@ class Metrics:
     def first_text(self, model: str, seconds: float) -> None:
         self._ttft.labels(model).observe(seconds)
 
+    def asked_again(self, model: str) -> None:
+        self._again.labels(model).inc()
+
     def usage(self, model: str, usage: Usage) -> None:
         self._tokens.labels(model, "prompt").inc(usage.prompt_tokens)
         self._tokens.labels(model, "cached").inc(usage.cached_tokens)
@@ -92,6 +101,9 @@ class Measured:
         self._model = model
         self._waiting_for_text = True
         self.start = time.monotonic()
+
+    def asked_again(self) -> None:
+        self._metrics.asked_again(self._model)
 
     def event(self, event: Event) -> None:
         if self._waiting_for_text and isinstance(event, TextDelta):

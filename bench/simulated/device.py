@@ -64,13 +64,13 @@ class Device:
             self._work(self.chip.decode_step_s(rows))
         else:
             seconds = self.chip.prefill_s(rows * tokens) / max(1, len(layers))
-            self._unevaluated = [(layer, seconds) for layer in layers]
+            # Of a pass over several prompts other caches are made, which are evaluated at once.
+            self._unevaluated += [(layer if rows == 1 else None, seconds) for layer in layers]
 
     def evaluate(self, layers: Sequence[Any]) -> None:
-        """Work on those of them that a pass has filled; on all of it for layers that were made of its own."""
+        """Work on those of them that passes have filled."""
         asked = {id(layer) for layer in layers}
-        known = [(layer, seconds) for layer, seconds in self._unevaluated if id(layer) in asked]
-        due = known or self._unevaluated
+        due = [(layer, seconds) for layer, seconds in self._unevaluated if layer is None or id(layer) in asked]
         if due:
             self._work(sum(seconds for _, seconds in due))
             self._unevaluated = [left for left in self._unevaluated if left not in due]

@@ -17,6 +17,7 @@ from server.engine import process
 from server.engine.admission import Admission
 from server.engine.cost_model import measure
 from server.engine.engine import Engine
+from server.engine.prefixes import disk_tier, disk_work, persistence
 from server.engine.prefixes.disk_tier import DiskTier
 from server.engine.rehearsal import Together
 from server.engine_client.protocol import Load
@@ -24,6 +25,12 @@ from server.settings.types import Settings
 
 SETTINGS = Settings()
 STALL_TARGET_S = SETTINGS.engine.decode_stall_target_ms / 1000
+# What the engine knows of files by their size, in bytes.
+_SIZES: tuple[tuple[Any, str], ...] = (
+    (persistence, "_SMALL_BYTES"),
+    (disk_tier, "_ASSUMED_BYTES_PER_S"),
+    (disk_work, "_MOST_WAITING_BYTES"),
+)
 
 
 class Machine:
@@ -58,5 +65,18 @@ def machine(chip: Chip) -> Iterator[Machine]:
     gc.collect()
     with virtual_time() as clock, tempfile.TemporaryDirectory(prefix="configi-simulated-") as folder:
         device = Device(chip, clock)
-        with in_place(device):
+        with in_place(device), _scaled():
             yield Machine(device, Path(folder))
+
+
+@contextlib.contextmanager
+def _scaled() -> Iterator[None]:
+    """Meanwhile these sizes are as small as the caches."""
+    before = [getattr(module, name) for module, name in _SIZES]
+    try:
+        for (module, name), size in zip(_SIZES, before, strict=True):
+            setattr(module, name, size / SCALE)
+        yield
+    finally:
+        for (module, name), size in zip(_SIZES, before, strict=True):
+            setattr(module, name, size)

@@ -24,12 +24,14 @@ Values = dict[str, float]
 class Conversation:
     """One that grows; the template opens a reply as history writes it."""
 
-    def __init__(self, number: int, system: int) -> None:
+    def __init__(self, number: int, system: int, task: int = 0) -> None:
         self._draw = random.Random(number)
         self._tokens: list[int] = []
         self._boundaries: list[Boundary] = []
         self._client = str(number)
         self._add(self._text(system), "system")
+        # What follows is another one's than that of other tasks with the same system prompt.
+        self._draw = random.Random(f"{number} {task}")
 
     def ask(self, user: int, max_tokens: int) -> Ask:
         """With a message of `user` tokens behind all that was said."""
@@ -78,8 +80,7 @@ def agent(chip: Chip) -> Values:
     """A large system prompt with tools, then calls and their results."""
     asked: list[Ask] = []
     with machine(chip) as mac:
-        steps = Conversation(1, system=6000)
-        mac.serve([_turns(steps, itertools.chain([200], itertools.repeat(400, 9)), 60, 3.0, asked)])
+        mac.serve([_steps(1, asked)])
         mac.shut_down()
         return {
             "agent_cold": asked[0].ttft,
@@ -87,6 +88,21 @@ def agent(chip: Chip) -> Values:
             "agent_sweeps": median(_sweeps(mac.device, each) for each in asked[1:]),
             **_bytes("agent", mac.device, len(asked)),
         }
+
+
+def agent_again(chip: Chip) -> Values:
+    """And then another task for the same agent."""
+    asked: list[Ask] = []
+    with machine(chip) as mac:
+        mac.serve([_steps(1, asked)])
+        mac.serve([_steps(2, asked)])
+        mac.shut_down()
+        return {"agent_average": mac.device.written / len(asked) / GB}
+
+
+def _steps(task: int, asked: list[Ask]) -> Client:
+    steps = Conversation(1, system=6000, task=task)
+    return _turns(steps, itertools.chain([200], itertools.repeat(400, 9)), 60, 3.0, asked)
 
 
 def long_alone(chip: Chip) -> Values:
@@ -158,7 +174,14 @@ def _bytes(name: str, device: Device, turns: int) -> Values:
     return {f"{name}_written": device.written / turns / GB, f"{name}_copied": device.copied / turns / GB}
 
 
-SCENARIOS: tuple[Callable[[Chip], Values], ...] = (chat, agent, long_alone, long_beside_stream, eight_clients)
+SCENARIOS: tuple[Callable[[Chip], Values], ...] = (
+    chat,
+    agent,
+    agent_again,
+    long_alone,
+    long_beside_stream,
+    eight_clients,
+)
 
 ROWS = (
     Row("chat_cold", "chat: time to first token, cold", "s"),
@@ -169,7 +192,8 @@ ROWS = (
     Row("agent_cold", "agent: time to first token, 6,200 tokens", "s"),
     Row("agent_next", "agent: the same, a result of 400 tokens", "s"),
     Row("agent_sweeps", "agent: weight sweeps for it", ""),
-    Row("agent_written", "agent: to the disk, a turn", "GB", Target(0.05, absolute=True)),
+    Row("agent_written", "agent: to the disk, a turn of its first session", "GB"),
+    Row("agent_average", "agent: the same, two sessions on average", "GB", Target(0.05, absolute=True)),
     Row("agent_copied", "agent: keys and values copied, a turn", "GB"),
     Row("alone", "4,000 tokens alone: time to first token", "s"),
     Row("alone_ratio", "the same by that of chunks of 2,048", "", Target(1.02, absolute=True)),

@@ -62,6 +62,11 @@ class Batch:
             decoder.remove(ended)
         return events + self._failures(), finished
 
+    def wait(self) -> None:
+        """For the step under way; its tokens come with the next one."""
+        for decoder in self._decoders:
+            decoder.wait()
+
     def remove(self, id: int) -> Answered:
         """Take `id` out before it finished."""
         decoder, row = next(found for found in self._rows() if found[1].request.id == id)

@@ -17,7 +17,7 @@ from mlx.utils import tree_map, tree_unflatten
 from mlx_lm.generate import PromptProcessingBatch
 from mlx_lm.models import cache as caches_of_mlx_lm
 from mlx_lm.models import switch_layers
-from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache, TokenBuffer
+from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache
 
 # One mlx-lm cache per layer.
 Layers = list[Any]
@@ -25,11 +25,6 @@ Layers = list[Any]
 # ---- batches. mlx-lm 0.32.2: `BatchGenerator`, the documented way, reads every waiting prompt in one forward pass and
 # leaves no control between two steps; the engine needs the half of it that reads, an undocumented class. It can go when
 # BatchGenerator takes a token budget per step.
-
-
-def token_buffer(tokens: list[int]) -> TokenBuffer:
-    """Of a sequence, for what looks at all of it; it grows without copying."""
-    return TokenBuffer(tokens)
 
 
 def prefill_together(model: Any, caches: Sequence[Layers], tokens: Sequence[list[int]]) -> list[Layers]:

@@ -17,9 +17,12 @@ from server.engine import compat, kv
 _BUFFER_STEP = 256
 # Widths of a head for which MLX has a kernel on Metal that needs no scores in memory; for 512 it has none (mlx#3885).
 _FUSED_WIDTHS = {64, 80, 128}
-# Scores of one layer, in times their size: what mask and softmax add on the CPU, by measurement; on Metal a command
-# buffer holds what it has used until it is done, which may be a second layer's.
-_SCORE_COPIES = {False: 1.2, True: 2.0}
+# Scores of one layer, in times their size: the CPU takes the softmax in place; on Metal a command buffer holds what it
+# has used until it is done, which may be a second layer's.
+_SCORE_COPIES = {False: 1, True: 2}
+# Beside the scores of all heads, for each pair: who may look at whom, and at the edge of a window what that is made of.
+_MASK_BYTES = 1
+_WINDOW_MASK_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +88,18 @@ def _scores(layers: compat.Layers, scores: list[float]) -> tuple[float, float]:
     """Of the layers that look at everything, and of those with a window, the largest of each."""
     if len(scores) != len(layers):
         # Nobody knows which is whose.
-        return max(scores, default=0.0), max(scores, default=0.0)
+        return _with_mask(scores, _MASK_BYTES), _with_mask(scores, _WINDOW_MASK_BYTES)
     # Nobody asks for what comes after the last keys and values, so MLX does not compute the last layer's.
     own = list(zip(layers, scores, strict=True))[:-1]
-    wide = (score for layer, score in own if _looks_at_everything(layer))
-    narrow = (score for layer, score in own if not _looks_at_everything(layer))
-    return max(wide, default=0.0), max(narrow, default=0.0)
+    wide = [score for layer, score in own if _looks_at_everything(layer)]
+    narrow = [score for layer, score in own if not _looks_at_everything(layer)]
+    return _with_mask(wide, _MASK_BYTES), _with_mask(narrow, _WINDOW_MASK_BYTES)
+
+
+def _with_mask(scores: list[float], mask_bytes: int) -> float:
+    """Of the largest; a kernel that needs no scores has no use for the mask in memory either."""
+    largest = max(scores, default=0.0)
+    return largest + mask_bytes if largest else 0.0
 
 
 def _looks_at_everything(layer: Any) -> bool:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from server.engine import compat
 from server.engine.compat import Layers
-from server.engine.sampling import Sampler, make_processors
+from server.engine.penalties import Penalised, Penalties, change_logits
+from server.engine.sampling import Sampler
 from server.engine.scoring.scores import Scores
 from server.engine.steering.masks import Masks
 from server.engine.steering.steering import Steering
@@ -37,16 +37,7 @@ class DecodingSequence:
     request: Generate
     steering: Steering | None
     tokens: list[int]
-    processors: Sequence[Any]
-    context: Any
     draws: int = 0
-
-    @classmethod
-    def of(cls, new: Newcomer) -> DecodingSequence:
-        prompt = new.request.prompt
-        processors = make_processors(new.request.sampling, len(prompt))
-        tokens = prompt[:-1]
-        return cls(new.request, new.steering, tokens, processors, compat.token_buffer(tokens) if processors else None)
 
 
 class Drawn(NamedTuple):
@@ -69,7 +60,9 @@ class Decoder:
         # What the next pass reads, (sequences,): drawn by the pass under way, or the last token of a prompt.
         self._inputs: Any = None
         self._scores: Scores | None = None
+        # For the rows as they are; None when these have changed.
         self._sampler: Sampler | None = None
+        self._penalties: Penalties | None = None
 
     def add(self, newcomers: Sequence[Newcomer]) -> None:
         """Their first token comes with the next pass of all; with nobody decoding, that begins now."""
@@ -77,8 +70,8 @@ class Decoder:
         self._merge([newcomer.layers for newcomer in newcomers])
         last = mx.array([newcomer.request.prompt[-1] for newcomer in newcomers], mx.uint32)
         self._inputs = last if alone else mx.concatenate([self._inputs, last])
-        self.rows += [DecodingSequence.of(newcomer) for newcomer in newcomers]
-        self._sampler = None
+        self.rows += [DecodingSequence(new.request, new.steering, new.request.prompt[:-1]) for new in newcomers]
+        self._sampler = self._penalties = None
         if alone:
             self._launch()
             for row in self.rows:
@@ -100,6 +93,10 @@ class Decoder:
                 drawn.append(Drawn(row, token, logprobs.get(row.request.id)))
         return drawn
 
+    def wait(self) -> None:
+        """For the pass under way."""
+        mx.eval(self._inputs)
+
     def extract(self, row: DecodingSequence) -> Layers:
         """Its caches, from now on its own."""
         if len(self.rows) == 1:
@@ -120,7 +117,7 @@ class Decoder:
             self.layers = []
         self._inputs = self._inputs[mx.array(keep)] if keep else None
         self.rows = [self.rows[index] for index in keep]
-        self._sampler = None
+        self._sampler = self._penalties = None
 
     def _merge(self, newcomers: Sequence[Layers]) -> None:
         if len(self.rows) + len(newcomers) == 1:
@@ -137,7 +134,7 @@ class Decoder:
         logits = self._model(inputs[:, None], cache=self.layers)[:, -1, :]
         new = sum(row.draws == 0 for row in rows)
         logits = self._masks.apply(logits, [row.steering for row in rows], inputs, new)
-        logits, contexts = self._processed(logits)
+        logits, penalised = self._penalise(logits)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         if self._sampler is None:
             self._sampler = Sampler([row.request.sampling for row in rows], logits.shape[-1])
@@ -148,25 +145,20 @@ class Decoder:
             if row.request.top_logprobs is not None
         }
         scores = Scores.of(logprobs, drawn, wanted) if wanted else None
-        mx.async_eval(drawn, scores.arrays if scores is not None else [], contexts)  # type: ignore[no-untyped-call]
+        mx.async_eval(drawn, scores.arrays if scores is not None else [], penalised)  # type: ignore[no-untyped-call]
         for row in rows:
             row.draws += 1
         self._inputs, self._scores = drawn, scores
 
-    def _processed(self, logits: mx.array) -> tuple[mx.array, list[mx.array]]:
-        """With penalties and bias; and the tokens that these look at, which must not pile up as a graph."""
-        if not any(row.processors for row in self.rows):
+    def _penalise(self, logits: mx.array) -> tuple[mx.array, list[mx.array]]:
+        """With penalties and bias; and what these know, which must not pile up as a graph."""
+        if not change_logits([row.request.sampling for row in self.rows]):
             return logits, []
-        processed, contexts = [], []
-        for index, row in enumerate(self.rows):
-            of_row = logits[index : index + 1]
-            if row.processors:
-                context = row.context.update_and_fetch(self._inputs[index : index + 1])
-                contexts.append(context)
-                for processor in row.processors:
-                    of_row = processor(context, of_row)
-            processed.append(of_row)
-        return mx.concatenate(processed), contexts
+        if self._penalties is None:
+            rows = [Penalised(row.request.sampling, row.tokens, len(row.request.prompt)) for row in self.rows]
+            self._penalties = Penalties(rows, logits.shape[-1])
+        logits = self._penalties.apply(logits, self._inputs, [row.draws > 0 for row in self.rows])
+        return logits, self._penalties.state
 
 
 def _batch(caches: Sequence[Layers]) -> Layers:

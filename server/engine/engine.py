@@ -2,15 +2,13 @@
 
 A step is three verbs: admit what fits, decode one token for every sequence that answers, prefill one chunk. `scheduler`
 decides who starts, `admission` who fits, `token_budget` how large a chunk is, `prefill_queue` whose it is, and
-`prefix_cache` what need not be read again.
+`prefix_cache` what need not be read again, and `faults` whom a failure ends.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-import traceback
-from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -26,6 +24,7 @@ from server.engine.decoder import Newcomer
 from server.engine.device.device import Device
 from server.engine.device.failures import OUT_OF_MEMORY, explain
 from server.engine.device.pressure import SHARE, Pressure
+from server.engine.faults import Faults
 from server.engine.prefill_queue import PrefillQueue
 from server.engine.prefixes.disk_tier import DiskTier
 from server.engine.prefixes.prefix_cache import PrefixCache
@@ -34,6 +33,7 @@ from server.engine.scheduler import Scheduler
 from server.engine.steering.grammar import GrammarPending, Grammars
 from server.engine.steering.tokens import GrammarError
 from server.engine.token_budget import TokenBudget
+from server.engine.vocabulary import invalid_token
 from server.engine_client.protocol import (
     Cancel,
     EngineEvent,
@@ -89,7 +89,6 @@ class Engine:
         device: Device | None = None,
     ) -> None:
         self._device = device or Device()
-        self.lost: Failed | None = None
         self._model = Float32Logits(model)
         self._vocab_size = vocab_size
         self._admission = admission
@@ -103,10 +102,12 @@ class Engine:
             disk,
             trimmable=trimmable,
             prefill_rate=lambda: self._budget.prefill_tokens_per_s,
+            settle=self._device.wait,
         )
         self._prefills = PrefillQueue(
             self._model, admission, self._budget, self._prefixes, trimmable=trimmable, together=together.prefill
         )
+        self._faults = Faults(self._device, self._prefixes, self._homeless)
         self._together = together
         self._batch = self._empty_batch()
         self._grammars = Grammars(vocab_size)
@@ -117,6 +118,10 @@ class Engine:
         self._steps = 0
 
     @property
+    def lost(self) -> Failed | None:
+        return self._faults.lost
+
+    @property
     def busy(self) -> bool:
         return bool(self._scheduler.running or self._scheduler.waiting)
 
@@ -124,12 +129,12 @@ class Engine:
         if isinstance(command, Cancel):
             events: list[EngineEvent] = []
             if self._scheduler.release(command.id):
-                self._attempt(partial(self._remove, command.id), self._drop_batch, events)
+                self._faults.attempt(partial(self._remove, command.id), events, self._drop_batch)
             return events
         if isinstance(command, TokenTable):
             self._grammars.know(command)
             return []
-        if fault := self._invalid_token(command):
+        if fault := invalid_token(command, self._vocab_size):
             return [Failed(command.id, "invalid", fault)]
         if fault := self._admission.refusal(command):
             return [Failed(command.id, "too_long", fault)]
@@ -143,11 +148,11 @@ class Engine:
         of this step along; only a device that is `lost` ends all."""
         self._steps += 1
         events: list[EngineEvent] = []
-        self._attempt(self._admit, _nothing, events)
-        self._attempt(self._decode, self._drop_batch, events)
-        self._attempt(self._prefill, self._prefills.drop_chunk, events)
-        self._attempt(self._begin_answers, _nothing, events)
-        self._attempt(self._relieve, _nothing, events)
+        self._faults.attempt(self._admit, events)
+        self._faults.attempt(self._decode, events, self._drop_batch)
+        self._faults.attempt(self._prefill, events, self._prefills.drop_chunk)
+        self._faults.attempt(self._begin_answers, events)
+        self._faults.attempt(self._relieve, events)
         for event in events:
             if isinstance(event, Finished | Failed) and event.id is not None:
                 self._scheduler.release(event.id)
@@ -163,7 +168,7 @@ class Engine:
     def give_back(self) -> None:
         """What was freed and is kept for reuse, for when nobody uses it soon: that of streams that have grown long is
         many times what they hold. Milliseconds."""
-        self._attempt(lambda _: self._device.let_go(), _nothing, [])
+        self._faults.attempt(lambda _: self._device.let_go(), [])
         give_back()
 
     def write_one(self) -> bool:
@@ -171,12 +176,12 @@ class Engine:
 
         First waits for the device: what one returned that has failed since may be wrong, and is not written.
         """
-        self._attempt(lambda _: self._device.wait(), _nothing, [])
+        self._faults.attempt(lambda _: self._device.wait(), [])
         return self.lost is None and self._prefixes.disk.write_one()
 
     def close(self, seconds: float) -> None:
         """Write the prefixes that are worth it, for so long at most; nothing of a device that has failed."""
-        self._attempt(lambda _: self._device.wait(), _nothing, [])
+        self._faults.attempt(lambda _: self._device.wait(), [])
         if self.lost is None:
             self._prefixes.disk.close(seconds)
 
@@ -224,11 +229,15 @@ class Engine:
         """The token budget gets the time that the model took, without the bookkeeping between."""
         decoding = len(self._batch) > 0
         seconds = self._budget.seconds(self._decode_s, decoding=decoding)
-        under_way_s = self._budget.decode_under_way_s(self._decode_s) if decoding else 0.0
-        chunk = self._prefills.read(seconds, under_way_s=under_way_s, idle=not decoding)
+
+        def wait() -> None:
+            # What fails meanwhile is decoding, and no prompt's fault.
+            self._faults.attempt(lambda _: self._batch.wait(), events, self._drop_batch)
+
+        chunk = self._prefills.read(seconds, wait if decoding else None)
         read = [(prefill.request, prefill.layers) for prefill in chunk.completed]
         self._unsteered += [Newcomer(request, layers) for request, layers in read if isinstance(request, Generate)]
-        self._budget.record(self._decode_s, chunk.seconds, decoding=decoding)
+        self._budget.record(self._decode_s, chunk.under_way_s, chunk.seconds, decoding=decoding)
         events += chunk.events
 
     def _begin_answers(self, events: list[EngineEvent]) -> None:
@@ -298,38 +307,6 @@ class Engine:
 
     # ---- faults
 
-    def _invalid_token(self, request: Request) -> str | None:
-        """What is wrong with the request's tokens, if anything: an index outside the vocabulary is undefined in MLX."""
-        for field, tokens in _tokens_of(request).items():
-            for token in tokens:
-                if not 0 <= token < self._vocab_size:
-                    return f"{field} names token {token}, but the vocabulary has {self._vocab_size} tokens."
-        return None
-
-    def _attempt(
-        self, work: Callable[[list[EngineEvent]], None], drop: Callable[[], None], events: list[EngineEvent]
-    ) -> None:
-        """`work` adds to `events`. When it fails, `drop` lets go of what it was done for, and every request that is
-        nowhere afterwards gets the error."""
-        if self.lost:
-            return
-        try:
-            work(events)
-        except Exception as error:
-            failure = explain(error)
-            log.error("step failed: %s", failure.message, exc_info=error)
-            # The traceback holds the failed caches alive; let go of both before the next step allocates.
-            detail = "".join(traceback.format_exception(error))
-            error.__traceback__ = None
-            if failure.lost:
-                self.lost = Failed(None, failure.kind, failure.message, detail)
-                return
-            drop()
-            if failure.kind == "memory":
-                self._prefixes.shrink(0)
-            self._device.let_go_after_a_failure()
-            events += [Failed(id, failure.kind, failure.message, detail) for id in sorted(self._homeless(events))]
-
     def _homeless(self, events: list[EngineEvent]) -> frozenset[int]:
         """Who holds a slot, is in no phase, and has not been told of its end."""
         ended = {event.id for event in events if isinstance(event, Finished | Failed)}
@@ -338,22 +315,3 @@ class Engine:
     def _drop_batch(self) -> None:
         """Its sequences share all that a failed step has left half done; a new batch takes the next ones."""
         self._batch = self._empty_batch()
-
-
-def _nothing() -> None:
-    """What failed holds nothing that others share."""
-
-
-def _tokens_of(request: Request) -> dict[str, Iterable[int]]:
-    """All that it names, by the field."""
-    if isinstance(request, ScoreOptions):
-        texts = (text for branch in request.branches for text in (branch.tail, *branch.options))
-        return {"input": request.prompt, "questions": (token for text in texts for token in text)}
-    sampling = request.sampling
-    return {
-        "prompt": request.prompt,
-        "logit_bias": sampling.logit_bias,
-        "allowed_token_ids": sampling.allowed or (),
-        "bad_words": (token for banned in sampling.banned for token in banned),
-        "the thought's closing": request.thought.closing if request.thought else (),
-    }

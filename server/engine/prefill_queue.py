@@ -37,8 +37,10 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Chunk:
-    """What a step read: for `seconds`, bookkeeping not counted, and the prompts that it completed."""
+    """What a step read: for `seconds`, bookkeeping not counted, after it had waited `under_way_s` for the decode step
+    before; and the prompts that it completed."""
 
+    under_way_s: float = 0.0
     seconds: float = 0.0
     completed: Sequence[Prefill] = ()
     events: list[EngineEvent] = field(default_factory=list)
@@ -120,27 +122,32 @@ class PrefillQueue:
         for id in self._reading:
             self.discard(id)
 
-    def read(self, seconds: float, *, under_way_s: float = 0.0, idle: bool = False) -> Chunk:
+    def read(self, seconds: float, wait: Callable[[], None] | None = None) -> Chunk:
         """Read for some `seconds`: some layers of a pass over one prompt, or all of a pass over several that are short.
-        A decode step of `under_way_s` comes before. `idle`: nothing else goes on, so that there is time to wait for the
-        disk."""
+        `wait` is for the decode step that is before it on the device; without one, and with nothing else to do, there
+        is time to wait for the disk."""
         chunk = Chunk()
         self._prefixes.disk.tend_while_busy()
         ready = [prefill for prefill in self._prefills.values() if self._is_ready(prefill)]
-        if idle and self._prefills and not ready:
+        if wait is None and self._prefills and not ready:
             self._prefixes.disk.wait_for_read(_DISK_WAIT_S)
         if not ready or not seconds:
             return chunk
         chosen = self._scheduler.next(ready)
         self._reading = [chosen.id]
+        if wait is not None:
+            begun = time.monotonic()
+            wait()
+            chunk.under_way_s = time.monotonic() - begun
+            seconds = self._budget.left(seconds, chunk.under_way_s)
         begun = time.monotonic()
         if chosen.under_way is not None:
             parts = [(chosen, chosen.under_way.tokens)]
-            read = self._measured(parts, lambda: self._go_on(chosen, seconds, under_way_s))
+            read = self._measured(parts, lambda: self._go_on(chosen, seconds))
         else:
             parts = self._plan(chosen, ready, seconds, chunk.events)
             begun = time.monotonic()
-            read = self._begin(parts, seconds, under_way_s)
+            read = self._begin(parts, seconds)
         chunk.seconds = time.monotonic() - begun
         if not read and chosen.under_way is not None:
             chunk.events.append(Prefilled(chosen.id, chosen.progress, len(chosen.request.prompt)))
@@ -207,38 +214,36 @@ class PrefillQueue:
 
     # ---- reading
 
-    def _begin(self, parts: list[tuple[Prefill, int]], seconds: float, under_way_s: float) -> list[tuple[Prefill, int]]:
+    def _begin(self, parts: list[tuple[Prefill, int]], seconds: float) -> list[tuple[Prefill, int]]:
         """Returns those whose tokens are read."""
         if not parts:
             return []
         chosen, tokens = parts[0]
         if len(parts) == 1 and chosen.batchable:
             chosen.begin(tokens)
-            return self._measured(parts, lambda: self._go_on(chosen, seconds, under_way_s))
+            return self._measured(parts, lambda: self._go_on(chosen, seconds))
         count = sum(tokens for _, tokens in parts)
         begun = time.monotonic()
         self._measured(parts, lambda: read_together(self._model, parts))
-        self._budget.record_pass(count, [(1, max(time.monotonic() - begun - under_way_s, 0.0))])
+        self._budget.record_pass(count, [(1, time.monotonic() - begun)])
         for prefill, tokens in parts:
             self._scheduler.charge(prefill.client, tokens)
         return parts
 
-    def _go_on(self, prefill: Prefill, seconds: float, under_way_s: float) -> list[tuple[Prefill, int]]:
+    def _go_on(self, prefill: Prefill, seconds: float) -> list[tuple[Prefill, int]]:
         """Evaluate as many layers of the pass as fit, and one at least."""
         under_way, layers = prefill.under_way, len(prefill.layers)
         assert under_way is not None
-        first, begun, not_ours = under_way.evaluated, time.monotonic(), under_way_s
+        first, begun = under_way.evaluated, time.monotonic()
         while prefill.under_way is not None:
-            left_s = seconds - (time.monotonic() - begun) - not_ours
-            count = self._budget.next_layers(under_way.tokens, layers, layers - under_way.evaluated, left_s)
+            left_s, left = seconds - (time.monotonic() - begun), layers - under_way.evaluated
+            count = self._budget.next_layers(under_way.tokens, layers, left, left_s, under_way.pieces)
             if not count and under_way.evaluated > first:
                 break
-            count = min(max(count, 1), layers - under_way.evaluated)
+            count = max(count, 1)
             piece_begun = time.monotonic()
             prefill.go_on(count)
-            piece_s = max(time.monotonic() - piece_begun - not_ours, 0.0)
-            not_ours = 0.0
-            under_way.pieces.append((count, piece_s))
+            under_way.pieces.append((count, time.monotonic() - piece_begun))
             self._scheduler.charge(prefill.client, under_way.tokens * count / layers)
         if prefill.under_way is not None:
             return []

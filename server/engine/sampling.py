@@ -8,23 +8,17 @@ computed in one shape only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.sample_utils import make_logits_processors
 
 from server.engine import compat
 from server.engine.largest import FEW, largest
 from server.engine_client.protocol import Sampling
 
-# (tokens so far, (1, vocab) logits) -> (1, vocab) logits
-LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
-
 _GREEDY = 1e-5
 _MASK64 = 2**64 - 1
-# Penalties of mlx-lm look at the last 20 tokens by default, those of OpenAI and vLLM at all of them.
-_WHOLE_CONTEXT = 2**30
 
 
 class Sampler:
@@ -39,7 +33,9 @@ class Sampler:
             return
         # A greedy row is computed as one without filters, and not used.
         rows = [row if random else Sampling(seed=0) for row, random in zip(rows, drawn, strict=True)]
-        self._inverse_temperature = _column([1 / row.temperature for row in rows])
+        inverse = [1 / row.temperature for row in rows]
+        # At a temperature of 1, as most models want it, the logits stay as they are.
+        self._inverse_temperature = _column(inverse) if any(factor != 1 for factor in inverse) else None
         self._thresholds = Thresholds(rows, width)
         self._xtc = _Xtc(rows) if any(row.xtc_probability > 0 for row in rows) else None
 
@@ -48,7 +44,9 @@ class Sampler:
         if self._all_greedy:
             return mx.argmax(logprobs, axis=-1)
         keys = self._keys(positions)
-        logits = logprobs.astype(mx.float32) * self._inverse_temperature
+        logits = logprobs.astype(mx.float32)
+        if self._inverse_temperature is not None:
+            logits = logits * self._inverse_temperature
         logits = self._thresholds.apply(logits)
         if self._xtc is not None:
             logits, keys = self._xtc.apply(logits, keys)
@@ -143,26 +141,6 @@ class _Xtc:
         # Where none is as likely, `least` is infinite.
         logits = mx.where(drop & (probabilities > least), -mx.inf, logits)
         return logits, mx.where(self._has, split[:, 0], keys)
-
-
-def make_processors(sampling: Sampling, prompt_length: int) -> list[LogitsProcessor]:
-    """Penalties and bias. Repetition looks at prompt and answer; presence and frequency at the answer, as at OpenAI."""
-    processors: list[LogitsProcessor] = make_logits_processors(
-        logit_bias=sampling.logit_bias or None,
-        repetition_penalty=sampling.repetition_penalty if sampling.repetition_penalty != 1 else None,
-        repetition_context_size=_WHOLE_CONTEXT,
-    )
-    of_answer: list[LogitsProcessor] = make_logits_processors(
-        presence_penalty=sampling.presence_penalty or None,
-        presence_context_size=_WHOLE_CONTEXT,
-        frequency_penalty=sampling.frequency_penalty or None,
-        frequency_context_size=_WHOLE_CONTEXT,
-    )
-    return processors + [_on_answer(p, prompt_length) for p in of_answer]
-
-
-def _on_answer(processor: LogitsProcessor, prompt_length: int) -> LogitsProcessor:
-    return lambda tokens, logits: processor(tokens[prompt_length:], logits)
 
 
 def _column(values: Sequence[float]) -> mx.array:

@@ -21,6 +21,10 @@ MIN_CHUNK_TOKENS = 16
 # Fewer cost nearly as much where a model has many experts, all of which are read; and so many are read to begin with,
 # layer by layer, while nothing is known of the machine.
 _FLOOR_TOKENS = 128
+# Smaller passes may cost another price by the token, that of experts whose tokens are not sorted: see the device.
+_CLIFF_TOKENS = 64
+# A pass of so many times the largest one is foretold by it.
+_SURE = 1.5
 # How long a step may take with nothing decoding, in stall targets.
 _TARGETS_WHEN_IDLE = 2
 # What the engine does besides takes the rest.
@@ -47,8 +51,12 @@ class TokenBudget:
         self._pass = LinearCost()
         # What the slowest layer takes, in mean layers.
         self._uneven = 1.0
+        # The tokens of the largest pass.
+        self._largest = 0
         # Seconds of decoding that are due before the next chunk.
         self._decode_due_s = 0.0
+        # Whether the step before did some prefill.
+        self._behind_prefill = False
 
     @property
     def prefill_tokens_per_s(self) -> float | None:
@@ -56,18 +64,18 @@ class TokenBudget:
         seconds = self._pass.seconds(_USUAL_TOKENS)
         return _USUAL_TOKENS / seconds if seconds else None
 
-    def seconds(self, decode_s: float, *, decoding: bool) -> float:
-        """For prefill in this step, whose decoding took `decode_s`; 0 when decoding comes first."""
+    def seconds(self, waited_s: float, *, decoding: bool) -> float:
+        """For prefill in this step, which has waited `waited_s` for a decode step; 0 when decoding comes first."""
         if not decoding:
             return _TARGETS_WHEN_IDLE * self._target_s
         if self._decode_due_s > 0 or not self._decode_s:
             return 0.0
-        # A prompt must make progress where a decode step alone takes the whole target.
-        return max(self._target_s * _USED_OF_TARGET - decode_s, self._target_s / 100)
+        # A prompt must make progress where decoding alone takes the whole target.
+        return max(self._target_s * _USED_OF_TARGET - waited_s - self._decode_s, self._target_s / 100)
 
-    def decode_under_way_s(self, decode_s: float) -> float:
-        """Of a step whose decoding took `decode_s`, what the next decode step, begun already, takes before prefill."""
-        return max(0.0, self._decode_s - decode_s)
+    def left(self, seconds: float, under_way_s: float) -> float:
+        """Of those `seconds`, when the decode step under way took `under_way_s`."""
+        return max(seconds + self._decode_s - under_way_s, self._target_s / 100)
 
     def whole_tokens(self, seconds: float) -> int:
         """Tokens of a pass that is over within `seconds`."""
@@ -83,20 +91,29 @@ class TokenBudget:
         at_least = min(_FLOOR_TOKENS, self._pass.units(seconds * mean_layers))
         return int(min(max(fitting, at_least, MIN_CHUNK_TOKENS), self._max_chunk))
 
-    def next_layers(self, tokens: int, layers: int, left: int, seconds: float) -> int:
-        """`left` of the `layers` of a pass over `tokens` are to be evaluated: how many next, in a step that has
-        `seconds` left, before looking at the clock again. 0: none of them fits."""
+    def next_layers(
+        self, tokens: int, layers: int, left: int, seconds: float, pieces: Sequence[tuple[int, float]] = ()
+    ) -> int:
+        """`left` of the `layers` of a pass over `tokens` are to be evaluated, the others were in `pieces`: how many
+        next, in a step that has `seconds` left, before looking at the clock again. 0: none of them fits."""
         layer_s = self._pass.seconds(tokens) / layers
-        if left * layer_s <= seconds and self._pass.known:
+        if done := sum(count for count, _ in pieces):
+            # What is known of this very pass counts, where it is slower than expected.
+            layer_s = max(layer_s, sum(piece_s for _, piece_s in pieces) / done)
+        # A pass of a size that was never seen may take something else than the line says.
+        is_sure = self._pass.known and (bool(pieces) or tokens <= _SURE * self._largest)
+        if left * layer_s <= seconds and is_sure:
             return left
         if seconds < layer_s * self._uneven:
             return 0
-        return max(1, int(seconds / (2 * layer_s))) if layer_s else int(seconds > 0)
+        return min(left, max(1, int(seconds / (2 * layer_s)))) if layer_s else int(seconds > 0)
 
     def record_pass(self, tokens: int, pieces: Sequence[tuple[int, float]]) -> None:
         """A pass over `tokens` was evaluated in `pieces`: so many layers, and the seconds that they took."""
         seconds = sum(piece_s for _, piece_s in pieces)
-        self._pass.record(tokens, seconds)
+        self._largest = max(self._largest, tokens)
+        if tokens >= _CLIFF_TOKENS or self._largest < _CLIFF_TOKENS:
+            self._pass.record(tokens, seconds)
         if len(pieces) > 1 and seconds:
             mean_s = seconds / sum(count for count, _ in pieces)
             fastest_s = min(piece_s / count for count, piece_s in pieces)
@@ -105,18 +122,22 @@ class TokenBudget:
             uneven = min(max(slowest_s / mean_s, 1.0), _MOST_UNEVEN)
             self._uneven = max(uneven, self._uneven + _NEWEST / 2 * (uneven - self._uneven))
 
-    def record(self, decode_s: float, prefill_s: float, *, decoding: bool) -> None:
-        """A step took so many seconds for a decode step, if `decoding`, and for prefill."""
+    def record(self, waited_s: float, under_way_s: float, prefill_s: float, *, decoding: bool) -> None:
+        """A step has waited so long for the decode step before, if `decoding`; and, where it did some prefill, so long
+        for the one under way and so long for prefill itself."""
         if not decoding:
-            self._decode_due_s = 0.0
-        elif not prefill_s:
-            self._decode_s = _moving_average(self._decode_s, decode_s)
-            self._decode_due_s -= decode_s
-        else:
-            # The decode step of this very step counts, and the one under way is a part of what prefill seemed to take.
-            due_s = (decode_s + prefill_s - self._decode_s) * _DECODE_SHARE / (1 - _DECODE_SHARE) - self._decode_s
-            # What decoding had beyond its share counts for the next piece, and not for ever.
-            self._decode_due_s = due_s + min(0.0, max(self._decode_due_s, -self._decode_s))
+            self._decode_due_s, self._behind_prefill = 0.0, False
+            return
+        if prefill_s:
+            self._decode_s = _moving_average(self._decode_s, under_way_s)
+        elif not self._behind_prefill:
+            # Behind prefill the one before has been over for long.
+            self._decode_s = _moving_average(self._decode_s, waited_s)
+        self._behind_prefill = prefill_s > 0
+        # What decoding had beyond its share counts for the next piece, and not for ever.
+        had_s = self._decode_s - min(0.0, max(self._decode_due_s, -self._decode_s)) if prefill_s else self._decode_s
+        due_s = prefill_s * _DECODE_SHARE / (1 - _DECODE_SHARE) if prefill_s else self._decode_due_s
+        self._decode_due_s = due_s - had_s
 
 
 def _moving_average(old: float, new: float) -> float:

@@ -108,15 +108,18 @@ class EngineClient:
     def generate(self, requests: Sequence[Request], table: Callable[[], TokenTable] | None = None) -> EngineStream:
         """Send `requests`, whose ids are chosen here; the stream distinguishes them by their index.
 
-        `table` is for `know`, which may not have been called when the model was loaded.
+        `table` is for `know`, which may not have been called when the model was loaded. What comes too late for this
+        process is lost, like what it never began with.
         """
+        stream = EngineStream(self)
         if self.closed is not None:
-            raise self.closed
+            stream.open_ids = dict(enumerate(range(len(requests))))
+            stream.lose(self.closed)
+            return stream
         if table is not None and any(map(_needs_tokens, requests)):
             self.know(table)
         if not self._streams:
             self._silence_s = 0.0
-        stream = EngineStream(self)
         for index, request in enumerate(requests):
             self._last_id += 1
             stream.open_ids[self._last_id] = index
@@ -183,8 +186,9 @@ class EngineClient:
                     stream.put(event)
 
     def _fail_all(self, error: ConfigiError) -> None:
-        for stream in set(self._streams.values()):
-            stream.fail(error)
+        # In order of arrival, in which they may ask again.
+        for stream in dict.fromkeys(self._streams.values()):
+            stream.lose(error)
         self._streams.clear()
 
     def _send(self, command: EngineCommand) -> None:
@@ -210,6 +214,8 @@ class EngineStream:
         # Done when there is an event, or an error: for `asyncio.wait`, among others, and never to be cancelled.
         self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.open_ids: dict[int, int] = {}
+        # The process ended before it had begun with any of the requests: another one may be asked the same.
+        self.lost = False
         self._stopped: set[int] = set()
 
     def __aiter__(self) -> EngineStream:
@@ -234,6 +240,11 @@ class EngineStream:
         self._put((index, event))
 
     def fail(self, error: ConfigiError) -> None:
+        self._put(error)
+
+    def lose(self, error: ConfigiError) -> None:
+        """The process has ended."""
+        self.lost = not self.begun.done()
         self._put(error)
 
     def stop(self, index: int) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from contextlib import aclosing, asynccontextmanager, closing
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
 
 from server.chat.conversation import Conversation, DecisionRequest, GenerationRequest, Prompt, RawPrompt
 from server.chat.deltas import Decided, Event, ReasoningDelta, Started, TextDelta, ToolCallDelta
@@ -21,10 +22,11 @@ from server.generation.answer import answer
 from server.generation.blame import blaming
 from server.generation.channels import channels_of, wire_format
 from server.generation.decided import decided
+from server.generation.engaged import Engaged
 from server.generation.places import Places
 from server.generation.sampling import generate_commands, score_command, thought_of
 from server.generation.waiting import ModelWait
-from server.metrics import Metrics
+from server.metrics import Measured, Metrics
 from server.models.catalog import Catalog
 from server.models.residency import Residency
 from server.models.status import ModelStatus
@@ -77,25 +79,30 @@ class Generation:
             self._log_text(request, "prompt", prompt.text)
             thought = thought_of(chosen.thought, options.reasoning, prompt, constraint)
             commands = generate_commands(options, request.client, text.vocabulary, prompt, constraint, thought)
-            with self._residency.lease(entry, request.keep_alive_s) as lease:
-                while pending := await wait.news(lease.granted):
+            engaged = Engaged(
+                self._residency,
+                entry,
+                place,
+                wait,
+                commands,
+                table=text.vocabulary.token_table,
+                keep_alive_s=request.keep_alive_s,
+                on_again=partial(_asked_again, request, measured),
+            )
+            with blaming(request), engaged:
+                while pending := await engaged.asked():
                     yield pending
-                engine = lease.granted.result()
-                with (
-                    blaming(request),
-                    closing(engine.generate(commands, text.vocabulary.token_table)) as stream,
-                    place.wait(stream) as on_slot,
-                ):
-                    yield Started(entry.id, len(prompt.ids), prompt.text, prompt.ids, prompt.truncated)
-                    while pending := await place.news(stream, entry.id):
-                        yield pending
-                    held = commands[0].grammar is not None
-                    channels = channels_of(request, chosen, text.vocabulary, prompt, held=held)
-                    async with aclosing(answer(stream, request, text.vocabulary, prompt, channels, on_slot)) as events:
-                        async for event in events:
-                            measured.event(event)
-                            self._log_answer(request, event)
-                            yield event
+                yield Started(entry.id, len(prompt.ids), prompt.text, prompt.ids, prompt.truncated)
+                while pending := await engaged.begun():
+                    yield pending
+                held = commands[0].grammar is not None
+                channels = channels_of(request, chosen, text.vocabulary, prompt, held=held)
+                answering = answer(engaged.stream, request, text.vocabulary, prompt, channels, engaged.on_slot)
+                async with aclosing(answering) as events:
+                    async for event in events:
+                        measured.event(event)
+                        self._log_answer(request, event)
+                        yield event
 
     async def decide(self, request: DecisionRequest) -> Decided:
         """How likely the options of each question are.
@@ -110,15 +117,20 @@ class Generation:
             await wait.files(opening)
             inquiry = await opening.result().encode_inquiry(request.inquiry, client.group)
             self._log_text(request, "prompt", inquiry.text)
-            with self._residency.lease(entry, request.keep_alive_s) as lease:
-                await wait.news(lease.granted)
-                engine = lease.granted.result()
-                with (
-                    blaming(request),
-                    closing(engine.generate([score_command(inquiry, client)])) as stream,
-                    place.wait(stream) as on_slot,
-                ):
-                    answer = await decided(stream, entry.id, inquiry, on_slot)
+            engaged = Engaged(
+                self._residency,
+                entry,
+                place,
+                wait,
+                [score_command(inquiry, client)],
+                keep_alive_s=request.keep_alive_s,
+                on_again=partial(_asked_again, request, measured),
+            )
+            with blaming(request), engaged:
+                while await engaged.begun():
+                    # It has nobody to tell.
+                    pass
+                answer = await decided(engaged.stream, entry.id, inquiry, engaged.on_slot)
             measured.event(answer.usage)
             return answer
 
@@ -209,6 +221,11 @@ class Generation:
     def end(self) -> None:
         """The grace time is over: whatever still runs gets an error event."""
         self._places.end()
+
+
+def _asked_again(request: GenerationRequest | DecisionRequest, measured: Measured) -> None:
+    log.warning("asked again: the engine ended before it had begun with it", extra={"request_id": request.id})
+    measured.asked_again()
 
 
 def _log_notes(request: GenerationRequest, notes: Iterable[str]) -> None:

@@ -35,8 +35,13 @@ class ModelWait:
         self._residency = residency
         self._entry = entry
         self._place = place
+        self._limit_s = limit_s
         self._deadline = None if limit_s is None else asyncio.get_running_loop().time() + limit_s
         self._shown: ModelStatus | None = None
+
+    def anew(self) -> ModelWait:
+        """As long a wait, from now on."""
+        return ModelWait(self._residency, self._entry, self._place, self._limit_s)
 
     async def news(self, future: asyncio.Future[Any]) -> ModelPending | None:
         """What has become of the model since the last call; None when `future` is done. Without a deadline only.

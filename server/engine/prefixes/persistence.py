@@ -29,6 +29,9 @@ from server.engine.prefixes.shelf import (
 
 # Reading a segment back must save so many times the seconds that it takes, or it is not worth its wear.
 _WORTH = 4
+# A state at the end of an answer must save more: whoever wrote the history may have left the thoughts out of it, and
+# the end of the message before, which is a state too, costs no more than the answer.
+_WORTH_OF_ANSWERS = 8
 # So little is written in any case.
 _SMALL_BYTES = 2**22
 # While the engine works, what it used is written this often.
@@ -36,7 +39,8 @@ _WHILE_BUSY_S = 300.0
 
 
 class Persistence:
-    """`prefill_rate`: tokens per second, None before it is known."""
+    """`prefill_rate`: tokens per second, None before it is known. `settle` is called before something is written while
+    the engine works, and raises when the device has failed: what one returned that has may be wrong."""
 
     def __init__(
         self,
@@ -46,7 +50,9 @@ class Persistence:
         trimmable: bool,
         prefill_rate: Callable[[], float | None] = lambda: None,
         clock: Callable[[], float] | None = None,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
+        self._settle = settle
         self._shelf = shelf
         self._disk = disk
         self._trimmable = trimmable
@@ -100,6 +106,7 @@ class Persistence:
     def tend_while_busy(self) -> None:
         self.tend()
         if self._clock() >= self._next_busy_write:
+            self._settle()
             while self._write_next():
                 pass
             self._next_busy_write = self._clock() + _WHILE_BUSY_S
@@ -122,7 +129,10 @@ class Persistence:
 
     def save(self, node: SegmentNode) -> bool:
         """Write what leaves memory at `node`; False when it is not worth it, or too much."""
-        return self._disk.enabled and self._is_end(node) and self.is_worth_writing(node) and self._write(node)
+        if not (self._disk.enabled and self._is_end(node) and self.is_worth_writing(node)):
+            return False
+        self._settle()
+        return self._write(node)
 
     def delete(self, files: list[StoredSegment]) -> None:
         for stored in files:
@@ -160,7 +170,8 @@ class Persistence:
             return True
         resumable = [step.end for step in path[:-1] if step.segment.stored is not None and self._resumes(step)]
         saved_s = (node.end - max(resumable, default=0)) / rate
-        return saved_s > _WORTH * self._disk.seconds_to_read(nbytes)
+        is_answer = not self._trimmable and node.segment.kind == "assistant"
+        return saved_s > (_WORTH_OF_ANSWERS if is_answer else _WORTH) * self._disk.seconds_to_read(nbytes)
 
     def _resumes(self, node: SegmentNode) -> bool:
         """From disk."""

@@ -53,7 +53,7 @@ class Hit:
 
 
 class PrefixCache:
-    """`trimmable`: whether all layers of the model are. `prefill_rate`: tokens per second, None before it is known."""
+    """`trimmable`: whether all layers of the model are. `prefill_rate` and `settle` are for `persistence.py`."""
 
     def __init__(
         self,
@@ -63,6 +63,7 @@ class PrefixCache:
         trimmable: bool,
         prefill_rate: Callable[[], float | None] = lambda: None,
         clock: Callable[[], float] | None = None,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         # Bytes of memory; takes effect at the next look-up or store.
         self.limit = limit
@@ -70,7 +71,9 @@ class PrefixCache:
         self._prefill_rate = prefill_rate
         self.shelf = Shelf()
         self._clock = 0
-        self.disk = Persistence(self.shelf, disk, trimmable=trimmable, prefill_rate=prefill_rate, clock=clock)
+        self.disk = Persistence(
+            self.shelf, disk, trimmable=trimmable, prefill_rate=prefill_rate, clock=clock, settle=settle
+        )
 
     @property
     def nbytes(self) -> int:

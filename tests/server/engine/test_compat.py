@@ -23,7 +23,6 @@ from mlx_lm.models.cache import (
     KVCache,
     QuantizedKVCache,
     RotatingKVCache,
-    TokenBuffer,
     make_prompt_cache,
     save_prompt_cache,
 )
@@ -70,7 +69,6 @@ def test_the_packages_have_an_upper_bound(package: str) -> None:
 
 def test_the_batches_take_and_have_what_the_engine_uses() -> None:
     assert parameters(PromptProcessingBatch)[:5] == ["model", "uids", "caches", "tokens", "prefill_step_size"]
-    assert parameters(TokenBuffer.update_and_fetch) == ["tokens"]
     for kind in (BatchKVCache, BatchRotatingKVCache, ArraysCache):
         assert [parameters(getattr(kind, name)) for name in ("extend", "extract")] == [["other"], ["idx"]]
         assert parameters(kind.filter) == ["batch_indices"]

@@ -31,6 +31,12 @@ def sampled(id: int) -> Generate:
     return request(id, sampling=Sampling(seed=id, temperature=1.1, top_k=40, top_p=0.9), top_logprobs=id)
 
 
+def penalised(id: int) -> Generate:
+    """The one with id 2 asks for nothing."""
+    penalties: Any = {1: {"repetition_penalty": 1.3, "logit_bias": {40: 3.0}}, 3: {"frequency_penalty": 1.5}}
+    return request(id, sampling=Sampling(seed=id, temperature=0, **penalties.get(id, {})))
+
+
 def read(model: Any, request: Generate) -> Newcomer:
     layers = make_prompt_cache(model)
     model(mx.array([request.prompt[:-1]]), cache=layers)
@@ -78,7 +84,7 @@ def alone(model: Any, requests: Sequence[Generate]) -> Mapping[int, list[int]]:
 
 
 @pytest.mark.parametrize("merged", [True, False])
-@pytest.mark.parametrize("make", [request, sampled])
+@pytest.mark.parametrize("make", [request, sampled, penalised])
 def test_who_comes_and_goes_answers_token_for_token_as_alone(model: Model, make: Any, merged: bool) -> None:
     requests = [make(id) for id in LENGTHS]
     answers = Answers(model.raw, merged=merged)

@@ -35,20 +35,25 @@ class Machine:
         return self.pass_s(tokens) * share * self.rng.uniform(1 - self.noise, 1 + self.noise)
 
     def read(self, budget: TokenBudget, prompt: int, *, decoding: bool) -> list[tuple[float, float]]:
-        """(seconds of decoding, of prefill) of each step until the prompt is read."""
+        """(seconds of waiting for decode steps, of prefill) of each step until the prompt is read. As in the engine, a
+        decode step is begun before one waits for the one before."""
         steps: list[tuple[float, float]] = []
         under_way: tuple[int, int, list[tuple[int, float]]] | None = None
+        behind_prefill = False
         while prompt > 0:
             decode_s = self.decode_s if decoding else 0.0
-            seconds = budget.seconds(decode_s, decoding=decoding)
+            waited_s = 0.0 if behind_prefill else decode_s
+            seconds = budget.seconds(waited_s, decoding=decoding)
             prefill_s = 0.0
             if seconds:
                 if under_way is None:
                     most = budget.pass_tokens(seconds, self.layers)
                     under_way = (-(-prompt // -(-prompt // most)), 0, [])
+                seconds = budget.left(seconds, decode_s) if decoding else seconds
                 tokens, done, pieces = under_way
                 while done < self.layers:
-                    count = budget.next_layers(tokens, self.layers, self.layers - done, seconds - prefill_s)
+                    left_s = seconds - prefill_s
+                    count = budget.next_layers(tokens, self.layers, self.layers - done, left_s, pieces)
                     if not count and prefill_s:
                         break
                     piece = [
@@ -60,8 +65,10 @@ class Machine:
                 if done == self.layers:
                     budget.record_pass(tokens, pieces)
                     prompt, under_way = prompt - tokens, None
-            budget.record(decode_s, prefill_s, decoding=decoding)
-            steps.append((decode_s, prefill_s))
+            behind_prefill = prefill_s > 0
+            under_way_s = decode_s if behind_prefill else 0.0
+            budget.record(waited_s, under_way_s, prefill_s, decoding=decoding)
+            steps.append((waited_s + under_way_s, prefill_s))
         return steps
 
 
@@ -130,7 +137,7 @@ def test_a_machine_that_became_three_times_slower_is_believed_within_a_prompt(ma
 def test_decoding_gets_its_share_between_pieces() -> None:
     machine = MACS["M2 Pro"]
     steps = machine.read(after_a_chat(machine), 20_000, decoding=True)
-    assert sum(decode_s for decode_s, _ in steps) / total(steps) == pytest.approx(0.2, abs=0.03)
+    assert len(steps) * machine.decode_s / total(steps) == pytest.approx(0.2, abs=0.03)
 
 
 @pytest.mark.parametrize("machine", [*MACS.values(), LAPTOP])

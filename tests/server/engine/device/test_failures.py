@@ -13,14 +13,19 @@ import psutil
 import pytest
 from pydantic import ByteSize
 
+from server.engine.admission import Admission
+from server.engine.cost_model import measure
+from server.engine.decoder import Decoder
+from server.engine.device.device import Device
 from server.engine.device.failures import explain, is_of_the_device
 from server.engine.engine import Engine
-from server.engine_client.protocol import EngineEvent, Failed, Finished, Generate, Prefilled, Sampling, Tokens
+from server.engine.prefixes.disk_tier import DiskTier
+from server.engine_client.protocol import EngineEvent, Failed, Finished, Generate, Load, Prefilled, Sampling, Tokens
 from server.engine_client.supervisor import Supervisor
 from server.errors import ConfigiError, EngineFailed, InsufficientMemory
 from server.settings.types import CacheSettings, EngineSettings, Settings, StorageSettings
-from tests.support.metal import IGNORED, LOST, NO_ROOM, OUT_OF_MEMORY, failing
-from tests.support.questions import engine_of
+from tests.support.metal import IGNORED, LOST, NO_ROOM, OUT_OF_MEMORY, FakeMetal, failing
+from tests.support.questions import TOGETHER, engine_of
 from tests.support.talks import Model
 from tests.support.tiny_model import write_tiny_model
 
@@ -114,6 +119,23 @@ def test_a_decode_step_that_fails_ends_the_batch_and_no_prompt(model: Model, eng
     assert [event.id for event in events if isinstance(event, Finished)] == [3]
 
 
+def test_a_decode_step_that_fails_while_a_prompt_waits_for_it_ends_no_prompt(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Decoder) -> None:
+        raise RuntimeError("a model with a bug")
+
+    engine.handle(request(1, max_tokens=100))
+    events = list(until(engine, Tokens))
+    engine.handle(request(2, prompt=PROMPT * 5))
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "wait", fail)
+        events += until(engine, Failed)
+    events += drained(engine)
+    assert [event.id for event in events if isinstance(event, Failed)] == [1]
+    assert [event.id for event in events if isinstance(event, Finished)] == [2]
+
+
 def test_an_answer_that_ends_in_a_step_is_not_lost_when_the_step_fails_later(model: Model, engine: Engine) -> None:
     with failing(type(model.raw), "a model with a bug", BAD):
         engine.handle(request(1, max_tokens=9))
@@ -145,6 +167,31 @@ def test_after_a_failure_of_the_device_nothing_more_is_done_or_written(
     assert not engine.write_one()
     assert engine.step() == []
     assert written == []
+
+
+def test_what_leaves_memory_is_not_written_when_the_device_has_failed_meanwhile(model: Model, tmp_path: Path) -> None:
+    """Metal may report late what was wrong already: a prefix that makes room for another is not written unasked."""
+    metal = FakeMetal(0)
+    disk = DiskTier(tmp_path / "prefixes", "model", 10**9)
+    options = Load(
+        model_dir="", max_concurrent=4, prefill_step_tokens=64, decode_stall_target_s=10, cache_limit=150_000
+    )
+    admission = Admission(10**10, 0, measure(model.raw))
+    engine = Engine(model.raw, 448, options, admission, disk, TOGETHER, Device(metal))
+    for id in range(1, 4):
+        engine.handle(request(id, prompt=[40 * id + at % 30 for at in range(200)]))
+        drained(engine)
+    while engine._prefixes.disk.busy:
+        engine._prefixes.disk._writer.wait(60)
+        engine._prefixes.disk.tend()
+    before = sorted((tmp_path / "prefixes").rglob("*-*.safetensors"))
+    assert before, "some have left memory"
+    metal.pending = IGNORED
+    engine.handle(request(4, prompt=[300 + at % 30 for at in range(200)]))
+    while engine.busy and engine.lost is None:
+        engine.step()
+    assert engine.lost is not None
+    assert sorted((tmp_path / "prefixes").rglob("*-*.safetensors")) == before
 
 
 # ---- a real engine process

@@ -17,10 +17,11 @@ from server.engine.admission import Admission
 from server.engine.compat import Layers
 from server.engine.cost_model import measure
 from server.engine.engine import Engine
+from server.engine.linear_cost import LinearCost
 from server.engine.prefixes.disk_tier import DiskTier, StoredSegment
 from server.engine.prefixes.prefix_cache import Hit, PrefixCache
 from server.engine.rehearsal import Together
-from server.engine_client.protocol import Boundary, Cancel, EngineEvent, Load, Prefilled, Tokens
+from server.engine_client.protocol import Boundary, Cancel, EngineEvent, Kind, Load, Prefilled, Tokens
 from tests.support.stepped import finish, tokens_of
 from tests.support.talks import Model, generate, new_talk
 
@@ -269,6 +270,22 @@ def test_a_state_that_is_large_is_written_only_where_it_saves_several_times_its_
         for node in nodes.values():
             node.segment.nbytes = 210 * 10**6
         assert {length: cache.disk.is_worth_writing(node) for length, node in nodes.items()} == worth
+
+
+@pytest.mark.parametrize(("kind", "worth"), [("user", True), ("assistant", False)])
+def test_the_state_at_the_end_of_an_answer_must_save_more(tmp_path: Path, kind: Kind, worth: bool) -> None:
+    """On an M1: the end of the message before is on disk, and 124 more tokens take 0.7 s."""
+    cache = PrefixCache(10**10, disk(tmp_path), trimmable=False, prefill_rate=lambda: 180.0)
+    tokens = list(range(1000))
+    cache.store(tokens, caches(tokens), [], "user")
+    while cache.disk.write_one():
+        pass
+    answered = [*tokens, *range(160)]
+    cache.store(answered, caches(answered), [], kind)
+    [node] = [node for node in cache.shelf if len(node.label) == 160]
+    node.segment.nbytes = 210 * 10**6
+    cache.disk._disk._reading = LinearCost()
+    assert cache.disk.is_worth_writing(node) == worth
 
 
 # ---- the files of earlier processes
