@@ -44,6 +44,12 @@ def choice(number: int) -> Question:
     return {"type": "choice", "instructions": "Which comes first?", "choices": [{"value": v} for v in values]}
 
 
+def unlike(number: int) -> Question:
+    """As `choice`, and no two begin alike."""
+    a, b = _two(number)
+    return choice(number) | {"instructions": f"{a.title()} or {b}: which comes first?"}
+
+
 def _two(number: int) -> tuple[str, str]:
     """Another pair for each of 132 numbers."""
     first, apart = number % len(_THINGS), 1 + number // len(_THINGS)
@@ -73,6 +79,7 @@ def _measure(server: Server, model: Path, tokens: int, rounds: int) -> list[Figu
         "one": [predicate(0)],
         "predicates": [predicate(number) for number in range(MANY)],
         "choices": [choice(number) for number in range(MANY)],
+        "unlike": [unlike(number) for number in range(MANY)],
     }
     seconds: dict[str, list[float]] = {name: [] for name in sets}
     read: dict[str, int] = {}
@@ -89,14 +96,18 @@ def _measure(server: Server, model: Path, tokens: int, rounds: int) -> list[Figu
                 f"{name}: {seconds[name][-1]:.1f} s, {read[name]} tokens, {usage['input_tokens_details']}", flush=True
             )
     one = median(seconds["one"])
-    labels = {"predicates": "yes or no", "choices": "two options of two words"}
+    labels = {
+        "predicates": "yes or no",
+        "choices": "two options of two words, the question before them the same",
+        "unlike": "two options of two words, no two begin alike",
+    }
     return [
         Figure(
             f"{MANY} questions of {(read[name] - read['one']) / (MANY - 1):.0f} tokens, {label}",
             "s",
             one,
             median(seconds[name]),
-            Target(1.3) if name == "predicates" else None,
+            Target(1.3) if name != "unlike" else None,
         )
         for name, label in labels.items()
     ]

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from server import __version__
 from server.api.errors import error_response
 from server.api.fields import Screened, screen
+from server.api.markers import without_markers
 from server.api.openai.answer import caller
 from server.api.openai.chat_messages import conversation_messages
 from server.api.openai.chat_request import check_continuation
@@ -159,6 +160,8 @@ def _parse_tokenize(raw: bytes, limits: LimitSettings) -> TokenizeCall:
 def _conversation(fields: TokenizeFields, raw: list[Any], limits: LimitSettings) -> tuple[Prompt, tuple[str, ...]]:
     """As a chat would render it, or as it stands where no answer is to begin and no last message to be continued."""
     messages, dropped = conversation_messages(raw, ContentRules(limits.images == "omit"))
+    # As chat reads them.
+    messages, markers = without_markers(messages)
     tools = asked_tools(ToolFields(tools=fields.tools), limits)
     asked = asked_reasoning(ThoughtFields(chat_template_kwargs=fields.chat_template_kwargs))
     conversation = Conversation(messages, tools.tools, asked.switches, asked.reasoning)
@@ -167,7 +170,7 @@ def _conversation(fields: TokenizeFields, raw: list[Any], limits: LimitSettings)
         conversation = replace(conversation, open=False)
     else:
         check_continuation(conversation, continued, answered)
-    return conversation, (*dropped, *tools.ignored)
+    return conversation, (*markers, *dropped, *tools.ignored)
 
 
 def _parse_detokenize(raw: bytes, limits: LimitSettings) -> tuple[Screened, DetokenizeFields]:

@@ -27,7 +27,7 @@ _SAMPLING = {
     "model": "The model's id or an alias; absent, blank or `default` means the default model.",
     "stream": "Send the answer as server-sent events.",
     "stream_options": "include_usage adds a last chunk with the usage; only with stream.",
-    "max_tokens": "Longest answer in tokens; -1 is up to the context, and more than the context is clamped to it.",
+    "max_tokens": "Longest answer in tokens; -1 is up to the context, as is more than that, 0 only reads the prompt.",
     "min_tokens": "Shortest answer in tokens: before that, the model cannot end it.",
     "ignore_eos": "true: the model cannot end the answer at all.",
     "temperature": "0 to 2; 0 always takes the likeliest token.",

@@ -16,6 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
+from server.allocator import give_back
 from server.engine import compat, kv
 from server.engine.admission import Admission
 from server.engine.batch import Batch
@@ -164,6 +165,12 @@ class Engine:
             self._prefixes.limit = max(0, min(most, available))
         return events
 
+    def give_back(self) -> None:
+        """What was freed and is kept for reuse, for when nobody uses it soon: that of streams that have grown long is
+        many times what they hold. Milliseconds."""
+        self._faults.attempt(lambda _: self._device.let_go(), [])
+        give_back()
+
     def write_one(self) -> bool:
         """Write one prefix to disk, for when there is nothing else to do; False when all are written.
 
@@ -185,7 +192,7 @@ class Engine:
             log.warning("the machine is short of memory (%s): prefixes are given up", pressure.name.lower())
             self._prefixes.limit = min(self._prefixes.limit, int(self._cache_limit * SHARE[pressure]))
             self._prefixes.shrink(self._prefixes.limit)
-            self._faults.attempt(lambda _: self._device.let_go(), [])
+            self.give_back()
         self._pressure = pressure
 
     def stats(self) -> Stats:

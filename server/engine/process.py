@@ -12,7 +12,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -51,8 +51,10 @@ from server.engine_client.protocol import (
 log = logging.getLogger("configi.engine")
 
 _STATS_INTERVAL_S = 1.0
-# Idle for this long, the engine writes prefixes to disk: agents pause as long as their tools run.
-_IDLE_BEFORE_WRITING_MS = 20_000
+# Idle for this long, the engine gives back what was freed and is kept for reuse; for this long more, it writes prefixes
+# to disk: agents pause as long as their tools run.
+_BEFORE_GIVING_BACK_MS = 5_000
+_BEFORE_WRITING_MS = 15_000
 # While a thread writes, this long between two looks at it.
 _WHILE_WRITING_MS = 50
 # When idle, the first request waits this long for more: prompts that arrive together are read together.
@@ -126,12 +128,12 @@ def _load(options: Load, on_progress: Callable[[int, int], None]) -> tuple[Engin
 def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
     """Until `Stop`, or until the engine is lost."""
     next_stats, next_look = 0.0, 0.0
-    # Milliseconds to wait for a command before the next write; None once all is written: no work, no wake-ups.
-    until_write: int | None = _IDLE_BEFORE_WRITING_MS
+    idle_work = chores(engine)
+    until_chore = next(idle_work, None)
     while engine.lost is None:
         events: list[EngineEvent] = []
         idle = not engine.busy
-        wait = (until_write if until_write is not None or not is_watched() else _LOOK_MS) if idle else 0
+        wait = (until_chore if until_chore is not None or not is_watched() else _LOOK_MS) if idle else 0
         batching_window = _BATCHING_WINDOW_MS if idle else 0
         while socket.poll(wait):
             idle, wait = False, batching_window
@@ -143,9 +145,10 @@ def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
             engine.yield_to(pressure())
             next_look = time.monotonic() + _LOOK_MS / 1000
         if idle:
-            until_write = _WHILE_WRITING_MS if engine.write_one() else None
+            until_chore = next(idle_work, None)
             continue
-        until_write = _IDLE_BEFORE_WRITING_MS
+        idle_work = chores(engine)
+        until_chore = next(idle_work, None)
         if engine.busy:
             events += engine.step()
         # Also after the last step, so that the gauges read zero while idle.
@@ -153,6 +156,17 @@ def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
             events.append(engine.stats())
             next_stats = time.monotonic() + _STATS_INTERVAL_S
         socket.send(encode(events))
+
+
+def chores(engine: Engine) -> Iterator[int]:
+    """What is done while nothing comes: gives the milliseconds to wait for a command before the next of it. After the
+    last there is no work, and no wake-up."""
+    yield _BEFORE_GIVING_BACK_MS
+    engine.give_back()
+    yield _BEFORE_WRITING_MS
+    while engine.write_one():
+        yield _WHILE_WRITING_MS
+    engine.give_back()
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ class OpenedFiles:
         """`stamp`: of the folder before `text` read it."""
         self.folder, self.text, self._stamp = folder, text, stamp
         self._description = text.vocabulary.description
-        text.on_unavailable = lambda: self._forget_if_of(text)
+        text.on_unavailable = self._forget_if_of
         self.await_use()
 
     async def description(self) -> Description | None:

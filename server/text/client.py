@@ -80,8 +80,9 @@ class TextProcess:
         self._constraints: OrderedDict[bytes, Constraint] = OrderedDict()
         self._asking = 0
         self.vocabulary = vocabulary
-        # Called when the model's files turn out to be gone or broken since they were opened.
-        self.on_unavailable: Callable[[], None] = lambda: None
+        # Told of this one when the model's files turn out to be gone or broken since they were opened. It must not hold
+        # this one: then what a large vocabulary takes would stay until the garbage collector comes.
+        self.on_unavailable: Callable[[TextProcess], None] = lambda text: None
 
     @staticmethod
     async def open(
@@ -201,7 +202,7 @@ class TextProcess:
         try:
             return await lane.ask(raw, client)
         except ModelUnavailable:
-            self.on_unavailable()
+            self.on_unavailable(self)
             raise
         finally:
             self._asking -= 1

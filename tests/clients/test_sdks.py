@@ -99,7 +99,7 @@ def _usage(value: Any, model: Path) -> bool:
     """Of the question alone where the client adds nothing to it; what the script counts as cached is half of it."""
     prompt, completion, cached = value
     least = len(Tokenizer.from_file(str(model / "tokenizer.json")).encode(CITY).ids)
-    return prompt > 10 and completion >= least and cached in (None, prompt // 2)
+    return prompt > 5 and completion >= least and cached in (None, prompt // 2)
 
 
 _CHECKS: Mapping[str, Callable[[Any, Path], bool]] = {

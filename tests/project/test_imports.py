@@ -41,7 +41,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "server.chat": {"server.engine_client", "server.errors", "quantize"},
     "server.engine_client": {"server.errors", "server.settings"},
-    "server.engine": {"server.engine_client", "quantize", "quantize.forward"},
+    "server.engine": {"server.allocator", "server.engine_client", "quantize", "quantize.forward"},
     "server.logs": {"server.settings", "quantize"},
     "server.settings": {"server.errors"},
     "server.child": set(),

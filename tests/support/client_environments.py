@@ -21,7 +21,7 @@ from pathlib import Path
 import platformdirs
 
 _HOME = Path(os.environ.get("CLIENTS_FOLDER") or platformdirs.user_cache_path("configi-clients"))
-_INSTALL_S = 900
+_INSTALL_S = 1800
 
 
 @dataclass(frozen=True)

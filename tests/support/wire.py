@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any
 
 from server.chat.channels import Piece, ReasoningPiece, TextPiece, ToolCallPiece
@@ -106,13 +104,12 @@ def vocabulary(markers: Sequence[str], hidden: Callable[[str], bool] = lambda ma
     pieces = [bytes([byte]) for byte in range(256)] + [marker.encode() for marker in markers]
     added = {marker: 256 + index for index, marker in enumerate(markers)}
     return Vocabulary(
-        VocabularyTable(
-            text=b"".join(pieces),
-            starts=array("I", accumulate(map(len, pieces), initial=0)).tobytes(),
+        VocabularyTable.of(
+            pieces,
             hidden=frozenset(token for marker, token in added.items() if hidden(marker)),
             added=added,
-            strips_space=False,
             eos_ids=frozenset(),
+            strips_space=False,
             vocab_size=len(pieces),
             context_length=4096,
             defaults=SamplingDefaults(),

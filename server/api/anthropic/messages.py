@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from server.api.anthropic.output import GrowingMessage, MessageStream
 from server.api.anthropic.request import MessagesCall, parse_messages
+from server.api.asked import generation
 from server.api.openai.answer import caller
 from server.api.service import Service
 from server.chat.conversation import GenerationRequest
@@ -55,18 +56,8 @@ def router(service: Service) -> APIRouter:
     @routes.post("/messages")
     async def messages(request: Request) -> Response:
         call = await parsed_body(request, parse)
-        who = caller(request, service.settings)
-        generation = GenerationRequest(
-            who.request_id,
-            call.model,
-            call.conversation,
-            call.options,
-            who.client,
-            wait_for_model=call.stream,
-            keep_alive_s=call.keep_alive_s,
-            notes=call.notes,
-        )
-        return await while_connected(request, _respond(service, call, generation))
+        asked = generation(request, service.settings, call, call.conversation, call.notes)
+        return await while_connected(request, _respond(service, call, asked))
 
     @routes.post("/v1/messages/count_tokens")
     @routes.post("/messages/count_tokens")
@@ -77,9 +68,9 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-async def _respond(service: Service, call: MessagesCall, generation: GenerationRequest) -> Response:
-    events = service.generate(generation)
-    headers = {**call.headers, "request-id": generation.id}
+async def _respond(service: Service, call: MessagesCall, asked: GenerationRequest) -> Response:
+    events = service.generate(asked)
+    headers = {**call.headers, "request-id": asked.id}
     if call.stream:
         return await stream(events, MessageStream(call), DIALECT, service.settings.server, headers)
     message = GrowingMessage(call)

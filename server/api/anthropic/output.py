@@ -106,7 +106,7 @@ class GrowingMessage:
         """What there is to tell of `event`."""
         match event:
             case TextDelta() | ReasoningDelta() | ToolCallDelta():
-                return () if self._call.warm_up else self._push(event)
+                return self._push(event)
             case Started():
                 self._model, self._prompt_tokens = event.model, event.prompt_tokens
             case Finish():
@@ -144,18 +144,16 @@ class GrowingMessage:
         # Who has called waits for the results, whatever was said behind the call.
         if self._finish.stop_string is not None and self._finish.reason == "stop":
             return {"stop_reason": "stop_sequence", "stop_sequence": self._finish.stop_string}
-        reason = "max_tokens" if self._call.warm_up else _REASONS[self._finish.reason]
-        return {"stop_reason": reason, "stop_sequence": None}
+        return {"stop_reason": _REASONS[self._finish.reason], "stop_sequence": None}
 
     def _wire_usage(self) -> _Told:
         """Anthropic counts what came from the cache beside the input, not in it."""
         usage = self._usage or Usage(self._prompt_tokens, 0, 0)
-        made = 0 if self._call.warm_up else usage.completion_tokens
         return {
             "input_tokens": usage.prompt_tokens - usage.cached_tokens,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": usage.cached_tokens,
-            "output_tokens": made,
+            "output_tokens": usage.completion_tokens,
             "output_tokens_details": {"thinking_tokens": usage.reasoning_tokens},
         }
 

@@ -45,7 +45,7 @@ class MessageFields(SamplingFields):
 
 @dataclass(frozen=True, slots=True)
 class MessagesCall:
-    """`shows_thinking`: whether the client wants to read it. `warm_up`: it wants the prompt read and no answer."""
+    """`shows_thinking`: whether the client wants to read it."""
 
     model: str | None
     conversation: Conversation
@@ -53,7 +53,7 @@ class MessagesCall:
     stream: bool
     progress: bool
     shows_thinking: bool
-    warm_up: bool
+    cache_salt: str
     keep_alive_s: float | None
     notes: tuple[str, ...]
     headers: dict[str, str]
@@ -66,11 +66,10 @@ def parse_messages(raw: bytes, limits: LimitSettings) -> MessagesCall:
     messages, markers = without_markers(said.messages)
     tools, dropped = _tools(fields.tools)
     reasoning = _reasoning(fields)
-    warm_up = fields.max_tokens == 0
     options = checked_options(
         fields.model_copy(update={"stop": fields.stop_sequences}),
         limits,
-        max_tokens=1 if warm_up else fields.max_tokens,
+        max_tokens=fields.max_tokens,
         top_logprobs=None,
     )
     return MessagesCall(
@@ -85,7 +84,7 @@ def parse_messages(raw: bytes, limits: LimitSettings) -> MessagesCall:
         stream=fields.stream,
         progress=fields.return_progress,
         shows_thinking=fields.thinking.display != "omitted",
-        warm_up=warm_up,
+        cache_salt=fields.cache_salt,
         keep_alive_s=fields.keep_alive,
         notes=notes(markers),
         headers=screened.headers(*markers, *said.dropped, *dropped),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from server.api.fields import Fields, Refusal
-from server.api.other_servers import KEEP_ALIVE, RETURN_PROGRESS
+from server.api.other_servers import CACHE_SALT, KEEP_ALIVE, RETURN_PROGRESS
 
 MESSAGES = Fields(
     works={
@@ -20,6 +20,7 @@ MESSAGES = Fields(
         "tool_choice": "auto, any, tool or none, with disable_parallel_tool_use.",
         "thinking": "enabled with budget_tokens, adaptive, or disabled, as when absent; display omitted hides it.",
         "output_config": "effort, and format with a json_schema.",
+        "cache_salt": CACHE_SALT,
         "keep_alive": KEEP_ALIVE,
         "return_progress": RETURN_PROGRESS,
     },

@@ -13,10 +13,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server import __version__
+from server.api.asked import generation
 from server.api.cache_headers import cache_headers
 from server.api.compat.infill_answer import GrowingInfill, InfillStream, collected
 from server.api.compat.infill_request import InfillCall, parse_infill
-from server.api.openai.answer import caller
 from server.api.openai.dialect import OPENAI
 from server.api.service import Service
 from server.chat.conversation import GenerationRequest
@@ -37,16 +37,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/infill")
     async def infill(request: Request) -> Response:
         call = await parsed_body(request, parse)
-        who = caller(request, service.settings, call.cache_salt)
-        asked = GenerationRequest(
-            who.request_id,
-            call.model,
-            call.prompt,
-            call.options,
-            who.client,
-            wait_for_model=call.stream,
-            keep_alive_s=call.keep_alive_s,
-        )
+        asked = generation(request, service.settings, call, call.prompt)
         return await while_connected(request, _infill(service, call, asked))
 
     @routes.get("/props")

@@ -9,8 +9,9 @@ from fastapi import APIRouter, Request
 from msgspec import UNSET
 from starlette.responses import Response
 
+from server.api.asked import generation
 from server.api.cache_headers import cache_headers
-from server.api.openai.answer import Answer, Choice, answer_id, caller, collect, wall_time, wire_usage
+from server.api.openai.answer import Answer, Choice, answer_id, collect, wall_time, wire_usage
 from server.api.openai.chat_request import ChatCall, Shown, parse_chat
 from server.api.openai.chat_stream import ChatStream
 from server.api.openai.chat_wire import (
@@ -41,24 +42,14 @@ def router(service: Service) -> APIRouter:
     @routes.post("/api/v0/chat/completions")
     async def chat_completions(request: Request) -> Response:
         call = await parsed_body(request, parse)
-        who = caller(request, service.settings, call.cache_salt)
-        generation = GenerationRequest(
-            who.request_id,
-            call.model,
-            call.conversation,
-            call.options,
-            who.client,
-            wait_for_model=call.stream,
-            keep_alive_s=call.keep_alive_s,
-            notes=call.notes,
-        )
-        return await while_connected(request, _respond(service, call, generation))
+        asked = generation(request, service.settings, call, call.conversation, call.notes)
+        return await while_connected(request, _respond(service, call, asked))
 
     return routes
 
 
-async def _respond(service: Service, call: ChatCall, generation: GenerationRequest) -> Response:
-    events = service.generate(generation)
+async def _respond(service: Service, call: ChatCall, asked: GenerationRequest) -> Response:
+    events = service.generate(asked)
     if call.stream:
         renderer = ChatStream(answer_id("chatcmpl-"), wall_time(), call)
         return await stream(events, renderer, DIALECT, service.settings.server, call.headers)

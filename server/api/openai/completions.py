@@ -15,15 +15,14 @@ from fastapi import APIRouter, Request
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
+from server.api.asked import generation
 from server.api.cache_headers import cache_headers
 from server.api.openai.answer import (
     SYSTEM_FINGERPRINT,
     Answer,
-    Caller,
     Choice,
     WireUsage,
     answer_id,
-    caller,
     collect_all,
     merged,
     unfinished,
@@ -87,14 +86,14 @@ def router(service: Service) -> APIRouter:
     @routes.post("/api/v0/completions")
     async def completions(request: Request) -> Response:
         call = await parsed_body(request, parse)
-        who = caller(request, service.settings, call.cache_salt)
-        return await while_connected(request, _respond(service, call, who))
+        first = generation(request, service.settings, call, call.prompts[0])
+        return await while_connected(request, _respond(service, call, first))
 
     return routes
 
 
-async def _respond(service: Service, call: CompletionCall, who: Caller) -> Response:
-    generations = [service.generate(request) for request in _requests(call, who)]
+async def _respond(service: Service, call: CompletionCall, first: GenerationRequest) -> Response:
+    generations = [service.generate(request) for request in _requests(call, first)]
     if call.stream:
         renderer = CompletionStream(answer_id("cmpl-"), wall_time(), call)
         return await stream(merged(generations), renderer, DIALECT, service.settings.server, call.headers)
@@ -104,16 +103,7 @@ async def _respond(service: Service, call: CompletionCall, who: Caller) -> Respo
     return Response(body, headers=headers, media_type="application/json")
 
 
-def _requests(call: CompletionCall, who: Caller) -> list[GenerationRequest]:
-    first = GenerationRequest(
-        who.request_id,
-        call.model,
-        call.prompts[0],
-        call.options,
-        who.client,
-        wait_for_model=call.stream,
-        keep_alive_s=call.keep_alive_s,
-    )
+def _requests(call: CompletionCall, first: GenerationRequest) -> list[GenerationRequest]:
     if len(call.prompts) == 1:
         return [first]
     return [replace(first, id=f"{first.id}-{index}", prompt=prompt) for index, prompt in enumerate(call.prompts)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, FailFast, Field
+from pydantic import BeforeValidator, FailFast, Field
 
 from server.api.keep_alive import KeepAlive
 from server.api.openai.shape_fields import ShapeFields, asked_shape
@@ -21,19 +21,14 @@ _ANY_SEED = -1
 _UNLIMITED = (-1, -2)
 
 
-def _not_zero(value: int) -> int:
-    if value == 0:
-        raise ValueError("must be at least 1, or -1 for up to the context")
-    return value
-
-
 def _listed(value: Any) -> Any:
     """A string alone means the same as a list of one, and an empty one means none."""
     return ([value] if value else []) if isinstance(value, str) else value
 
 
 TextList = Annotated[list[str], FailFast(), BeforeValidator(_listed)]
-TokenLimit = Annotated[Whole, Field(ge=-2), AfterValidator(_not_zero)]
+# 0 reads the prompt and answers nothing.
+TokenLimit = Annotated[Whole, Field(ge=-2)]
 TokenIds = Annotated[list[Annotated[Whole, Field(ge=0, lt=_MAX_TOKEN_ID)]], FailFast()]
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from array import array
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
 from pathlib import Path
 
 from tokenizers import Encoding
@@ -166,17 +163,13 @@ class ChatTokenizer:
                 f"The model's tokenizer has the token id {self._largest_id}, which no vocabulary has."
             )
         pieces = [self._bytes_of(token) for token in range(self._largest_id + 1)]
-        starts = array("I", accumulate((len(piece) for piece in pieces), initial=0))
-        if sys.byteorder == "big":
-            starts.byteswap()
-        return VocabularyTable(
-            text=b"".join(pieces),
-            starts=starts.tobytes(),
-            hidden=frozenset(self._hidden),
+        return VocabularyTable.of(
+            pieces,
+            hidden=self._hidden,
             added=self._markers,
+            eos_ids=self.eos_ids,
             wire_format=wire_format,
             strips_space=self._spelling.strips_space,
-            eos_ids=frozenset(self.eos_ids),
             vocab_size=self.vocab_size,
             context_length=context_length,
             defaults=self._defaults,

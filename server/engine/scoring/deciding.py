@@ -1,9 +1,10 @@
 """Many questions about one prompt, answered by the log-probabilities of their options. Runs in the engine process.
 
 The prompt is read like any other, from and into the prefix cache. The questions follow as further chunks of the same
-prefill, so that they share the machine as prompts do; each chunk is one forward pass over as many of them as fit. A
-question takes three: all of it but its last token, whose logits nobody needs; that token, whose logits score the
-options' first tokens; and the other tokens of options that have several.
+prefill, so that they share the machine as prompts do; each chunk is one forward pass over as many of them as fit. What
+the questions of a group begin with is read once. Then a question takes two passes: the rest of it but its last token,
+whose logits nobody needs; and that token, whose logits score the options' first tokens, with what those go on with. A
+third is for options that go on in several ways.
 """
 
 from __future__ import annotations
@@ -16,22 +17,25 @@ import mlx.core as mx
 
 from server.engine.prefill import Prefill
 from server.engine.scoring.branches import Branches, Continuation, branches
-from server.engine_client.protocol import Branch, EngineEvent, Finished, OptionsScored, ScoreOptions
+from server.engine.scoring.groups import chains, groups, length
+from server.engine_client.protocol import EngineEvent, Finished, OptionsScored, ScoreOptions
 
-# Tokens of questions that are read before the first of them are forgotten: each costs the others a little attention.
-_GROUP_TOKENS = 512
 # In a pass whose logits are looked at: see `scoring`.
 _MOST_LOGITS = 128
 
 
+# Question, option and token.
+_Target = tuple[int, int, int]
+
+
 @dataclass(slots=True)
 class _Reading:
-    """`tokens` that `text` is to go on with. `targets`: for each of them, what its logits score: question, option and
-    token. Without any, nobody looks at its logits."""
+    """`tokens` that `text` is to go on with. `targets`: for each of them, what its logits score. Without any, nobody
+    looks at its logits."""
 
     text: Continuation
     tokens: list[int]
-    targets: list[list[tuple[int, int, int]]] = field(default_factory=list)
+    targets: list[list[_Target]] = field(default_factory=list)
 
 
 class Deciding(Prefill):
@@ -46,7 +50,7 @@ class Deciding(Prefill):
         self._questions = request.branches
         self._together = together
         self._logprobs = [[0.0] * len(branch.options) for branch in request.branches]
-        self._to_score = sum(map(_length, request.branches))
+        self._to_score = sum(map(length, request.branches))
         self._stages = self._read_questions()
         self._branches: Branches | None = None
         # Of the stage under way, the next one last; and how many tokens of which of them the next pass reads.
@@ -86,39 +90,45 @@ class Deciding(Prefill):
         return [OptionsScored(self.request.id, self._logprobs), Finished(self.request.id, "stop")]
 
     def _read_questions(self) -> Iterator[list[_Reading]]:
-        """What can be read at once, stage by stage."""
+        """What can be read at once, stage by stage; the longest of a stage first."""
         tree = self._branches = branches(self._model, self.layers, self.done, together=self._together)
-        for group in self._groups(tree.most):
-            texts = {index: tree.begin() for index in group}
-            tails = {index: self._questions[index].tail for index in group}
-            yield [_Reading(texts[index], tails[index][:-1]) for index in group if len(tails[index]) > 1]
-            yield [_Reading(texts[index], tails[index][-1:], [self._first_targets(index)]) for index in group]
-            longer = [option for index in group for option in self._longer_options(index)]
-            for begin in range(0, len(longer), tree.most):
-                yield [
-                    _Reading(tree.fork(texts[index]), tokens[:-1], [[(index, option, token)] for token in tokens[1:]])
-                    for index, option, tokens in longer[begin : begin + tree.most]
-                ]
+        for group in groups(self._questions, tree.most):
+            root = tree.begin() if group.head else None
+            if root:
+                self._to_score -= group.head * (len(group.questions) - 1)
+                yield [_Reading(root, self._questions[group.questions[0]].tail[: group.head])]
+            texts = {index: tree.fork(root) if root else tree.begin() for index in group.questions}
+            tails = {index: self._questions[index].tail[group.head :] for index in group.questions}
+            bodies = [_Reading(texts[index], tail[:-1]) for index, tail in tails.items() if len(tail) > 1]
+            yield sorted(bodies, key=_longest_first)
+            of_question = {index: self._chains(index) for index in group.questions}
+            # One chain needs no text of its own.
+            only = {index: found.pop() for index, found in of_question.items() if len(found) == 1}
+            ends = []
+            for index, text in texts.items():
+                tokens, targets = only.get(index, ([], []))
+                ends.append(_Reading(text, [tails[index][-1], *tokens], [self._first_targets(index), *targets]))
+            yield sorted(ends, key=_longest_first)
+            others = [(index, *chain) for index, found in of_question.items() for chain in found]
+            for begin in range(0, len(others), tree.most):
+                some = others[begin : begin + tree.most]
+                forks = [_Reading(tree.fork(texts[index]), tokens, targets) for index, tokens, targets in some]
+                yield sorted(forks, key=_longest_first)
             tree.reset()
 
-    def _groups(self, most: int) -> Iterator[list[int]]:
-        """Questions of like length, so that padding is short; the longest of a group first."""
-        group: list[int] = []
-        tokens = 0
-        for index in sorted(range(len(self._questions)), key=lambda index: -_length(self._questions[index])):
-            if group and (len(group) == most or tokens + _length(self._questions[index]) > _GROUP_TOKENS):
-                yield group
-                group, tokens = [], 0
-            group.append(index)
-            tokens += _length(self._questions[index])
-        yield group
-
-    def _first_targets(self, index: int) -> list[tuple[int, int, int]]:
+    def _first_targets(self, index: int) -> list[_Target]:
         return [(index, option, tokens[0]) for option, tokens in enumerate(self._questions[index].options)]
 
-    def _longer_options(self, index: int) -> Iterator[tuple[int, int, list[int]]]:
-        options = enumerate(self._questions[index].options)
-        return ((index, option, tokens) for option, tokens in options if len(tokens) > 1)
+    def _chains(self, index: int) -> list[tuple[list[int], list[list[_Target]]]]:
+        """Tokens to read behind the question, and what the logits of each score."""
+        options = self._questions[index].options
+        return [
+            (
+                list(chain[:-1]),
+                [[(index, o, options[o][at]) for o in scored if at < len(options[o])] for at in range(1, len(chain))],
+            )
+            for chain, scored in chains(options)
+        ]
 
     def _next_pass(self, size: int) -> list[tuple[_Reading, int]]:
         """As many as fit into `size` tokens when each is padded to the longest, or a part of one."""
@@ -153,6 +163,5 @@ class Deciding(Prefill):
             self._logprobs[question][option] += logprob
 
 
-def _length(branch: Branch) -> int:
-    """Tokens to read for it: its own, and of each option all but the last."""
-    return len(branch.tail) + sum(len(option) - 1 for option in branch.options)
+def _longest_first(reading: _Reading) -> int:
+    return -len(reading.tokens)

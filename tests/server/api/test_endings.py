@@ -239,10 +239,24 @@ def made(process: Process, path: str, **fields: Any) -> tuple[Any, int]:
     return ending, usage[OUTPUT[path]]
 
 
+ENDS_CUT = {CHAT: "length", TEXT: "length", RESPONSES: CUT, MESSAGES: ("max_tokens", None)}
+
+
+# 0 reads the prompt.
+@pytest.mark.parametrize("most", [7, 0])
 @pytest.mark.parametrize("path", BODIES)
-def test_as_many_tokens_are_counted_as_were_made(process: Process, path: str) -> None:
-    cut = {CHAT: "length", TEXT: "length", RESPONSES: CUT, MESSAGES: ("max_tokens", None)}
-    assert made(process, path, **{LIMIT.get(path, "max_tokens"): 7}) == (cut[path], 7)
+def test_as_many_tokens_are_counted_as_were_made(process: Process, path: str, most: int) -> None:
+    assert made(process, path, **{LIMIT.get(path, "max_tokens"): most}) == (ENDS_CUT[path], most)
+
+
+def test_no_tokens_say_nothing_in_any_dialect(process: Process) -> None:
+    """With tools and logprobs too; `n_predict` is llama-server's name for it."""
+    choice = process.post(CHAT, BODIES[CHAT] | {"n_predict": 0, "logprobs": True})[1]["choices"][0]
+    assert (choice["message"]["content"], choice["logprobs"]["content"]) == ("", [])
+    assert "tool_calls" not in choice["message"]
+    assert process.post(TEXT, BODIES[TEXT] | {"max_tokens": 0})[1]["choices"][0]["text"] == ""
+    assert process.post(RESPONSES, BODIES[RESPONSES] | {"max_output_tokens": 0})[1]["output"] == []
+    assert process.post(MESSAGES, BODIES[MESSAGES] | {"max_tokens": 0})[1]["content"] == []
 
 
 @pytest.mark.parametrize("path", BODIES)

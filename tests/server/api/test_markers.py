@@ -70,6 +70,15 @@ def test_two_turns_that_differ_in_it_are_one_prompt(server: Running, form: int) 
     )
 
 
+def test_tokenize_counts_what_chat_reads(server: Running) -> None:
+    def tokenized(*system: str) -> tuple[list[int], str | None]:
+        body = {"messages": [*({"role": "system", "content": text} for text in system), USER]}
+        reply = server.send("POST", "/tokenize", body)
+        return reply.json()["tokens"], reply.headers.get("x-configi-ignored")
+
+    assert tokenized(f"{line('eb6c6')}\nYou are an agent.") == (tokenized("You are an agent.")[0], NAME)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -196,12 +196,6 @@ def test_every_ending_has_its_reason(
     assert service.requests[-1].options.stop == ("END",)
 
 
-def test_no_tokens_read_the_prompt_and_answer_nothing(client: Anthropic, service: ScriptedEvents) -> None:
-    answer = client.messages.create(model=MODEL, max_tokens=0, messages=HI)
-    assert (answer.content, answer.stop_reason, answer.usage.output_tokens) == ([], "max_tokens", 0)
-    assert service.requests[-1].options.max_tokens == 1
-
-
 def test_a_call_that_was_cut_says_what_there_was(client: Anthropic, service: ScriptedEvents) -> None:
     service.says(ToolCallDelta(0, 0, "c", "weather", '{"pl'), Finish(0, "length", 5), Usage(9, 5, 0))
     answer = client.messages.create(model=MODEL, max_tokens=5, messages=HI, tools=[WEATHER])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,23 @@ def test_a_folder_is_another_one_when_a_file_of_it_was_written(tmp_path: Path) -
     template.write_text(template.read_text() + " ")
     assert stamp_of(folder) != before
     assert stamp_of(tmp_path / "none") == ()
+
+
+def test_what_was_read_of_a_model_is_gone_when_it_is_closed(tmp_path: Path) -> None:
+    """Without the garbage collector, which may not come for minutes."""
+
+    async def main() -> None:
+        folder = write_tiny_model(tmp_path / "model")
+        files = OpenedFiles(lambda: True)
+        files.set(folder, await TextProcess.open(folder, None, LimitSettings()), stamp_of(folder))
+        assert files.text is not None
+        vocabulary = weakref.ref(files.text.vocabulary)
+        await files.text.encode("Hello", False, "")
+        gc.disable()
+        try:
+            await files.close()
+            assert vocabulary() is None
+        finally:
+            gc.enable()
+
+    asyncio.run(main())

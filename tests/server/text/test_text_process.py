@@ -326,6 +326,35 @@ def test_the_vocabulary_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert [record.getMessage().rpartition(" ")[2] for record in caplog.records] == ["True", "False", "False"]
 
 
+def test_what_the_http_process_keeps_of_a_vocabulary_does_not_grow_with_the_count_of_its_objects(
+    tmp_path: Path,
+) -> None:
+    """50,000 strings, their dictionary and sets are tens of megabytes, which the allocator then keeps."""
+    folder = model(tmp_path)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    first = max(tokenizer["model"]["vocab"].values()) + 1
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokenizer["added_tokens"] += [
+        {"id": first + i, "content": f"<|reserved {i} Ω|>", "special": i % 2 == 0, **flags} for i in range(20_000)
+    ]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+    async def main() -> None:
+        before = sys.getallocatedblocks()
+        async with opened(folder) as text:
+            assert sys.getallocatedblocks() - before < 10_000
+            vocabulary = text.vocabulary
+            for i in (0, 1, 777, 19_999):
+                spelled = f"<|reserved {i} Ω|>"
+                assert vocabulary.marker(spelled) == first + i
+                assert vocabulary.token(first + i)[0] == spelled
+                assert vocabulary.is_hidden(first + i) == (i % 2 == 0)
+            assert vocabulary.marker("<|reserved 20000 Ω|>") is None and vocabulary.marker("") is None
+            assert len(vocabulary.token_table().markers) > 20_000
+
+    run(main)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

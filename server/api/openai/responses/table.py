@@ -15,7 +15,7 @@ RESPONSES = Fields(
         "tools": "Functions, custom tools and namespaces of them; those that only OpenAI runs are left out and named.",
         "tool_choice": "none, auto, required, one function or custom tool, or allowed_tools.",
         "parallel_tool_calls": "false allows one call at most.",
-        "max_output_tokens": "Longest answer in tokens, reasoning included; more than the context is clamped to it.",
+        "max_output_tokens": "Longest answer, with reasoning; up to the context at most; 0 only reads the prompt.",
         "temperature": "0 to 2; 0 always takes the likeliest token.",
         "top_p": "0 to 1.",
         "top_k": "0 and -1 are off.",

@@ -124,6 +124,9 @@ def test_a_cache_salt_is_a_tree_of_prefixes_of_its_own_below_that_of_its_key(ser
         assert up.service.requests[-1].client.cache_salt == chat
         assert up.send("POST", "/v1/responses", {"input": "hi", **fields}).status == 200
         assert up.service.requests[-1].client.cache_salt == chat
+        message = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, **fields}
+        assert up.send("POST", "/v1/messages", message).headers.get("x-configi-ignored") is None
+        assert up.service.requests[-1].client.cache_salt == chat
         return chat
 
     plain, salted, other = salt(server), salt(server, cache_salt="a"), salt(server, cache_salt="b")

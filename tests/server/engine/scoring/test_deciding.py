@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from server.engine.loading import load
 from server.engine.rehearsal import Together, rehearse
-from server.engine_client.protocol import Cancel, Failed, Finished, OptionsScored, Prefilled, Tokens
+from server.engine_client.protocol import (
+    Branch,
+    Cancel,
+    Failed,
+    Finished,
+    OptionsScored,
+    Prefilled,
+    ScoreOptions,
+    Tokens,
+)
 from tests.support import architecture_table
 from tests.support.architectures import CHUNK_DEPENDENT, NEEDS_METAL, VOCABULARY, write_architecture
 from tests.support.questions import bare_scores, engine_of, most_apart, questions, scores
@@ -34,6 +45,24 @@ def test_each_option_has_the_probability_that_the_bare_model_gives_it(model: Mod
     assert most_apart(found.logprobs, bare_scores(model.raw, asked)) < ROUNDING
 
 
+def alike(asked: ScoreOptions, tails: Sequence[tuple[int, int]]) -> ScoreOptions:
+    """Its questions begin alike and so do their options, again and again: (beginning, tail's length)."""
+    branches = []
+    for number, (head, length) in enumerate(tails):
+        tail = [20 + head] * 3 + list(range(30, 30 + length)) + [100 + number]
+        options = [[7, 8, 9], [7, 8, 5], [7, 10, 9, 11], [12], [7, 8, 13, 14]][number % 3 :]
+        branches.append(Branch(tail, options))
+    return structs.replace(asked, branches=branches)
+
+
+def test_what_begins_alike_is_scored_the_same(model: Model) -> None:
+    asked = alike(questions(60, SHAPES, 448), [(n % 2, 9 + n % 5) for n in range(40)] + [(n, 3) for n in range(2, 7)])
+    expected = bare_scores(model.raw, asked)
+    assert most_apart(scores(engine_of(model.raw, 448), asked).logprobs, expected) < ROUNDING
+    alone = engine_of(model.raw, 448, Together(prefill=False, decode=False))
+    assert most_apart(scores(alone, asked).logprobs, expected) < ROUNDING
+
+
 @pytest.mark.parametrize("name", FEW)
 def test_caches_of_every_kind_give_the_same(name: str, tmp_path: Path) -> None:
     check_architecture(name, tmp_path)
@@ -49,6 +78,8 @@ def check_architecture(name: str, folder: Path) -> None:
     model, vocabulary, _ = load(write_architecture(folder, name))
     # Beyond the window of those that have one.
     asked = questions(30, [(6, (1, 1)), (9, (1, 3)), (1, (2, 1)), (5, (1, 1))], VOCABULARY)
+    first_tail, options = asked.branches[1].tail, asked.branches[1].options
+    asked.branches.extend(Branch([*first_tail[:8], token], options) for token in range(5, 21))
     engine = engine_of(model, vocabulary, rehearse(model, vocabulary))
     first, second = scores(engine, asked), scores(engine, asked)
     expected = bare_scores(model, asked)
