@@ -225,12 +225,7 @@ def gemma(folder: Path) -> Path:
     """Random weights with the caches of Gemma 4 26B-A4B: 25 layers on a window, 5 that see everything."""
     layers = [*["sliding_attention"] * 5, "full_attention"] * 5
     caches: dict[str, Any] = {"num_hidden_layers": len(layers), "layer_types": layers, "sliding_window_pattern": 6}
-    small: dict[str, Any] = {
-        "hidden_size": 32,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "enable_moe_block": False,
-    }
+    small: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
     return write_sliding_model(folder, sliding_window=256, enable_moe_block=False, **caches, **small)
 
 
