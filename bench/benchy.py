@@ -1,8 +1,7 @@
 """llama-benchy against every server: `python -m bench.benchy [--pp 2048] [--tg 128] [--depth 0 4096]`.
 
 An instrument that others made: it draws the prompts from a book, asks, keeps the time and counts the tokens. Only the
-book is ours, as everything here must work without a network. Its rows are shown as it says them, medians of no runs but
-one: what a figure is worth, `bench.serving` says. `bench.peers` installs it.
+book is ours, as everything here must work without a network. `bench.peers` installs it.
 """
 
 from __future__ import annotations
@@ -66,8 +65,8 @@ def _key(depth: int, context: bool, name: str) -> str:
 
 
 def _measure(side: Side, options: Sequence[str]) -> Measured:
-    with side.server() as server, _book(side) as book:
-        report = _asked(side, [*options, "--base-url", f"{server.url}/v1", "--book-url", book])
+    with side.server() as server, book(side) as address:
+        report = asked(side, [*options, "--base-url", f"{server.url}/v1", "--book-url", address])
     return Measured(
         {
             _key(run["context_size"], run["is_context_prefill_phase"], name): run[name]["mean"] * unit
@@ -77,7 +76,7 @@ def _measure(side: Side, options: Sequence[str]) -> Measured:
     )
 
 
-def _asked(side: Side, options: Sequence[str]) -> Any:
+def asked(side: Side, options: Sequence[str]) -> Any:
     """llama-benchy's report.
 
     Raises:
@@ -100,7 +99,7 @@ def _asked(side: Side, options: Sequence[str]) -> Any:
 
 
 @contextlib.contextmanager
-def _book(side: Side) -> Iterator[str]:
+def book(side: Side) -> Iterator[str]:
     """The address of a book, different for each repetition and the same for each server."""
     shelf = side.folder / "shelf"
     shelf.mkdir()

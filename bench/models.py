@@ -72,11 +72,11 @@ def one_in_six(cache: Path) -> Path:
 
 
 def windows(cache: Path) -> Path:
-    return _made_once(cache / "windows-of-words", lambda folder: _write_windows(embedded(cache), folder))
+    return _made_once(cache / "windows-of-words", lambda folder: write_windows(embedded(cache), folder))
 
 
 def endless(cache: Path) -> Path:
-    return _made_once(cache / f"{_EMBEDDED}-endless", lambda folder: _write_endless(smollm2(cache), folder))
+    return _made_once(cache / f"{_EMBEDDED}-endless", lambda folder: write_endless(smollm2(cache), folder))
 
 
 MODELS: dict[str, Callable[[Path], Path]] = {
@@ -171,7 +171,8 @@ def _write_one_in_six(tokenizer: Path, folder: Path) -> None:
     _write_gemma3(folder, config, source["eos_token_id"])
 
 
-def _write_windows(tokenizer: Path, folder: Path) -> None:
+def write_windows(tokenizer: Path, folder: Path, **shape: Any) -> None:
+    """`tokenizer`: the model whose tokenizer it gets. `shape`: another one, for tests."""
     source = _copy_tokenizer(tokenizer, folder)
     (folder / "chat_template.jinja").write_text(_TEMPLATE)
     config = {
@@ -187,13 +188,13 @@ def _write_windows(tokenizer: Path, folder: Path) -> None:
         "sliding_window": 512,
         "sliding_window_pattern": 6,
         "max_position_embeddings": 32_768,
-    }
+    } | shape
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     words = [token for text, token in vocabulary.items() if _WORD.fullmatch(text)]
     _write_gemma3(folder, config, source["eos_token_id"], speaks=words)
 
 
-def _write_endless(model: Path, folder: Path) -> None:
+def write_endless(model: Path, folder: Path) -> None:
     """`model`, whose embeddings are tied, with a head of its own in which special tokens have logits of zero."""
     import mlx.core as mx
 
