@@ -3,9 +3,9 @@
 Rounds of mixed traffic (short and long prompts, streams or not, bad requests, clients that leave in the queue, in
 prefill, in decode), each followed by 200 clients that leave after 0.5 s and one request that must be answered. In one
 round of five the machine is short of memory for a while (squeezed.py). The first half is one server at its default
-settings, whose one engine lives through it all. In the second each round also kills the engine with SIGKILL and lets
-the model be unloaded for idleness, and the disk of the prefixes is full. After each round, with nothing asked, the
-processes are sampled.
+settings, whose one engine lives through it all, and pauses long enough to write prefixes to disk. In the second each
+round also kills the engine with SIGKILL and lets the model be unloaded for idleness, and the disk of the prefixes is
+full. After each round, with nothing asked, the processes are sampled.
 
 Held: every request ends in an answer or an error; errors of the engine come only where it was killed; memory, open
 files and threads of all processes are flat (flatness.py says how that is judged), but for the prefixes that the engine
@@ -51,6 +51,8 @@ _ANSWER_S = 60.0
 _QUIET_S = 1.0
 # One round in so many is short of memory, from some moment on until its traffic ends.
 _SQUEEZED = 5
+# Half-way between two of these the first half pauses, until all prefixes are on disk.
+_IDLE_S = 30.0
 # Of the second half. All who leave are to leave the queue, not to be turned away from it.
 _ROUGH: dict[str, dict[str, Any]] = {
     "lifecycle": {"idle_unload_s": _IDLE_UNLOAD_S},
@@ -103,7 +105,7 @@ class Soak:
         pids, rounds = set(), 0
         while time.monotonic() < end or rounds < FEWEST:
             await self._round()
-            await asyncio.sleep(_QUIET_S)
+            await asyncio.sleep(_IDLE_S if rounds % _SQUEEZED == _SQUEEZED // 2 else _QUIET_S)
             rounds = self._log.sampled("HTTP process", self._sample(self._process))
             self._log.sampled("text process", _sum([self._sample(p) for p in self._server.children(_TEXT)]))
             for engine in self._server.engines():
