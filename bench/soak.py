@@ -8,8 +8,8 @@ round also kills the engine with SIGKILL and lets the model be unloaded for idle
 full. After each round, with nothing asked, the processes are sampled.
 
 Held: every request ends in an answer or an error; errors of the engine come only where it was killed; memory, open
-files and threads of all processes are flat (flatness.py says how that is judged), but for the prefixes that the engine
-keeps on purpose; both servers end in order.
+files and threads of all processes are flat (flatness.py says how that is judged): what the engine keeps in prefixes is
+given up whenever memory is short, and so has a bound as well; both servers end in order.
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ import argparse
 import asyncio
 import contextlib
 import random
-import re
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -60,7 +58,8 @@ _ROUGH: dict[str, dict[str, Any]] = {
 }
 _FULL_DISK = "24m"
 _TEXT = "server.text.process"
-_PREFIXES = re.compile(r"^configi_engine_prefix_bytes{.*} (\S+)$", re.MULTILINE)
+# One more text process starts under load and ends after it; so many pipes lead to each.
+_PIPES = 3
 # What the log says, and that it must have been said.
 _FULL = "are not kept on disk"
 _SAID = {"short of memory": "times prefixes were given up to pressure", _FULL: "times the disk was full"}
@@ -97,6 +96,7 @@ class Soak:
         self._start = start
         self._process = psutil.Process(server.process.pid)
         self._draw = random.Random(0)
+        self._short = [Pressure.CRITICAL]
         self._rounds = 0
         self._traffic = Traffic(server.url, model, log.tally)
 
@@ -106,11 +106,13 @@ class Soak:
         while time.monotonic() < end or rounds < FEWEST:
             await self._round()
             await asyncio.sleep(_IDLE_S if rounds % _SQUEEZED == _SQUEEZED // 2 else _QUIET_S)
-            rounds = self._log.sampled("HTTP process", self._sample(self._process))
-            self._log.sampled("text process", _sum([self._sample(p) for p in self._server.children(_TEXT)]))
+            texts = [self._sample(process) for process in self._server.children(_TEXT)]
+            http = self._sample(self._process)
+            rounds = self._log.sampled("HTTP process", replace(http, files=http.files - _PIPES * len(texts)))
+            self._log.sampled("text process", max(texts, key=lambda text: text.rss))
             for engine in self._server.engines():
                 pids.add(engine.pid)
-                self._log.sampled("engine process", self._without_prefixes(self._sample(engine)))
+                self._log.sampled("engine process", self._sample(engine))
         if len(pids) != 1:
             self._log.broken.append(f"the engine did not live through the first half: {len(pids)} processes were seen")
         if failed := self._log.tally.outcomes["failed"]:
@@ -118,6 +120,7 @@ class Soak:
 
     async def rough(self, end: float) -> None:
         """The engine is killed, and the model unloaded, in each round."""
+        self._short = [Pressure.WARNING, Pressure.CRITICAL]
         rounds = 0
         while time.monotonic() < end or rounds < FEWEST:
             killer = asyncio.create_task(self._kill_engine())
@@ -143,7 +146,7 @@ class Soak:
 
     async def _squeeze(self) -> None:
         await asyncio.sleep(self._draw.uniform(0.0, _ROUND_S))
-        say(self._level, self._draw.choice((Pressure.WARNING, Pressure.CRITICAL)))
+        say(self._level, self._draw.choice(self._short))
 
     async def _kill_engine(self) -> None:
         """At any moment: also while it starts, and loads the model."""
@@ -161,18 +164,6 @@ class Soak:
 
     def _sample(self, process: psutil.Process) -> Sample:
         return sample(process, time.monotonic() - self._start)
-
-    def _without_prefixes(self, engine: Sample) -> Sample:
-        with urllib.request.urlopen(f"{self._server.url}/metrics", timeout=_ANSWER_S) as response:
-            kept = _PREFIXES.search(response.read().decode())
-        return replace(engine, rss=engine.rss - int(float(kept[1]))) if kept else engine
-
-
-def _sum(samples: list[Sample]) -> Sample:
-    """Of one moment."""
-    return Sample(
-        samples[0].at, sum(s.rss for s in samples), sum(s.files for s in samples), sum(s.threads for s in samples)
-    )
 
 
 def say(level: Path, pressure: Pressure) -> None:
