@@ -46,6 +46,7 @@ bench: $(VENV)/.dev
 	@$(BIN)/python -m bench.overhead
 	-@$(BIN)/python -m bench.host
 	@$(BIN)/python -m bench.build
+	-@$(BIN)/python -m bench.benchy
 	@$(BIN)/python -m bench.serving $(ARGS); status=$$?; $(BIN)/python -m bench.report; $(BIN)/python -m tools.docs_tables; exit $$status
 
 soak: $(VENV)/.dev

@@ -116,7 +116,7 @@ def _measure(server: Server, model: Path, tokens: int, rounds: int) -> list[Figu
 def _clock(server: Server) -> float:
     if sys.platform == "darwin":
         return time.monotonic()
-    spent = [process.cpu_times() for process in (psutil.Process(server.process.pid), *server.engines())]
+    spent = [process.cpu_times() for process in (psutil.Process(server.process.pid), *server.children())]
     return float(sum(times.user + times.system for times in spent))
 
 

@@ -10,14 +10,18 @@ like Gemma 4's, opens a reply with an empty thought and drops it from history.
 token costs hardly depends on the length of the text; with the tokenizer of `smollm2`.
 
 `windows`: random weights in the shape of Gemma 3 270M, most of it a vocabulary of 262,144, five of six layers on a
-window of 512; with the tokenizer of `smollm2` and the template of `sliding`. Tokens that the tokenizer lacks are never
-likeliest.
+window of 512; with the tokenizer of `smollm2` and the template of `sliding`. Only whole words are ever likeliest: each
+token is text that a client sees, and no answer ends by itself.
+
+`endless`: `smollm2` that never ends an answer, for streams that must outlast what they are measured against. The
+weights forbid it, since no field of a request does that on every server.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -33,6 +37,8 @@ from tests.support.tiny_model import BOS, END, VOCAB_SIZE, tiny_tokenizer
 _EMBEDDED = "smollm2-135m-instruct"
 WINDOW = 256
 _THINK, _END_THINK = "<think>", "</think>"
+# As byte-level BPE writes a word behind a space.
+_WORD = re.compile("Ġ[A-Za-z]+")
 _TEMPLATE = """\
 {%- for message in messages %}
 {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
@@ -66,7 +72,11 @@ def one_in_six(cache: Path) -> Path:
 
 
 def windows(cache: Path) -> Path:
-    return _made_once(cache / "windows", lambda folder: _write_windows(embedded(cache), folder))
+    return _made_once(cache / "windows-of-words", lambda folder: write_windows(embedded(cache), folder))
+
+
+def endless(cache: Path) -> Path:
+    return _made_once(cache / f"{_EMBEDDED}-endless", lambda folder: write_endless(smollm2(cache), folder))
 
 
 MODELS: dict[str, Callable[[Path], Path]] = {
@@ -74,6 +84,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "sliding": sliding,
     "one_in_six": one_in_six,
     "windows": windows,
+    "endless": endless,
 }
 
 
@@ -160,7 +171,8 @@ def _write_one_in_six(tokenizer: Path, folder: Path) -> None:
     _write_gemma3(folder, config, source["eos_token_id"])
 
 
-def _write_windows(tokenizer: Path, folder: Path) -> None:
+def write_windows(tokenizer: Path, folder: Path, **shape: Any) -> None:
+    """`tokenizer`: the model whose tokenizer it gets. `shape`: another one, for tests."""
     source = _copy_tokenizer(tokenizer, folder)
     (folder / "chat_template.jinja").write_text(_TEMPLATE)
     config = {
@@ -176,8 +188,24 @@ def _write_windows(tokenizer: Path, folder: Path) -> None:
         "sliding_window": 512,
         "sliding_window_pattern": 6,
         "max_position_embeddings": 32_768,
-    }
-    _write_gemma3(folder, config, source["eos_token_id"], known=source["vocab_size"])
+    } | shape
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    words = [token for text, token in vocabulary.items() if _WORD.fullmatch(text)]
+    _write_gemma3(folder, config, source["eos_token_id"], speaks=words)
+
+
+def write_endless(model: Path, folder: Path) -> None:
+    """`model`, whose embeddings are tied, with a head of its own in which special tokens have logits of zero."""
+    import mlx.core as mx
+
+    config = _copy_tokenizer(model, folder)
+    _write_json(folder / "config.json", config | {"tie_word_embeddings": False})
+    weights = mx.load(str(model / "model.safetensors"))
+    assert isinstance(weights, dict)
+    special = [token["id"] for token in json.loads((model / "tokenizer.json").read_text())["added_tokens"]]
+    head = mx.array(weights["model.embed_tokens.weight"])
+    head[mx.array(special)] = 0
+    mx.save_safetensors(str(folder / "model.safetensors"), weights | {"lm_head.weight": head}, {"format": "mlx"})
 
 
 def _copy_tokenizer(model: Path, folder: Path) -> dict[str, Any]:
@@ -188,8 +216,8 @@ def _copy_tokenizer(model: Path, folder: Path) -> dict[str, Any]:
     return config
 
 
-def _write_gemma3(folder: Path, config: dict[str, object], ends: object, known: int | None = None) -> None:
-    """With random weights. `known`: tokens beyond have logits of zero."""
+def _write_gemma3(folder: Path, config: dict[str, object], ends: object, speaks: list[int] | None = None) -> None:
+    """With random weights. `speaks`: all other tokens have logits of zero, and the greatest logit is above that."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
     from mlx_lm.models.gemma3_text import Model, ModelArgs
@@ -199,8 +227,11 @@ def _write_gemma3(folder: Path, config: dict[str, object], ends: object, known: 
     weights = tree_flatten(Model(ModelArgs.from_dict(config)).parameters())
     # The default initialisation is so small that every token is as likely as the next.
     loud = {name: 8.0 * tensor if tensor.ndim == 2 else tensor for name, tensor in weights}
-    if known is not None:
-        loud["model.embed_tokens.weight"][known:] = 0
+    if speaks is not None:
+        head = loud["lm_head.weight"]
+        spoken = mx.zeros((head.shape[0], 1))
+        spoken[mx.array(speaks)] = 1
+        loud["lm_head.weight"] = head * spoken
     mx.save_safetensors(str(folder / "model.safetensors"), loud, {"format": "mlx"})
 
 

@@ -1,5 +1,5 @@
-"""The other servers that configi is measured against: `python -m bench.peers` installs them, each in an environment of
-its own, below the folder of the benchmarks' models or where `CONFIGI_BENCH_PEERS` says.
+"""The other servers that configi is measured against, and llama-benchy: `python -m bench.peers` installs them, each in
+an environment of its own, below the folder of the benchmarks' models or where `CONFIGI_BENCH_PEERS` says.
 
 They pin versions of mlx-lm that configi has left behind, so they cannot share its environment.
 """
@@ -21,10 +21,11 @@ MODEL = "default_model"
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """`package` is also its command; `options` follow `serve FOLDER --port P`."""
+    """`package` is also its command; `options` follow `serve FOLDER --port P`; `beside` is part of its version."""
 
     package: str
     options: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ("mlx", "mlx-lm")
 
     @property
     def folder(self) -> Path:
@@ -43,21 +44,25 @@ class Peer:
         return [*serve, *self.options]
 
     def version(self) -> str:
-        names = f"from importlib.metadata import version as v; print(v({self.package!r}), v('mlx'), v('mlx-lm'))"
+        names = f"from importlib.metadata import version as v; print(*map(v, {(self.package, *self.beside)!r}))"
         asked = subprocess.run(
             [self.folder / "bin" / "python", "-c", names], capture_output=True, text=True, check=True
         )
-        own, mlx, mlx_lm = asked.stdout.split()
-        return f"{own} (mlx {mlx}, mlx-lm {mlx_lm})"
+        own, *others = asked.stdout.split()
+        beside = ", ".join(f"{name} {version}" for name, version in zip(self.beside, others, strict=True))
+        return f"{own} ({beside})" if beside else own
 
     def install(self) -> None:
         venv.create(self.folder, with_pip=True)
         pip: list[str | Path] = [self.folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--upgrade"]
-        subprocess.run([*pip, self.package, "mlx[cpu]" if sys.platform == "linux" else "mlx"], check=True)
+        mlx = ["mlx[cpu]" if sys.platform == "linux" else "mlx"] if "mlx" in self.beside else []
+        subprocess.run([*pip, self.package, *mlx], check=True)
 
 
 # By the names that they go by.
 PEERS = {"vllm-mlx": Peer("vllm-mlx", ("--continuous-batching",)), "Rapid-MLX": Peer("rapid-mlx")}
+# Asks servers, and is none: see benchy.py.
+BENCHY = Peer("llama-benchy", beside=())
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -67,7 +72,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    for name, peer in PEERS.items():
+    for name, peer in (PEERS | {BENCHY.package: BENCHY}).items():
         if not peer.installed:
             print(f"Installing {name} in {peer.folder} ...", flush=True)
             peer.install()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -54,11 +53,9 @@ def chat(*turns: str, max_tokens: int, system: str | None = None, stream: bool =
     return request(messages, max_tokens=max_tokens, stream=stream)
 
 
-def endless(model: Path) -> Body:
-    """A stream that outlasts whatever it is measured against: its end is forbidden."""
-    ends = json.loads((model / "generation_config.json").read_text())["eos_token_id"]
-    bias = {str(end): -100 for end in (ends if isinstance(ends, list) else [ends])}
-    return chat("Count from one to one thousand in words.", max_tokens=4000) | {"logit_bias": bias}
+def endless() -> Body:
+    """A stream that outlasts whatever it is measured against, asked of a model that never ends by itself."""
+    return chat("Count from one to one thousand in words.", max_tokens=4000)
 
 
 def request(messages: list[dict[str, str]], *, max_tokens: int, stream: bool = True) -> Body:

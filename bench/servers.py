@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,9 +24,15 @@ from bench.setup import ROOT, environment
 
 Kind = Literal["mlx_lm.server", "vllm-mlx", "Rapid-MLX", "configi"]
 KINDS: tuple[Kind, ...] = ("mlx_lm.server", "vllm-mlx", "Rapid-MLX", "configi")
+# A module and its arguments, from the config file.
+Program = Callable[[Path], list[str]]
 _ADDRESS = re.compile(r"on (http://\S+)")
 _START_S = 120.0
 _STOP_S = 20.0
+
+
+def _serve(config: Path) -> list[str]:
+    return ["server.cli", "serve", "--config", str(config)]
 
 
 class ServerFailed(Exception):
@@ -42,24 +48,38 @@ class Server:
     process: subprocess.Popen[str]
     log: Path
 
+    def children(self, *modules: str) -> list[psutil.Process]:
+        """Living ones that run one of `modules`; all when none is named."""
+        found = ((child, _arguments(child)) for child in psutil.Process(self.process.pid).children())
+        return [child for child, given in found if given and (not modules or set(modules) & set(given))]
+
     def engines(self) -> list[psutil.Process]:
-        """Its child processes, living ones only."""
-        children = psutil.Process(self.process.pid).children()
-        return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+        """The processes that hold a model."""
+        return self.children("server.engine", "bench.squeezed")
+
+
+def _arguments(process: psutil.Process) -> list[str]:
+    """None of a process that has ended."""
+    try:
+        return [] if process.status() == psutil.STATUS_ZOMBIE else process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 @contextlib.contextmanager
-def running(kind: Kind, model: Path, folder: Path, **sections: Mapping[str, Any]) -> Iterator[Server]:
+def running(
+    kind: Kind, model: Path, folder: Path, program: Program = _serve, **sections: Mapping[str, Any]
+) -> Iterator[Server]:
     """`kind` serving `model`, with the model in memory. `folder` keeps log and caches; a second call finds them again.
 
-    `sections`: settings of configi, beside the defaults.
+    `program` is what runs configi on its config file, and `sections` are its settings, beside the defaults.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"{kind}.log"
     port = None if kind == "configi" else _free_port()
     with log.open("a") as stderr:
         process = subprocess.Popen(
-            _command(kind, model, folder, port, sections),
+            _command(kind, model, port, program(configuration(folder, model, sections))),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if port is None else stderr,
             stderr=stderr,
@@ -76,12 +96,9 @@ def running(kind: Kind, model: Path, folder: Path, **sections: Mapping[str, Any]
         _end(process)
 
 
-def _command(
-    kind: Kind, model: Path, folder: Path, port: int | None, sections: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
+def _command(kind: Kind, model: Path, port: int | None, own: list[str]) -> list[str]:
     if port is None:
-        config = str(configuration(folder, model, sections))
-        return [sys.executable, "-m", "server.cli", "serve", "--config", config]
+        return [sys.executable, "-m", *own]
     if kind in PEERS:
         return PEERS[kind].command(model, port)
     serve = [sys.executable, "-m", "mlx_lm", "server", "--model", str(model)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def measured(scenario: Scenario, repeat: int) -> Result:
         for name, (kind, measure) in ways.items():
             if name in failed:
                 continue
-            print(f"{scenario.name} {number + 1}/{repeat}: {name} ...", file=sys.stderr, flush=True)
+            print(f"{scenario.name} {number + 1}/{repeat}: {name} ...", end=" ", file=sys.stderr, flush=True)
+            start = time.monotonic()
             with tempfile.TemporaryDirectory(prefix="configi-bench-", ignore_cleanup_errors=True) as folder:
                 side = Side(kind, MODELS[scenario.model](cache_folder()), Path(folder), number)
                 try:
@@ -70,6 +72,7 @@ def measured(scenario: Scenario, repeat: int) -> Result:
                     if name not in PEERS:
                         raise
                     failed[name] = " ".join(str(error).split())[:200]
+            print(f"{time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     sides = {name: median_of(measured) for name, measured in repetitions.items() if name not in failed}
     return _result(scenario, sides, failed)
 

@@ -91,7 +91,7 @@ async def _stall(side: Side, url: str, body: prompts.Body) -> tuple[Answer, Poin
         if len(answer.times) >= _SETTLED:
             settled.set()
 
-    stream = asyncio.create_task(client.ask(prompts.endless(side.model), arrived))
+    stream = asyncio.create_task(client.ask(prompts.endless(), arrived))
     await _either(stream, settled)
     sent = time.perf_counter()
     answer = await client.ask(body)
@@ -126,6 +126,7 @@ GAP = Scenario(
         Row("long", "time to first token of the long prompt", "s", Target(1.0)),
     ),
     _gap,
+    model="endless",
     plots=(Plot("stall", "A running stream while a long prompt arrives at 0", "seconds", "tokens received"),),
 )
 BEHIND = Scenario(
@@ -152,6 +153,7 @@ RESTORED = Scenario(
         Row("cached", "tokens from the cache", "", Target(_LONG, at_least=True, absolute=True)),
     ),
     _restored,
+    model="endless",
     kinds=("configi",),
 )
 SLIDING_GAP, SLIDING_BEHIND, SLIDING_RESTORED = on_windows(GAP), on_windows(BEHIND), on_windows(RESTORED)

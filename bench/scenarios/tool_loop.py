@@ -1,7 +1,8 @@
 """An agent's loop on a sliding-window model whose template opens the reply with an empty thought that history drops.
 
-The loop is fixed, so that both sides are asked the same: a long question, then call and result, call and result. No
-`tools` are sent: only the messages' roles matter to a cache.
+The loop is fixed, so that all sides are asked the same: a long question, then call and result, call and result. No
+`tools` are sent, and results come as messages of the user, as agents send them that have calls written in text: servers
+differ in what they make of role `tool` where a template does not speak of it, and then their prompts are not the same.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ async def _loop(side: Side, url: str) -> list[Answer]:
         answers.append(await Client(url, model=MODEL).ask(prompts.request(messages, max_tokens=8)))
         call = f'{{"name": "read", "arguments": {{"page": {step}}}}}'
         result = prompts.text(side.model, _RESULT, 1000 * side.number + step)
-        messages += [{"role": "assistant", "content": call}, {"role": "tool", "content": result}]
+        messages += [{"role": "assistant", "content": call}, {"role": "user", "content": result}]
     return answers
 
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import importlib
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
+from mlx_lm.utils import load_model
+from tokenizers import Tokenizer
 
+from bench import benchy, models, prompts, servers, serving, soak, squeezed
 from bench import peers as peers_module
-from bench import prompts, servers, serving
 from bench.flatness import Sample, growths
 from bench.peers import PEERS
 from bench.pictures import Bar, bars, lines, pictures, ratios, svg
@@ -37,12 +42,24 @@ from bench.scenarios.long_prompt import longest_gap
 from bench.setup import Setup
 from bench.sse import Client, NoAnswer
 from bench.tables import tables
+from server.engine.device.pressure import Pressure
 from server.settings.loading import load_settings
 from tests.support.running import Running, serving_script
-from tests.support.tiny_model import write_tiny_model
+from tests.support.tiny_model import BOS_ID, END_ID, START_ID, write_tiny_model
 
 SETUP = Setup("2026-11-24", "a machine", 2, "3.11", "0.32.4", "0.32.2", "0.1.0", "a BLAS")
 ROWS = (Row("gap", "longest gap", "s", Target(0.1)), Row("share", "share", "", Target(0.9, True, absolute=True)))
+
+# Stands in for llama-benchy: reads the book, writes a report.
+BENCHY_SCRIPT = """
+import json, sys, urllib.error, urllib.request
+given = dict(zip(sys.argv, sys.argv[1:]))
+try:
+    book = urllib.request.urlopen(given["--book-url"]).read()
+except urllib.error.HTTPError:
+    sys.exit("the book is gone")
+json.dump({"words": len(book.split())}, open(given["--save-result"], "w"))
+"""
 
 
 def result(**values: float) -> Result:
@@ -146,6 +163,11 @@ def test_repetitions_count_by_their_median() -> None:
 
 def test_answers_that_differ_are_counted() -> None:
     assert same_answers(Measured({}, ("a", "b")), Measured({}, ("a", "c"))) == 1
+
+
+def test_a_space_before_the_first_word_is_no_difference() -> None:
+    # mlx-lm's streams drop it, whatever the tokenizer says.
+    assert same_answers(Measured({}, ("a b", "a b")), Measured({}, (" a b", "a  b"))) == 1
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -277,6 +299,81 @@ def test_the_client_tells_an_error_from_an_answer_that_is_lost(server: Running) 
 def test_a_client_that_leaves_has_no_answer(server: Running) -> None:
     assert asyncio.run(Client(server.url).leave(prompts.chat("Hello", max_tokens=1000), 0.1)) is None
     server.assert_still_serves()
+
+
+def greedy(folder: Path, tokens: int) -> tuple[list[int], mx.array]:
+    """What the model in `folder` answers to a few tokens, and the logits of all it reads."""
+    model = load_model(folder)[0]
+    read = [5, 6, 7]
+    for _ in range(tokens):
+        logits = model(mx.array([read]))[0]
+        read.append(int(mx.argmax(logits[-1])))
+    return read[3:], logits
+
+
+def test_the_model_with_windows_says_nothing_but_words(tmp_path: Path) -> None:
+    tiny = write_tiny_model(tmp_path / "tiny")
+    made = tmp_path / "windows"
+    made.mkdir()
+    models.write_windows(tiny, made, vocab_size=512, hidden_size=64, intermediate_size=64, head_dim=16)
+    said, _ = greedy(made, 24)
+    tokenizer = Tokenizer.from_file(str(made / "tokenizer.json"))
+    assert all(re.fullmatch(" [A-Za-z]+", tokenizer.decode([token])) for token in said)
+    assert len(set(said)) > 4
+
+
+def test_an_endless_model_can_draw_no_special_token_and_any_other(tmp_path: Path) -> None:
+    made = tmp_path / "endless"
+    made.mkdir()
+    models.write_endless(write_tiny_model(tmp_path / "tiny"), made)
+    _, logits = greedy(made, 1)
+    zeros = {token for token in range(logits.shape[-1]) if not mx.any(logits[:, token])}
+    assert zeros == {BOS_ID, START_ID, END_ID}
+
+
+def test_llama_benchy_gets_a_book_and_its_report_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "peers" / "llama-benchy" / "bin" / "llama-benchy"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!{sys.executable}\n{BENCHY_SCRIPT}")
+    program.chmod(0o755)
+    monkeypatch.setenv("CONFIGI_BENCH_PEERS", str(tmp_path / "peers"))
+    side = Side("configi", write_tiny_model(tmp_path / "model"), tmp_path)
+    with benchy.book(side) as address:
+        assert benchy.asked(side, ["--book-url", address])["words"] > 1000
+        with pytest.raises(NoAnswer, match="the book is gone"):
+            benchy.asked(side, ["--book-url", f"{address}/none"])
+
+
+def test_what_llama_benchy_measures_has_a_row_each() -> None:
+    labels = [row.label for row in benchy.scenario(2048, 128, [0, 4096]).rows]
+    assert labels[::2] == [
+        "alone: time to first token",
+        "reading 4,096 tokens ahead: time to first token",
+        "behind 4,096 tokens: time to first token",
+    ]
+
+
+def test_an_engine_can_be_told_that_the_machine_is_short_of_memory(tmp_path: Path) -> None:
+    level = tmp_path / "level"
+    soak.say(level, Pressure.CRITICAL)
+    program = partial(squeezed.program, said=level)
+    with servers.running("configi", write_tiny_model(tmp_path / "model"), tmp_path, program) as server:
+        [engine] = server.engines()
+        assert "bench.squeezed" in engine.cmdline()
+        for _ in range(100):
+            asyncio.run(Client(server.url).ask(prompts.chat("Hello", max_tokens=1)))
+            if "short of memory (critical)" in server.log.read_text():
+                break
+        else:
+            pytest.fail("the engine did not notice")
+
+
+def test_a_soak_in_which_the_disk_was_never_full_has_missed_its_purpose() -> None:
+    log = soak.Log(waits=[0.1])
+    log.said |= dict.fromkeys(log.said, 1)
+    assert soak.result(log, "gemma", 30).met
+    log.said["are not kept on disk"] = 0
+    assert not soak.result(log, "gemma", 30).met
 
 
 @pytest.mark.parametrize("path", sorted(Path("bench").rglob("*.py")), ids=str)

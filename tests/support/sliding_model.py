@@ -56,11 +56,11 @@ _TEXT: dict[str, Any] = {
 }
 
 
-def write_sliding_model(folder: Path, *, seed: int = 0, context: int = 4096) -> Path:
-    """Write the model into `folder` and return it. Same arguments, same bytes."""
+def write_sliding_model(folder: Path, *, seed: int = 0, context: int = 4096, **shape: Any) -> Path:
+    """Write the model into `folder` and return it. Same arguments, same bytes. `shape`: of its text config."""
     write_tiny_model(folder, context=context)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    text = _TEXT | {"max_position_embeddings": context}
+    text = _TEXT | {"max_position_embeddings": context} | shape
     config = {"model_type": "gemma4", "vocab_size": VOCAB_SIZE, "tie_word_embeddings": True, "text_config": text}
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     model = gemma4.Model(gemma4.ModelArgs.from_dict(json.loads(json.dumps(config))))
