@@ -99,6 +99,12 @@ class EngineClient:
             raise self.closed
         return loaded
 
+    async def hears_why(self, seconds: float) -> bool:
+        """Whether the engine, which has ended, said why, or why it did not load: that may still be under way."""
+        said: set[asyncio.Future[Any]] = {self.last_words} | ({self._loaded} if not self._loaded.done() else set())
+        done, _ = await asyncio.wait(said, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        return bool(done)
+
     def know(self, table: Callable[[], TokenTable]) -> None:
         """Tell it once how the model's tokens are spelled, before the first request with a grammar or a thought."""
         if self.closed is None and not self._knows_tokens:

@@ -166,11 +166,9 @@ class EngineProcess:
 
     async def _watch_exit(self) -> None:
         code = await self._process.wait()
-        if code == LOST:
-            # They say more than the status does.
-            await asyncio.wait({self.client.last_words}, timeout=_LAST_WORDS_S)
-            if self.client.last_words.done():
-                return
+        # That says more than the status does.
+        if code in (0, LOST) and await self.client.hears_why(_LAST_WORDS_S):
+            return
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
         self._die(EngineFailed(f"The engine process {how}."))
 

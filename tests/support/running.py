@@ -20,6 +20,7 @@ import psutil
 from tests.support.forked import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
+_ENGINES = ("server.engine", "tests.support.scripted_engine", "tests.support.failing_engine")
 _ADDRESS = re.compile(r"on (http://\S+)")
 
 
@@ -37,7 +38,7 @@ class Running:
 
     def engines(self) -> list[psutil.Process]:
         """Its engine processes, living ones only."""
-        return [child for child in children(self.process.pid) if is_engine(child)]
+        return engines(self.process.pid)
 
     def texts(self) -> list[psutil.Process]:
         """Its text processes, living ones only."""
@@ -82,8 +83,9 @@ def children(pid: int) -> list[psutil.Process]:
     return [child for child in psutil.Process(pid).children() if _lives(child)]
 
 
-def is_engine(process: psutil.Process) -> bool:
-    return _runs(process, "server.engine", "tests.support.scripted_engine")
+def engines(pid: int) -> list[psutil.Process]:
+    """The engine processes of process `pid`, living ones only."""
+    return [child for child in children(pid) if _runs(child, *_ENGINES)]
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -8,12 +8,12 @@ import signal
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from server.engine_client.supervisor import Supervisor
 from server.errors import EngineFailed, ModelUnavailable
 from tests.support.engines import engine_settings, generate, tokens
+from tests.support.running import engines
 from tests.support.tiny_model import write_tiny_model
 
 
@@ -30,7 +30,7 @@ def test_killing_the_engine_ends_what_it_worked_on_with_an_error(model: Path) ->
         engine = await supervisor.start(model)
         stream = engine.generate([generate(max_tokens=100_000)])
         await anext(stream)
-        [child] = psutil.Process().children()
+        [child] = engines(os.getpid())
         os.kill(child.pid, signal.SIGKILL)
         with pytest.raises(EngineFailed, match="killed by SIGKILL"):
             async with asyncio.timeout(10):
@@ -40,7 +40,7 @@ def test_killing_the_engine_ends_what_it_worked_on_with_an_error(model: Path) ->
         engine = await supervisor.start(model)
         assert await tokens(engine, generate(max_tokens=1))
         await supervisor.stop()
-        assert psutil.Process().children() == []
+        assert engines(os.getpid()) == []
 
     asyncio.run(run())
 
@@ -73,7 +73,7 @@ def test_failures_between_which_the_engine_worked_are_not_in_a_row(model: Path) 
     async def run() -> None:
         supervisor = Supervisor(engine_settings(restart_backoff_s=0, restart_limit=0))
         loading = asyncio.create_task(supervisor.start(model))
-        while not (children := psutil.Process().children()):  # noqa: ASYNC110 - a process tells nobody that it is there
+        while not (children := engines(os.getpid())):  # noqa: ASYNC110 - a process tells nobody that it is there
             await asyncio.sleep(0.01)
         children[0].kill()
         with pytest.raises(EngineFailed, match="killed by SIGKILL"):
@@ -115,6 +115,26 @@ def test_a_damaged_shard_is_one_clear_sentence(tmp_path: Path, damage: str) -> N
     else:
         shard.write_bytes(shard.read_bytes()[: 1000 if damage == "truncated" else 0])
     assert_refused(folder, "could not be loaded")
+
+
+def test_why_a_model_did_not_load_is_heard_though_the_process_has_ended(tmp_path: Path) -> None:
+    """Its words are under way when it ends, and its end may be noticed first."""
+    late = (
+        "import sys, time, zmq; from server.engine_client.protocol import Failed, encode; time.sleep(0.3);"
+        "socket = zmq.Context().socket(zmq.PAIR); socket.connect(sys.argv[1]);"
+        "socket.send(encode([Failed(None, 'load', 'No such shape.', '')]))"
+    )
+    ends = (
+        "import sys; from subprocess import DEVNULL, Popen;"
+        f"Popen([sys.executable, '-c', {late!r}, sys.argv[1]], stdin=DEVNULL, stderr=DEVNULL)"
+    )
+
+    async def run() -> None:
+        supervisor = Supervisor(engine_settings(), (sys.executable, "-c", ends))
+        with pytest.raises(ModelUnavailable, match="No such shape"):
+            await supervisor.start(tmp_path)
+
+    asyncio.run(run())
 
 
 def assert_refused(folder: Path, sentence: str) -> None:

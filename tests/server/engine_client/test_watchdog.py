@@ -11,14 +11,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from server.engine_client.protocol import Generate, Sampling
 from server.engine_client.socket_folder import SocketFolder
 from server.engine_client.supervisor import Supervisor
 from server.settings.types import EngineSettings, Settings
-from tests.support.running import is_engine, serving_script
+from tests.support.running import engines, serving_script
 from tests.support.streams import stream, until
 from tests.support.tiny_model import write_tiny_model
 
@@ -36,7 +35,7 @@ def test_an_engine_is_not_called_hung_for_what_a_blocked_loop_did_not_hear(tmp_p
             client = await supervisor.start(tmp_path)
             with contextlib.closing(client.generate([REQUEST])) as tokens:
                 await anext(tokens)
-                [engine] = filter(is_engine, psutil.Process().children())
+                [engine] = engines(os.getpid())
                 # As when the machine sleeps: neither side runs.
                 engine.suspend()
                 time.sleep(_STANDSTILL_S)  # noqa: ASYNC251

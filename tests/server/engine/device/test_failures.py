@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from pydantic import ByteSize
 
@@ -26,6 +26,7 @@ from server.errors import ConfigiError, EngineFailed, InsufficientMemory
 from server.settings.types import CacheSettings, EngineSettings, Settings, StorageSettings
 from tests.support.metal import IGNORED, LOST, NO_ROOM, OUT_OF_MEMORY, FakeMetal, failing
 from tests.support.questions import TOGETHER, engine_of
+from tests.support.running import engines
 from tests.support.talks import Model
 from tests.support.tiny_model import write_tiny_model
 
@@ -224,7 +225,7 @@ def test_a_gpu_that_fails_is_told_as_such_and_the_next_process_serves(tmp_path: 
         folder = write_tiny_model(tmp_path / "model")
         engine = await watched.supervisor.start(folder)
         try:
-            [process] = psutil.Process().children()
+            [process] = engines(os.getpid())
             neighbour = engine.generate([request(max_tokens=1900)])
             while not isinstance((await anext(neighbour))[1], Tokens):
                 pass
