@@ -57,8 +57,10 @@ _BEFORE_GIVING_BACK_MS = 5_000
 _BEFORE_WRITING_MS = 15_000
 # While a thread writes, this long between two looks at it.
 _WHILE_WRITING_MS = 50
-# When idle, the first request waits this long for more: prompts that arrive together are read together.
-_BATCHING_WINDOW_MS = 4
+# When idle, a request waits this long for another, and this long for one that is known to be on its way: prompts that
+# arrive together are read together.
+_BATCHING_WINDOW_MS = 1
+_FOLLOWED_WINDOW_MS = 20
 # How often it looks, while nothing happens, whether the machine is short of memory.
 _LOOK_MS = 5000
 # After `Stop` it may go on writing for this long; the supervisor waits longer.
@@ -131,20 +133,15 @@ def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
     idle_work = chores(engine)
     until_chore = next(idle_work, None)
     while engine.lost is None:
-        events: list[EngineEvent] = []
         idle = not engine.busy
-        wait = (until_chore if until_chore is not None or not is_watched() else _LOOK_MS) if idle else 0
-        batching_window = _BATCHING_WINDOW_MS if idle else 0
-        while socket.poll(wait):
-            idle, wait = False, batching_window
-            command = decode_command(socket.recv())
-            if not isinstance(command, TokenTable | Generate | ScoreOptions | Cancel):
-                return
-            events += engine.handle(command)
+        received = receive(socket, engine, until_chore if until_chore is not None or not is_watched() else _LOOK_MS)
+        if received is None:
+            return
+        count, events = received
         if time.monotonic() >= next_look:
             engine.yield_to(pressure())
             next_look = time.monotonic() + _LOOK_MS / 1000
-        if idle:
+        if idle and not count:
             until_chore = next(idle_work, None)
             continue
         idle_work = chores(engine)
@@ -156,6 +153,26 @@ def _loop(socket: zmq.Socket[bytes], engine: Engine) -> None:
             events.append(engine.stats())
             next_stats = time.monotonic() + _STATS_INTERVAL_S
         socket.send(encode(events))
+
+
+def receive(socket: zmq.Socket[bytes], engine: Engine, wait_ms: int | None) -> tuple[int, list[EngineEvent]] | None:
+    """What has arrived, and while the engine is idle what arrives within `wait_ms` and together with that: how many
+    commands, and what the engine says to them. None when it is to end."""
+    idle, count, events = not engine.busy, 0, list[EngineEvent]()
+    wait = wait_ms if idle else 0
+    while socket.poll(wait):
+        command = decode_command(socket.recv())
+        if not isinstance(command, TokenTable | Generate | ScoreOptions | Cancel):
+            return None
+        count += 1
+        events += engine.handle(command)
+        wait = _batching_window(command) if idle else 0
+    return count, events
+
+
+def _batching_window(command: TokenTable | Generate | ScoreOptions | Cancel) -> int:
+    followed = isinstance(command, Generate | ScoreOptions) and command.followed_by
+    return _FOLLOWED_WINDOW_MS if followed else _BATCHING_WINDOW_MS
 
 
 def chores(engine: Engine) -> Iterator[int]:

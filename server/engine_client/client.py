@@ -111,8 +111,11 @@ class EngineClient:
             self._knows_tokens = True
             self._send(table())
 
-    def generate(self, requests: Sequence[Request], table: Callable[[], TokenTable] | None = None) -> EngineStream:
-        """Send `requests`, whose ids are chosen here; the stream distinguishes them by their index.
+    def generate(
+        self, requests: Sequence[Request], table: Callable[[], TokenTable] | None = None, followed_by: int = 0
+    ) -> EngineStream:
+        """Send `requests`, whose ids are chosen here; the stream distinguishes them by their index. `followed_by`: so
+        many others are on their way.
 
         `table` is for `know`, which may not have been called when the model was loaded. What comes too late for this
         process is lost, like what it never began with.
@@ -130,7 +133,8 @@ class EngineClient:
             self._last_id += 1
             stream.open_ids[self._last_id] = index
             self._streams[self._last_id] = stream
-            self._send(msgspec.structs.replace(request, id=self._last_id))
+            behind = followed_by + len(requests) - index - 1
+            self._send(msgspec.structs.replace(request, id=self._last_id, followed_by=behind))
         return stream
 
     def cancel(self, ids: Sequence[int]) -> None:

@@ -119,7 +119,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     `top_logprobs`: None = no logprobs; k >= 0 = the chosen token's and the k best ones' at each position.
     `prompt_logprobs`: also score the prompt itself (completions with echo and logprobs).
     Before `min_tokens` no stop token is drawn. `keep_answer`: a later prompt may begin with this one and its answer;
-    else only what is before the last boundary is worth keeping.
+    else only what is before the last boundary is worth keeping. `followed_by` so many others, which are being made ready
+    and arrive within milliseconds: what arrives together is read together.
     """
 
     id: int
@@ -136,6 +137,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     keep_answer: bool = True
     grammar: Grammar | None = None
     thought: Thought | None = None
+    followed_by: int = 0
 
 
 class Branch(msgspec.Struct, frozen=True):
@@ -149,7 +151,7 @@ class Branch(msgspec.Struct, frozen=True):
 class ScoreOptions(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """How likely each option of each branch is behind `prompt`, which is read once for all of them.
 
-    `boundaries`, `client` and `cache_salt` as in `Generate`.
+    `boundaries`, `client`, `cache_salt` and `followed_by` as in `Generate`.
     """
 
     id: int
@@ -158,6 +160,7 @@ class ScoreOptions(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     boundaries: list[Boundary] = []
     client: str = ""
     cache_salt: str = ""
+    followed_by: int = 0
 
     # What stands in the KV cache behind the prompt at once, about: a group of branches.
     max_tokens: ClassVar[int] = 512

@@ -27,7 +27,7 @@ class Engaged:
     """`commands` for an engine with `entry` in memory. Call `asked` until None, then `begun` until None; then `stream`
     has events or an error, and `on_slot` is to be called when it has a slot. Leaving the `with` gives all back.
 
-    A second try waits as long as the first was let. `on_again` is called when there is one.
+    `followed_by` tells how many other requests are being made ready. A second try waits as long as the first was let. `on_again` is called when there is one.
     """
 
     stream: EngineStream
@@ -42,6 +42,7 @@ class Engaged:
         commands: Sequence[Request],
         *,
         table: Callable[[], TokenTable] | None = None,
+        followed_by: Callable[[], int] = lambda: 0,
         keep_alive_s: float | None = None,
         on_again: Callable[[], None] = lambda: None,
     ) -> None:
@@ -51,6 +52,7 @@ class Engaged:
         self._commands = commands
         self._wait = wait
         self._table = table
+        self._followed_by = followed_by
         self._keep_alive_s = keep_alive_s
         self._on_again = on_again
         self._held = ExitStack()
@@ -74,7 +76,8 @@ class Engaged:
         if pending := await self._wait.news(self._lease.granted):
             return pending
         engine = self._lease.granted.result()
-        self.stream = self._held.enter_context(closing(engine.generate(self._commands, self._table)))
+        asked = engine.generate(self._commands, self._table, self._followed_by())
+        self.stream = self._held.enter_context(closing(asked))
         self.on_slot = self._held.enter_context(self._place.wait(self.stream))
         self._asked = True
         return None

@@ -86,6 +86,7 @@ class Generation:
                 wait,
                 commands,
                 table=text.vocabulary.token_table,
+                followed_by=lambda: text.asking,
                 keep_alive_s=request.keep_alive_s,
                 on_again=partial(_asked_again, request, measured),
             )

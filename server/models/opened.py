@@ -82,7 +82,7 @@ class OpenedFiles:
     def _end_if_idle(self) -> None:
         if self.text is None:
             return
-        if self._needed() or self.text.busy:
+        if self._needed() or self.text.asking:
             self.await_use()
         else:
             self._end_text()

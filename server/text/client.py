@@ -132,9 +132,9 @@ class TextProcess:
         return self.vocabulary.context_length
 
     @property
-    def busy(self) -> bool:
-        """Whether somebody waits for an answer."""
-        return self._asking > 0
+    def asking(self) -> int:
+        """How many wait for an answer."""
+        return self._asking
 
     async def encode_prompt(self, prompt: Prompt, client: str, *, with_offsets: bool = False) -> EncodedPrompt:
         try:
