@@ -34,7 +34,8 @@ class _Conversation:
 
     async def _ask(self, url: str, *turns: str) -> Answer:
         answer = await Client(url, model=MODEL).ask(self._body(*turns))
-        self._turns = (*turns, answer.text)
+        # mlx-lm drops the first space: the next prompt must be the same for all.
+        self._turns = (*turns, answer.text.strip())
         return answer
 
     def _body(self, *turns: str) -> prompts.Body:

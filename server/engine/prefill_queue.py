@@ -28,6 +28,9 @@ from server.engine_client.protocol import EngineEvent, PeakMemory, Prefilled, Re
 _LATEST_CHECKPOINTS = 2
 # Beyond it the measurement is at fault, not the cost model.
 _MOST_FACTOR = 4.0
+# With nothing decoding, a pass over several short prompts may take so many times what a step may: each of them is
+# answered sooner than if some waited for a pass of their own.
+_LONGER_TOGETHER = 1.5
 # With nothing to do but wait for the disk, a step does so no longer than this: commands must be heard.
 _DISK_WAIT_S = 0.02
 
@@ -145,7 +148,8 @@ class PrefillQueue:
             parts = [(chosen, chosen.under_way.tokens)]
             read = self._measured(parts, lambda: self._go_on(chosen, seconds))
         else:
-            parts = self._plan(chosen, ready, seconds, chunk.events)
+            together_s = seconds if wait is not None else seconds * _LONGER_TOGETHER
+            parts = self._plan(chosen, ready, seconds, together_s, chunk.events)
             begun = time.monotonic()
             read = self._begin(parts, seconds)
         chunk.seconds = time.monotonic() - begun
@@ -170,13 +174,19 @@ class PrefillQueue:
         return prefill.restore is None or prefill.restore.done
 
     def _plan(
-        self, chosen: Prefill, ready: Sequence[Prefill], seconds: float, events: list[EngineEvent]
+        self,
+        chosen: Prefill,
+        ready: Sequence[Prefill],
+        seconds: float,
+        together_s: float,
+        events: list[EngineEvent],
     ) -> list[tuple[Prefill, int]]:
         """What is read with `chosen`, and how many tokens of each: several where a pass over all is over in time."""
         if not chosen.started:
             events.append(self._start(chosen))
         most = self._admission.max_chunk(mx.get_active_memory(), chosen.done, self._chunk_factor)
         size = min(most, self._budget.whole_tokens(seconds))
+        room = min(most, self._budget.whole_tokens(together_s))
         longest_pass = min(most, self._budget.pass_tokens(seconds, len(chosen.layers))) if chosen.batchable else size
         parts = [(chosen, self._part(chosen, longest_pass))]
         for other in ready:
@@ -184,12 +194,12 @@ class PrefillQueue:
                 continue
             # Each is padded to the longest, and padding must not cost more than reading the weights again would.
             longest = max(tokens for _, tokens in parts)
-            if longest * (len(parts) + 1) > size:
+            if longest * (len(parts) + 1) > room:
                 break
             if not other.started:
                 events.append(self._start(other))
             tokens = self._part(other, size)
-            if longest and longest / 2 <= tokens <= longest * 2 and max(longest, tokens) * (len(parts) + 1) <= size:
+            if longest and longest / 2 <= tokens <= longest * 2 and max(longest, tokens) * (len(parts) + 1) <= room:
                 parts.append((other, tokens))
                 self._reading.append(other.id)
         return [(prefill, tokens) for prefill, tokens in parts if tokens]

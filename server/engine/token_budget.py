@@ -70,12 +70,16 @@ class TokenBudget:
             return _TARGETS_WHEN_IDLE * self._target_s
         if self._decode_due_s > 0 or not self._decode_s:
             return 0.0
-        # A prompt must make progress where decoding alone takes the whole target.
-        return max(self._target_s * _USED_OF_TARGET - waited_s - self._decode_s, self._target_s / 100)
+        return max(self._target_s * _USED_OF_TARGET - waited_s - self._decode_s, self._least_s)
 
     def left(self, seconds: float, under_way_s: float) -> float:
         """Of those `seconds`, when the decode step under way took `under_way_s`."""
-        return max(seconds + self._decode_s - under_way_s, self._target_s / 100)
+        return max(seconds + self._decode_s - under_way_s, self._least_s)
+
+    @property
+    def _least_s(self) -> float:
+        """A prompt must make progress where decoding alone takes the whole target, and more where it takes longer."""
+        return max(self._target_s / 100, self._decode_s - self._target_s)
 
     def whole_tokens(self, seconds: float) -> int:
         """Tokens of a pass that is over within `seconds`."""
@@ -114,11 +118,13 @@ class TokenBudget:
         self._largest = max(self._largest, tokens)
         if tokens >= _CLIFF_TOKENS or self._largest < _CLIFF_TOKENS:
             self._pass.record(tokens, seconds)
-        if len(pieces) > 1 and seconds:
+        # A small pass is mostly what is around its layers, which does not say how these differ.
+        if len(pieces) > 1 and seconds and tokens >= _CLIFF_TOKENS:
             mean_s = seconds / sum(count for count, _ in pieces)
-            fastest_s = min(piece_s / count for count, piece_s in pieces)
-            # The slowest layer, if the others of its piece are as fast as any.
-            slowest_s = max(piece_s - (count - 1) * fastest_s for count, piece_s in pieces)
+            # Not the fastest piece: that is a matter of luck, and what it lacks would count for each layer of another.
+            fast_s = sorted(piece_s / count for count, piece_s in pieces)[len(pieces) // 4]
+            # The slowest layer, if the others of its piece are as fast as those.
+            slowest_s = max(piece_s - (count - 1) * fast_s for count, piece_s in pieces)
             uneven = min(max(slowest_s / mean_s, 1.0), _MOST_UNEVEN)
             self._uneven = max(uneven, self._uneven + _NEWEST / 2 * (uneven - self._uneven))
 
@@ -129,7 +135,9 @@ class TokenBudget:
             self._decode_due_s, self._behind_prefill = 0.0, False
             return
         if prefill_s:
-            self._decode_s = _moving_average(self._decode_s, under_way_s)
+            # Where MLX takes only so much ahead, as on the CPU, most of a step is over when the next one is ordered.
+            whole_s = waited_s + under_way_s if self._behind_prefill else max(waited_s, under_way_s)
+            self._decode_s = _moving_average(self._decode_s, whole_s)
         elif not self._behind_prefill:
             # Behind prefill the one before has been over for long.
             self._decode_s = _moving_average(self._decode_s, waited_s)

@@ -119,8 +119,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     `top_logprobs`: None = no logprobs; k >= 0 = the chosen token's and the k best ones' at each position.
     `prompt_logprobs`: also score the prompt itself (completions with echo and logprobs).
     Before `min_tokens` no stop token is drawn. `keep_answer`: a later prompt may begin with this one and its answer;
-    else only what is before the last boundary is worth keeping. `followed_by` so many others, which are being made ready
-    and arrive within milliseconds: what arrives together is read together.
+    else only what is before the last boundary is worth keeping. `followed_by` so many others, which are being made
+    ready and arrive within milliseconds: what arrives together is read together.
     """
 
     id: int

@@ -27,7 +27,8 @@ class Engaged:
     """`commands` for an engine with `entry` in memory. Call `asked` until None, then `begun` until None; then `stream`
     has events or an error, and `on_slot` is to be called when it has a slot. Leaving the `with` gives all back.
 
-    `followed_by` tells how many other requests are being made ready. A second try waits as long as the first was let. `on_again` is called when there is one.
+    `followed_by` tells how many other requests are being made ready. A second try waits as long as the first was let.
+    `on_again` is called when there is one.
     """
 
     stream: EngineStream

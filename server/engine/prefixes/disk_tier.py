@@ -38,6 +38,9 @@ _FORMAT = "configi-prefix-1"
 _MAX_FILES = 4096
 # Before the first read: the least that any Mac's SSD does.
 _ASSUMED_BYTES_PER_S = 1e9
+# What a smaller file takes is a matter of threads and not of the disk: told by the byte, it would make every large one
+# look slower than prefill.
+_TELLING_BYTES = 2**22
 _NO_BOUND = 2**63
 _PARTIAL = ".partial.safetensors"
 # Writing a segment takes seconds: an older partial file was left behind by a crash.
@@ -156,7 +159,8 @@ class DiskTier:
         return segment
 
     def record_read(self, stored: StoredSegment, seconds: float) -> None:
-        self._reading.record(stored.nbytes, seconds)
+        if stored.nbytes >= _TELLING_BYTES:
+            self._reading.record(stored.nbytes, seconds)
 
     def _prepare_folders(self) -> None:
         self._root.parent.mkdir(parents=True, exist_ok=True)

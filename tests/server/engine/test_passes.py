@@ -101,7 +101,7 @@ def test_streams_advance_and_short_questions_are_read_between_the_layers_of_a_lo
     order = [event.id for event in events if isinstance(event, Tokens) and event.id]
     assert order.index(2) < order.index(1)
     before = [event.id for event in events if isinstance(event, Tokens)]
-    assert before[: before.index(1)].count(0) > 20
+    assert before[: before.index(1)].count(0) >= 10
     for id in (1, 2):
         assert tokens_of(events, id) == model.greedy(talks[id].asked()[0])
 

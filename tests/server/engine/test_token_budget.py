@@ -170,3 +170,18 @@ def test_a_prompt_makes_progress_where_decoding_alone_takes_the_whole_target() -
     steps = LAPTOP.read(budget, 100, decoding=True)
     assert sum(prefill_s for _, prefill_s in steps) > 0
     assert budget.whole_tokens(0.001) == MIN_CHUNK_TOKENS
+
+
+def test_a_prompt_is_not_starved_where_one_decode_step_takes_many_targets() -> None:
+    crowded = Machine(decode_s=1.2, sweep_s=0.3, token_s=0.012)
+    assert len(crowded.read(TokenBudget(TARGET_S, 2048), 400, decoding=True)) <= 20
+
+
+def test_a_decode_step_that_is_over_when_the_next_is_ordered_counts_whole() -> None:
+    """MLX takes only so much ahead on the CPU: there one waits while ordering, and hardly afterwards."""
+    budget = TokenBudget(TARGET_S, 2048)
+    LAPTOP.read(budget, 500, decoding=False)
+    budget.record(0.08, 0.0, 0.0, decoding=True)
+    for _ in range(20):
+        assert budget.seconds(0.065, decoding=True) > 0.2
+        budget.record(0.065, 0.015, 0.24, decoding=True)

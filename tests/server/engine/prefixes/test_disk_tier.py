@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +214,14 @@ def test_two_engines_at_once_both_leave_their_prefixes_to_a_third(tmp_path: Path
             await third.stop()
 
     asyncio.run(run())
+
+
+def test_what_a_small_file_took_says_nothing_of_a_large_one(tmp_path: Path) -> None:
+    disk = DiskTier(tmp_path / "prefixes", "model", LIMIT)
+    stored = write(disk)
+    assert stored is not None
+    disk.record_read(stored, 0.05)
+    assert disk.seconds_to_read(36_000_000) < 0.1
+    slow = replace(stored, nbytes=50_000_000)
+    disk.record_read(slow, 5.0)
+    assert disk.seconds_to_read(36_000_000) > 1
