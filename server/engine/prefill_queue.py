@@ -28,9 +28,6 @@ from server.engine_client.protocol import EngineEvent, PeakMemory, Prefilled, Re
 _LATEST_CHECKPOINTS = 2
 # Beyond it the measurement is at fault, not the cost model.
 _MOST_FACTOR = 4.0
-# With nothing decoding, a pass over several short prompts may take so many times what a step may: each of them is
-# answered sooner than if some waited for a pass of their own.
-_LONGER_TOGETHER = 1.5
 # With nothing to do but wait for the disk, a step does so no longer than this: commands must be heard.
 _DISK_WAIT_S = 0.02
 
@@ -148,8 +145,7 @@ class PrefillQueue:
             parts = [(chosen, chosen.under_way.tokens)]
             read = self._measured(parts, lambda: self._go_on(chosen, seconds))
         else:
-            together_s = seconds if wait is not None else seconds * _LONGER_TOGETHER
-            parts = self._plan(chosen, ready, seconds, together_s, chunk.events)
+            parts = self._plan(chosen, ready, seconds, wait is not None, chunk.events)
             begun = time.monotonic()
             read = self._begin(parts, seconds)
         chunk.seconds = time.monotonic() - begun
@@ -178,7 +174,7 @@ class PrefillQueue:
         chosen: Prefill,
         ready: Sequence[Prefill],
         seconds: float,
-        together_s: float,
+        decoding: bool,
         events: list[EngineEvent],
     ) -> list[tuple[Prefill, int]]:
         """What is read with `chosen`, and how many tokens of each: several where a pass over all is over in time."""
@@ -186,7 +182,7 @@ class PrefillQueue:
             events.append(self._start(chosen))
         most = self._admission.max_chunk(mx.get_active_memory(), chosen.done, self._chunk_factor)
         size = min(most, self._budget.whole_tokens(seconds))
-        room = min(most, self._budget.whole_tokens(together_s))
+        room = min(most, self._budget.group_tokens(seconds, decoding=decoding))
         longest_pass = min(most, self._budget.pass_tokens(seconds, len(chosen.layers))) if chosen.batchable else size
         parts = [(chosen, self._part(chosen, longest_pass))]
         for other in ready:

@@ -23,8 +23,14 @@ MIN_CHUNK_TOKENS = 16
 _FLOOR_TOKENS = 128
 # Smaller passes may cost another price by the token, that of experts whose tokens are not sorted: see the device.
 _CLIFF_TOKENS = 64
-# A pass of so many times the largest one is foretold by it.
+# A pass of so many times the largest one is foretold by it; a larger one is no larger than so many times that.
 _SURE = 1.5
+_GROWTH = 4
+# With nothing decoding, a pass over several short prompts may take so many times what a step may: each of them is
+# answered sooner than if some waited for a pass of their own. Before anything tells what that takes, it has so many
+# tokens.
+_LONGER_TOGETHER = 1.5
+_UNTRIED_TOKENS = 256
 # How long a step may take with nothing decoding, in stall targets.
 _TARGETS_WHEN_IDLE = 2
 # What the engine does besides takes the rest.
@@ -86,6 +92,13 @@ class TokenBudget:
         fitting = self._pass.units(seconds) if self._pass.known else MIN_CHUNK_TOKENS
         return int(min(max(fitting, MIN_CHUNK_TOKENS), self._max_chunk))
 
+    def group_tokens(self, seconds: float, *, decoding: bool) -> int:
+        """Tokens, padding counted, of a pass over several prompts, which cannot be cut."""
+        if decoding:
+            return self.whole_tokens(seconds)
+        fitting = self.whole_tokens(seconds * _LONGER_TOGETHER)
+        return fitting if self._largest >= _CLIFF_TOKENS else max(fitting, min(_UNTRIED_TOKENS, self._max_chunk))
+
     def pass_tokens(self, seconds: float, layers: int) -> int:
         """Tokens of a pass that is cut between its layers, into pieces of `seconds`."""
         if not self._pass.known:
@@ -93,14 +106,15 @@ class TokenBudget:
         mean_layers = layers / self._uneven
         fitting = self._pass.units(seconds * _LAYER_SHARE * mean_layers)
         at_least = min(_FLOOR_TOKENS, self._pass.units(seconds * mean_layers))
-        return int(min(max(fitting, at_least, MIN_CHUNK_TOKENS), self._max_chunk))
+        most = min(self._max_chunk, max(_FLOOR_TOKENS, _GROWTH * self._largest))
+        return int(min(max(fitting, at_least, MIN_CHUNK_TOKENS), most))
 
     def next_layers(
         self, tokens: int, layers: int, left: int, seconds: float, pieces: Sequence[tuple[int, float]] = ()
     ) -> int:
         """`left` of the `layers` of a pass over `tokens` are to be evaluated, the others were in `pieces`: how many
         next, in a step that has `seconds` left, before looking at the clock again. 0: none of them fits."""
-        layer_s = self._pass.seconds(tokens) / layers
+        layer_s = self._pass_s(tokens) / layers
         if done := sum(count for count, _ in pieces):
             # What is known of this very pass counts, where it is slower than expected.
             layer_s = max(layer_s, sum(piece_s for _, piece_s in pieces) / done)
@@ -111,6 +125,13 @@ class TokenBudget:
         if seconds < layer_s * self._uneven:
             return 0
         return min(left, max(1, int(seconds / (2 * layer_s)))) if layer_s else int(seconds > 0)
+
+    def _pass_s(self, tokens: int) -> float:
+        """By the line, and in proportion at least where it leads far: that of small passes may have no slope at all."""
+        by_line = self._pass.seconds(tokens)
+        if not self._largest or tokens <= _SURE * self._largest:
+            return by_line
+        return max(by_line, self._pass.seconds(self._largest) * tokens / self._largest)
 
     def record_pass(self, tokens: int, pieces: Sequence[tuple[int, float]]) -> None:
         """A pass over `tokens` was evaluated in `pieces`: so many layers, and the seconds that they took."""

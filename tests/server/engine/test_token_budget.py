@@ -185,3 +185,20 @@ def test_a_decode_step_that_is_over_when_the_next_is_ordered_counts_whole() -> N
     for _ in range(20):
         assert budget.seconds(0.065, decoding=True) > 0.2
         budget.record(0.065, 0.015, 0.24, decoding=True)
+
+
+def test_small_passes_that_took_alike_do_not_make_large_ones_free() -> None:
+    """The first pass touches the weights for the first time: the line through it and the next one falls."""
+    machine = Machine(decode_s=0.15, sweep_s=0.1, token_s=0.0045, layers=18)
+    budget = TokenBudget(TARGET_S, 2048)
+    budget.record_pass(18, [(18, 0.32)])
+    budget.record_pass(26, [(18, 0.146)])
+    assert max(map(sum, machine.read(budget, 1217, decoding=True))) <= TARGET_S * 1.1
+    assert budget.whole_tokens(0.1) <= 64
+
+
+def test_short_prompts_share_a_pass_before_anything_tells_what_that_takes() -> None:
+    budget = TokenBudget(TARGET_S, 2048)
+    budget.record_pass(18, [(18, 0.32)])
+    assert budget.group_tokens(0.8, decoding=False) >= 4 * 40
+    assert budget.group_tokens(0.2, decoding=True) < 40
