@@ -16,9 +16,8 @@ from server.chat.parts import Message, ReasoningPart, TextPart, ToolCallPart, To
 from server.chat.shapes import JsonSchema
 from server.chat.tools import Tool, ToolChoice
 from server.errors import ContextLengthExceeded, EngineFailed
-from server.settings.types import Settings
 from tests.support.scripted_events import END, THOUGHT_THEN_CALL, ScriptedEvents
-from tests.support.scripted_service import MODEL, Running, running
+from tests.support.scripted_service import MODEL, Running
 
 WEATHER: dict[str, Any] = {
     "name": "weather",
@@ -27,20 +26,6 @@ WEATHER: dict[str, Any] = {
 }
 HI: list[Any] = [{"role": "user", "content": "Weather?"}]
 CALLS = (PrefillProgress(30, 30, 12), *THOUGHT_THEN_CALL, ToolCallDelta(0, 1, "call_b", "now", ""), *END)
-
-
-@pytest.fixture(scope="module")
-def up() -> Iterator[tuple[Running, ScriptedEvents]]:
-    service = ScriptedEvents(Settings())
-    with running(service, guarded=True) as server:
-        yield server, service
-
-
-@pytest.fixture
-def service(up: tuple[Running, ScriptedEvents]) -> ScriptedEvents:
-    up[1].says()
-    up[1].held = False
-    return up[1]
 
 
 @pytest.fixture

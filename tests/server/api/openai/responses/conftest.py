@@ -1,4 +1,4 @@
-"""A server whose events are scripted, and the OpenAI SDK as its client."""
+"""The OpenAI SDK as the client of a server whose events are scripted."""
 
 from __future__ import annotations
 
@@ -7,23 +7,8 @@ from collections.abc import Iterator
 import pytest
 from openai import OpenAI
 
-from server.settings.types import Settings
 from tests.support.scripted_events import ScriptedEvents
-from tests.support.scripted_service import Running, running
-
-
-@pytest.fixture(scope="module")
-def up() -> Iterator[tuple[Running, ScriptedEvents]]:
-    service = ScriptedEvents(Settings())
-    with running(service, guarded=True) as server:
-        yield server, service
-
-
-@pytest.fixture
-def service(up: tuple[Running, ScriptedEvents]) -> ScriptedEvents:
-    up[1].says()
-    up[1].held = False
-    return up[1]
+from tests.support.scripted_service import Running
 
 
 @pytest.fixture
