@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 
 from quantize.calibrate.grids import Quantized, stored
-from quantize.calibrate.products import product
 from quantize.calibrate.sweep import Step, sweep
+from quantize.forward.products import product
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from quantize.calibrate.products import product
 from quantize.calibrate.stage_solution import BLOCK_BYTES, solver_bytes
 from quantize.errors import QuantizeError
+from quantize.forward.products import product
 from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.plan import Plan
 from quantize.source.families import text_config

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from quantize.calibrate.products import product
+from quantize.forward.products import product
 
 ROUNDING = "rounding"
 

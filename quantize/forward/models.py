@@ -93,11 +93,14 @@ def in_float32(model: Any) -> Any:
     """`model` with float32 weights, quantized modules made plain ones of the same values. Evaluates nothing."""
     from mlx_lm.utils import dequantize_model
 
+    from quantize.forward.grouped_experts import group_experts
+
     # Scales first: codes are multiplied out in the dtype of their scales.
     model.update(tree_map(_float32, model.parameters()))
     model = dequantize_model(model)
     # Modes whose scales are no floats come out in bfloat16, which holds their values exactly.
     model.update(tree_map(_float32, model.parameters()))
+    group_experts(model)
     return model
 
 
