@@ -42,11 +42,11 @@ class GroupedExperts(SwitchLinear):  # type: ignore[misc]
         return returned + mx.expand_dims(self.bias[indices], -2) if "bias" in self else returned
 
 
-def group_experts(model: Any) -> None:
-    """Every plain module of stacked experts in `model`; where there is a GPU, none."""
+def group_experts(layer: Any) -> None:
+    """Every plain module of stacked experts in `layer`; where there is a GPU, none."""
     if mx.default_device() != mx.Device(mx.cpu):
         return
-    for _, module in model.named_modules():
+    for _, module in layer.named_modules():
         if type(module) is SwitchLinear:
             # Not through nn.Module's own __setattr__, which keeps a module's parameters.
             object.__setattr__(module, "__class__", GroupedExperts)

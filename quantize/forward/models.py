@@ -86,21 +86,25 @@ class InFloat32:
         return f"{self._model.identity} in float32"
 
     def make(self, layer: int | None) -> Any:
-        return in_float32(self._model.make(layer))
+        # Its module loads all of mlx-lm.
+        from quantize.forward.grouped_experts import group_experts
+
+        made = in_float32(self._model.make(layer))
+        if layer is not None:
+            # The other layers are called to see what they are given, and never evaluated.
+            group_experts(made.layers[layer])
+        return made
 
 
 def in_float32(model: Any) -> Any:
     """`model` with float32 weights, quantized modules made plain ones of the same values. Evaluates nothing."""
     from mlx_lm.utils import dequantize_model
 
-    from quantize.forward.grouped_experts import group_experts
-
     # Scales first: codes are multiplied out in the dtype of their scales.
     model.update(tree_map(_float32, model.parameters()))
     model = dequantize_model(model)
     # Modes whose scales are no floats come out in bfloat16, which holds their values exactly.
     model.update(tree_map(_float32, model.parameters()))
-    group_experts(model)
     return model
 
 

@@ -9,7 +9,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from quantize.calibrate import products
 from quantize.calibrate.descent import Descent
 from quantize.calibrate.gptq import gptq
 from quantize.calibrate.grids import Quantized, nearest, rounding, spread, weighted_least_squares
@@ -18,6 +17,7 @@ from quantize.calibrate.packing import pack, unpack
 from quantize.calibrate.statistics import measure
 from quantize.calibrate.target import corrected
 from quantize.folder.quant_spec import BITS, QuantSpec
+from quantize.forward import products
 from tests.support.activations import correlated_layer
 
 ROWS, COLUMNS = 48, 256

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,6 +14,8 @@ from mlx_lm.models.switch_layers import SwitchGLU, SwitchLinear
 
 from quantize.forward import grouped_experts
 from quantize.forward.grouped_experts import GroupedExperts, group_experts
+from quantize.forward.models import FolderModel, InFloat32
+from tests.support.checkpoints import qwen3_moe, write
 
 EXPERTS, COLUMNS, WIDTH, TOKENS = 6, 64, 96, 40
 
@@ -63,3 +67,18 @@ def test_few_rows_are_left_to_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = plain(x, chosen)
     group_experts(nn.Sequential(plain))
     assert mx.array_equal(plain(x, chosen), expected)
+
+
+def test_only_the_layer_that_is_run_is_grouped(tmp_path: Path) -> None:
+    model = InFloat32(FolderModel(write(tmp_path, *qwen3_moe())))
+
+    def grouped(made: Any) -> list[int]:
+        return [
+            number
+            for number, layer in enumerate(made.layers)
+            if any(isinstance(module, GroupedExperts) for _, module in layer.named_modules())
+        ]
+
+    # Where the model is only traced, none: what is called there is never evaluated.
+    assert grouped(model.make(None)) == []
+    assert grouped(model.make(1)) == [1]
