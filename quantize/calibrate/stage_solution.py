@@ -104,7 +104,7 @@ class _Stage:
                 one = hold_back(own, inputs, full, None if stream is None else stream[:, rows])
                 before = held[place].get(kind)
                 held[place][kind] = one if before is None else merge_held_back(before, one)
-            mx.eval([(one.hessian, one.miss) for kinds in held for one in kinds.values()])
+            mx.eval([one.arrays for kinds in held for one in kinds.values()])
         return held
 
     def pool(self) -> Statistics:
