@@ -23,8 +23,8 @@ _LAYERS = 1.5
 _STATISTICS = 6
 # Forward passes of a layer: the full one, the parts up to each stage, the quantized one.
 _PASSES = 5
-# Products of the size of a matrix and its Hessian in one solution: target, descent, refits, guard.
-_PRODUCTS = 26
+# Products of the size of a matrix and its Hessian in one solution: factors, target, descent, refits, guard.
+_PRODUCTS = 20
 _PROBE = 1024
 
 
