@@ -237,8 +237,14 @@ def test_embeddings_are_refused_with_a_sentence(server: Running, path: str) -> N
         ("POST", "/messages/count_tokens", {"messages": [{"role": "user", "content": "hi"}]}),
     ],
 )
-def test_paths_work_without_their_version(server: Running, method: str, path: str, body: Any) -> None:
-    assert server.send(method, path, body).status == 200
+def test_paths_work_without_their_version_and_with_two(server: Running, method: str, path: str, body: Any) -> None:
+    for base in ("", "/v1/v1/"):
+        assert server.send(method, base + path, body).status == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/props"])
+def test_what_llama_vscode_asks_is_answered_below_a_base_url_of_openais_too(server: Running, path: str) -> None:
+    assert server.send("GET", f"/v1{path}", None).status == 200
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/responses"])
