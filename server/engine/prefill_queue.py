@@ -16,6 +16,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from server.engine import kv
 from server.engine.admission import Admission
 from server.engine.forecast import PeakForecast
+from server.engine.linear_cost import LinearCost
 from server.engine.prefill import Prefill, read_together
 from server.engine.prefixes.prefix_cache import Hit, PrefixCache
 from server.engine.scheduler import PrefillScheduler
@@ -28,6 +29,13 @@ from server.engine_client.protocol import EngineEvent, PeakMemory, Prefilled, Re
 _LATEST_CHECKPOINTS = 2
 # Beyond it the measurement is at fault, not the cost model.
 _MOST_FACTOR = 4.0
+# A pass over so few tokens more takes hardly longer.
+_NEAR_TOKENS = 32
+# While others decode, nothing is read in a chunk of which more than this part went by before; and so much is left to
+# reading where what it completes must be kept.
+_STARTING_SHARE = 0.5
+# What a prompt is kept at before that was measured.
+_ASSUMED_BYTES_PER_S = 1e9
 # With nothing to do but wait for the disk, a step does so no longer than this: commands must be heard.
 _DISK_WAIT_S = 0.02
 
@@ -37,10 +45,8 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Chunk:
-    """What a step read: for `seconds`, bookkeeping not counted, after it had waited `under_way_s` for the decode step
-    before; and the prompts that it completed."""
+    """What a step read, in `seconds`, bookkeeping counted; and the prompts that it completed."""
 
-    under_way_s: float = 0.0
     seconds: float = 0.0
     completed: Sequence[Prefill] = ()
     events: list[EngineEvent] = field(default_factory=list)
@@ -70,6 +76,10 @@ class PrefillQueue:
         self._together = together
         self._scheduler = PrefillScheduler()
         self._prefills: dict[int, Prefill] = {}
+        # Those that can be read, at the last look.
+        self._ready: list[Prefill] = []
+        # Seconds to keep the caches of a prompt, by their bytes.
+        self._keeping = LinearCost()
         # Those that the chunk under way is of.
         self._reading: list[int] = []
         self._forecasts: dict[int, PeakForecast] = {}
@@ -122,41 +132,62 @@ class PrefillQueue:
         for id in self._reading:
             self.discard(id)
 
-    def read(self, seconds: float, wait: Callable[[], None] | None = None) -> Chunk:
-        """Read for some `seconds`: some layers of a pass over one prompt, or all of a pass over several that are short.
-        `wait` is for the decode step that is before it on the device; without one, and with nothing else to do, there
-        is time to wait for the disk."""
-        chunk = Chunk()
+    @property
+    def has_work(self) -> bool:
+        """Whether there was a prompt to read at the last `look`."""
+        return bool(self._ready)
+
+    def look(self, *, wait: bool) -> bool:
+        """Whether there is a prompt to read. With nothing else to do there is time to `wait` for the disk."""
         self._prefixes.disk.tend_while_busy()
-        ready = [prefill for prefill in self._prefills.values() if self._is_ready(prefill)]
-        if wait is None and self._prefills and not ready:
+        self._ready = [prefill for prefill in self._prefills.values() if self._is_ready(prefill)]
+        if wait and self._prefills and not self._ready:
             self._prefixes.disk.wait_for_read(_DISK_WAIT_S)
-        if not ready or not seconds:
-            return chunk
+        return self.has_work
+
+    def read(self, seconds: float, *, decoding: bool) -> Chunk:
+        """Read for some `seconds`: some layers of a pass over one prompt, or all of a pass over several that are short.
+        While others decode, finding what was read before and keeping what is read now are done within that time."""
+        chunk, ready, begun = Chunk(), self._ready, time.monotonic()
         chosen = self._scheduler.next(ready)
         self._reading = [chosen.id]
-        if wait is not None:
-            begun = time.monotonic()
-            wait()
-            chunk.under_way_s = time.monotonic() - begun
-            seconds = self._budget.left(seconds, chunk.under_way_s)
-        begun = time.monotonic()
+        if not chosen.started:
+            chunk.events.append(self._start(chosen))
+        spent = time.monotonic() - begun if decoding else 0.0
+        if spent > seconds * _STARTING_SHARE:
+            # What was found took long to copy.
+            chunk.seconds = spent
+            return chunk
+        seconds -= spent
         if chosen.under_way is not None:
             parts = [(chosen, chosen.under_way.tokens)]
-            read = self._measured(parts, lambda: self._go_on(chosen, seconds))
+            read = self._measured(parts, lambda: self._go_on(chosen, seconds, decoding))
         else:
-            parts = self._plan(chosen, ready, seconds, wait is not None, chunk.events)
-            begun = time.monotonic()
-            read = self._begin(parts, seconds)
-        chunk.seconds = time.monotonic() - begun
+            parts = self._plan(chosen, ready, seconds, decoding, chunk.events)
+            read = self._begin(parts, seconds, decoding)
         if not read and chosen.under_way is not None:
             chunk.events.append(Prefilled(chosen.id, chosen.progress, len(chosen.request.prompt)))
+        kept_from = time.monotonic()
         for prefill, tokens in read:
             chunk.events.append(self._advanced(prefill, tokens))
         chunk.completed = [prefill for prefill in ready if prefill.started and not prefill.remaining]
         for prefill in chunk.completed:
             chunk.events += self._complete(prefill)
+        now = time.monotonic()
+        if chunk.completed and (nbytes := sum(kv.nbytes(prefill.layers) for prefill in chunk.completed)):
+            self._keeping.record(nbytes, now - kept_from)
+        chunk.seconds = now - begun
         return chunk
+
+    def _piece_s(self, prefill: Prefill, seconds: float, decoding: bool) -> float:
+        """Of those, for layers of the pass under way: what it completes must be kept too."""
+        under_way = prefill.under_way
+        seconds = self._budget.piece_s(seconds, decoding=decoding)
+        if not decoding or under_way is None or under_way.tokens < prefill.unread:
+            return seconds
+        nbytes = kv.nbytes(prefill.layers)
+        keeping_s = self._keeping.seconds(nbytes) if self._keeping.known else nbytes / _ASSUMED_BYTES_PER_S
+        return max(seconds - keeping_s, seconds * _STARTING_SHARE)
 
     # ---- planning
 
@@ -178,8 +209,6 @@ class PrefillQueue:
         events: list[EngineEvent],
     ) -> list[tuple[Prefill, int]]:
         """What is read with `chosen`, and how many tokens of each: several where a pass over all is over in time."""
-        if not chosen.started:
-            events.append(self._start(chosen))
         most = self._admission.max_chunk(mx.get_active_memory(), chosen.done, self._chunk_factor)
         size = min(most, self._budget.whole_tokens(seconds))
         room = min(most, self._budget.group_tokens(seconds, decoding=decoding))
@@ -203,7 +232,7 @@ class PrefillQueue:
     def _part(self, prefill: Prefill, size: int) -> int:
         """Tokens to the end of the pass, of the prompt, or to where a checkpoint must be taken."""
         # Layers that cannot go back must be kept as they are at a checkpoint.
-        stops = [] if self._can_go_back else checkpoints(prefill.request)
+        stops = [] if self._can_go_back else _kept_ends(prefill)
         # Passes of one size, rather than a short one at the end that reads all weights too.
         passes = -(-prefill.unread // size)
         return prefill.part(-(-prefill.unread // passes) if passes else size, stops)
@@ -220,14 +249,14 @@ class PrefillQueue:
 
     # ---- reading
 
-    def _begin(self, parts: list[tuple[Prefill, int]], seconds: float) -> list[tuple[Prefill, int]]:
+    def _begin(self, parts: list[tuple[Prefill, int]], seconds: float, decoding: bool) -> list[tuple[Prefill, int]]:
         """Returns those whose tokens are read."""
         if not parts:
             return []
         chosen, tokens = parts[0]
         if len(parts) == 1 and chosen.batchable:
             chosen.begin(tokens)
-            return self._measured(parts, lambda: self._go_on(chosen, seconds))
+            return self._measured(parts, lambda: self._go_on(chosen, seconds, decoding))
         count = sum(tokens for _, tokens in parts)
         begun = time.monotonic()
         self._measured(parts, lambda: read_together(self._model, parts))
@@ -236,14 +265,17 @@ class PrefillQueue:
             self._scheduler.charge(prefill.client, tokens)
         return parts
 
-    def _go_on(self, prefill: Prefill, seconds: float) -> list[tuple[Prefill, int]]:
+    def _go_on(self, prefill: Prefill, seconds: float, decoding: bool) -> list[tuple[Prefill, int]]:
         """Evaluate as many layers of the pass as fit, and one at least."""
+        seconds = self._piece_s(prefill, seconds, decoding)
         under_way, layers = prefill.under_way, len(prefill.layers)
         assert under_way is not None
         first, begun = under_way.evaluated, time.monotonic()
         while prefill.under_way is not None:
             left_s, left = seconds - (time.monotonic() - begun), layers - under_way.evaluated
-            count = self._budget.next_layers(under_way.tokens, layers, left, left_s, under_way.pieces)
+            count = self._budget.next_layers(
+                under_way.tokens, layers, left, left_s, under_way.pieces, decoding=decoding
+            )
             if not count and under_way.evaluated > first:
                 break
             count = max(count, 1)
@@ -275,7 +307,7 @@ class PrefillQueue:
     def _advanced(self, prefill: Prefill, tokens: int) -> EngineEvent:
         request = prefill.request
         if not self._trimmable:
-            for end in checkpoints(request):
+            for end in _kept_ends(prefill):
                 if prefill.done - tokens < end <= prefill.done:
                     self._keep(prefill, end)
         return Prefilled(request.id, prefill.done, len(request.prompt), peak=self._peak(prefill))
@@ -302,6 +334,13 @@ class PrefillQueue:
 
 def _finds_what_is_kept_of(request: Request, other: Request) -> bool:
     return (request.prompt, request.cache_salt) == (other.prompt, other.cache_salt)
+
+
+def _kept_ends(prefill: Prefill) -> list[int]:
+    """The checkpoints of its prompt, but for those just behind what was found: that is kept, and reading on from there
+    costs no more. The last one is where the next turn goes on."""
+    found, ends = prefill.found, checkpoints(prefill.request)
+    return [end for end in ends if end == ends[-1] or not found < end <= found + _NEAR_TOKENS] if found else ends
 
 
 def checkpoints(request: Request) -> list[int]:
