@@ -249,11 +249,11 @@ class Engine:
             self._keep(answer)
 
     def _prefill(self, events: list[EngineEvent]) -> None:
-        decoding = len(self._batch) > 0
-        chunk = self._prefills.read(self._chunk_s, decoding=decoding)
+        beside = len(self._batch)
+        chunk = self._prefills.read(self._chunk_s, beside=beside)
         read = [(prefill.request, prefill.layers) for prefill in chunk.completed]
         self._unsteered += [Newcomer(request, layers) for request, layers in read if isinstance(request, Generate)]
-        self._budget.record_chunk(chunk.seconds, decoding=decoding)
+        self._budget.record_chunk(chunk.seconds, decoding=beside > 0)
         events += chunk.events
 
     def _begin_answers(self, events: list[EngineEvent]) -> None:

@@ -31,10 +31,9 @@ _LATEST_CHECKPOINTS = 2
 _MOST_FACTOR = 4.0
 # A pass over so few tokens more takes hardly longer.
 _NEAR_TOKENS = 32
-# While others decode, nothing is read in a chunk of which more than this part went by before; and so much is left to
-# reading where what it completes must be kept.
+# While others decode, nothing is read in a chunk of which more than this part went by before.
 _STARTING_SHARE = 0.5
-# What a prompt is kept at before that was measured.
+# At which a prompt is kept, before that was measured.
 _ASSUMED_BYTES_PER_S = 1e9
 # With nothing to do but wait for the disk, a step does so no longer than this: commands must be heard.
 _DISK_WAIT_S = 0.02
@@ -78,7 +77,7 @@ class PrefillQueue:
         self._prefills: dict[int, Prefill] = {}
         # Those that can be read, at the last look.
         self._ready: list[Prefill] = []
-        # Seconds to keep the caches of a prompt, by their bytes.
+        # Seconds to keep a prompt, by the bytes of its caches.
         self._keeping = LinearCost()
         # Those that the chunk under way is of.
         self._reading: list[int] = []
@@ -145,15 +144,16 @@ class PrefillQueue:
             self._prefixes.disk.wait_for_read(_DISK_WAIT_S)
         return self.has_work
 
-    def read(self, seconds: float, *, decoding: bool) -> Chunk:
+    def read(self, seconds: float, *, beside: int = 0) -> Chunk:
         """Read for some `seconds`: some layers of a pass over one prompt, or all of a pass over several that are short.
-        While others decode, finding what was read before and keeping what is read now are done within that time."""
+        While others decode, `beside` of them, finding what was read before and keeping what is read now are done within
+        that time."""
         chunk, ready, begun = Chunk(), self._ready, time.monotonic()
         chosen = self._scheduler.next(ready)
         self._reading = [chosen.id]
         if not chosen.started:
             chunk.events.append(self._start(chosen))
-        spent = time.monotonic() - begun if decoding else 0.0
+        spent = time.monotonic() - begun if beside else 0.0
         if spent > seconds * _STARTING_SHARE:
             # What was found took long to copy.
             chunk.seconds = spent
@@ -161,33 +161,29 @@ class PrefillQueue:
         seconds -= spent
         if chosen.under_way is not None:
             parts = [(chosen, chosen.under_way.tokens)]
-            read = self._measured(parts, lambda: self._go_on(chosen, seconds, decoding))
+            read = self._measured(parts, lambda: self._go_on(chosen, seconds, beside))
         else:
-            parts = self._plan(chosen, ready, seconds, decoding, chunk.events)
-            read = self._begin(parts, seconds, decoding)
+            parts = self._plan(chosen, ready, seconds, beside > 0, chunk.events)
+            read = self._begin(parts, seconds, beside)
         if not read and chosen.under_way is not None:
             chunk.events.append(Prefilled(chosen.id, chosen.progress, len(chosen.request.prompt)))
-        kept_from = time.monotonic()
         for prefill, tokens in read:
             chunk.events.append(self._advanced(prefill, tokens))
         chunk.completed = [prefill for prefill in ready if prefill.started and not prefill.remaining]
         for prefill in chunk.completed:
             chunk.events += self._complete(prefill)
-        now = time.monotonic()
-        if chunk.completed and (nbytes := sum(kv.nbytes(prefill.layers) for prefill in chunk.completed)):
-            self._keeping.record(nbytes, now - kept_from)
-        chunk.seconds = now - begun
+        chunk.seconds = time.monotonic() - begun
         return chunk
 
-    def _piece_s(self, prefill: Prefill, seconds: float, decoding: bool) -> float:
-        """Of those, for layers of the pass under way: what it completes must be kept too."""
-        under_way = prefill.under_way
-        seconds = self._budget.piece_s(seconds, decoding=decoding)
-        if not decoding or under_way is None or under_way.tokens < prefill.unread:
-            return seconds
+    def _closing_s(self, prefill: Prefill, beside: int) -> float:
+        """What follows the last layer of its pass before tokens are drawn again: it is kept, and when it is read it
+        joins those that decode, whose caches are then made anew, each as long as its own."""
+        assert prefill.under_way is not None
+        end, is_last = prefill.done + prefill.under_way.tokens, prefill.under_way.tokens == prefill.unread
+        kept = is_last if self._trimmable else sum(prefill.done < at <= end for at in _kept_ends(prefill))
+        copies = kept + (1 + beside if is_last else 0)
         nbytes = kv.nbytes(prefill.layers)
-        keeping_s = self._keeping.seconds(nbytes) if self._keeping.known else nbytes / _ASSUMED_BYTES_PER_S
-        return max(seconds - keeping_s, seconds * _STARTING_SHARE)
+        return copies * (self._keeping.seconds(nbytes) if self._keeping.known else nbytes / _ASSUMED_BYTES_PER_S)
 
     # ---- planning
 
@@ -249,14 +245,14 @@ class PrefillQueue:
 
     # ---- reading
 
-    def _begin(self, parts: list[tuple[Prefill, int]], seconds: float, decoding: bool) -> list[tuple[Prefill, int]]:
+    def _begin(self, parts: list[tuple[Prefill, int]], seconds: float, beside: int) -> list[tuple[Prefill, int]]:
         """Returns those whose tokens are read."""
         if not parts:
             return []
         chosen, tokens = parts[0]
         if len(parts) == 1 and chosen.batchable:
             chosen.begin(tokens)
-            return self._measured(parts, lambda: self._go_on(chosen, seconds, decoding))
+            return self._measured(parts, lambda: self._go_on(chosen, seconds, beside))
         count = sum(tokens for _, tokens in parts)
         begun = time.monotonic()
         self._measured(parts, lambda: read_together(self._model, parts))
@@ -265,17 +261,23 @@ class PrefillQueue:
             self._scheduler.charge(prefill.client, tokens)
         return parts
 
-    def _go_on(self, prefill: Prefill, seconds: float, decoding: bool) -> list[tuple[Prefill, int]]:
+    def _go_on(self, prefill: Prefill, seconds: float, beside: int) -> list[tuple[Prefill, int]]:
         """Evaluate as many layers of the pass as fit, and one at least."""
-        seconds = self._piece_s(prefill, seconds, decoding)
         under_way, layers = prefill.under_way, len(prefill.layers)
         assert under_way is not None
+        seconds = self._budget.piece_s(seconds, decoding=beside > 0)
+        closing_s = self._closing_s(prefill, beside) if beside else 0.0
         first, begun = under_way.evaluated, time.monotonic()
         while prefill.under_way is not None:
             left_s, left = seconds - (time.monotonic() - begun), layers - under_way.evaluated
             count = self._budget.next_layers(
-                under_way.tokens, layers, left, left_s, under_way.pieces, decoding=decoding
+                under_way.tokens, layers, left, left_s, under_way.pieces, decoding=beside > 0
             )
+            if count == left and left_s < closing_s + left * self._budget.layer_s(
+                under_way.tokens, layers, under_way.pieces
+            ):
+                # The last layer is for the next chunk, with what follows it.
+                count -= 1
             if not count and under_way.evaluated > first:
                 break
             count = max(count, 1)
@@ -329,7 +331,10 @@ class PrefillQueue:
         request = prefill.request
         kinds = [boundary.kind for boundary in request.boundaries if boundary.offset == end]
         kind = kinds[0] if kinds else "user"
+        begun = time.monotonic()
         self._prefixes.store(request.prompt[:end], prefill.layers, request.boundaries, kind, request.cache_salt)
+        if nbytes := kv.nbytes(prefill.layers):
+            self._keeping.record(nbytes, time.monotonic() - begun)
 
 
 def _finds_what_is_kept_of(request: Request, other: Request) -> bool:

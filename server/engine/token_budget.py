@@ -132,10 +132,7 @@ class TokenBudget:
         """`left` of the `layers` of a pass over `tokens` are to be evaluated, the others were in `pieces`: how many
         next, in a step that has `seconds` left, before looking at the clock again, which is done often while others are
         `decoding`. 0: none of them fits."""
-        layer_s = self._pass_s(tokens) / layers
-        if done := sum(count for count, _ in pieces):
-            # What is known of this very pass counts, where it is slower than expected.
-            layer_s = max(layer_s, sum(piece_s for _, piece_s in pieces) / done)
+        layer_s = self.layer_s(tokens, layers, pieces)
         # A pass of a size that was never seen may take something else than the line says.
         is_sure = self._pass.known and (bool(pieces) or tokens <= _SURE * self._largest)
         # Of the last layers more may be slow ones than of all.
@@ -145,6 +142,13 @@ class TokenBudget:
         if seconds < layer_s * self._uneven:
             return 0
         return min(left, max(1, int(seconds / (layer_s * (2 if decoding else 1))))) if layer_s else int(seconds > 0)
+
+    def layer_s(self, tokens: int, layers: int, pieces: Sequence[tuple[int, float]]) -> float:
+        """Seconds of a layer of a pass, on average: what is known of this very pass counts, where it is slower than
+        expected."""
+        expected_s = self._pass_s(tokens) / layers
+        done = sum(count for count, _ in pieces)
+        return max(expected_s, sum(piece_s for _, piece_s in pieces) / done) if done else expected_s
 
     def _pass_s(self, tokens: int) -> float:
         """By the line, and in proportion at least where it leads far: that of small passes may have no slope at all."""

@@ -18,6 +18,7 @@ from server.engine.device.device import Device
 from server.engine.engine import Engine
 from server.engine.prefill import Prefill
 from server.engine.prefixes.disk_tier import DiskTier
+from server.engine.prefixes.prefix_cache import PrefixCache
 from server.engine.rehearsal import Together
 from server.engine_client.protocol import Cancel, EngineEvent, Finished, Load, Prefilled, Tokens
 from tests.support.architectures import write_architecture
@@ -33,6 +34,23 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+    def taking(self, seconds: float, work: Any) -> Any:
+        """`work`, which takes so long."""
+
+        def slow(*args: Any, **others: Any) -> Any:
+            self.now += seconds
+            return work(*args, **others)
+
+        return slow
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in (engine_module, prefill_queue):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 def prefill_of(model: Any, tokens: list[int], first: int = 0) -> Prefill:
@@ -178,21 +196,10 @@ def test_who_leaves_after_the_last_token_hears_no_end_and_is_kept(model: Model) 
 
 
 def test_a_prompt_that_begins_from_much_that_is_kept_leaves_its_piece_for_later(
-    model: Model, monkeypatch: pytest.MonkeyPatch
+    model: Model, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Copying what was read before is part of the gap that streams notice."""
-    clock = Clock()
-    for module in (engine_module, prefill_queue):
-        monkeypatch.setattr(module, "time", clock)
-
-    def taking(seconds: float, work: Any) -> Any:
-        def slow(*args: Any, **others: Any) -> Any:
-            clock.now += seconds
-            return work(*args, **others)
-
-        return slow
-
-    monkeypatch.setattr(Batch, "step", taking(0.05, Batch.step))
+    monkeypatch.setattr(Batch, "step", clock.taking(0.05, Batch.step))
     engine = engine_with(model, 0.4)
     talk = new_talk(43).say("user", 40)
     engine.handle(generate(*talk.asked(), id=0))
@@ -200,7 +207,7 @@ def test_a_prompt_that_begins_from_much_that_is_kept_leaves_its_piece_for_later(
     engine.handle(generate(*new_talk(44).asked(), id=1, max_tokens=40))
     while not tokens_of(engine.step(), 1):
         pass
-    monkeypatch.setattr(kv, "concatenate", taking(0.3, kv.concatenate))
+    monkeypatch.setattr(kv, "concatenate", clock.taking(0.3, kv.concatenate))
     engine.handle(generate(*talk.say("assistant", 2).say("user", 30).asked(), id=2))
     begun: list[Prefilled] = []
     while not begun:
@@ -209,6 +216,36 @@ def test_a_prompt_that_begins_from_much_that_is_kept_leaves_its_piece_for_later(
     # The streams go on before anything is read.
     assert tokens_of(engine.step(), 1)
     assert [event.done > begun[0].done for event in engine.step() if isinstance(event, Prefilled)] == [True]
+
+
+def test_what_follows_a_prompts_last_layer_is_part_of_the_gap(
+    model: Model, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keeping the prompt, and joining those that decode."""
+    engine = engine_with(model, 0.4)
+    monkeypatch.setattr(Batch, "step", clock.taking(0.05, Batch.step))
+    monkeypatch.setattr(PrefixCache, "store", clock.taking(0.1, PrefixCache.store))
+    go_on = Prefill.go_on
+
+    def slow(prefill: Prefill, layers: int) -> None:
+        clock.now += 0.1 * layers
+        go_on(prefill, layers)
+
+    monkeypatch.setattr(Prefill, "go_on", slow)
+    engine.handle(generate(*new_talk(43).asked(), id=0, keep_answer=False))
+    finish(engine)
+    engine.handle(generate(*new_talk(44).asked(), id=1, max_tokens=40, keep_answer=False))
+    while not tokens_of(engine.step(), 1):
+        pass
+    drawn_at, gaps, answered = clock.now, [0.0], False
+    engine.handle(generate(*new_talk(45).asked(), id=2, keep_answer=False))
+    while not answered:
+        events = engine.step()
+        answered = bool(tokens_of(events, 2))
+        if tokens_of(events, 1):
+            gaps.append(clock.now - drawn_at)
+            drawn_at = clock.now
+    assert 0.2 < max(gaps) <= 0.4
 
 
 def test_progress_is_told_between_the_layers_too(model: Model) -> None:
