@@ -77,6 +77,8 @@ class PrefillQueue:
         self._prefills: dict[int, Prefill] = {}
         # Those that can be read, at the last look.
         self._ready: list[Prefill] = []
+        # What is left of the turn of the prompt that was read last, and who could be read then.
+        self._turn_s, self._turn_of = 0.0, set[int]()
         # Seconds to keep a prompt, by the bytes of its caches.
         self._keeping = LinearCost()
         # Those that the chunk under way is of.
@@ -149,7 +151,7 @@ class PrefillQueue:
         While others decode, `beside` of them, finding what was read before and keeping what is read now are done within
         that time."""
         chunk, ready, begun = Chunk(), self._ready, time.monotonic()
-        chosen = self._scheduler.next(ready)
+        chosen = self._next(seconds, beside)
         self._reading = [chosen.id]
         if not chosen.started:
             chunk.events.append(self._start(chosen))
@@ -173,7 +175,18 @@ class PrefillQueue:
         for prefill in chunk.completed:
             chunk.events += self._complete(prefill)
         chunk.seconds = time.monotonic() - begun
+        self._turn_s -= chunk.seconds
         return chunk
+
+    def _next(self, seconds: float, beside: int) -> Prefill:
+        """Whose chunk it is. A pass that is cut for those who may come or leave goes on, for `seconds` in all, when
+        nobody has come: prompts that take turns more often are all read later."""
+        ids = {prefill.id for prefill in self._ready}
+        last = next((prefill for prefill in self._ready if prefill.under_way and [prefill.id] == self._reading), None)
+        if last is None or beside or self._turn_s <= 0 or not ids <= self._turn_of:
+            last, self._turn_s = self._scheduler.next(self._ready), seconds
+        self._turn_of = ids
+        return last
 
     def _closing_s(self, prefill: Prefill, beside: int) -> float:
         """What follows the last layer of its pass before tokens are drawn again: it is kept, and when it is read it

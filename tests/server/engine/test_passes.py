@@ -248,6 +248,33 @@ def test_what_follows_a_prompts_last_layer_is_part_of_the_gap(
     assert 0.2 < max(gaps) <= 0.4
 
 
+def test_prompts_do_not_take_turns_as_often_as_a_newcomer_is_looked_for(
+    model: Model, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_with(model, 0.4)
+    go_on, read = Prefill.go_on, list[int]()
+
+    def slow(prefill: Prefill, layers: int) -> None:
+        clock.now += 0.15 * layers
+        read.append(prefill.id)
+        go_on(prefill, layers)
+
+    monkeypatch.setattr(Prefill, "go_on", slow)
+    engine.handle(generate(*new_talk(43).asked(), id=0))
+    finish(engine)
+    read.clear()
+    engine.handle(generate(*new_talk(44).asked(), id=1, client="a"))
+    engine.handle(generate(*new_talk(45).say("user", 700).asked(), id=2, client="b"))
+    while 2 not in read:
+        engine.step()
+    assert read[:-1] == [1] * len(model.raw.layers)
+    # And whoever comes is looked at between the layers.
+    engine.handle(generate(new_talk(46).asked()[0][:9], id=3, client="c"))
+    while 3 not in read:
+        engine.step()
+    assert read[-2:] == [2, 3]
+
+
 def test_progress_is_told_between_the_layers_too(model: Model) -> None:
     engine = engine_with(model)
     engine.handle(generate(*new_talk(48).say("user", 60).asked()))
