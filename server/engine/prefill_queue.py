@@ -15,6 +15,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from server.engine import kv
 from server.engine.admission import Admission
+from server.engine.checkpoints import checkpoints, checkpoints_behind
 from server.engine.forecast import PeakForecast
 from server.engine.linear_cost import LinearCost
 from server.engine.prefill import Prefill, read_together
@@ -25,12 +26,8 @@ from server.engine.scoring.prompt_logprobs import Scoring
 from server.engine.token_budget import MIN_CHUNK_TOKENS, TokenBudget
 from server.engine_client.protocol import EngineEvent, PeakMemory, Prefilled, Request, ScoreOptions
 
-# With non-trimmable layers each checkpoint holds all their state: the system prompt's end and the latest are kept.
-_LATEST_CHECKPOINTS = 2
 # Beyond it the measurement is at fault, not the cost model.
 _MOST_FACTOR = 4.0
-# A pass over so few tokens more takes hardly longer.
-_NEAR_TOKENS = 32
 # While others decode, nothing is read in a chunk of which more than this part went by before.
 _STARTING_SHARE = 0.5
 # At which a prompt is kept, before that was measured.
@@ -193,7 +190,11 @@ class PrefillQueue:
         joins those that decode, whose caches are then made anew, each as long as its own."""
         assert prefill.under_way is not None
         end, is_last = prefill.done + prefill.under_way.tokens, prefill.under_way.tokens == prefill.unread
-        kept = is_last if self._trimmable else sum(prefill.done < at <= end for at in _kept_ends(prefill))
+        kept = (
+            is_last
+            if self._trimmable
+            else sum(prefill.done < at <= end for at in checkpoints_behind(prefill.found, prefill.request))
+        )
         copies = kept + (1 + beside if is_last else 0)
         nbytes = kv.nbytes(prefill.layers)
         return copies * (self._keeping.seconds(nbytes) if self._keeping.known else nbytes / _ASSUMED_BYTES_PER_S)
@@ -241,7 +242,7 @@ class PrefillQueue:
     def _part(self, prefill: Prefill, size: int) -> int:
         """Tokens to the end of the pass, of the prompt, or to where a checkpoint must be taken."""
         # Layers that cannot go back must be kept as they are at a checkpoint.
-        stops = [] if self._can_go_back else _kept_ends(prefill)
+        stops = [] if self._can_go_back else checkpoints_behind(prefill.found, prefill.request)
         # Passes of one size, rather than a short one at the end that reads all weights too.
         passes = -(-prefill.unread // size)
         return prefill.part(-(-prefill.unread // passes) if passes else size, stops)
@@ -322,7 +323,7 @@ class PrefillQueue:
     def _advanced(self, prefill: Prefill, tokens: int) -> EngineEvent:
         request = prefill.request
         if not self._trimmable:
-            for end in _kept_ends(prefill):
+            for end in checkpoints_behind(prefill.found, prefill.request):
                 if prefill.done - tokens < end <= prefill.done:
                     self._keep(prefill, end)
         return Prefilled(request.id, prefill.done, len(request.prompt), peak=self._peak(prefill))
@@ -352,19 +353,3 @@ class PrefillQueue:
 
 def _finds_what_is_kept_of(request: Request, other: Request) -> bool:
     return (request.prompt, request.cache_salt) == (other.prompt, other.cache_salt)
-
-
-def _kept_ends(prefill: Prefill) -> list[int]:
-    """The checkpoints of its prompt, but for those just behind what was found: that is kept, and reading on from there
-    costs no more. The last one is where the next turn goes on."""
-    found, ends = prefill.found, checkpoints(prefill.request)
-    return [end for end in ends if end == ends[-1] or not found < end <= found + _NEAR_TOKENS] if found else ends
-
-
-def checkpoints(request: Request) -> list[int]:
-    """Offsets up to which the prompt is worth keeping, ascending. What opens the reply is kept with the reply; the last
-    token is read with it."""
-    ends, most = request.boundaries, len(request.prompt) - 1
-    system = [end.offset for end in ends if end.kind == "system"][-1:]
-    kept = {*system, *(end.offset for end in ends[-_LATEST_CHECKPOINTS:])}
-    return sorted({min(offset, most) for offset in kept}) or [most]
