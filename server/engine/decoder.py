@@ -7,16 +7,15 @@ masks and offsets as arrays, come with a second one and go when one is left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from server.engine.compat import Layers
-from server.engine.penalties import Penalised, Penalties, change_logits
-from server.engine.sampling import Sampler
-from server.engine.scoring.scores import Scores
+from server.engine.drawing import Drawing
+from server.engine.scoring.wanted import Scored
 from server.engine.steering.masks import Masks
 from server.engine.steering.steering import Steering
 from server.engine_client.protocol import Generate, TokenLogprob
@@ -59,10 +58,9 @@ class Decoder:
         self.layers: Layers = []
         # What the next pass reads, (sequences,): drawn by the pass under way, or the last token of a prompt.
         self._inputs: Any = None
-        self._scores: Scores | None = None
+        self._scored: Scored | None = None
         # For the rows as they are; None when these have changed.
-        self._sampler: Sampler | None = None
-        self._penalties: Penalties | None = None
+        self._drawing: Drawing | None = None
 
     def add(self, newcomers: Sequence[Newcomer]) -> None:
         """Their first token comes with the next pass of all; with nobody decoding, that begins now."""
@@ -71,7 +69,7 @@ class Decoder:
         last = mx.array([newcomer.request.prompt[-1] for newcomer in newcomers], mx.uint32)
         self._inputs = last if alone else mx.concatenate([self._inputs, last])
         self.rows += [DecodingSequence(new.request, new.steering, new.request.prompt[:-1]) for new in newcomers]
-        self._sampler = self._penalties = None
+        self._drawing = None
         if alone:
             self._launch()
             for row in self.rows:
@@ -81,13 +79,16 @@ class Decoder:
         """Begin a pass, then wait for the one before; what that drew is read by the one under way."""
         if not self.rows:
             return []
-        inputs, scores, before = self._inputs, self._scores, list(self.rows)
+        inputs, scored, before = self._inputs, self._scored, list(self.rows)
         has_drawn = [row.draws > 0 for row in before]
         self._launch()
-        mx.eval(inputs, scores.arrays if scores is not None else [])
-        logprobs = scores.read() if scores is not None else {}
+        mx.eval(inputs, scored.scores.arrays if scored is not None else [])
+        tokens = inputs.tolist()
+        logprobs: Mapping[int, TokenLogprob] = {}
+        if scored is not None:
+            logprobs = scored.read({row.request.id: token for row, token in zip(before, tokens, strict=True)})
         drawn = []
-        for row, token, has in zip(before, inputs.tolist(), has_drawn, strict=True):
+        for row, token, has in zip(before, tokens, has_drawn, strict=True):
             row.tokens.append(token)
             if has:
                 drawn.append(Drawn(row, token, logprobs.get(row.request.id)))
@@ -117,7 +118,7 @@ class Decoder:
             self.layers = []
         self._inputs = self._inputs[mx.array(keep)] if keep else None
         self.rows = [self.rows[index] for index in keep]
-        self._sampler = self._penalties = None
+        self._drawing = None
 
     def _merge(self, newcomers: Sequence[Layers]) -> None:
         if len(self.rows) + len(newcomers) == 1:
@@ -130,35 +131,18 @@ class Decoder:
 
     def _launch(self) -> None:
         """One pass, and all that follows of its logits."""
-        inputs, rows = self._inputs, self.rows
-        logits = self._model(inputs[:, None], cache=self.layers)[:, -1, :]
+        rows, inputs = self.rows, mx.expand_dims(self._inputs, 1)
+        logits = mx.squeeze(self._model(inputs, cache=self.layers), 1)
         new = sum(row.draws == 0 for row in rows)
-        logits = self._masks.apply(logits, [row.steering for row in rows], inputs, new)
-        logits, penalised = self._penalise(logits)
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        if self._sampler is None:
-            self._sampler = Sampler([row.request.sampling for row in rows], logits.shape[-1])
-        drawn = self._sampler.draw(logprobs, [row.draws for row in rows])
-        wanted = {
-            index: (row.request.id, row.request.top_logprobs)
-            for index, row in enumerate(rows)
-            if row.request.top_logprobs is not None
-        }
-        scores = Scores.of(logprobs, drawn, wanted) if wanted else None
-        mx.async_eval(drawn, scores.arrays if scores is not None else [], penalised)  # type: ignore[no-untyped-call]
+        logits = self._masks.apply(logits, [row.steering for row in rows], self._inputs, new)
+        if self._drawing is None:
+            requests = [row.request for row in rows]
+            self._drawing = Drawing(requests, [row.tokens for row in rows], logits.shape[-1])
+        self._inputs, self._scored = self._drawing.draw(logits, inputs, [row.draws for row in rows])
+        scores = self._scored.scores.arrays if self._scored is not None else []
+        mx.async_eval(self._inputs, scores, self._drawing.state)  # type: ignore[no-untyped-call]
         for row in rows:
             row.draws += 1
-        self._inputs, self._scores = drawn, scores
-
-    def _penalise(self, logits: mx.array) -> tuple[mx.array, list[mx.array]]:
-        """With penalties and bias; and what these know, which must not pile up as a graph."""
-        if not change_logits([row.request.sampling for row in self.rows]):
-            return logits, []
-        if self._penalties is None:
-            rows = [Penalised(row.request.sampling, row.tokens, len(row.request.prompt)) for row in self.rows]
-            self._penalties = Penalties(rows, logits.shape[-1])
-        logits = self._penalties.apply(logits, self._inputs, [row.draws > 0 for row in self.rows])
-        return logits, self._penalties.state
 
 
 def _batch(caches: Sequence[Layers]) -> Layers:
