@@ -10,16 +10,15 @@ a second one and go when one is left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from server.engine.compat import Layers
-from server.engine.penalties import Penalised, Penalties, change_logits
-from server.engine.sampling import Sampler
-from server.engine.scoring.scores import Scores
+from server.engine.drawing import Drawing
+from server.engine.scoring.wanted import Scored
 from server.engine.steering.masks import Masks
 from server.engine.steering.steering import Steering
 from server.engine_client.protocol import Generate, TokenLogprob
@@ -56,26 +55,31 @@ class Drawn(NamedTuple):
 
 @dataclass(slots=True)
 class _Pass:
-    """A forward pass of `rows`, and the tokens `drawn` of it, (rows,); to be computed with it: `state` of penalties,
-    and `scores`. `ordered`: the device has it."""
+    """A forward pass of `rows`, and the tokens `drawn` of it, (rows,); to be computed with it: what is `scored`, and
+    the `state` of what it was drawn by. `ordered`: the device has it."""
 
     rows: list[DecodingSequence]
     drawn: mx.array
-    scores: Scores | None
-    state: list[mx.array] = field(default_factory=list)
+    scored: Scored | None
+    state: list[mx.array]
     ordered: bool = False
 
     def order(self) -> None:
         if not self.ordered:
-            mx.async_eval(self.drawn, self._told, self.state)  # type: ignore[no-untyped-call]
+            mx.async_eval(self.drawn, self._scores, self.state)  # type: ignore[no-untyped-call]
             self.ordered = True
 
-    def wait(self) -> None:
-        mx.eval(self.drawn, self._told)
+    def wait(self) -> tuple[list[int], Mapping[int, TokenLogprob]]:
+        """The tokens, and the logprobs that are wanted by the ids of their requests."""
+        mx.eval(self.drawn, self._scores)
+        tokens: Any = self.drawn.tolist()
+        if self.scored is None:
+            return tokens, {}
+        return tokens, self.scored.read({row.request.id: token for row, token in zip(self.rows, tokens, strict=True)})
 
     @property
-    def _told(self) -> list[mx.array]:
-        return self.scores.arrays if self.scores is not None else []
+    def _scores(self) -> list[mx.array]:
+        return self.scored.scores.arrays if self.scored is not None else []
 
     def keep(self, rows: Sequence[DecodingSequence]) -> bool:
         """Only these of its rows; whether there are any."""
@@ -98,8 +102,7 @@ class Decoder:
         # Of the first of the rows; those behind them are in no pass yet. None: no token is to come.
         self._next: _Pass | None = None
         # For the rows as they are; None when these have changed.
-        self._sampler: Sampler | None = None
-        self._penalties: Penalties | None = None
+        self._drawing: Drawing | None = None
 
     @property
     def under_way(self) -> bool:
@@ -111,7 +114,7 @@ class Decoder:
         self._merge([newcomer.layers for newcomer in newcomers])
         for request, _, steering in newcomers:
             self.rows.append(DecodingSequence(request, steering, request.prompt[:-1], request.prompt[-1:]))
-        self._sampler = self._penalties = None
+        self._drawing = None
 
     def step(self, *, ahead: bool = True) -> list[Drawn]:
         """The tokens of the next pass, of the rows that are in it."""
@@ -125,12 +128,10 @@ class Decoder:
             self._next = self._made(behind=this)
         if ahead and self._next is not None:
             self._next.order()
-        this.wait()
-        logprobs = this.scores.read() if this.scores is not None else {}
-        tokens: Any = this.drawn.tolist()
+        tokens, logprobs = this.wait()
         return [self._told(row, token, logprobs) for row, token in zip(this.rows, tokens, strict=True)]
 
-    def _told(self, row: DecodingSequence, token: int, logprobs: dict[int, TokenLogprob]) -> Drawn:
+    def _told(self, row: DecodingSequence, token: int, logprobs: Mapping[int, TokenLogprob]) -> Drawn:
         row.answered += 1
         if self._next is not None:
             row.tokens.append(token)
@@ -161,7 +162,7 @@ class Decoder:
         self.rows = [self.rows[index] for index in keep]
         if self._next is not None and not self._next.keep(self.rows):
             self._next = None
-        self._sampler = self._penalties = None
+        self._drawing = None
 
     def _merge(self, newcomers: Sequence[Layers]) -> None:
         if len(self.rows) + len(newcomers) == 1:
@@ -175,25 +176,19 @@ class Decoder:
     def _made(self, behind: _Pass | None = None) -> _Pass:
         """The graph of one pass, and of all that follows of its logits; it reads what `behind` draws."""
         rows, told = self.rows, len(behind.rows) if behind is not None else 0
-        inputs = self._inputs(behind)
-        logits = self._model(inputs[:, None], cache=self.layers)[:, -1, :]
-        logits = self._masks.apply(logits, [row.steering for row in rows], inputs, len(rows) - told)
-        logits, state = self._penalise(logits, inputs)
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        if self._sampler is None:
-            self._sampler = Sampler([row.request.sampling for row in rows], logits.shape[-1])
-        drawn = self._sampler.draw(logprobs, [row.draws for row in rows])
-        wanted = {
-            index: (row.request.id, row.request.top_logprobs)
-            for index, row in enumerate(rows)
-            if row.request.top_logprobs is not None
-        }
-        scores = Scores.of(logprobs, drawn, wanted) if wanted else None
+        tokens = self._inputs(behind)
+        inputs = mx.expand_dims(tokens, 1)
+        logits = mx.squeeze(self._model(inputs, cache=self.layers), 1)
+        logits = self._masks.apply(logits, [row.steering for row in rows], tokens, len(rows) - told)
+        if self._drawing is None:
+            requests = [row.request for row in rows]
+            self._drawing = Drawing(requests, [row.tokens for row in rows], logits.shape[-1])
+        drawn, scored = self._drawing.draw(logits, inputs, [row.draws for row in rows])
         for row in rows:
             row.draws += 1
             row.tokens += row.unfed
             row.unfed = []
-        return _Pass(list(rows), drawn, scores, state)
+        return _Pass(list(rows), drawn, scored, self._drawing.state)
 
     def _inputs(self, behind: _Pass | None) -> mx.array:
         """What a pass reads, (rows,): drawn by the one before it, or known."""
@@ -201,16 +196,6 @@ class Decoder:
         if behind is None:
             return known
         return mx.concatenate([behind.drawn, known]) if known.size else behind.drawn
-
-    def _penalise(self, logits: mx.array, inputs: mx.array) -> tuple[mx.array, list[mx.array]]:
-        """With penalties and bias; and what these know, which must not pile up as a graph."""
-        if not change_logits([row.request.sampling for row in self.rows]):
-            return logits, []
-        if self._penalties is None:
-            rows = [Penalised(row.request.sampling, row.tokens, len(row.request.prompt)) for row in self.rows]
-            self._penalties = Penalties(rows, logits.shape[-1])
-        logits = self._penalties.apply(logits, inputs, [row.draws > 0 for row in self.rows])
-        return logits, self._penalties.state
 
 
 def _batch(caches: Sequence[Layers]) -> Layers:
