@@ -1,7 +1,7 @@
 """The device: a scripted model whose passes take a chip's time, and meters for what the engine does around them.
 
 Bytes are real but small: a KV cache of Gemma 4 26B-A4B at a 512th of its size. The pass over a prompt takes time when
-its layers are evaluated, each a thirtieth; a decode step as a whole, when it is submitted.
+its layers are evaluated, each a thirtieth; a decode step as a whole, when its evaluation begins.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache
 from bench.simulated.chips import GB, Chip
 from bench.simulated.clock import Clock
 from server.engine import kv
+from server.engine.device.device import Device as OfEngine
 
 SCALE = 512
 VOCABULARY = 512
@@ -53,16 +54,18 @@ class Device:
         self.copied = 0
         self.written = 0
         self.read = 0
+        # Of the decode step whose graph was made and not evaluated: its rows, and the ids of its caches.
+        self._next_rows, self._next_layers = 0, set[int]()
         # The last pass was submitted and not waited for: the next wait is for what was before it.
         self._ahead = False
 
     def submit(self, rows: int, tokens: int, layers: Sequence[Any]) -> None:
         """A pass that fills `layers`."""
-        self.passes.append(Pass(max(self.clock.now, self._free_at), rows, tokens))
         self._ahead = False
         if tokens == 1:
-            self._work(self.chip.decode_step_s(rows))
+            self._next_rows, self._next_layers = rows, set(map(id, layers))
         else:
+            self._begin(rows, tokens)
             seconds = self.chip.prefill_s(rows * tokens) / max(1, len(layers))
             # Of a pass over several prompts other caches are made, which are evaluated at once.
             self._unevaluated += [(layer if rows == 1 else None, seconds) for layer in layers]
@@ -71,9 +74,15 @@ class Device:
         """Work on those of them that passes have filled."""
         asked = {id(layer) for layer in layers}
         due = [(layer, seconds) for layer, seconds in self._unevaluated if layer is None or id(layer) in asked]
+        # A prompt's only token.
+        if self._next_layers & asked:
+            self._decode()
         if due:
             self._work(sum(seconds for _, seconds in due))
             self._unevaluated = [left for left in self._unevaluated if left not in due]
+
+    def _begin(self, rows: int, tokens: int) -> None:
+        self.passes.append(Pass(max(self.clock.now, self._free_at), rows, tokens))
 
     @property
     def _free_at(self) -> float:
@@ -83,7 +92,14 @@ class Device:
         self._ends.append(max(self.clock.now, self._free_at) + seconds)
         self._ahead = False
 
+    def _decode(self) -> None:
+        if self._next_rows:
+            self._begin(self._next_rows, 1)
+            self._work(self.chip.decode_step_s(self._next_rows))
+            self._next_rows, self._next_layers = 0, set()
+
     def go_ahead(self) -> None:
+        self._decode()
         self._ahead = True
 
     def wait(self) -> None:
@@ -97,6 +113,12 @@ class Device:
         """From or to the disk; in the background nobody waits for it."""
         if not self.clock.in_background:
             self.clock.sleep(nbytes / self.chip.disk_bytes_per_s)
+
+
+class WorkingAhead(OfEngine):
+    """To the engine it is a device that is given passes before it is done with those before."""
+
+    works_ahead = True
 
 
 class ScriptedModel(nn.Module):  # type: ignore[misc]

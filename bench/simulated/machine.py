@@ -12,7 +12,7 @@ from typing import Any, cast
 from bench.simulated.chips import Chip
 from bench.simulated.clients import Client, Clients
 from bench.simulated.clock import virtual_time
-from bench.simulated.device import SCALE, VOCABULARY, WEIGHT_BYTES, Device, ScriptedModel, in_place
+from bench.simulated.device import SCALE, VOCABULARY, WEIGHT_BYTES, Device, ScriptedModel, WorkingAhead, in_place
 from server.engine import process
 from server.engine.admission import Admission
 from server.engine.cost_model import measure
@@ -48,7 +48,7 @@ class Machine:
         )
         admission = Admission(device.chip.memory_bytes // SCALE, WEIGHT_BYTES, measure(model))
         disk = DiskTier(folder, "simulated", options.disk_limit, options.disk_hourly_limit)
-        self._engine = Engine(model, VOCABULARY, options, admission, disk, Together())
+        self._engine = Engine(model, VOCABULARY, options, admission, disk, Together(), WorkingAhead())
 
     def serve(self, clients: Sequence[Client]) -> None:
         """Until all have ended."""

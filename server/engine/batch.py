@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from server.engine.compat import Layers
 from server.engine.decoder import Decoder, DecodingSequence, Drawn, Newcomer
 from server.engine_client.protocol import EngineEvent, Failed, Finished, Generate, Tokens
 
-# A request that is out of the batch, the tokens that its caches hold, and the caches.
-Answered = tuple[Generate, list[int], Layers]
+
+class Answered(NamedTuple):
+    """A request that is out of the batch, the tokens that its caches hold, and the caches. `end`: what is to be told of
+    it, if it was not cancelled."""
+
+    request: Generate
+    tokens: list[int]
+    layers: Layers
+    end: Finished | None = None
 
 
 class Batch:
@@ -47,30 +54,34 @@ class Batch:
             self._decoders[-1].add(group)
         return self._failures()
 
-    def step(self) -> tuple[list[EngineEvent], list[Answered]]:
-        """One token for every sequence; and those that finished."""
+    def step(self, *, ahead: bool = True) -> tuple[list[EngineEvent], list[Answered]]:
+        """One token for every sequence; and those that finished, of whose end nobody is told yet. `ahead`: see
+        `decoder.py`."""
         events: list[EngineEvent] = []
         finished: list[Answered] = []
         for decoder in self._decoders:
-            ended: list[DecodingSequence] = []
-            for drawn in decoder.step():
+            ended: list[tuple[DecodingSequence, Finished]] = []
+            for drawn in decoder.step(ahead=ahead):
                 reason = _reason(drawn)
-                events += _events(drawn, reason)
+                if reason != "stop":
+                    events.append(_tokens(drawn))
                 if reason is not None:
-                    ended.append(drawn.row)
-            finished += [(row.request, row.tokens, decoder.extract(row)) for row in ended]
-            decoder.remove(ended)
+                    # Nothing can follow what is complete: as if a stop token came next.
+                    end = Finished(drawn.row.request.id, "length" if reason == "length" else "stop")
+                    ended.append((drawn.row, end))
+            finished += [Answered(row.request, row.tokens, decoder.extract(row), end) for row, end in ended]
+            decoder.remove([row for row, _ in ended])
         return events + self._failures(), finished
 
-    def wait(self) -> None:
-        """For the step under way; its tokens come with the next one."""
-        for decoder in self._decoders:
-            decoder.wait()
+    @property
+    def under_way(self) -> bool:
+        """Whether the device has been given passes whose tokens were not read."""
+        return any(decoder.under_way for decoder in self._decoders)
 
     def remove(self, id: int) -> Answered:
         """Take `id` out before it finished."""
         decoder, row = next(found for found in self._rows() if found[1].request.id == id)
-        removed = (row.request, row.tokens, decoder.extract(row))
+        removed = Answered(row.request, row.tokens, decoder.extract(row))
         decoder.remove([row])
         self._drop_empty()
         return removed
@@ -99,15 +110,8 @@ def _reason(drawn: Drawn) -> str | None:
         return "stop"
     if steering is not None and steering.complete:
         return "complete"
-    return "length" if drawn.row.draws > request.max_tokens else None
+    return "length" if drawn.row.answered >= request.max_tokens else None
 
 
-def _events(drawn: Drawn, reason: str | None) -> list[EngineEvent]:
-    id = drawn.row.request.id
-    events: list[EngineEvent] = []
-    if reason != "stop":
-        events.append(Tokens(id, [drawn.token], [] if drawn.logprob is None else [drawn.logprob]))
-    if reason is not None:
-        # Nothing can follow what is complete: as if a stop token came next.
-        events.append(Finished(id, "length" if reason == "length" else "stop"))
-    return events
+def _tokens(drawn: Drawn) -> Tokens:
+    return Tokens(drawn.row.request.id, [drawn.token], [] if drawn.logprob is None else [drawn.logprob])

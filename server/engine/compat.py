@@ -49,18 +49,24 @@ def _uniform(key: mx.array) -> mx.array:
     return mx.random.uniform(key=key)
 
 
-uniform_by_rows: Any = mx.vmap(_uniform)
-split_by_rows: Any = mx.vmap(mx.random.split)
+# (rows, tokens, 2) to (rows, tokens) and to (rows, tokens, 2, 2).
+uniform_by_keys: Any = mx.vmap(mx.vmap(_uniform))
+split_by_keys: Any = mx.vmap(mx.vmap(mx.random.split))
 # The largest uniform number leaves nothing of the sum to the tokens behind the last possible one.
 _BELOW_ALL = 1 - 2**-23
 
 
-def draw_by_rows(logits: mx.array, keys: mx.array) -> mx.array:
-    """A token of each row, (rows, width) and (rows, 2) to (rows,): `mx.random.categorical` of that row and key."""
+def numbers_by_keys(keys: mx.array) -> mx.array:
+    """(rows, tokens, 2) to (rows, tokens): what `draw_by_rows` draws by."""
+    return mx.minimum(uniform_by_keys(keys), _BELOW_ALL)
+
+
+def draw_by_rows(logits: mx.array, numbers: mx.array) -> mx.array:
+    """A token of each row, (rows, width) and (rows, 1) to (rows,): `mx.random.categorical` of that row and the key that
+    the number was made of."""
     weights = mx.exp(logits - logits.max(axis=-1, keepdims=True))
     up_to = mx.cumsum(weights, axis=-1)
-    total = up_to[:, -1:]
-    drawn = mx.minimum(uniform_by_rows(keys)[:, None], _BELOW_ALL) * total
+    drawn = numbers * up_to[:, -1:]
     return (up_to <= drawn).sum(axis=-1).astype(mx.uint32)
 
 

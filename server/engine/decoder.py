@@ -1,22 +1,24 @@
 """Sequences that share a forward pass a step. Runs in the engine process.
 
-The device works on a step while the host reads what the one before drew. All that a step has to say, logprobs too, is
-part of its graph, so a step waits once. A sequence alone decodes on its own caches; those of mlx-lm for batches, with
-masks and offsets as arrays, come with a second one and go when one is left.
+All that a step has to say, logprobs too, is part of its graph, so a step waits once; and the host makes the graph of
+the next pass while the device works on this one. The device may also be given the next pass before the tokens of this
+one are read (`ahead`), so that it is never idle. That is not free: whatever else it is to do, such as a piece of
+a prompt, waits for that pass, and where MLX takes only so much at a time the tokens of this one wait for it too.
+A sequence alone decodes on its own caches; those of mlx-lm for batches, with masks and offsets as arrays, come with
+a second one and go when one is left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from server.engine.compat import Layers
-from server.engine.penalties import Penalised, Penalties, change_logits
-from server.engine.sampling import Sampler
-from server.engine.scoring.scores import Scores
+from server.engine.drawing import Drawing
+from server.engine.scoring.wanted import Scored
 from server.engine.steering.masks import Masks
 from server.engine.steering.steering import Steering
 from server.engine_client.protocol import Generate, TokenLogprob
@@ -32,20 +34,60 @@ class Newcomer(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class DecodingSequence:
-    """A sequence. `tokens` are those in its caches; `draws` counts what it has drawn, with what is under way."""
+    """A sequence. `tokens` are those in its caches, and `unfed` the one after them, where it is known. `draws` counts
+    what it has drawn, with what is under way; `answered`, what of it was told."""
 
     request: Generate
     steering: Steering | None
     tokens: list[int]
+    unfed: list[int]
     draws: int = 0
+    answered: int = 0
 
 
 class Drawn(NamedTuple):
-    """A token of a sequence that is in its caches; `logprob` where the request wants it."""
+    """A token that a sequence has drawn; `logprob` where the request wants it."""
 
     row: DecodingSequence
     token: int
     logprob: TokenLogprob | None
+
+
+@dataclass(slots=True)
+class _Pass:
+    """A forward pass of `rows`, and the tokens `drawn` of it, (rows,); to be computed with it: what is `scored`, and
+    the `state` of what it was drawn by. `ordered`: the device has it."""
+
+    rows: list[DecodingSequence]
+    drawn: mx.array
+    scored: Scored | None
+    state: list[mx.array]
+    ordered: bool = False
+
+    def order(self) -> None:
+        if not self.ordered:
+            mx.async_eval(self.drawn, self._scores, self.state)  # type: ignore[no-untyped-call]
+            self.ordered = True
+
+    def wait(self) -> tuple[list[int], Mapping[int, TokenLogprob]]:
+        """The tokens, and the logprobs that are wanted by the ids of their requests."""
+        mx.eval(self.drawn, self._scores)
+        tokens: Any = self.drawn.tolist()
+        if self.scored is None:
+            return tokens, {}
+        return tokens, self.scored.read({row.request.id: token for row, token in zip(self.rows, tokens, strict=True)})
+
+    @property
+    def _scores(self) -> list[mx.array]:
+        return self.scored.scores.arrays if self.scored is not None else []
+
+    def keep(self, rows: Sequence[DecodingSequence]) -> bool:
+        """Only these of its rows; whether there are any."""
+        kept = [index for index, row in enumerate(self.rows) if row in rows]
+        if len(kept) < len(self.rows):
+            self.rows = [self.rows[index] for index in kept]
+            self.drawn = self.drawn[mx.array(kept, mx.uint32)]
+        return bool(kept)
 
 
 class Decoder:
@@ -57,45 +99,47 @@ class Decoder:
         self.rows: list[DecodingSequence] = []
         # Of the one sequence itself, or of all as a batch.
         self.layers: Layers = []
-        # What the next pass reads, (sequences,): drawn by the pass under way, or the last token of a prompt.
-        self._inputs: Any = None
-        self._scores: Scores | None = None
+        # Of the first of the rows; those behind them are in no pass yet. None: no token is to come.
+        self._next: _Pass | None = None
         # For the rows as they are; None when these have changed.
-        self._sampler: Sampler | None = None
-        self._penalties: Penalties | None = None
+        self._drawing: Drawing | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether the device has been given a pass whose tokens were not read."""
+        return self._next is not None and self._next.ordered
 
     def add(self, newcomers: Sequence[Newcomer]) -> None:
-        """Their first token comes with the next pass of all; with nobody decoding, that begins now."""
-        alone = not self.rows
+        """They are in the next pass that is made."""
         self._merge([newcomer.layers for newcomer in newcomers])
-        last = mx.array([newcomer.request.prompt[-1] for newcomer in newcomers], mx.uint32)
-        self._inputs = last if alone else mx.concatenate([self._inputs, last])
-        self.rows += [DecodingSequence(new.request, new.steering, new.request.prompt[:-1]) for new in newcomers]
-        self._sampler = self._penalties = None
-        if alone:
-            self._launch()
-            for row in self.rows:
-                row.tokens.append(row.request.prompt[-1])
+        for request, _, steering in newcomers:
+            self.rows.append(DecodingSequence(request, steering, request.prompt[:-1], request.prompt[-1:]))
+        self._drawing = None
 
-    def step(self) -> list[Drawn]:
-        """Begin a pass, then wait for the one before; what that drew is read by the one under way."""
+    def step(self, *, ahead: bool = True) -> list[Drawn]:
+        """The tokens of the next pass, of the rows that are in it."""
         if not self.rows:
             return []
-        inputs, scores, before = self._inputs, self._scores, list(self.rows)
-        has_drawn = [row.draws > 0 for row in before]
-        self._launch()
-        mx.eval(inputs, scores.arrays if scores is not None else [])
-        logprobs = scores.read() if scores is not None else {}
-        drawn = []
-        for row, token, has in zip(before, inputs.tolist(), has_drawn, strict=True):
-            row.tokens.append(token)
-            if has:
-                drawn.append(Drawn(row, token, logprobs.get(row.request.id)))
-        return drawn
+        this = self._next or self._made()
+        self._next = None
+        this.order()
+        # A steering must know the tokens of this pass before the next one can be made: it would wait here.
+        if ahead or not any(row.steering for row in self.rows):
+            self._next = self._made(behind=this)
+        if ahead and self._next is not None:
+            self._next.order()
+        tokens, logprobs = this.wait()
+        return [self._told(row, token, logprobs) for row, token in zip(this.rows, tokens, strict=True)]
 
-    def wait(self) -> None:
-        """For the pass under way."""
-        mx.eval(self._inputs)
+    def _told(self, row: DecodingSequence, token: int, logprobs: Mapping[int, TokenLogprob]) -> Drawn:
+        row.answered += 1
+        if self._next is not None:
+            row.tokens.append(token)
+        else:
+            row.unfed = [token]
+            if row.steering is not None:
+                row.steering.advance(token)
+        return Drawn(row, token, logprobs.get(row.request.id))
 
     def extract(self, row: DecodingSequence) -> Layers:
         """Its caches, from now on its own."""
@@ -115,9 +159,10 @@ class Decoder:
             self.layers = [layer.extract(keep[0]) for layer in self.layers]
         elif not keep:
             self.layers = []
-        self._inputs = self._inputs[mx.array(keep)] if keep else None
         self.rows = [self.rows[index] for index in keep]
-        self._sampler = self._penalties = None
+        if self._next is not None and not self._next.keep(self.rows):
+            self._next = None
+        self._drawing = None
 
     def _merge(self, newcomers: Sequence[Layers]) -> None:
         if len(self.rows) + len(newcomers) == 1:
@@ -128,37 +173,29 @@ class Decoder:
         else:
             self.layers = _batch([self.layers, *newcomers] if self.rows else newcomers)
 
-    def _launch(self) -> None:
-        """One pass, and all that follows of its logits."""
-        inputs, rows = self._inputs, self.rows
-        logits = self._model(inputs[:, None], cache=self.layers)[:, -1, :]
-        new = sum(row.draws == 0 for row in rows)
-        logits = self._masks.apply(logits, [row.steering for row in rows], inputs, new)
-        logits, penalised = self._penalise(logits)
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        if self._sampler is None:
-            self._sampler = Sampler([row.request.sampling for row in rows], logits.shape[-1])
-        drawn = self._sampler.draw(logprobs, [row.draws for row in rows])
-        wanted = {
-            index: (row.request.id, row.request.top_logprobs)
-            for index, row in enumerate(rows)
-            if row.request.top_logprobs is not None
-        }
-        scores = Scores.of(logprobs, drawn, wanted) if wanted else None
-        mx.async_eval(drawn, scores.arrays if scores is not None else [], penalised)  # type: ignore[no-untyped-call]
+    def _made(self, behind: _Pass | None = None) -> _Pass:
+        """The graph of one pass, and of all that follows of its logits; it reads what `behind` draws."""
+        rows, told = self.rows, len(behind.rows) if behind is not None else 0
+        tokens = self._inputs(behind)
+        inputs = mx.expand_dims(tokens, 1)
+        logits = mx.squeeze(self._model(inputs, cache=self.layers), 1)
+        logits = self._masks.apply(logits, [row.steering for row in rows], tokens, len(rows) - told)
+        if self._drawing is None:
+            requests = [row.request for row in rows]
+            self._drawing = Drawing(requests, [row.tokens for row in rows], logits.shape[-1])
+        drawn, scored = self._drawing.draw(logits, inputs, [row.draws for row in rows])
         for row in rows:
             row.draws += 1
-        self._inputs, self._scores = drawn, scores
+            row.tokens += row.unfed
+            row.unfed = []
+        return _Pass(list(rows), drawn, scored, self._drawing.state)
 
-    def _penalise(self, logits: mx.array) -> tuple[mx.array, list[mx.array]]:
-        """With penalties and bias; and what these know, which must not pile up as a graph."""
-        if not change_logits([row.request.sampling for row in self.rows]):
-            return logits, []
-        if self._penalties is None:
-            rows = [Penalised(row.request.sampling, row.tokens, len(row.request.prompt)) for row in self.rows]
-            self._penalties = Penalties(rows, logits.shape[-1])
-        logits = self._penalties.apply(logits, self._inputs, [row.draws > 0 for row in self.rows])
-        return logits, self._penalties.state
+    def _inputs(self, behind: _Pass | None) -> mx.array:
+        """What a pass reads, (rows,): drawn by the one before it, or known."""
+        known = mx.array([token for row in self.rows for token in row.unfed], mx.uint32)
+        if behind is None:
+            return known
+        return mx.concatenate([behind.drawn, known]) if known.size else behind.drawn
 
 
 def _batch(caches: Sequence[Layers]) -> Layers:

@@ -1,8 +1,9 @@
 """One loaded model and the requests it works on. Runs in the engine process.
 
-A step is three verbs: admit what fits, decode one token for every sequence that answers, prefill one chunk. `scheduler`
-decides who starts, `admission` who fits, `token_budget` how large a chunk is, `prefill_queue` whose it is, and
-`prefix_cache` what need not be read again, and `faults` whom a failure ends.
+A step admits what fits and then does one thing: it decodes one token for every sequence that answers, or prefills one
+chunk, or keeps answers that have ended. What it says leaves before the next step: so no token waits for a chunk, and
+none for what is kept. `scheduler` decides who starts, `admission` who fits, `token_budget` whether a chunk is next and
+how large, `prefill_queue` whose it is, `prefix_cache` what need not be read again, and `faults` whom a failure ends.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
 from server.allocator import give_back
-from server.engine import compat, kv
+from server.engine import kv
 from server.engine.admission import Admission
-from server.engine.batch import Batch
+from server.engine.batch import Answered, Batch
 from server.engine.decoder import Newcomer
 from server.engine.device.device import Device
 from server.engine.device.failures import OUT_OF_MEMORY, explain
@@ -113,8 +114,12 @@ class Engine:
         self._grammars = Grammars(vocab_size)
         # Prompts that are read, and whose grammar is not compiled yet.
         self._unsteered: list[Newcomer] = []
-        # Of the last decode step.
-        self._decode_s = 0.0
+        # Of whose end nobody was told.
+        self._answered: list[Answered] = []
+        # For a chunk in this step; 0 when it is not for prefill.
+        self._chunk_s = 0.0
+        # When tokens were drawn last.
+        self._drawn_at = 0.0
         self._steps = 0
 
     @property
@@ -123,7 +128,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        return bool(self._scheduler.running or self._scheduler.waiting)
+        return bool(self._scheduler.running or self._scheduler.waiting or self._answered)
 
     def handle(self, command: TokenTable | Generate | ScoreOptions | Cancel) -> list[EngineEvent]:
         if isinstance(command, Cancel):
@@ -144,13 +149,18 @@ class Engine:
         return []
 
     def step(self) -> list[EngineEvent]:
-        """Admit, decode, prefill. What fails ends the requests that it was done for and no others, and takes no event
-        of this step along; only a device that is `lost` ends all."""
+        """Admit; then keep, prefill or decode. What fails ends the requests that it was done for and no others, and
+        takes no event of this step along; only a device that is `lost` ends all."""
         self._steps += 1
         events: list[EngineEvent] = []
         self._faults.attempt(self._admit, events)
-        self._faults.attempt(self._decode, events, self._drop_batch)
-        self._faults.attempt(self._prefill, events, self._prefills.drop_chunk)
+        self._faults.attempt(self._plan, events, self._prefills.drop_chunk)
+        if self._answered:
+            self._faults.attempt(self._keep_answers, events)
+        elif self._chunk_s and not self._batch.under_way:
+            self._faults.attempt(self._prefill, events, self._prefills.drop_chunk)
+        else:
+            self._faults.attempt(self._decode, events, self._drop_batch)
         self._faults.attempt(self._begin_answers, events)
         self._faults.attempt(self._relieve, events)
         for event in events:
@@ -206,38 +216,44 @@ class Engine:
             peak_bytes=self._prefills.peak_bytes,
         )
 
-    # ---- the three verbs
+    # ---- what a step does
 
     def _admit(self, events: list[EngineEvent]) -> None:
         for request in self._scheduler.admit(lambda r: self._admission.fits(r, self._running())):
             self._prefills.add(request)
             events.append(Prefilled(request.id, 0, len(request.prompt)))
 
+    def _plan(self, events: list[EngineEvent]) -> None:
+        """Whether a chunk is next, which begins when the device is done with what it decodes."""
+        decoding = len(self._batch) > 0
+        self._chunk_s = 0.0
+        if self._prefills.look(wait=not decoding and not self._answered):
+            self._chunk_s = self._budget.seconds(time.monotonic() - self._drawn_at, decoding=decoding)
+
     def _decode(self, events: list[EngineEvent]) -> None:
-        """One token for every sequence."""
-        self._decode_s = 0.0
+        """One token for every sequence. With a chunk to come the device is not given a further pass before it."""
         if not len(self._batch):
             return
-        start = time.monotonic()
-        made, finished = self._batch.step()
-        self._decode_s = time.monotonic() - start
+        ahead = self._device.works_ahead and (not self._prefills.has_work or self._budget.decodes_again)
+        begun = time.monotonic()
+        made, self._answered = self._batch.step(ahead=ahead)
+        self._drawn_at = time.monotonic()
+        self._budget.record_decode(self._drawn_at - begun)
         events += made
-        for answered in finished:
-            self._keep(*answered)
+
+    def _keep_answers(self, events: list[EngineEvent]) -> None:
+        """And tell of their ends: the next turn then finds them, and a device that has time for it."""
+        answered, self._answered = self._answered, []
+        events += [answer.end for answer in answered if answer.end is not None]
+        for answer in answered:
+            self._keep(answer)
 
     def _prefill(self, events: list[EngineEvent]) -> None:
-        """The token budget gets the time that the model took, without the bookkeeping between."""
-        decoding = len(self._batch) > 0
-        seconds = self._budget.seconds(self._decode_s, decoding=decoding)
-
-        def wait() -> None:
-            # What fails meanwhile is decoding, and no prompt's fault.
-            self._faults.attempt(lambda _: self._batch.wait(), events, self._drop_batch)
-
-        chunk = self._prefills.read(seconds, wait if decoding else None)
+        beside = len(self._batch)
+        chunk = self._prefills.read(self._chunk_s, beside=beside)
         read = [(prefill.request, prefill.layers) for prefill in chunk.completed]
         self._unsteered += [Newcomer(request, layers) for request, layers in read if isinstance(request, Generate)]
-        self._budget.record(self._decode_s, chunk.under_way_s, chunk.seconds, decoding=decoding)
+        self._budget.record_chunk(chunk.seconds, decoding=beside > 0)
         events += chunk.events
 
     def _begin_answers(self, events: list[EngineEvent]) -> None:
@@ -264,12 +280,14 @@ class Engine:
         if id in self._prefills:
             self._prefills.cancel(id)
         elif id in self._batch:
-            self._keep(*self._batch.remove(id))
+            self._keep(self._batch.remove(id))
         else:
             self._unsteered = [newcomer for newcomer in self._unsteered if newcomer.request.id != id]
+            self._answered = [a._replace(end=None) if a.request.id == id else a for a in self._answered]
 
-    def _keep(self, request: Generate, tokens: list[int], layers: compat.Layers) -> None:
+    def _keep(self, answered: Answered) -> None:
         """What was read and answered, for the next turn. The answer itself is complete, whatever happens here."""
+        request, tokens, layers, _ = answered
         if not request.keep_answer:
             return
         try:
@@ -287,7 +305,8 @@ class Engine:
     def _running(self) -> list[tuple[Request, int]]:
         """The requests that hold a slot, with the tokens in their caches."""
         unsteered = ((newcomer.request, len(newcomer.request.prompt) - 1) for newcomer in self._unsteered)
-        return [*self._prefills.requests(), *unsteered, *self._batch.requests()]
+        answered = ((answer.request, len(answer.tokens)) for answer in self._answered if answer.end is not None)
+        return [*self._prefills.requests(), *unsteered, *self._batch.requests(), *answered]
 
     def _relieve(self, events: list[EngineEvent]) -> None:
         """When the next step could pass the limit, evict prefixes, then end the newest sequence: one error instead of
@@ -296,9 +315,10 @@ class Engine:
         limit = self._admission.limit - self._admission.working(self._running(), reading=reading)
         if (over := self._device.active - limit) > 0:
             self._prefixes.shrink(max(0, self._prefixes.nbytes - over))
-        if self._device.active <= limit or not self._scheduler.running:
+        running = self._scheduler.running - {answer.request.id for answer in self._answered}
+        if self._device.active <= limit or not running:
             return
-        newest = max(self._scheduler.running)
+        newest = max(running)
         self._prefills.discard(newest)
         self._unsteered = [newcomer for newcomer in self._unsteered if newcomer.request.id != newest]
         if newest in self._batch:

@@ -7,6 +7,7 @@ looks at prompt and answer; then presence and frequency, which look at the answe
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -34,21 +35,17 @@ class Penalties:
 
     def __init__(self, rows: Sequence[Penalised], width: int) -> None:
         samplings = [row.sampling for row in rows]
-        self._rows = mx.arange(len(rows))
         self._bias = _Bias(samplings) if any(sampling.logit_bias for sampling in samplings) else None
         self._repetition = _Repetition(rows, width) if any(map(_repeats, samplings)) else None
         self._answer = _Answer(rows, width) if any(map(_counts, samplings)) else None
 
-    def apply(self, logits: mx.array, inputs: mx.array, drawn: Sequence[bool]) -> mx.array:
-        """(rows, width), when each row's `inputs`, (rows,), is the last token before; `drawn` where it is its answer's,
-        and not the prompt's last one."""
+    def apply(self, logits: mx.array, inputs: mx.array) -> mx.array:
+        """(rows, width), when each row's `inputs`, (rows, 1), is the last token before. Once for each step."""
         if self._bias is not None:
             logits = self._bias.apply(logits)
         if self._repetition is not None:
-            logits = self._repetition.apply(logits, self._rows, inputs)
-        if self._answer is not None:
-            logits = self._answer.apply(logits, self._rows, inputs, drawn)
-        return logits
+            logits = self._repetition.apply(logits, inputs)
+        return logits if self._answer is None else self._answer.apply(logits, inputs)
 
     @property
     def state(self) -> list[mx.array]:
@@ -70,15 +67,13 @@ class _Repetition:
     """A logit that speaks for a token is divided, one that speaks against it multiplied. `state`: by what."""
 
     def __init__(self, rows: Sequence[Penalised], width: int) -> None:
-        self._penalty = mx.array([row.sampling.repetition_penalty for row in rows], mx.float32)
-        state = np.ones((len(rows), width), np.float32)
-        for of_row, row in zip(state, rows, strict=True):
-            if _repeats(row.sampling):
-                of_row[list(row.tokens)] = row.sampling.repetition_penalty
-        self.state = mx.array(state)
+        self._penalty = mx.array([[row.sampling.repetition_penalty] for row in rows], mx.float32)
+        at, tokens = _places([row.tokens if _repeats(row.sampling) else [] for row in rows])
+        self.state = mx.ones((len(rows), width))
+        self.state[at, tokens] = self._penalty[at, 0]
 
-    def apply(self, logits: mx.array, rows: mx.array, inputs: mx.array) -> mx.array:
-        self.state[rows, inputs] = self._penalty
+    def apply(self, logits: mx.array, inputs: mx.array) -> mx.array:
+        self.state = mx.put_along_axis(self.state, inputs, self._penalty, axis=-1)
         return mx.where(logits < 0, logits * self.state, logits / self.state)
 
 
@@ -90,17 +85,25 @@ class _Answer:
         self._frequency = mx.array([[row.sampling.frequency_penalty] for row in rows], mx.float32)
         self._has_presence = any(row.sampling.presence_penalty for row in rows)
         self._has_frequency = any(row.sampling.frequency_penalty for row in rows)
-        state = np.zeros((len(rows), width), np.float32)
-        for of_row, row in zip(state, rows, strict=True):
-            if _counts(row.sampling):
-                np.add.at(of_row, list(row.tokens[row.prompt_length :]), 1)
-        self.state = mx.array(state)
+        places = _places([row.tokens[row.prompt_length :] if _counts(row.sampling) else [] for row in rows])
+        self.state = mx.zeros((len(rows), width)).at[places].add(mx.ones(places[0].shape))
+        # The first token to be read may be the prompt's last one; those after it are the answer's.
+        self._added = mx.array([[len(row.tokens) >= row.prompt_length] for row in rows], mx.float32)
+        self._each = mx.ones((len(rows), 1))
 
-    def apply(self, logits: mx.array, rows: mx.array, inputs: mx.array, drawn: Sequence[bool]) -> mx.array:
-        self.state = self.state.at[rows, inputs].add(mx.array(list(drawn), mx.float32))
+    def apply(self, logits: mx.array, inputs: mx.array) -> mx.array:
+        seen = mx.take_along_axis(self.state, inputs, axis=-1)
+        self.state = mx.put_along_axis(self.state, inputs, seen + self._added, axis=-1)
+        self._added = self._each
         if self._has_presence:
             logits = logits - mx.where(self.state > 0, self._presence, 0.0)
         return logits - self.state * self._frequency if self._has_frequency else logits
+
+
+def _places(tokens: Sequence[Sequence[int]]) -> tuple[mx.array, mx.array]:
+    """The rows and columns of what each row has."""
+    rows = np.repeat(np.arange(len(tokens)), [len(of_row) for of_row in tokens])
+    return mx.array(rows), mx.array(np.fromiter(itertools.chain(*tokens), np.uint32, len(rows)))
 
 
 def _repeats(sampling: Sampling) -> bool:

@@ -39,6 +39,8 @@ class Prefill:
         self.request = request
         self.layers: Layers = []
         self.done = 0
+        # Of them, those that were read for an earlier prompt.
+        self.found = 0
         self.under_way: Pass | None = None
         # For the scheduler: see `scheduler.PendingPrefill`.
         self.age = 0
@@ -58,7 +60,7 @@ class Prefill:
     def start(self, layers: Layers | None, done: int) -> None:
         """Begin after the first `done` tokens, which `layers` hold."""
         self.layers = make_prompt_cache(self._model) if layers is None else layers
-        self.done = done
+        self.done = self.found = done
 
     @property
     def started(self) -> bool:

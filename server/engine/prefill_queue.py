@@ -15,7 +15,9 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from server.engine import kv
 from server.engine.admission import Admission
+from server.engine.checkpoints import checkpoints, checkpoints_behind
 from server.engine.forecast import PeakForecast
+from server.engine.linear_cost import LinearCost
 from server.engine.prefill import Prefill, read_together
 from server.engine.prefixes.prefix_cache import Hit, PrefixCache
 from server.engine.scheduler import PrefillScheduler
@@ -24,10 +26,12 @@ from server.engine.scoring.prompt_logprobs import Scoring
 from server.engine.token_budget import MIN_CHUNK_TOKENS, TokenBudget
 from server.engine_client.protocol import EngineEvent, PeakMemory, Prefilled, Request, ScoreOptions
 
-# With non-trimmable layers each checkpoint holds all their state: the system prompt's end and the latest are kept.
-_LATEST_CHECKPOINTS = 2
 # Beyond it the measurement is at fault, not the cost model.
 _MOST_FACTOR = 4.0
+# While others decode, nothing is read in a chunk of which more than this part went by before.
+_STARTING_SHARE = 0.5
+# At which a prompt is kept, before that was measured.
+_ASSUMED_BYTES_PER_S = 1e9
 # With nothing to do but wait for the disk, a step does so no longer than this: commands must be heard.
 _DISK_WAIT_S = 0.02
 
@@ -37,10 +41,8 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Chunk:
-    """What a step read: for `seconds`, bookkeeping not counted, after it had waited `under_way_s` for the decode step
-    before; and the prompts that it completed."""
+    """What a step read, in `seconds`, bookkeeping counted; and the prompts that it completed."""
 
-    under_way_s: float = 0.0
     seconds: float = 0.0
     completed: Sequence[Prefill] = ()
     events: list[EngineEvent] = field(default_factory=list)
@@ -70,6 +72,12 @@ class PrefillQueue:
         self._together = together
         self._scheduler = PrefillScheduler()
         self._prefills: dict[int, Prefill] = {}
+        # Those that can be read, at the last look.
+        self._ready: list[Prefill] = []
+        # What is left of the turn of the prompt that was read last, and who could be read then.
+        self._turn_s, self._turn_of = 0.0, set[int]()
+        # Seconds to keep a prompt, by the bytes of its caches.
+        self._keeping = LinearCost()
         # Those that the chunk under way is of.
         self._reading: list[int] = []
         self._forecasts: dict[int, PeakForecast] = {}
@@ -122,33 +130,40 @@ class PrefillQueue:
         for id in self._reading:
             self.discard(id)
 
-    def read(self, seconds: float, wait: Callable[[], None] | None = None) -> Chunk:
-        """Read for some `seconds`: some layers of a pass over one prompt, or all of a pass over several that are short.
-        `wait` is for the decode step that is before it on the device; without one, and with nothing else to do, there
-        is time to wait for the disk."""
-        chunk = Chunk()
+    @property
+    def has_work(self) -> bool:
+        """Whether there was a prompt to read at the last `look`."""
+        return bool(self._ready)
+
+    def look(self, *, wait: bool) -> bool:
+        """Whether there is a prompt to read. With nothing else to do there is time to `wait` for the disk."""
         self._prefixes.disk.tend_while_busy()
-        ready = [prefill for prefill in self._prefills.values() if self._is_ready(prefill)]
-        if wait is None and self._prefills and not ready:
+        self._ready = [prefill for prefill in self._prefills.values() if self._is_ready(prefill)]
+        if wait and self._prefills and not self._ready:
             self._prefixes.disk.wait_for_read(_DISK_WAIT_S)
-        if not ready or not seconds:
-            return chunk
-        chosen = self._scheduler.next(ready)
+        return self.has_work
+
+    def read(self, seconds: float, *, beside: int = 0) -> Chunk:
+        """Read for some `seconds`: some layers of a pass over one prompt, or all of a pass over several that are short.
+        While others decode, `beside` of them, finding what was read before and keeping what is read now are done within
+        that time."""
+        chunk, ready, begun = Chunk(), self._ready, time.monotonic()
+        chosen = self._next(seconds, beside)
         self._reading = [chosen.id]
-        if wait is not None:
-            begun = time.monotonic()
-            wait()
-            chunk.under_way_s = time.monotonic() - begun
-            seconds = self._budget.left(seconds, chunk.under_way_s)
-        begun = time.monotonic()
+        if not chosen.started:
+            chunk.events.append(self._start(chosen))
+        spent = time.monotonic() - begun if beside else 0.0
+        if spent > seconds * _STARTING_SHARE:
+            # What was found took long to copy.
+            chunk.seconds = spent
+            return chunk
+        seconds -= spent
         if chosen.under_way is not None:
             parts = [(chosen, chosen.under_way.tokens)]
-            read = self._measured(parts, lambda: self._go_on(chosen, seconds))
+            read = self._measured(parts, lambda: self._go_on(chosen, seconds, beside))
         else:
-            parts = self._plan(chosen, ready, seconds, wait is not None, chunk.events)
-            begun = time.monotonic()
-            read = self._begin(parts, seconds)
-        chunk.seconds = time.monotonic() - begun
+            parts = self._plan(chosen, ready, seconds, beside > 0, chunk.events)
+            read = self._begin(parts, seconds, beside)
         if not read and chosen.under_way is not None:
             chunk.events.append(Prefilled(chosen.id, chosen.progress, len(chosen.request.prompt)))
         for prefill, tokens in read:
@@ -156,7 +171,33 @@ class PrefillQueue:
         chunk.completed = [prefill for prefill in ready if prefill.started and not prefill.remaining]
         for prefill in chunk.completed:
             chunk.events += self._complete(prefill)
+        chunk.seconds = time.monotonic() - begun
+        self._turn_s -= chunk.seconds
         return chunk
+
+    def _next(self, seconds: float, beside: int) -> Prefill:
+        """Whose chunk it is. A pass that is cut for those who may come or leave goes on, for `seconds` in all, when
+        nobody has come: prompts that take turns more often are all read later."""
+        ids = {prefill.id for prefill in self._ready}
+        last = next((prefill for prefill in self._ready if prefill.under_way and [prefill.id] == self._reading), None)
+        if last is None or beside or self._turn_s <= 0 or not ids <= self._turn_of:
+            last, self._turn_s = self._scheduler.next(self._ready), seconds
+        self._turn_of = ids
+        return last
+
+    def _closing_s(self, prefill: Prefill, beside: int) -> float:
+        """What follows the last layer of its pass before tokens are drawn again: it is kept, and when it is read it
+        joins those that decode, whose caches are then made anew, each as long as its own."""
+        assert prefill.under_way is not None
+        end, is_last = prefill.done + prefill.under_way.tokens, prefill.under_way.tokens == prefill.unread
+        kept = (
+            is_last
+            if self._trimmable
+            else sum(prefill.done < at <= end for at in checkpoints_behind(prefill.found, prefill.request))
+        )
+        copies = kept + (1 + beside if is_last else 0)
+        nbytes = kv.nbytes(prefill.layers)
+        return copies * (self._keeping.seconds(nbytes) if self._keeping.known else nbytes / _ASSUMED_BYTES_PER_S)
 
     # ---- planning
 
@@ -178,8 +219,6 @@ class PrefillQueue:
         events: list[EngineEvent],
     ) -> list[tuple[Prefill, int]]:
         """What is read with `chosen`, and how many tokens of each: several where a pass over all is over in time."""
-        if not chosen.started:
-            events.append(self._start(chosen))
         most = self._admission.max_chunk(mx.get_active_memory(), chosen.done, self._chunk_factor)
         size = min(most, self._budget.whole_tokens(seconds))
         room = min(most, self._budget.group_tokens(seconds, decoding=decoding))
@@ -203,7 +242,7 @@ class PrefillQueue:
     def _part(self, prefill: Prefill, size: int) -> int:
         """Tokens to the end of the pass, of the prompt, or to where a checkpoint must be taken."""
         # Layers that cannot go back must be kept as they are at a checkpoint.
-        stops = [] if self._can_go_back else checkpoints(prefill.request)
+        stops = [] if self._can_go_back else checkpoints_behind(prefill.found, prefill.request)
         # Passes of one size, rather than a short one at the end that reads all weights too.
         passes = -(-prefill.unread // size)
         return prefill.part(-(-prefill.unread // passes) if passes else size, stops)
@@ -220,14 +259,14 @@ class PrefillQueue:
 
     # ---- reading
 
-    def _begin(self, parts: list[tuple[Prefill, int]], seconds: float) -> list[tuple[Prefill, int]]:
+    def _begin(self, parts: list[tuple[Prefill, int]], seconds: float, beside: int) -> list[tuple[Prefill, int]]:
         """Returns those whose tokens are read."""
         if not parts:
             return []
         chosen, tokens = parts[0]
         if len(parts) == 1 and chosen.batchable:
             chosen.begin(tokens)
-            return self._measured(parts, lambda: self._go_on(chosen, seconds))
+            return self._measured(parts, lambda: self._go_on(chosen, seconds, beside))
         count = sum(tokens for _, tokens in parts)
         begun = time.monotonic()
         self._measured(parts, lambda: read_together(self._model, parts))
@@ -236,14 +275,23 @@ class PrefillQueue:
             self._scheduler.charge(prefill.client, tokens)
         return parts
 
-    def _go_on(self, prefill: Prefill, seconds: float) -> list[tuple[Prefill, int]]:
+    def _go_on(self, prefill: Prefill, seconds: float, beside: int) -> list[tuple[Prefill, int]]:
         """Evaluate as many layers of the pass as fit, and one at least."""
         under_way, layers = prefill.under_way, len(prefill.layers)
         assert under_way is not None
+        seconds = self._budget.piece_s(seconds, decoding=beside > 0)
+        closing_s = self._closing_s(prefill, beside) if beside else 0.0
         first, begun = under_way.evaluated, time.monotonic()
         while prefill.under_way is not None:
             left_s, left = seconds - (time.monotonic() - begun), layers - under_way.evaluated
-            count = self._budget.next_layers(under_way.tokens, layers, left, left_s, under_way.pieces)
+            count = self._budget.next_layers(
+                under_way.tokens, layers, left, left_s, under_way.pieces, decoding=beside > 0
+            )
+            if count == left and left_s < closing_s + left * self._budget.layer_s(
+                under_way.tokens, layers, under_way.pieces
+            ):
+                # The last layer is for the next chunk, with what follows it.
+                count -= 1
             if not count and under_way.evaluated > first:
                 break
             count = max(count, 1)
@@ -275,7 +323,7 @@ class PrefillQueue:
     def _advanced(self, prefill: Prefill, tokens: int) -> EngineEvent:
         request = prefill.request
         if not self._trimmable:
-            for end in checkpoints(request):
+            for end in checkpoints_behind(prefill.found, prefill.request):
                 if prefill.done - tokens < end <= prefill.done:
                     self._keep(prefill, end)
         return Prefilled(request.id, prefill.done, len(request.prompt), peak=self._peak(prefill))
@@ -297,17 +345,11 @@ class PrefillQueue:
         request = prefill.request
         kinds = [boundary.kind for boundary in request.boundaries if boundary.offset == end]
         kind = kinds[0] if kinds else "user"
+        begun = time.monotonic()
         self._prefixes.store(request.prompt[:end], prefill.layers, request.boundaries, kind, request.cache_salt)
+        if nbytes := kv.nbytes(prefill.layers):
+            self._keeping.record(nbytes, time.monotonic() - begun)
 
 
 def _finds_what_is_kept_of(request: Request, other: Request) -> bool:
     return (request.prompt, request.cache_salt) == (other.prompt, other.cache_salt)
-
-
-def checkpoints(request: Request) -> list[int]:
-    """Offsets up to which the prompt is worth keeping, ascending. What opens the reply is kept with the reply; the last
-    token is read with it."""
-    ends, most = request.boundaries, len(request.prompt) - 1
-    system = [end.offset for end in ends if end.kind == "system"][-1:]
-    kept = {*system, *(end.offset for end in ends[-_LATEST_CHECKPOINTS:])}
-    return sorted({min(offset, most) for offset in kept}) or [most]

@@ -15,17 +15,18 @@ import numpy as np
 
 from server.engine import compat
 from server.engine.largest import FEW, largest
+from server.engine.random_numbers import RandomNumbers
 from server.engine_client.protocol import Sampling
 
 _GREEDY = 1e-5
-_MASK64 = 2**64 - 1
+# More than the mass before the likeliest token, which a top-p of 0 keeps too, and less than that before any other.
+_LEAST_TOP_P = 1e-30
 
 
 class Sampler:
     """Draws for the rows of a batch, one for each of `rows`, over a vocabulary of `width`."""
 
     def __init__(self, rows: Sequence[Sampling], width: int) -> None:
-        self._streams = [_mix(row.seed) for row in rows]
         drawn = [row.temperature >= _GREEDY for row in rows]
         self._all_greedy, self._all_drawn = not any(drawn), all(drawn)
         self._drawn = mx.array(drawn)
@@ -37,27 +38,23 @@ class Sampler:
         # At a temperature of 1, as most models want it, the logits stay as they are.
         self._inverse_temperature = _column(inverse) if any(factor != 1 for factor in inverse) else None
         self._thresholds = Thresholds(rows, width)
-        self._xtc = _Xtc(rows) if any(row.xtc_probability > 0 for row in rows) else None
+        decides = [row.xtc_probability > 0 for row in rows]
+        self._xtc = _Xtc(rows) if any(decides) else None
+        self._numbers = RandomNumbers([row.seed for row in rows], decides)
 
     def draw(self, logprobs: mx.array, positions: Sequence[int]) -> mx.array:
         """(rows, width) to (rows,). Row i draws by its seed and `positions[i]`, how many it has drawn before."""
         if self._all_greedy:
             return mx.argmax(logprobs, axis=-1)
-        keys = self._keys(positions)
+        numbers, decisions = self._numbers.at(positions)
         logits = logprobs.astype(mx.float32)
         if self._inverse_temperature is not None:
             logits = logits * self._inverse_temperature
         logits = self._thresholds.apply(logits)
-        if self._xtc is not None:
-            logits, keys = self._xtc.apply(logits, keys)
-        drawn = compat.draw_by_rows(logits, keys)
+        if self._xtc is not None and decisions is not None:
+            logits = self._xtc.apply(logits, decisions)
+        drawn = compat.draw_by_rows(logits, numbers)
         return drawn if self._all_drawn else mx.where(self._drawn, drawn, mx.argmax(logprobs, axis=-1))
-
-    def _keys(self, positions: Sequence[int]) -> mx.array:
-        """Of token i of a row: (seed, i)."""
-        numbers = [(stream + at) & _MASK64 for stream, at in zip(self._streams, positions, strict=True)]
-        # As `mx.random.key` makes them: the high half first.
-        return mx.array(np.array(numbers, ">u8").view(">u4").reshape(-1, 2).astype(np.uint32))
 
 
 class Thresholds:
@@ -100,25 +97,29 @@ class _Group:
     def __init__(self, rows: Sequence[Sampling], indices: list[int], width: int) -> None:
         self.rows = mx.array(indices)
         self._width = width
-        kept = mx.array([row.top_k if 0 < row.top_k < width else width for row in rows])[:, None]
-        self._last = kept - 1
-        self._beyond = mx.arange(width) >= kept if any(0 < row.top_k < width for row in rows) else None
-        self._top_p = _column([row.top_p for row in rows]) if any(row.top_p < 1 for row in rows) else None
-        self._has_top_p = None if all(row.top_p < 1 for row in rows) else mx.array([[row.top_p < 1] for row in rows])
+        kept = [row.top_k if 0 < row.top_k < width else width for row in rows]
+        # Ascending: what top-k leaves is behind. None where that is all.
+        self._beyond = None
+        if any(count < width for count in kept):
+            self._beyond = mx.arange(width) < width - mx.array(kept)[:, None]
+        # The mass before a token must be less, for it to be kept. None where all that top-k leaves is.
+        self._mass = None
+        if any(row.top_p < 1 for row in rows):
+            self._mass = _column([max(row.top_p, _LEAST_TOP_P) if row.top_p < 1 else np.inf for row in rows])
+            if self._beyond is not None:
+                # Behind what top-k left the mass before may be less than 1 by rounding.
+                self._mass = mx.where(self._beyond, -1.0, self._mass)
 
     def threshold(self, logits: mx.array) -> mx.array:
         """(rows of the group, width of the vocabulary) to (rows of the group, 1)"""
         ordered = largest(logits, self._width)
-        if self._top_p is None:
-            return mx.take_along_axis(ordered, self._last, axis=-1)
-        if self._beyond is not None:
-            ordered = mx.where(self._beyond, -mx.inf, ordered)
-        before = mx.cumsum(mx.softmax(ordered, axis=-1), axis=-1, inclusive=False)
-        # Also behind what top-k left the mass before may be less than 1 by rounding.
-        last = mx.clip((before < self._top_p).sum(axis=-1, keepdims=True) - 1, 0, self._last)
-        if self._has_top_p is not None:
-            last = mx.where(self._has_top_p, last, self._last)
-        return mx.take_along_axis(ordered, last, axis=-1)
+        if self._mass is None:
+            kept = ordered if self._beyond is None else mx.where(self._beyond, mx.inf, ordered)
+        else:
+            likely = ordered if self._beyond is None else mx.where(self._beyond, -mx.inf, ordered)
+            before = mx.cumsum(mx.softmax(likely, axis=-1), axis=-1, reverse=True, inclusive=False)
+            kept = mx.where(before < self._mass, ordered, mx.inf)
+        return kept.min(axis=-1, keepdims=True)
 
 
 class _Xtc:
@@ -132,15 +133,13 @@ class _Xtc:
         self._probability = _column([row.xtc_probability for row in rows])
         self._least = _column([row.xtc_threshold for row in rows])
 
-    def apply(self, logits: mx.array, keys: mx.array) -> tuple[mx.array, mx.array]:
-        """The logits, and the keys for what is drawn next."""
-        split = compat.split_by_rows(keys)
-        drop = self._has & (compat.uniform_by_rows(split[:, 1])[:, None] < self._probability)
+    def apply(self, logits: mx.array, decisions: mx.array) -> mx.array:
+        """`decisions`, (rows, 1), are uniform between 0 and 1."""
+        drop = self._has & (decisions < self._probability)
         probabilities = mx.softmax(logits, axis=-1)
         least = mx.where(probabilities >= self._least, probabilities, mx.inf).min(axis=-1, keepdims=True)
         # Where none is as likely, `least` is infinite.
-        logits = mx.where(drop & (probabilities > least), -mx.inf, logits)
-        return logits, mx.where(self._has, split[:, 0], keys)
+        return mx.where(drop & (probabilities > least), -mx.inf, logits)
 
 
 def _column(values: Sequence[float]) -> mx.array:
@@ -151,11 +150,3 @@ def _inverse(order: Sequence[int], rows: int) -> list[int]:
     """For each of the rows its place in `order`; where it has none, the place behind all."""
     place = {row: at for at, row in enumerate(order)}
     return [place.get(row, len(order)) for row in range(rows)]
-
-
-def _mix(seed: int) -> int:
-    """splitmix64's finalizer: neighbouring seeds must not share their streams shifted by one token."""
-    z = (seed + 0x9E3779B97F4A7C15) & _MASK64
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64
-    return z ^ (z >> 31)

@@ -6,8 +6,8 @@ the other way, between the model's layers: MLX evaluates as many of them as fit,
 ones.
 
 While anything decodes, a step takes no longer than `stall_target_s`, and decoding gets a share of the time: otherwise
-streams would advance one token per step for as long as a prompt is read. With nothing decoding, a step may take
-longer, but not so long that a cancel or a new request waits.
+streams would advance one token per step for as long as a prompt is read. With nothing decoding, a pass may be larger,
+but a step is so short that neither who leaves nor who comes is heard late.
 """
 
 from __future__ import annotations
@@ -31,12 +31,17 @@ _GROWTH = 4
 # tokens.
 _LONGER_TOGETHER = 1.5
 _UNTRIED_TOKENS = 256
-# How long a step may take with nothing decoding, in stall targets.
+# With nothing decoding, in stall targets: how long a step might take, for the size of a pass, and how long it does when
+# the pass can be cut. On Metal each cut costs about a millisecond.
 _TARGETS_WHEN_IDLE = 2
+_PIECE_WHEN_IDLE = 0.5
 # What the engine does besides takes the rest.
 _USED_OF_TARGET = 0.95
 # Decoding gets at least this fraction of the time that prefill and decoding take together.
 _DECODE_SHARE = 0.2
+# Where more than this part of the time for a chunk went by since the last tokens, decoding comes first.
+_MOST_SPENT = 0.5
+_INSTANT_S = 1e-9
 # A layer may take this part of a step: the more tokens the better, and yet a few layers must fit.
 _LAYER_SHARE = 0.32
 # Weight of the newest measurement in the moving averages.
@@ -48,7 +53,7 @@ _USUAL_TOKENS = 1024
 
 
 class TokenBudget:
-    """`max_chunk` bounds a pass in tokens. A step is at most one decode step and some layers of a pass."""
+    """`max_chunk` bounds a pass in tokens. A chunk is some layers of a pass, and a decode step follows it."""
 
     def __init__(self, stall_target_s: float, max_chunk: int) -> None:
         self._target_s = stall_target_s
@@ -61,8 +66,6 @@ class TokenBudget:
         self._largest = 0
         # Seconds of decoding that are due before the next chunk.
         self._decode_due_s = 0.0
-        # Whether the step before did some prefill.
-        self._behind_prefill = False
 
     @property
     def prefill_tokens_per_s(self) -> float | None:
@@ -70,17 +73,24 @@ class TokenBudget:
         seconds = self._pass.seconds(_USUAL_TOKENS)
         return _USUAL_TOKENS / seconds if seconds else None
 
-    def seconds(self, waited_s: float, *, decoding: bool) -> float:
-        """For prefill in this step, which has waited `waited_s` for a decode step; 0 when decoding comes first."""
+    def seconds(self, since_s: float, *, decoding: bool) -> float:
+        """For a chunk of prefill, when tokens were drawn `since_s` ago; 0 when decoding comes first. What the streams
+        notice is the time from those tokens to the next ones."""
         if not decoding:
             return _TARGETS_WHEN_IDLE * self._target_s
         if self._decode_due_s > 0 or not self._decode_s:
             return 0.0
-        return max(self._target_s * _USED_OF_TARGET - waited_s - self._decode_s, self._least_s)
+        most_s = max(self._target_s * _USED_OF_TARGET - self._decode_s, self._least_s)
+        return most_s - since_s if since_s < most_s * _MOST_SPENT else 0.0
 
-    def left(self, seconds: float, under_way_s: float) -> float:
-        """Of those `seconds`, when the decode step under way took `under_way_s`."""
-        return max(seconds + self._decode_s - under_way_s, self._least_s)
+    def piece_s(self, seconds: float, *, decoding: bool) -> float:
+        """Of those `seconds`, for some layers of a pass."""
+        return seconds if decoding else min(seconds, self._target_s * _PIECE_WHEN_IDLE)
+
+    @property
+    def decodes_again(self) -> bool:
+        """Whether decoding gets more than one step before the next chunk."""
+        return self._decode_due_s > self._decode_s
 
     @property
     def _least_s(self) -> float:
@@ -110,21 +120,35 @@ class TokenBudget:
         return int(min(max(fitting, at_least, MIN_CHUNK_TOKENS), most))
 
     def next_layers(
-        self, tokens: int, layers: int, left: int, seconds: float, pieces: Sequence[tuple[int, float]] = ()
+        self,
+        tokens: int,
+        layers: int,
+        left: int,
+        seconds: float,
+        pieces: Sequence[tuple[int, float]] = (),
+        *,
+        decoding: bool = True,
     ) -> int:
         """`left` of the `layers` of a pass over `tokens` are to be evaluated, the others were in `pieces`: how many
-        next, in a step that has `seconds` left, before looking at the clock again. 0: none of them fits."""
-        layer_s = self._pass_s(tokens) / layers
-        if done := sum(count for count, _ in pieces):
-            # What is known of this very pass counts, where it is slower than expected.
-            layer_s = max(layer_s, sum(piece_s for _, piece_s in pieces) / done)
+        next, in a step that has `seconds` left, before looking at the clock again, which is done often while others are
+        `decoding`. 0: none of them fits."""
+        layer_s = self.layer_s(tokens, layers, pieces)
         # A pass of a size that was never seen may take something else than the line says.
         is_sure = self._pass.known and (bool(pieces) or tokens <= _SURE * self._largest)
-        if left * layer_s <= seconds and is_sure:
+        # Of the last layers more may be slow ones than of all.
+        more_s = (self._uneven - 1) * layer_s if left < layers else 0.0
+        if left * layer_s + more_s <= seconds and is_sure:
             return left
         if seconds < layer_s * self._uneven:
             return 0
-        return min(left, max(1, int(seconds / (2 * layer_s)))) if layer_s else int(seconds > 0)
+        return min(left, max(1, int(seconds / (layer_s * (2 if decoding else 1))))) if layer_s else int(seconds > 0)
+
+    def layer_s(self, tokens: int, layers: int, pieces: Sequence[tuple[int, float]]) -> float:
+        """Seconds of a layer of a pass, on average: what is known of this very pass counts, where it is slower than
+        expected."""
+        expected_s = self._pass_s(tokens) / layers
+        done = sum(count for count, _ in pieces)
+        return max(expected_s, sum(piece_s for _, piece_s in pieces) / done) if done else expected_s
 
     def _pass_s(self, tokens: int) -> float:
         """By the line, and in proportion at least where it leads far: that of small passes may have no slope at all."""
@@ -149,24 +173,17 @@ class TokenBudget:
             uneven = min(max(slowest_s / mean_s, 1.0), _MOST_UNEVEN)
             self._uneven = max(uneven, self._uneven + _NEWEST / 2 * (uneven - self._uneven))
 
-    def record(self, waited_s: float, under_way_s: float, prefill_s: float, *, decoding: bool) -> None:
-        """A step has waited so long for the decode step before, if `decoding`; and, where it did some prefill, so long
-        for the one under way and so long for prefill itself."""
-        if not decoding:
-            self._decode_due_s, self._behind_prefill = 0.0, False
-            return
-        if prefill_s:
-            # Where MLX takes only so much ahead, as on the CPU, most of a step is over when the next one is ordered.
-            whole_s = waited_s + under_way_s if self._behind_prefill else max(waited_s, under_way_s)
-            self._decode_s = _moving_average(self._decode_s, whole_s)
-        elif not self._behind_prefill:
-            # Behind prefill the one before has been over for long.
-            self._decode_s = _moving_average(self._decode_s, waited_s)
-        self._behind_prefill = prefill_s > 0
-        # What decoding had beyond its share counts for the next piece, and not for ever.
-        had_s = self._decode_s - min(0.0, max(self._decode_due_s, -self._decode_s)) if prefill_s else self._decode_s
-        due_s = prefill_s * _DECODE_SHARE / (1 - _DECODE_SHARE) if prefill_s else self._decode_due_s
-        self._decode_due_s = due_s - had_s
+    def record_chunk(self, seconds: float, *, decoding: bool) -> None:
+        """A chunk of prefill took so long. A decode step comes before the next one, be it only of who was just read."""
+        due_s = seconds * _DECODE_SHARE / (1 - _DECODE_SHARE) if decoding else 0.0
+        # What decoding had beyond its share counts for the next chunk, and not for ever.
+        had_s = min(max(-self._decode_due_s, 0.0), self._decode_s) if decoding else 0.0
+        self._decode_due_s = max(due_s - had_s, _INSTANT_S)
+
+    def record_decode(self, seconds: float) -> None:
+        """A decode step took so long, from its beginning to its tokens."""
+        self._decode_s = _moving_average(self._decode_s, seconds)
+        self._decode_due_s -= self._decode_s
 
 
 def _moving_average(old: float, new: float) -> float:

@@ -29,6 +29,12 @@ class Device:
     def is_metal(self) -> bool:
         return self.recommended > 0
 
+    @property
+    def works_ahead(self) -> bool:
+        """Whether it can be given a whole pass while it works on another: on the CPU MLX takes a few operations ahead,
+        and whoever orders more waits until they are done."""
+        return self.is_metal
+
     def memory_limit(self, wanted: int) -> int:
         """Bytes for the whole engine: `wanted` (0: no limit), within what is recommended."""
         return min((limit for limit in (wanted, self.recommended) if limit), default=sys.maxsize)

@@ -36,8 +36,9 @@ class Scoring(Prefill):
         prompt, start, end = self.request.prompt, self.done, self.done + tokens
         logits = self._forward(prompt[start:end])[0]  # (tokens, vocab)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        following = mx.array(prompt[start + 1 : end + 1], mx.uint32)
-        self._scored += Scores.of(logprobs, following, dict.fromkeys(range(tokens), (self.id, self._top))).in_order()
+        following = prompt[start + 1 : end + 1]
+        scores = Scores.of(logprobs, mx.array(following, mx.uint32)[:, None], self._top)
+        self._scored += scores.read(following, [self._top] * tokens)
         self._commit(tokens)
 
     def result(self) -> list[EngineEvent]:

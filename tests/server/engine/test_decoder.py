@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,9 @@ def read(model: Any, request: Generate) -> Newcomer:
 class Answers:
     """Of a batch, as its events tell them."""
 
-    def __init__(self, model: Any, *, merged: bool = True) -> None:
+    def __init__(self, model: Any, *, merged: bool = True, ahead: Sequence[bool] = (True,)) -> None:
+        """`ahead`: of the steps, over and over."""
+        self._ahead = itertools.cycle(ahead)
         self._model = Float32Logits(model)
         self.batch = Batch(self._model, VOCABULARY, merged=merged)
         self.tokens: dict[int, list[int]] = {}
@@ -58,9 +61,9 @@ class Answers:
 
     def step(self, times: int = 1) -> None:
         for _ in range(times):
-            events, finished = self.batch.step()
-            self._hear(events)
-            for each, tokens, layers in finished:
+            events, finished = self.batch.step(ahead=next(self._ahead))
+            self._hear([*events, *(answered.end for answered in finished if answered.end)])
+            for each, tokens, layers, _ in finished:
                 assert tokens == each.prompt + self.tokens[each.id]
                 assert {int(layer.offset) for layer in layers} == {len(tokens)}
 
@@ -83,11 +86,14 @@ def alone(model: Any, requests: Sequence[Generate]) -> Mapping[int, list[int]]:
     return made
 
 
+@pytest.mark.parametrize("ahead", [(True,), (False,), (True, True, False, False, True, False)], ids=str)
 @pytest.mark.parametrize("merged", [True, False])
 @pytest.mark.parametrize("make", [request, sampled, penalised])
-def test_who_comes_and_goes_answers_token_for_token_as_alone(model: Model, make: Any, merged: bool) -> None:
+def test_who_comes_and_goes_answers_token_for_token_as_alone(
+    model: Model, make: Any, merged: bool, ahead: Sequence[bool]
+) -> None:
     requests = [make(id) for id in LENGTHS]
-    answers = Answers(model.raw, merged=merged)
+    answers = Answers(model.raw, merged=merged, ahead=ahead)
     answers.add(requests[0])
     answers.step(5)
     answers.add(*requests[1:])
@@ -103,7 +109,7 @@ def test_one_that_is_cancelled_leaves_the_others_as_they_were(model: Model) -> N
     answers.add(*requests[:2])
     answers.step(3)
     answers.add(requests[2])
-    gone, tokens, _ = answers.batch.remove(2)
+    gone, tokens, _, _ = answers.batch.remove(2)
     assert tokens == gone.prompt + answers.tokens[2]
     # It has not been in a pass yet.
     assert answers.batch.remove(3)[1] == requests[2].prompt[:-1]
@@ -144,6 +150,28 @@ def test_a_newcomer_costs_those_who_decode_no_pass_of_its_own(model: Model) -> N
     assert rows == [1, 1, 2]
 
 
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_pass_is_ordered_before_its_tokens_are_wanted_only_when_it_is_to_be(
+    model: Model, ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ordered: list[int] = []
+    order = mx.async_eval
+
+    def counted(*arrays: Any) -> None:
+        ordered.append(len(arrays))
+        order(*arrays)  # type: ignore[no-untyped-call]
+
+    monkeypatch.setattr(mx, "async_eval", counted)
+    answers = Answers(model.raw, ahead=(ahead,))
+    answers.add(request(1), request(2))
+    counts = []
+    for _ in range(3):
+        answers.step()
+        counts.append((len(answers.tokens[1]), len(ordered)))
+        assert answers.batch.under_way == ahead
+    assert counts == ([(1, 2), (2, 3), (3, 4)] if ahead else [(1, 1), (2, 2), (3, 3)])
+
+
 def test_a_step_with_logprobs_waits_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read of arrays afterwards was computed with the pass: none of it is still to be done."""
     answers = Answers(model.raw)
@@ -172,5 +200,6 @@ def test_a_stop_token_ends_an_answer_and_is_in_its_caches(model: Model) -> None:
     finished = []
     while len(decoding.batch):
         finished += decoding.batch.step()[1]
-    [(asked, tokens, _)] = finished
+    [(asked, tokens, _, end)] = finished
+    assert end == Finished(2, "stop")
     assert tokens == asked.prompt + free[: free.index(stop) + 1]

@@ -9,18 +9,48 @@ import mlx.core as mx
 import pytest
 from mlx_lm.utils import load_model
 
-from server.engine import kv
+from server.engine import engine as engine_module
+from server.engine import kv, prefill_queue
 from server.engine.admission import Admission
+from server.engine.batch import Batch
 from server.engine.cost_model import measure
+from server.engine.device.device import Device
 from server.engine.engine import Engine
 from server.engine.prefill import Prefill
 from server.engine.prefixes.disk_tier import DiskTier
+from server.engine.prefixes.prefix_cache import PrefixCache
 from server.engine.rehearsal import Together
-from server.engine_client.protocol import Cancel, EngineEvent, Load, Prefilled, Tokens
+from server.engine_client.protocol import Cancel, EngineEvent, Finished, Load, Prefilled, Tokens
 from tests.support.architectures import write_architecture
 from tests.support.sliding_model import WINDOW
 from tests.support.stepped import finish, tokens_of
 from tests.support.talks import Model, generate, new_talk
+
+
+class Clock:
+    """In place of the module `time`."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def taking(self, seconds: float, work: Any) -> Any:
+        """`work`, which takes so long."""
+
+        def slow(*args: Any, **others: Any) -> Any:
+            self.now += seconds
+            return work(*args, **others)
+
+        return slow
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in (engine_module, prefill_queue):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 def prefill_of(model: Any, tokens: list[int], first: int = 0) -> Prefill:
@@ -79,12 +109,17 @@ def test_recurrent_layers_that_were_evaluated_have_no_way_back(tmp_path: Path) -
     assert (prefill.done, prefill.layers) == (0, [])
 
 
-def engine_with(model: Model, target_s: float = 1e-9) -> Engine:
+class WorkingAhead(Device):
+    works_ahead = True
+
+
+def engine_with(model: Model, target_s: float = 1e-9, device: Device | None = None) -> Engine:
     """So short a target that a step is one layer."""
     options = Load(
         model_dir="", max_concurrent=8, prefill_step_tokens=64, cache_limit=10**9, decode_stall_target_s=target_s
     )
-    return Engine(model.raw, 448, options, Admission(10**10, 0, measure(model.raw)), DiskTier(None, "", 0), Together())
+    admission = Admission(10**10, 0, measure(model.raw))
+    return Engine(model.raw, 448, options, admission, DiskTier(None, "", 0), Together(), device)
 
 
 def test_streams_advance_and_short_questions_are_read_between_the_layers_of_a_long_prompt(model: Model) -> None:
@@ -104,6 +139,140 @@ def test_streams_advance_and_short_questions_are_read_between_the_layers_of_a_lo
     assert before[: before.index(1)].count(0) >= 10
     for id in (1, 2):
         assert tokens_of(events, id) == model.greedy(talks[id].asked()[0])
+
+
+@pytest.mark.parametrize("device", [Device(), WorkingAhead()])
+def test_no_token_that_was_drawn_waits_for_a_piece_of_a_prompt(
+    model: Model, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a piece is begun, what the device was given to decode is told of, by steps before."""
+    engine = engine_with(model, device=device)
+    engine.handle(generate(*new_talk(43).asked(), id=0, max_tokens=40))
+    while not tokens_of(engine.step(), 0):
+        pass
+    unread: list[bool] = []
+    read = engine._prefills.read
+
+    def watched(*args: Any, **others: Any) -> Any:
+        unread.append(engine._batch.under_way)
+        return read(*args, **others)
+
+    monkeypatch.setattr(engine._prefills, "read", watched)
+    engine.handle(generate(*new_talk(44).say("user", 300).asked(), id=1))
+    kinds: list[set[type]] = []
+    while len(unread) < 9:
+        events = engine.step()
+        kinds.append({type(event) for event in events if not isinstance(event, Prefilled) or event.done})
+    assert unread == [False] * 9
+    assert {Tokens, Prefilled} not in kinds
+    # One turn each.
+    assert kinds[-8:] == [{Prefilled}, {Tokens}] * 4 or kinds[-8:] == [{Tokens}, {Prefilled}] * 4
+
+
+def test_the_end_of_an_answer_is_told_when_it_is_kept_and_its_last_token_before(model: Model) -> None:
+    engine = engine_with(model, 10.0)
+    engine.handle(generate(*new_talk(43).asked(), id=0, max_tokens=4))
+    steps: list[list[EngineEvent]] = []
+    while engine.busy:
+        steps.append(engine.step())
+    told = [[type(event) for event in events] for events in steps if events and not isinstance(events[0], Prefilled)]
+    assert told == [[Tokens]] * 4 + [[Finished]]
+    assert engine.stats().prefix_bytes > 0
+
+
+def test_who_leaves_after_the_last_token_hears_no_end_and_is_kept(model: Model) -> None:
+    engine = engine_with(model, 10.0)
+    talk = new_talk(43)
+    engine.handle(generate(*talk.asked(), id=0, max_tokens=4))
+    events: list[EngineEvent] = []
+    while len(tokens_of(events, 0)) < 4:
+        events += engine.step()
+    engine.handle(Cancel(0))
+    assert finish(engine) == []
+    assert not engine.busy
+    prompt, boundaries = talk.asked()
+    engine.handle(generate([*prompt, *tokens_of(events, 0), 9], boundaries, id=1))
+    assert max(e.cached for e in finish(engine) if isinstance(e, Prefilled)) == len(prompt) + 4
+
+
+def test_a_prompt_that_begins_from_much_that_is_kept_leaves_its_piece_for_later(
+    model: Model, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copying what was read before is part of the gap that streams notice."""
+    monkeypatch.setattr(Batch, "step", clock.taking(0.05, Batch.step))
+    engine = engine_with(model, 0.4)
+    talk = new_talk(43).say("user", 40)
+    engine.handle(generate(*talk.asked(), id=0))
+    finish(engine)
+    engine.handle(generate(*new_talk(44).asked(), id=1, max_tokens=40))
+    while not tokens_of(engine.step(), 1):
+        pass
+    monkeypatch.setattr(kv, "concatenate", clock.taking(0.3, kv.concatenate))
+    engine.handle(generate(*talk.say("assistant", 2).say("user", 30).asked(), id=2))
+    begun: list[Prefilled] = []
+    while not begun:
+        begun = [event for event in engine.step() if isinstance(event, Prefilled) and event.cached]
+    assert begun[0].done == begun[0].cached
+    # The streams go on before anything is read.
+    assert tokens_of(engine.step(), 1)
+    assert [event.done > begun[0].done for event in engine.step() if isinstance(event, Prefilled)] == [True]
+
+
+def test_what_follows_a_prompts_last_layer_is_part_of_the_gap(
+    model: Model, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keeping the prompt, and joining those that decode."""
+    engine = engine_with(model, 0.4)
+    monkeypatch.setattr(Batch, "step", clock.taking(0.05, Batch.step))
+    monkeypatch.setattr(PrefixCache, "store", clock.taking(0.1, PrefixCache.store))
+    go_on = Prefill.go_on
+
+    def slow(prefill: Prefill, layers: int) -> None:
+        clock.now += 0.1 * layers
+        go_on(prefill, layers)
+
+    monkeypatch.setattr(Prefill, "go_on", slow)
+    engine.handle(generate(*new_talk(43).asked(), id=0, keep_answer=False))
+    finish(engine)
+    engine.handle(generate(*new_talk(44).asked(), id=1, max_tokens=40, keep_answer=False))
+    while not tokens_of(engine.step(), 1):
+        pass
+    drawn_at, gaps, answered = clock.now, [0.0], False
+    engine.handle(generate(*new_talk(45).asked(), id=2, keep_answer=False))
+    while not answered:
+        events = engine.step()
+        answered = bool(tokens_of(events, 2))
+        if tokens_of(events, 1):
+            gaps.append(clock.now - drawn_at)
+            drawn_at = clock.now
+    assert 0.2 < max(gaps) <= 0.4
+
+
+def test_prompts_do_not_take_turns_as_often_as_a_newcomer_is_looked_for(
+    model: Model, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_with(model, 0.4)
+    go_on, read = Prefill.go_on, list[int]()
+
+    def slow(prefill: Prefill, layers: int) -> None:
+        clock.now += 0.15 * layers
+        read.append(prefill.id)
+        go_on(prefill, layers)
+
+    monkeypatch.setattr(Prefill, "go_on", slow)
+    engine.handle(generate(*new_talk(43).asked(), id=0))
+    finish(engine)
+    read.clear()
+    engine.handle(generate(*new_talk(44).asked(), id=1, client="a"))
+    engine.handle(generate(*new_talk(45).say("user", 700).asked(), id=2, client="b"))
+    while 2 not in read:
+        engine.step()
+    assert read[:-1] == [1] * len(model.raw.layers)
+    # And whoever comes is looked at between the layers.
+    engine.handle(generate(new_talk(46).asked()[0][:9], id=3, client="c"))
+    while 3 not in read:
+        engine.step()
+    assert read[-2:] == [2, 3]
 
 
 def test_progress_is_told_between_the_layers_too(model: Model) -> None:

@@ -62,11 +62,11 @@ def test_rows_of_any_company_are_changed_as_by_mlx_lm_and_as_alone() -> None:
             company = Penalties(penalised, WIDTH)
         assert company is not None
         logits = mx.random.normal((len(rows), WIDTH), key=mx.random.key(step)) * 5
-        changed = company.apply(logits, mx.array(inputs), [step > 0] * len(rows))
+        changed = company.apply(logits, mx.array(inputs)[:, None])
         mx.eval(changed, company.state)
         for at, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
             mine = Penalties([Penalised(row, tokens[at], len(prompt))], WIDTH)
-            alone = mine.apply(logits[at : at + 1], mx.array([inputs[at]]), [step > 0])
+            alone = mine.apply(logits[at : at + 1], mx.array([[inputs[at]]]))
             assert mx.array_equal(alone[0], changed[at])
             expected = by_mlx_lm(row, [*tokens[at], inputs[at]], len(prompt), logits[at : at + 1])[0]
             if row.frequency_penalty:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import mlx.core as mx
 import pytest
 
 from server.engine import compat
 from server.engine.largest import FEW, indices_of_largest, largest
-from server.engine.sampling import Sampler, Thresholds, _mix
+from server.engine.random_numbers import RandomNumbers, mix
+from server.engine.sampling import Sampler, Thresholds
 from server.engine_client.protocol import Sampling
 
 # More than a chunk, and not a multiple of one.
@@ -29,12 +31,53 @@ WIDE = 5003
         (Sampling(seed=0, top_k=1_000_000), {0, 1, 2, 3}),
         # Top-p counts the mass that top-k left: 0.5 and 0.25 become 2/3 and 1/3.
         (Sampling(seed=0, top_k=2, top_p=0.6), {0}),
+        (Sampling(seed=0, top_p=0.0), {0}),
+        (Sampling(seed=0, top_k=3, top_p=0.0), {0}),
+        # All that top-k left, and nothing behind it.
+        (Sampling(seed=0, top_k=2, top_p=1 - 2**-24), {0, 1}),
     ],
 )
 def test_filters_keep_what_their_definition_says(sampling: Sampling, kept: set[int]) -> None:
     logits = mx.log(mx.array([[0.5, 0.25, 0.16, 0.09]]))
     [row] = Thresholds([sampling], 4).apply(logits).tolist()  # type: ignore[misc,union-attr]
     assert {i for i, value in enumerate(row) if value != float("-inf")} == kept
+
+
+@pytest.mark.parametrize("company", [[], [Sampling(seed=1, top_k=70)], [Sampling(seed=1)]])
+@pytest.mark.parametrize(
+    ("sampling", "logits", "kept"),
+    [
+        # What is as likely as the last one that is kept, is kept.
+        (Sampling(seed=0, top_k=1), [3.0, 1.0, 3.0, -math.inf], {0, 2}),
+        (Sampling(seed=0, top_p=0.1), [1.0, 3.0, 3.0, 3.0], {1, 2, 3}),
+        # One is forced.
+        (Sampling(seed=0, top_k=3, top_p=0.9), [-math.inf, -math.inf, -80.0, -math.inf], {2}),
+        (Sampling(seed=0, top_p=0.9), [-math.inf, -math.inf, 1e30, -math.inf], {2}),
+        (Sampling(seed=0, top_k=2), [-1e30, 1e30, -math.inf, -3e38], {0, 1}),
+    ],
+)
+def test_filters_of_equal_and_extreme_logits(
+    sampling: Sampling, logits: list[float], kept: set[int], company: list[Sampling]
+) -> None:
+    rows = mx.array([logits] * (1 + len(company)))
+    row: Any = Thresholds([sampling, *company], 4).apply(rows)[0].tolist()
+    assert {i for i, value in enumerate(row) if value != -math.inf} == kept
+
+
+def test_numbers_made_ahead_are_those_of_each_token() -> None:
+    """The third row's come after one that it decides by."""
+    seeds, at = [1, 2**64 - 1, 7], [0, 30, 2**40]
+    numbers = RandomNumbers(seeds, [False, False, True])
+    # Across what is made at once, and back, and not all alike.
+    for step in [*range(70), 3, 1000]:
+        positions = [first + step + (which if step == 3 else 0) for which, first in enumerate(at)]
+        keys = [mx.random.key((mix(seed) + position) % 2**64) for seed, position in zip(seeds, positions, strict=True)]
+        after, before = mx.random.split(keys[2])
+        drawn, decisions = numbers.at(positions)
+        assert decisions is not None
+        assert decisions[2].item() == mx.random.uniform(key=before).item()
+        expected = [mx.random.uniform(key=key).item() for key in (*keys[:2], after)]
+        assert drawn[:, 0].tolist() == expected
 
 
 @pytest.mark.parametrize("width", [7, 1024, WIDE])
@@ -44,7 +87,7 @@ def test_the_largest_are_those_of_a_sort(width: int, count: int) -> None:
     rows = mx.random.normal((3, width), key=mx.random.key(width))
     rows = mx.where(rows < 1.5, -mx.inf, rows)
     expected = -mx.sort(-rows, axis=-1)[:, :count]
-    assert mx.array_equal(largest(rows, count), expected)
+    assert mx.array_equal(largest(rows, count), expected[:, ::-1])
     found = indices_of_largest(rows, count)
     assert mx.array_equal(mx.take_along_axis(rows, found, axis=-1), expected)
     assert int(found.max().item()) < width
@@ -56,20 +99,22 @@ def test_a_draw_by_rows_is_that_of_mlx_for_each_row(width: int) -> None:
     logits = mx.where(logits < mx.arange(40)[:, None] / 20, -mx.inf, logits)
     keys = mx.stack([mx.random.key(seed * 2**40 + seed) for seed in range(40)])
     each = [mx.random.categorical(logits[i : i + 1], key=keys[i])[0] for i in range(40)]
-    assert compat.draw_by_rows(logits, keys).tolist() == mx.stack(each).tolist()
+    numbers = compat.numbers_by_keys(keys[:, None])
+    assert compat.draw_by_rows(logits, numbers).tolist() == mx.stack(each).tolist()
 
 
 def test_the_largest_random_number_draws_nothing_that_is_ruled_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compat, "uniform_by_rows", lambda keys: mx.ones((keys.shape[0],)))
+    monkeypatch.setattr(compat, "uniform_by_keys", lambda keys: mx.ones(keys.shape[:2]))
     logits = mx.array([[-mx.inf, 0.0, 0.0, -mx.inf, -mx.inf]])
-    assert compat.draw_by_rows(logits, mx.zeros((1, 2), mx.uint32)).tolist() == [2]
+    numbers, _ = RandomNumbers([0], [False]).at([0])
+    assert compat.draw_by_rows(logits, numbers).tolist() == [2]
 
 
 def reference_draw(logprobs: mx.array, sampling: Sampling, position: int) -> int:
     """One row by the definitions."""
     if sampling.temperature < 1e-5:
         return int(mx.argmax(logprobs).item())
-    key = mx.random.key((_mix(sampling.seed) + position) % 2**64)
+    key = mx.random.key((mix(sampling.seed) + position) % 2**64)
     logits = logprobs * (1 / sampling.temperature)
     values: list[float] = sorted(logits.tolist(), reverse=True)  # type: ignore[arg-type]
     kept = values[: sampling.top_k] if 0 < sampling.top_k < len(values) else values

@@ -123,14 +123,14 @@ def test_a_decode_step_that_fails_ends_the_batch_and_no_prompt(model: Model, eng
 def test_a_decode_step_that_fails_while_a_prompt_waits_for_it_ends_no_prompt(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: Decoder) -> None:
+    def fail(_: Decoder, *, ahead: bool) -> None:
         raise RuntimeError("a model with a bug")
 
     engine.handle(request(1, max_tokens=100))
     events = list(until(engine, Tokens))
     engine.handle(request(2, prompt=PROMPT * 5))
     with monkeypatch.context() as patch:
-        patch.setattr(Decoder, "wait", fail)
+        patch.setattr(Decoder, "step", fail)
         events += until(engine, Failed)
     events += drained(engine)
     assert [event.id for event in events if isinstance(event, Failed)] == [1]

@@ -154,3 +154,21 @@ def test_what_is_found_again_has_room_for_the_rest_of_the_prompt(model: Model) -
     assert (growing.offset, growing.keys.shape[2]) == (len(tokens), len(tokens) + 50)
     model.raw(mx.array([[7] * 50]), cache=joined)
     assert growing.keys.shape[2] == len(tokens) + 50
+
+
+@pytest.mark.parametrize(("answer", "passes"), [(6, 1), (60, 2)])
+def test_what_ends_just_behind_what_was_found_is_no_checkpoint(recurrent: Model, answer: int, passes: int) -> None:
+    """A short answer costs no state of its own, and where a state can only be kept as it is no sweep either."""
+    counted = Counted(recurrent.raw)
+    engine = new_engine(counted, 2048)
+    rng = random.Random(6)
+    talk = Talk(rng).say("system", words(rng, 50)).say("user", words(rng, 60))
+    ask(engine, talk)
+    end = len(talk.tokens)
+    talk.say("assistant", words(rng, answer)).say("user", words(rng, 30))
+    counted.passes.clear()
+    _, found = ask(engine, talk)
+    assert found == end
+    assert len([tokens for tokens in counted.passes if tokens > 1]) == passes + 1
+    assert engine._prefixes.has(talk.tokens[: end + answer]) == (passes == 2)
+    assert engine._prefixes.has(talk.tokens)
