@@ -3,7 +3,8 @@
 MODEL is `trained`, the tiny mixture that the tests ship; `embedded`, the small model that the demo serves; or an
 unquantized model folder. Each way is a row: rounding, weighted grids, GPTQ on these, the whole recipe; the recipe with
 the policy's bytes spent where they are worth most; mlx-lm's own quantizers. Figures are against the source, on text of
-kinds that the calibration held and of kinds that it did not; ratios are to rounding.
+kinds that the calibration held, of kinds that it did not, and on other pages of the calibration's own documents; ratios
+are to rounding.
 
 Rows are made one after another, and the file of results holds what is done: a run that was ended goes on, and
 `--rows` adds some.
@@ -12,7 +13,9 @@ Rows are made one after another, and the file of results holds what is done: a r
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -24,6 +27,8 @@ from mlx_lm.utils import load_tokenizer
 from bench.calibration_rows import ALLOCATED, METHODS, ROUNDING, NoRow, Row, make_apart
 from bench.models import cache_folder, embedded
 from bench.setup import ROOT
+from quantize.calibrate.corpus import HELD_BACK_KIND, calibration_text
+from quantize.calibrate.tokens import LENGTH, cut
 from quantize.evaluate.divergence import TokenFigures
 from quantize.evaluate.measure import measure, state_key
 from quantize.evaluate.summary import summarize
@@ -37,8 +42,10 @@ RESULTS = ROOT / "bench" / "results" / "calibration"
 TRAINED, EMBEDDED = "trained", "embedded"
 TOOLS = ("mlx-lm dwq", "mlx-lm gptq", "mlx-lm awq", "mlx-lm dynamic")
 ROWS = (ROUNDING, *METHODS, ALLOCATED, *TOOLS)
-GROUPS = ("covered", "uncovered")
+PAGES = "other pages"
 _LENGTH, _MOST = 256, 6144
+# Chunks of each kind of which neither solver nor guard saw a token.
+_PAGES = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +60,8 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """`groups`: covered or uncovered -> figures; `kinds`: the same of each kind of text. `missing`: why there is no
-    such model; then there is nothing else."""
+    """`groups`: covered, uncovered or other pages -> figures; `kinds`: the same of each kind of text. `missing`: why
+    there is no such model; then there is nothing else."""
 
     seconds: float = 0.0
     tensor_bytes: int = 0
@@ -105,7 +112,7 @@ class Bench:
         return Made(round(seconds, 1), stored, groups, kinds)
 
     def _measured(self, folder: Path) -> tuple[dict[str, Figures], dict[str, Figures]]:
-        judged = _trained(self.source) if self.name == TRAINED else _own(self.source)
+        judged = _trained(self.source) if self.name == TRAINED else _own(self.source, self.tokens)
         every = [passage for group in judged.values() for passage in group]
         reference = InFloat32(FolderModel(self.source))
         states = InFolder(self.work / f"states-{state_key(reference, every)}")
@@ -145,13 +152,25 @@ def _trained(source: Path) -> dict[str, list[Passage]]:
     return {"covered": _stdlib(source, "code", "code"), "uncovered": _stdlib(source, "prose", "docstrings")}
 
 
-def _own(source: Path) -> dict[str, list[Passage]]:
+def _own(source: Path, tokens: int) -> dict[str, list[Passage]]:
     found = passages(read_texts(OWN), load_tokenizer(source), 2 * _LENGTH)
     return {
         "covered": [passage for passage in found if passage.kind in COVERED] + _stdlib(source, "code", "stdlib code"),
         "uncovered": [passage for passage in found if passage.kind not in COVERED]
         + _stdlib(source, "prose", "docstrings"),
+        PAGES: _other_pages(source, tokens),
     }
+
+
+def _other_pages(source: Path, tokens: int) -> list[Passage]:
+    """Of the documents that a calibration with so many tokens takes its text from, what it does not take."""
+    text, tokenizer = calibration_text(), load_tokenizer(source)
+    taken = {chunk.tokens for chunk in cut(text, tokenizer, tokens)}
+    left: dict[str, list[Passage]] = defaultdict(list)
+    for chunk in cut(text, tokenizer, sys.maxsize):
+        if chunk.tokens not in taken and chunk.kind != HELD_BACK_KIND and len(chunk.tokens) == LENGTH:
+            left[chunk.kind].append(Passage(f"{chunk.kind}, {PAGES}", chunk.tokens, 1))
+    return [passage for kind in sorted(left) for passage in left[kind][:_PAGES]]
 
 
 def _stdlib(source: Path, part: str, kind: str) -> list[Passage]:
@@ -161,11 +180,11 @@ def _stdlib(source: Path, part: str, kind: str) -> list[Passage]:
 
 def table(measured: Measured) -> str:
     """A row each way, and below why some are missing."""
-    heads = [f"{group}: KL (ratio), PPL, same top" for group in GROUPS]
+    first = measured.rows[ROUNDING].groups
+    heads = [f"{group}: KL (ratio), PPL, same top" for group in first]
     rows = [f"| | MB | {' | '.join(heads)} |", f"| --- | ---: |{' --- |' * len(heads)}"]
     rows += [_line(name, made) for name, made in measured.rows.items() if not made.missing]
     missing = [f"{name}: {made.missing}" for name, made in measured.rows.items() if made.missing]
-    first = measured.rows[ROUNDING].groups
     own = ", ".join(f"{one.reference_perplexity:.1f} {name}" for name, one in first.items())
     said = f"{measured.model}, {measured.policy}, {measured.calibration_tokens:,} tokens; PPL of the source: {own}"
     return "\n".join([said, "", *rows, *(["", *missing] if missing else [])])

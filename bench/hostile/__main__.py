@@ -153,6 +153,8 @@ def run(folder: Path, extent: str, words: str, factor: float, seed: int) -> Run:
             except ServerFailed as error:
                 made.ends[plan.name] = str(error)
                 continue
+            # Its streams have ended: an engine gives back what the longest of them took when it has nothing to do.
+            _wait_until_back(stage, memory)
             said = [*kept(memory, stage.memory.now), *stage.end()]
             if said:
                 made.ends[plan.name] = ", ".join(said)

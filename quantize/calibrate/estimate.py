@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from quantize.calibrate.products import product
 from quantize.calibrate.stage_solution import BLOCK_BYTES, solver_bytes
 from quantize.errors import QuantizeError
+from quantize.forward.products import product
 from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.plan import Plan
 from quantize.source.families import text_config
@@ -23,8 +23,8 @@ _LAYERS = 1.5
 _STATISTICS = 6
 # Forward passes of a layer: the full one, the parts up to each stage, the quantized one.
 _PASSES = 5
-# Products of the size of a matrix and its Hessian in one solution: target, descent, refits, guard.
-_PRODUCTS = 26
+# Products of the size of a matrix and its Hessian in one solution: factors, target, descent, refits, guard.
+_PRODUCTS = 20
 _PROBE = 1024
 
 

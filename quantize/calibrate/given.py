@@ -29,7 +29,8 @@ _THROUGH_NORMS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Of one chunk and stage: Xq, Xf and R, of equal weight for the solver, and the expert of each row."""
+    """Of one chunk and stage: Xq, Xf and R, of equal weight for the solver, and the expert of each row, by which rows
+    are sorted."""
 
     inputs: mx.array
     full: mx.array
@@ -39,8 +40,14 @@ class Given:
     def of(self, expert: int | None) -> tuple[mx.array, mx.array, mx.array | None]:
         if expert is None or self.experts is None:
             return self.inputs, self.full, self.stream
-        chosen = mx.array(np.nonzero(self.experts == expert)[0].astype(np.int32))
-        return self.inputs[chosen], self.full[chosen], None
+        own = rows_for(self.experts, range(expert, expert + 1))
+        return self.inputs[own.start : own.stop], self.full[own.start : own.stop], None
+
+
+def rows_for(of_rows: npt.NDArray[np.uint32], experts: range) -> range:
+    """Where the rows of some experts stand among rows that are sorted by expert; `of_rows`: the expert of each."""
+    start, stop = np.searchsorted(of_rows, [experts.start, experts.stop])
+    return range(int(start), int(stop))
 
 
 def noting(number: int, stage: Stage, notes: dict[str, mx.array], *, behind: bool = True) -> list[tuple[str, Hook]]:
@@ -49,7 +56,10 @@ def noting(number: int, stage: Stage, notes: dict[str, mx.array], *, behind: boo
 
     def inputs(call: Any, x: mx.array, *args: Any, **kwargs: Any) -> Any:
         if stage.experts:
-            notes[rows_of(number)], notes[f"{number}-experts"] = by_expert(x, args[0])
+            rows, experts = by_expert(x, args[0])
+            # So that those of a few experts can be read without the rest.
+            order = mx.argsort(experts)
+            notes[rows_of(number)], notes[experts_of(number)] = rows[order], experts[order]
         else:
             notes[rows_of(number)] = x.reshape(-1, x.shape[-1])
         return call(x, *args, **kwargs)
@@ -87,6 +97,11 @@ def rows_of(number: int) -> str:
     return f"{number}-rows"
 
 
+def experts_of(number: int) -> str:
+    """The name, in notes, of the expert of each of these rows."""
+    return f"{number}-experts"
+
+
 def given(number: int, stage: Stage, full: Mapping[str, mx.array], quantized: Mapping[str, mx.array]) -> Given:
     """From the notes of both streams."""
     inputs, wanted = quantized[rows_of(number)].astype(mx.float32), full[rows_of(number)].astype(mx.float32)
@@ -99,7 +114,7 @@ def given(number: int, stage: Stage, full: Mapping[str, mx.array], quantized: Ma
             stream = stream * full[f"{number}-rms-{place}"] / gain
         counts = full[f"{number}-after"] ** -_POWER
         inputs, wanted, stream = counts * inputs, counts * wanted, counts * stream
-    experts = full.get(f"{number}-experts")
+    experts = full.get(experts_of(number))
     return Given(inputs, wanted, stream, None if experts is None else np.array(experts))
 
 

@@ -1,10 +1,12 @@
 """Never worse than rounding: candidates judged on tokens that no solver saw, against the true output.
 
-The true output of a held-back token is y = W xf + r, full precision throughout. What is kept of n tokens of one kind of
-text is enough for the exact error of any candidate, whatever n, without differences of large numbers.
-With D = W - candidate:
+The true output of a held-back token is y = W xf + r, full precision throughout, and what W misses of it on the inputs
+that quantized layers leave is m = y - W xq. With D = W - candidate the error of a candidate is
 
-    sum |y - candidate xq|^2 = tr(D H D^T) + 2 tr(D M^T) + energy,   H = Xq^T Xq,   M = (Y - Xq W^T)^T Xq
+    sum |m + D xq|^2 = tr(D H D^T) + 2 tr(D M^T) + sum |m|^2,   H = Xq^T Xq,   M = (Y - Xq W^T)^T Xq
+
+The left side costs less while there are few tokens, as an expert has; the right side keeps of many tokens what is
+enough for the exact error, whatever their number, without differences of large numbers.
 """
 
 from __future__ import annotations
@@ -14,13 +16,37 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from quantize.calibrate.products import product
+from quantize.forward.products import product
 
 ROUNDING = "rounding"
 
 
 @dataclass(frozen=True, slots=True)
-class HeldBack:
+class HeldTokens:
+    """inputs: Xq (n, in); miss: Y - Xq W^T (n, out); output: sum |y|^2; float32."""
+
+    inputs: mx.array
+    miss: mx.array
+    output: float
+
+    @property
+    def tokens(self) -> int:
+        return int(self.inputs.shape[0])
+
+    @property
+    def arrays(self) -> tuple[mx.array, mx.array]:
+        return self.inputs, self.miss
+
+    def error(self, gap: mx.array) -> float:
+        return float(mx.square(self.miss + product(self.inputs, gap.T)).sum())
+
+    def summed(self) -> HeldSums:
+        hessian, miss = product(self.inputs.T, self.inputs), product(self.miss.T, self.inputs)
+        return HeldSums(hessian, miss, float(mx.square(self.miss).sum()), self.output, self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldSums:
     """hessian: (in, in); miss: M (out, in); energy: sum |y - W xq|^2; output: sum |y|^2; float32."""
 
     hessian: mx.array
@@ -28,6 +54,19 @@ class HeldBack:
     energy: float
     output: float
     tokens: int
+
+    @property
+    def arrays(self) -> tuple[mx.array, mx.array]:
+        return self.hessian, self.miss
+
+    def error(self, gap: mx.array) -> float:
+        return float(((product(gap, self.hessian) + 2 * self.miss) * gap).sum()) + self.energy
+
+    def summed(self) -> HeldSums:
+        return self
+
+
+HeldBack = HeldTokens | HeldSums
 
 
 def hold_back(
@@ -40,31 +79,30 @@ def hold_back(
     if stream is not None:
         miss = miss + stream.astype(mx.float32)
     output = product(quantized, weight.T) + miss
-    return HeldBack(
-        product(quantized.T, quantized),
-        product(miss.T, quantized),
-        float(mx.square(miss).sum()),
-        float(mx.square(output).sum()),
-        inputs.shape[0],
-    )
+    tokens = HeldTokens(quantized, miss, float(mx.square(output).sum()))
+    return tokens if _are_few(tokens.tokens, quantized.shape[1]) else tokens.summed()
 
 
 def merge_held_back(first: HeldBack, second: HeldBack) -> HeldBack:
     """Of the tokens of both; of one kind of text."""
-    return HeldBack(
-        first.hessian + second.hessian,
-        first.miss + second.miss,
-        first.energy + second.energy,
-        first.output + second.output,
-        first.tokens + second.tokens,
-    )
+    output = first.output + second.output
+    match first, second:
+        case HeldTokens(), HeldTokens() if _are_few(first.tokens + second.tokens, first.inputs.shape[1]):
+            inputs, miss = (mx.concatenate(pair) for pair in ([first.inputs, second.inputs], [first.miss, second.miss]))
+            return HeldTokens(inputs, miss, output)
+    one, other = first.summed(), second.summed()
+    energy = one.energy + other.energy
+    return HeldSums(one.hessian + other.hessian, one.miss + other.miss, energy, output, one.tokens + other.tokens)
 
 
 def output_error(weight: mx.array, candidate: mx.array, held: HeldBack) -> float:
     """sum |y - candidate xq|^2 / sum |y|^2. weight, candidate: (out, in) float32."""
-    gap = weight - candidate
-    error = float(((product(gap, held.hessian) + 2 * held.miss) * gap).sum()) + held.energy
-    return max(error, 0.0) / held.output if held.output > 0 else 0.0
+    return max(held.error(weight - candidate), 0.0) / held.output if held.output > 0 else 0.0
+
+
+def _are_few(tokens: int, columns: int) -> bool:
+    # Beyond, the sums are smaller and cost less to judge by.
+    return tokens <= columns // 2
 
 
 def judge(

@@ -6,7 +6,7 @@ from math import log
 
 import mlx.core as mx
 
-from quantize.calibrate.products import cholesky, inverse_of_upper
+from quantize.forward.products import cholesky, inverse_of_upper
 
 # Tokens a dimension.
 _STARVED = 5.0

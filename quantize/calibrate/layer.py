@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
-from quantize.calibrate.given import Given, given, note_returned, noting
+from quantize.calibrate.given import Given, experts_of, given, note_returned, noting, rows_for, rows_of
 from quantize.calibrate.recipe import Solved, SolverSettings
 from quantize.calibrate.settled import SettledParts
 from quantize.calibrate.stage_solution import Matrix, solve_stage
@@ -127,9 +128,16 @@ class LayerPass:
         return replayed({path: modules[path] for path in self.routers}, self._choices[chunk])
 
     def _solve(self, number: int, stage: Stage, weights: Mapping[str, mx.array]) -> dict[str, Solved]:
-        def read(chunk: int) -> Given:
-            full, quantized = (self.taps.get(_key(stream, chunk)) for stream in ("full", "quantized"))
-            return given(number, stage, full, quantized)
+        def read(chunk: int, block: range | None) -> Given:
+            full, quantized = (_key(stream, chunk) for stream in ("full", "quantized"))
+            if block is None:
+                return given(number, stage, self.taps.get(full), self.taps.get(quantized))
+            experts = np.array(self.taps.get(full)[experts_of(number)])
+            rows = rows_for(experts, block)
+            inputs, wanted = (
+                self.taps.rows(key, rows_of(number), rows).astype(mx.float32) for key in (quantized, full)
+            )
+            return Given(inputs, wanted, None, experts[rows.start : rows.stop])
 
         return solve_stage(self.number, weights, self.matrices, self.chunks, read, self.settings, experts=stage.experts)
 

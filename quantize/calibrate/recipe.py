@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 import mlx.core as mx
 
-from quantize.calibrate.descent import descend_codes, refit_grids
+from quantize.calibrate.descent import Descent
 from quantize.calibrate.gptq import gptq
 from quantize.calibrate.grids import Quantized, rounding, weighted_least_squares
 from quantize.calibrate.guard import ROUNDING, HeldBack, choose, judge, ratio
@@ -152,10 +152,10 @@ class _Candidates:
             self.found[UNCORRECTED] = self._solved(self._true, self.found[WEIGHTED])
 
     def _solved(self, target: mx.array, grids: Quantized) -> Quantized:
-        now = gptq(target, self._root, grids)
+        descent = Descent.at(target, self._hessian, gptq(target, self._root, grids))
         for _ in range(self._settings.rounds):
-            now = descend_codes(target, self._hessian, refit_grids(target, self._hessian, now))
-        return refit_grids(target, self._hessian, now)
+            descent = descent.grids().codes()
+        return descent.grids().now
 
 
 def _report(

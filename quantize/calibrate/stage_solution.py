@@ -37,15 +37,15 @@ def solve_stage(
     weights: Mapping[str, mx.array],
     matrices: Mapping[str, Matrix],
     chunks: Sequence[TextChunk],
-    given: Callable[[int], Given],
+    given: Callable[[int, range | None], Given],
     settings: SolverSettings,
     *,
     experts: bool,
 ) -> dict[str, Solved]:
     """Every matrix of a stage by path, in blocks of experts, or of rows where there are none.
 
-    layer: its number, for errors; given: of a chunk by its number, asked for several times. Raises SourceError:
-    weights or inputs are not finite.
+    layer: its number, for errors; given: of a chunk by its number and of a block of experts, or of all of it, asked for
+    several times. Raises SourceError: weights or inputs are not finite.
     """
     for path, weight in weights.items():
         if not all_finite(np.array(weight.astype(mx.float32), copy=False).data.cast("B"), "F32"):
@@ -79,12 +79,12 @@ class _Stage:
     """Sums over the chunks, of the experts of a block, or with None of all rows."""
 
     chunks: Sequence[TextChunk]
-    given: Callable[[int], Given]
+    given: Callable[[int, range | None], Given]
 
     def statistics(self, experts: range | None) -> list[Statistics]:
         found: list[Statistics | None] = [None for _ in experts or [None]]
         for chunk in self._chunks(held_back=False):
-            given = self.given(chunk)
+            given = self.given(chunk, experts)
             for place, expert in enumerate(experts or [None]):
                 one, before = measure(*given.of(expert)), found[place]
                 found[place] = one if before is None else merge(before, one)
@@ -94,7 +94,7 @@ class _Stage:
     def held_back(self, experts: range | None, weight: mx.array, rows: slice) -> list[dict[str, HeldBack]]:
         held: list[dict[str, HeldBack]] = [{} for _ in experts or [None]]
         for chunk in self._chunks(held_back=True):
-            given = self.given(chunk)
+            given = self.given(chunk, experts)
             kind = UNCOVERED if self._is_uncovered(chunk) else COVERED
             for place, expert in enumerate(experts or [None]):
                 inputs, full, stream = given.of(expert)
@@ -104,13 +104,13 @@ class _Stage:
                 one = hold_back(own, inputs, full, None if stream is None else stream[:, rows])
                 before = held[place].get(kind)
                 held[place][kind] = one if before is None else merge_held_back(before, one)
-            mx.eval([(one.hessian, one.miss) for kinds in held for one in kinds.values()])
+            mx.eval([one.arrays for kinds in held for one in kinds.values()])
         return held
 
     def pool(self) -> Statistics:
         pool: Statistics | None = None
         for chunk in self._chunks(held_back=False):
-            given = self.given(chunk)
+            given = self.given(chunk, None)
             one = measure(given.inputs, given.full)
             pool = one if pool is None else merge(pool, one)
             mx.eval(pool.hessian, pool.drift)

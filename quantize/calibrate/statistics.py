@@ -18,7 +18,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from quantize.calibrate.products import product
+from quantize.forward.products import product
 
 _PARTS = ("hessian", "drift", "stream")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from quantize.calibrate.products import product
+from quantize.forward.products import product
 
 # A step gets its first column and that unit's values (E, rows, unit); it returns what it decided, any width, and its
 # moves (E, rows, unit).

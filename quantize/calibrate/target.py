@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from quantize.calibrate.products import product
+from quantize.forward.products import product
 
 
 def corrected(weight: mx.array, drift: mx.array, stream: mx.array | None, root: mx.array) -> mx.array:

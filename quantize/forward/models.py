@@ -86,7 +86,14 @@ class InFloat32:
         return f"{self._model.identity} in float32"
 
     def make(self, layer: int | None) -> Any:
-        return in_float32(self._model.make(layer))
+        # Its module loads all of mlx-lm.
+        from quantize.forward.grouped_experts import group_experts
+
+        made = in_float32(self._model.make(layer))
+        if layer is not None:
+            # The other layers are called to see what they are given, and never evaluated.
+            group_experts(made.layers[layer])
+        return made
 
 
 def in_float32(model: Any) -> Any:

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import mlx.core as mx
+import numpy as np
+
+from quantize.folder.safetensors_format import read_header
 
 Arrays = Mapping[str, mx.array]
+
+# By the names of safetensors: what numpy reads, which knows no bfloat16, and what it is.
+_DTYPES: Final = {
+    "F32": (np.uint32, mx.float32), "F16": (np.uint16, mx.float16), "BF16": (np.uint16, mx.bfloat16),
+}  # fmt: skip
 
 
 class Store(Protocol):
     def put(self, key: str, arrays: Arrays) -> None: ...
     def get(self, key: str) -> Arrays: ...
+    def rows(self, key: str, name: str, rows: range) -> mx.array:
+        """Some rows of one floating array, at no more cost than theirs."""
+        ...
+
     def has(self, key: str) -> bool: ...
     def drop(self, key: str) -> None: ...
 
@@ -28,6 +40,9 @@ class InMemory:
 
     def get(self, key: str) -> Arrays:
         return self._kept[key]
+
+    def rows(self, key: str, name: str, rows: range) -> mx.array:
+        return self._kept[key][name][rows.start : rows.stop]
 
     def has(self, key: str) -> bool:
         return key in self._kept
@@ -52,6 +67,16 @@ class InFolder:
     def get(self, key: str) -> Arrays:
         loaded: Any = mx.load(str(self._file(key)))
         return dict(loaded)
+
+    def rows(self, key: str, name: str, rows: range) -> mx.array:
+        header = read_header(self._file(key))
+        entry = header.entries[name]
+        container, dtype = _DTYPES[entry.dtype]
+        width = entry.nbytes // entry.shape[0]
+        with self._file(key).open("rb") as file:
+            file.seek(header.data + entry.begin + rows.start * width)
+            read = np.frombuffer(file.read(len(rows) * width), container)
+        return mx.array(read.reshape(len(rows), *entry.shape[1:])).view(dtype)
 
     def has(self, key: str) -> bool:
         return self._file(key).is_file()

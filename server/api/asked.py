@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import uuid
+from dataclasses import dataclass
 from typing import Protocol
 
 from starlette.requests import Request
 
-from server.api.openai.answer import caller
-from server.chat.conversation import GenerationOptions, GenerationRequest, Prompt
+from server.chat.conversation import Client, GenerationOptions, GenerationRequest, Prompt
 from server.settings.types import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A request's id, and who sent it."""
+
+    request_id: str
+    client: Client
+
+
+def caller(request: Request, settings: Settings, cache_salt: str = "") -> Caller:
+    """As the guard has found. `cache_salt`: the client's own, which keeps prefixes apart within what it may share."""
+    state = request.scope.get("state") or {}
+    client = str(state.get("client", ""))
+    salt = "" if settings.shares_prefixes else client
+    if cache_salt:
+        salt = f"{salt}\0{cache_salt}"
+    return Caller(str(state.get("request_id") or uuid.uuid4().hex), Client(client, salt))
 
 
 class GenerationCall(Protocol):

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from fastapi import APIRouter, FastAPI
 
+from server.api.default_dialect import OPENAI
 from server.api.errors import install_error_handlers
-from server.api.openai.dialect import OPENAI
 from server.api.service import Service
 from server.http.dialect import Dialect, Dialects
 

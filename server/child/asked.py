@@ -16,6 +16,8 @@ from server.child.process import kill, log_lines, start
 
 # Of an answer, before it is asked for.
 _READ_AHEAD = 2**20
+# Of a question, at once: a transport copies what its pipe does not take, and the loop stands still meanwhile.
+_WRITTEN = 2**16
 # How often what an answer takes is looked at.
 _LOOK_S = 0.1
 # Times the limit of its time, when the process got no processor, or does nothing.
@@ -103,8 +105,10 @@ class AskedChild:
         for pieces in questions:
             process.stdin.write(length(pieces))
             while pieces:
-                process.stdin.write(pieces.popleft())
-                await process.stdin.drain()
+                piece = memoryview(pieces.popleft())
+                for at in range(0, len(piece), _WRITTEN):
+                    process.stdin.write(piece[at : at + _WRITTEN])
+                    await process.stdin.drain()
         size = int.from_bytes(await process.stdout.readexactly(LENGTH_BYTES), "big")
         return await process.stdout.readexactly(size)
 

@@ -42,8 +42,8 @@ class Engaged:
         wait: ModelWait,
         commands: Sequence[Request],
         *,
+        followed_by: Callable[[], int],
         table: Callable[[], TokenTable] | None = None,
-        followed_by: Callable[[], int] = lambda: 0,
         keep_alive_s: float | None = None,
         on_again: Callable[[], None] = lambda: None,
     ) -> None:

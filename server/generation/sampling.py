@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import secrets
+from itertools import takewhile
 from typing import TypeVar
 
 from server.chat.conversation import Client, GenerationOptions, Reasoning
-from server.chat.encoded import EncodedInquiry, EncodedPrompt, End
+from server.chat.encoded import EncodedInquiry, EncodedPrompt, EncodedQuestion, End
 from server.chat.formats.format import ThoughtMarkers
 from server.chat.grammar.constraint import FREE, Constraint
 from server.chat.parts import Role
@@ -89,11 +90,20 @@ def score_command(inquiry: EncodedInquiry, client: Client) -> ScoreOptions:
     return ScoreOptions(
         id=0,
         prompt=inquiry.ids,
-        branches=[Branch(question.ids, question.options) for question in inquiry.questions],
+        branches=[_branch(question) for question in inquiry.questions],
         boundaries=_boundaries(inquiry.boundaries),
         client=client.group,
         cache_salt=client.cache_salt,
     )
+
+
+def _branch(question: EncodedQuestion) -> Branch:
+    """What all its options begin with stands behind the question: options are compared, and in that they are equal."""
+    first, last = min(question.options), max(question.options)
+    alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+    # Without an end, one may begin with another.
+    shared = min(alike, *(len(option) - 1 for option in question.options))
+    return Branch([*question.ids, *first[:shared]], [option[shared:] for option in question.options])
 
 
 def thought_of(

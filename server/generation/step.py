@@ -116,7 +116,8 @@ class Generation:
             wait = ModelWait(self._residency, entry, place, self.settings.lifecycle.load_wait_s)
             opening = self._residency.open(entry)
             await wait.files(opening)
-            inquiry = await opening.result().encode_inquiry(request.inquiry, client.group)
+            text = opening.result()
+            inquiry = await text.encode_inquiry(request.inquiry, client.group)
             self._log_text(request, "prompt", inquiry.text)
             engaged = Engaged(
                 self._residency,
@@ -124,6 +125,7 @@ class Generation:
                 place,
                 wait,
                 [score_command(inquiry, client)],
+                followed_by=lambda: text.asking,
                 keep_alive_s=request.keep_alive_s,
                 on_again=partial(_asked_again, request, measured),
             )

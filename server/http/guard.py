@@ -86,8 +86,7 @@ class Guard:
                 await self._parser.close()
             return
         headers = Headers(scope=scope)
-        # Base URLs that end in a slash are common: //v1//models.
-        scope["path"] = re.sub("/{2,}", "/", scope["path"])
+        scope["path"] = _tidied(scope["path"])
         body = Body(receive, self._settings, self._budget.share(), self._drains, owed=owed_bytes(headers))
         exchange = Exchange(_request_id(headers), self.dialects.of(scope["path"]), send, body)
         scope["state"] |= {"request_id": exchange.request_id, "parser": self._parser}
@@ -205,3 +204,9 @@ def _preflight_headers(headers: Headers) -> dict[str, str]:
         "access-control-allow-headers": headers.get("access-control-request-headers", "content-type"),
         "access-control-max-age": "600",
     }
+
+
+def _tidied(path: str) -> str:
+    """Base URLs are given with a slash at the end (//v1//models), and with a /v1 before that of the client itself."""
+    one = re.sub("/{2,}", "/", path).rstrip("/")
+    return re.sub("^(/v1)+(?=/v1(/|$))", "", one) or "/"

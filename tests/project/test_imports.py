@@ -22,10 +22,30 @@ ARROWS: dict[str, set[str]] = {
         "quantize",
     },
     "server.app": {
-        "server.api", "server.engine_client", "server.generation", "server.http", "server.metrics", "server.models",
-        "server.settings", "server.text",
+        "server.api", "server.api.anthropic", "server.api.compat", "server.api.openai", "server.api.openai.decisions",
+        "server.api.openai.responses", "server.engine_client", "server.generation", "server.http", "server.metrics",
+        "server.models", "server.settings", "server.text",
     },
+    # No dialect knows another; but what other servers brought goes beyond OpenAI's protocols, and takes their fields.
     "server.api": {"server", "server.chat", "server.errors", "server.http", "server.models", "server.settings"},
+    "server.api.openai": {
+        "server", "server.api", "server.chat", "server.errors", "server.http", "server.models", "server.settings",
+    },
+    "server.api.openai.responses": {
+        "server.api", "server.api.openai", "server.chat", "server.errors", "server.http", "server.settings",
+    },
+    "server.api.openai.decisions": {
+        "server.api", "server.api.openai", "server.chat", "server.errors", "server.http", "server.settings",
+    },
+    "server.api.anthropic": {"server.api", "server.chat", "server.errors", "server.http", "server.settings"},
+    "server.api.compat": {
+        "server", "server.api", "server.api.openai", "server.chat", "server.errors", "server.http", "server.models",
+        "server.settings",
+    },
+    "server.api.tables": {
+        "server.api", "server.api.anthropic", "server.api.compat", "server.api.openai", "server.api.openai.decisions",
+        "server.api.openai.responses",
+    },
     "server.generation": {
         "server.chat", "server.engine_client", "server.errors", "server.metrics", "server.models", "server.settings",
         "server.text",

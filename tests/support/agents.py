@@ -18,7 +18,8 @@ import psutil
 
 from tests.support.client_environments import Environment
 
-_RUN_S = 240
+# On a busy machine some take minutes to import themselves.
+_RUN_S = 600
 
 
 @dataclass(frozen=True)
@@ -267,7 +268,7 @@ def run(agent: Agent, environment: Environment, server: Mapping[str, str], home:
 def _said(command: Sequence[str], folder: Path, variables: Mapping[str, str]) -> str:
     program = shutil.which(command[0], path=variables["PATH"])
     assert program, f"{command[0]} was not installed"
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [program, *command[1:]],
         cwd=folder,
         env=variables,
@@ -276,13 +277,12 @@ def _said(command: Sequence[str], folder: Path, variables: Mapping[str, str]) ->
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-    )
-    try:
-        said, _ = process.communicate(timeout=_RUN_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        said = f"it did not end within {_RUN_S} s"
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=_RUN_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            said = f"it did not end within {_RUN_S} s"
     return said
 
 

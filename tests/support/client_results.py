@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from tests.support.running import ROOT
 
@@ -50,15 +50,19 @@ def record_replay(client: str, api: str, how: str, counts: Sequence[tuple[int, i
 
 
 def replays() -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the table of replays: shares of what the request before had read, and of all of the prompt."""
-    head = ["Agent", "Prompts, tokens", "Read before, step 2", "Step 3", "Step 2, restarted", "Step 3, restarted"]
+    """Head and rows of the table of replays: of each request but the first what nobody could have read before, and how
+    much of what the request before had read was not read again."""
+    steps = ("Step 2", "Step 3")
+    head = ["Agent", "Prompts, tokens", *(f"{step}: new text" for step in steps)]
+    head += [f"{step}{how}: known, not read" for how in ("", ", restarted") for step in steps]
     known = json.loads(REPLAYS.read_text(encoding="utf-8")) if REPLAYS.exists() else {}
     rows = []
     for name, found in known.items():
-        cells = [name, " → ".join(str(total) for total, _ in found["one server"])]
+        totals = [total for total, _ in found["one server"]]
+        cells = [name, " → ".join(map(str, totals))]
+        cells += [f"{after - before} ({100 * (after - before) / after:.1f} %)" for before, after in pairwise(totals)]
         for counts in (found["one server"], found["restarted"]):
-            for (before, _), (total, cached) in itertools.pairwise(counts):
-                cells.append(f"{100 * cached / before:.1f} % ({100 * cached / total:.1f} %)")
+            cells += [f"{100 * cached / before:.1f} %" for (before, _), (_, cached) in pairwise(counts)]
         rows.append(cells)
     return head, rows
 

@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--noise", type=int, default=0, help="characters on stderr, in one line, before it loads")
     parser.add_argument("--fail-at-token", type=int, default=-1, help="each request fails at this token")
     parser.add_argument("--slots", type=int, default=0, help="0 = as Load says")
+    parser.add_argument("--note-followed", type=Path, help="where it notes how many others follow each request")
     parser.add_argument("--speaks", action="store_true", help="answers as tests/support/speaking.py does")
     script = parser.parse_args()
     if script.exit_at_start:
@@ -106,6 +107,7 @@ class Script:
                 command = decode_command(socket.recv())
                 if isinstance(command, Generate | ScoreOptions):
                     self.waiting.append(command)
+                    self.note(command)
                 elif isinstance(command, Cancel):
                     self.running.pop(command.id, None)
                     self.waiting = deque(r for r in self.waiting if r.id != command.id)
@@ -114,6 +116,11 @@ class Script:
             if events := self.step():
                 socket.send(encode([*events, self.stats()]))
             time.sleep(self.script.interval)
+
+    def note(self, request: Request) -> None:
+        if self.script.note_followed:
+            with self.script.note_followed.open("a") as file:
+                file.write(f"{request.followed_by}\n")
 
     def step(self) -> list[EngineEvent]:
         if not self.running and not self.waiting:

@@ -12,8 +12,7 @@ from starlette.responses import Response
 
 from server.api.anthropic.output import GrowingMessage, MessageStream
 from server.api.anthropic.request import MessagesCall, parse_messages
-from server.api.asked import generation
-from server.api.openai.answer import caller
+from server.api.asked import caller, generation
 from server.api.service import Service
 from server.chat.conversation import GenerationRequest
 from server.errors import ConfigiError, ContextLengthExceeded

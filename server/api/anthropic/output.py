@@ -13,9 +13,10 @@ import msgspec
 
 from server.api.anthropic.request import MessagesCall
 from server.api.cache_headers import cache_headers
+from server.api.collected import unfinished
 from server.api.opaque import enclosed
-from server.api.openai.answer import answer_id, unfinished
 from server.api.progress import PromptProgress, reading, waiting
+from server.api.stamps import answer_id
 from server.chat.deltas import (
     Delta,
     Event,

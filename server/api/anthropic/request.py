@@ -11,7 +11,7 @@ from server.api.anthropic.blocks import conversation
 from server.api.anthropic.table import MESSAGES
 from server.api.fields import screen
 from server.api.markers import notes, without_markers
-from server.api.openai.sampling import SamplingFields, TextList, checked_options, model_name
+from server.api.sampling import SamplingFields, TextList, checked_options, model_name
 from server.api.wire import Whole, Wire, shown, validated
 from server.chat.conversation import Conversation, GenerationOptions, Reasoning
 from server.chat.shapes import JsonSchema, Shape

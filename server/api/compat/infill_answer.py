@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from server.api.openai.answer import unfinished
+from server.api.collected import unfinished
 from server.api.progress import PromptProgress, prompt_text, reading, waiting
 from server.chat.deltas import Event, Finish, ModelPending, PrefillProgress, Started, TextDelta, Usage
 from server.http.sse import comment, frame

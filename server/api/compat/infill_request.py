@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import FailFast, Field
 
+from server.api.compat.table import INFILL
 from server.api.fields import screen
-from server.api.openai.sampling import SamplingFields, checked_options, model_name
-from server.api.tables import INFILL
+from server.api.sampling import SamplingFields, checked_options, model_name
 from server.api.wire import Whole, shown, validated
 from server.chat.conversation import GenerationOptions, Infill, OtherFile
 from server.errors import InvalidRequest

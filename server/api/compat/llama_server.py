@@ -17,7 +17,7 @@ from server.api.asked import generation
 from server.api.cache_headers import cache_headers
 from server.api.compat.infill_answer import GrowingInfill, InfillStream, collected
 from server.api.compat.infill_request import InfillCall, parse_infill
-from server.api.openai.dialect import OPENAI
+from server.api.default_dialect import OPENAI
 from server.api.service import Service
 from server.chat.conversation import GenerationRequest
 from server.errors import InvalidRequest
@@ -27,7 +27,7 @@ from server.http.disconnect import while_connected
 from server.http.sse import stream
 
 # Its streams end with their last event.
-DIALECT = Dialect(error_body=OPENAI.error_body, error_event=OPENAI.error_event, paths=("/infill",))
+DIALECT = Dialect(error_body=OPENAI.error_body, error_event=OPENAI.error_event, paths=("/infill", "/v1/infill"))
 
 
 def router(service: Service) -> APIRouter:
@@ -35,12 +35,14 @@ def router(service: Service) -> APIRouter:
     parse = partial(parse_infill, limits=service.settings.limits)
 
     @routes.post("/infill")
+    @routes.post("/v1/infill")
     async def infill(request: Request) -> Response:
         call = await parsed_body(request, parse)
         asked = generation(request, service.settings, call, call.prompt)
         return await while_connected(request, _infill(service, call, asked))
 
     @routes.get("/props")
+    @routes.get("/v1/props")
     async def props(model: str = "") -> Response:
         return _json(await _props(service, model))
 

@@ -12,7 +12,7 @@ import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from server.api.openai.dialect import OPENAI
+from server.api.default_dialect import OPENAI
 from server.api.service import Service
 from server.chat.description import Description
 from server.models.status import ModelStatus
@@ -30,7 +30,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/api/v0/models/{name:path}")
     async def retrieve_model(name: str) -> Response:
-        return await list_models() if not name else _json(await _model(service, service.model(name).id))
+        return _json(await _model(service, service.model(name).id))
 
     return routes
 

@@ -16,9 +16,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.api.compat.table import SHOW
+from server.api.default_dialect import OPENAI
 from server.api.fields import Screened, screen
-from server.api.openai.dialect import OPENAI
-from server.api.openai.sampling import model_name
+from server.api.sampling import model_name
 from server.api.service import Service
 from server.api.wire import Wire, validated
 from server.chat.description import Description

@@ -9,7 +9,7 @@ import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from server.api.openai.dialect import OPENAI
+from server.api.default_dialect import OPENAI
 from server.api.service import Service
 from server.errors import ModelUnavailable
 

@@ -11,7 +11,8 @@ from starlette.responses import Response
 
 from server.api.asked import generation
 from server.api.cache_headers import cache_headers
-from server.api.openai.answer import Answer, Choice, answer_id, collect, wall_time, wire_usage
+from server.api.collected import Answer, Choice, collect
+from server.api.default_dialect import OPENAI
 from server.api.openai.chat_request import ChatCall, Shown, parse_chat
 from server.api.openai.chat_stream import ChatStream
 from server.api.openai.chat_wire import (
@@ -23,8 +24,9 @@ from server.api.openai.chat_wire import (
     function,
     logprobs,
 )
-from server.api.openai.dialect import OPENAI
+from server.api.openai.shown import wire_usage
 from server.api.service import Service
+from server.api.stamps import answer_id, wall_time
 from server.chat.conversation import GenerationRequest
 from server.http.body import parsed_body
 from server.http.disconnect import while_connected

@@ -12,9 +12,9 @@ from server.api.markers import notes, without_markers
 from server.api.openai.chat_messages import conversation_messages
 from server.api.openai.content import ContentRules
 from server.api.openai.reasoning_fields import ThoughtFields, asked_reasoning
-from server.api.openai.sampling import SamplingFields, TokenLimit, checked_options, model_name
+from server.api.openai.table import CHAT
 from server.api.openai.tool_fields import ToolFields, asked_tools
-from server.api.tables import CHAT
+from server.api.sampling import SamplingFields, TokenLimit, checked_options, model_name
 from server.api.wire import Whole, validated
 from server.chat.conversation import Conversation, GenerationOptions
 from server.errors import InvalidRequest, UnsupportedField

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from msgspec import UNSET, UnsetType
 
-from server.api.openai.answer import WireUsage, unfinished, wire_usage
+from server.api.collected import unfinished
 from server.api.openai.chat_request import ChatCall
 from server.api.openai.chat_wire import (
     ChatChunk,
@@ -17,6 +17,7 @@ from server.api.openai.chat_wire import (
     finish_reason,
     logprobs,
 )
+from server.api.openai.shown import WireUsage, wire_usage
 from server.api.progress import PromptProgress, prompt_text, reading, waiting
 from server.chat.deltas import (
     Event,

@@ -12,7 +12,8 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from server.api.openai.answer import SYSTEM_FINGERPRINT, MadeCall, WireUsage, wire_logprob
+from server.api.collected import MadeCall
+from server.api.openai.shown import SYSTEM_FINGERPRINT, WireUsage, wire_logprob
 from server.api.progress import PromptProgress
 from server.chat.deltas import ScoredToken
 

@@ -17,23 +17,14 @@ from starlette.responses import Response
 
 from server.api.asked import generation
 from server.api.cache_headers import cache_headers
-from server.api.openai.answer import (
-    SYSTEM_FINGERPRINT,
-    Answer,
-    Choice,
-    WireUsage,
-    answer_id,
-    collect_all,
-    merged,
-    unfinished,
-    wall_time,
-    wire_usage,
-)
+from server.api.collected import Answer, Choice, collect_all, merged, unfinished
+from server.api.default_dialect import OPENAI
 from server.api.openai.completions_request import CompletionCall, parse_completion
-from server.api.openai.dialect import OPENAI
 from server.api.openai.legacy_logprobs import LegacyLogprobs, joined, legacy_logprobs
+from server.api.openai.shown import SYSTEM_FINGERPRINT, WireUsage, wire_usage
 from server.api.progress import PromptProgress, prompt_text, reading, waiting
 from server.api.service import Service
+from server.api.stamps import answer_id, wall_time
 from server.chat.conversation import GenerationRequest
 from server.chat.deltas import (
     Event,

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import Field
 
 from server.api.fields import screen
-from server.api.openai.sampling import SamplingFields, checked_options, model_name
-from server.api.tables import COMPLETIONS
+from server.api.openai.table import COMPLETIONS
+from server.api.sampling import SamplingFields, checked_options, model_name
 from server.api.wire import Whole, shown, validated
 from server.chat.conversation import GenerationOptions, Infill, RawPrompt
 from server.errors import InvalidRequest, UnsupportedField

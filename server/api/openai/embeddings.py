@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from server.api.openai.dialect import OPENAI
+from server.api.default_dialect import OPENAI
 from server.api.service import Service
 from server.errors import InvalidRequest
 

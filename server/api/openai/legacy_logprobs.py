@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from server.api.openai.answer import wire_logprob
+from server.api.openai.shown import wire_logprob
 from server.chat.deltas import ScoredToken
 
 

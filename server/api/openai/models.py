@@ -8,9 +8,9 @@ import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from server.api.openai.answer import wall_time
-from server.api.openai.dialect import OPENAI
+from server.api.default_dialect import OPENAI
 from server.api.service import Service
+from server.api.stamps import wall_time
 from server.models.status import ModelStatus
 
 DIALECT = OPENAI
@@ -51,8 +51,6 @@ def router(service: Service) -> APIRouter:
     @routes.get("/v1/models/{name:path}")
     @routes.get("/models/{name:path}")
     async def retrieve_model(name: str) -> Response:
-        if not name:
-            return await list_models()
         id = service.model(name).id
         # Its files tell the context.
         await service.description(id)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import reduce
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -118,13 +121,16 @@ def test_what_does_not_belong_together_is_refused() -> None:
 # ---- the guard
 
 
-def test_the_held_back_error_is_that_of_the_tokens() -> None:
+@pytest.mark.parametrize("count", [1, 2, COLUMNS // 2, COLUMNS // 2 + 1, 2048])
+def test_the_held_back_error_is_that_of_the_tokens_few_or_many(count: int) -> None:
     layer = correlated_layer(ROWS, COLUMNS, 1)
+    layer = replace(layer, held_inputs=layer.held_inputs[:count], held_full=layer.held_full[:count])
     weight = layer.weight.astype(mx.float32)
     candidate = mx.round(weight * 50) / 50
-    halves = [hold_back(layer.weight, layer.held_inputs[start::2], layer.held_full[start::2]) for start in (0, 1)]
-    together = merge_held_back(*halves)
-    assert together.tokens == 2048
+    # In three parts, so that few tokens meet few, and what has become sums meets few.
+    parts = [hold_back(layer.weight, layer.held_inputs[start::3], layer.held_full[start::3]) for start in range(3)]
+    together = reduce(merge_held_back, parts)
+    assert together.tokens == count
     assert output_error(weight, candidate, together) == pytest.approx(true_error(layer, candidate), rel=1e-3)
 
 

@@ -9,8 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from quantize.calibrate import products
-from quantize.calibrate.descent import descend_codes, objective, refit_grids
+from quantize.calibrate.descent import Descent
 from quantize.calibrate.gptq import gptq
 from quantize.calibrate.grids import Quantized, nearest, rounding, spread, weighted_least_squares
 from quantize.calibrate.hessian import damped, damping, inverse_root
@@ -18,6 +17,7 @@ from quantize.calibrate.packing import pack, unpack
 from quantize.calibrate.statistics import measure
 from quantize.calibrate.target import corrected
 from quantize.folder.quant_spec import BITS, QuantSpec
+from quantize.forward import products
 from tests.support.activations import correlated_layer
 
 ROWS, COLUMNS = 48, 256
@@ -143,7 +143,7 @@ def test_least_squares_finds_a_grid_that_the_weights_lie_on() -> None:
 
 
 def test_grids_are_exact_in_the_dtype_that_is_stored(weight: mx.array, hessian: mx.array) -> None:
-    now = refit_grids(weight.astype(mx.float32), hessian, start(weight, hessian))
+    now = Descent.at(weight.astype(mx.float32), hessian, start(weight, hessian)).grids().now
     for part in (now.scales, now.biases):
         assert mx.array_equal(part.astype(mx.bfloat16).astype(mx.float32), part)
 
@@ -173,28 +173,31 @@ def test_gptq_is_the_textbook_column_by_column(weight: mx.array, hessian: mx.arr
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_descent_never_raises_its_objective(weight: mx.array, hessian: mx.array, bits: int) -> None:
     target = weight.astype(mx.float32)
-    now = gptq(target, inverse_root(hessian), start(weight, hessian, bits))
-    reached = [total(target, hessian, now)]
+    descent = Descent.at(target, hessian, gptq(target, inverse_root(hessian), start(weight, hessian, bits)))
+    reached = [total(target, hessian, descent.now)]
     for _ in range(3):
-        for step in (refit_grids, descend_codes):
-            now = step(target, hessian, now)
-            reached.append(total(target, hessian, now))
+        for step in (Descent.grids, Descent.codes):
+            descent = step(descent)
+            reached.append(total(target, hessian, descent.now))
+            assert float(descent.objective.sum()) == pytest.approx(reached[-1], rel=1e-4)
     assert all(after <= before * (1 + 1e-6) for before, after in pairwise(reached))
     assert reached[-1] < reached[0] * 0.95
 
 
 def test_the_objective_is_e_h_e(weight: mx.array, hessian: mx.array) -> None:
     target, now = weight.astype(mx.float32), start(weight, hessian)
-    assert float(objective(target, hessian, now).sum()) == pytest.approx(total(target, hessian, now), rel=1e-4)
+    found = float(Descent.at(target, hessian, now).objective.sum())
+    assert found == pytest.approx(total(target, hessian, now), rel=1e-4)
 
 
 def test_descent_ends_where_no_single_code_can_be_better() -> None:
     layer = correlated_layer(4, 64, 512)
     target = layer.weight[None].astype(mx.float32)
     hessian = damped(measure(layer.inputs).hessian[None], mx.array([0.1]))
-    now = start(layer.weight[None], hessian)
+    descent = Descent.at(target, hessian, start(layer.weight[None], hessian))
     for _ in range(30):
-        now = descend_codes(target, hessian, now)
+        descent = descent.codes()
+    now = descent.now
     least = total(target, hessian, now)
     codes = np.array(now.codes)
     for row in range(4):
@@ -209,9 +212,11 @@ def test_a_refit_recovers_a_grid_that_was_spoiled(hessian: mx.array) -> None:
     codes = mx.array(np.random.default_rng(0).integers(0, 4, size=(1, 8, COLUMNS)).astype(np.float32))
     groups = (1, 8, COLUMNS // 64)
     true = Quantized(codes, mx.full(groups, 0.25), mx.full(groups, -0.5), QuantSpec(2), mx.bfloat16)
-    now = replace(true, scales=mx.full(groups, 0.125), biases=mx.full(groups, 0.0))
+    spoiled = replace(true, scales=mx.full(groups, 0.125), biases=mx.full(groups, 0.0))
+    descent = Descent.at(true.weight, hessian, spoiled)
     for _ in range(40):
-        now = refit_grids(true.weight, hessian, now)
+        descent = descent.grids()
+    now = descent.now
     assert total(true.weight, hessian, now) < 1e-3 * total(true.weight, hessian, replace(true, scales=now.scales * 0.5))
 
 

@@ -14,8 +14,8 @@ from fastapi import APIRouter, Request
 from pydantic import SecretStr
 from starlette.responses import Response
 
+from server.api.collected import collect
 from server.api.openai import chat_completions, completions
-from server.api.openai.answer import collect
 from server.api.protocols import WireProtocol
 from server.api.service import Service
 from server.app import PROTOCOLS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,22 @@ def test_a_model_that_takes_long_to_load_is_a_503(tmp_path: Path, model: Path) -
     with serving_script(tmp_path, model, ("--load-seconds", "60"), lifecycle=lifecycle) as slow:
         status, answer = decide(slow)
     assert (status, answer["error"]["code"]) == (503, "model_loading")
+
+
+def test_the_engine_is_told_that_another_request_is_being_made_ready(tmp_path: Path, model: Path) -> None:
+    """The other one's text is so large that it has a process of its own, which is stopped at it."""
+    notes = tmp_path / "followed"
+    with (
+        serving_script(tmp_path, model, ("--note-followed", str(notes))) as server,
+        ThreadPoolExecutor() as clients,
+    ):
+        assert decide(server)[0] == 200
+        of_small_ones = server.texts()
+        other = clients.submit(decide, server, input="sea " * 30_000)
+        until(lambda: len(server.texts()) > len(of_small_ones))
+        [at_the_other] = set(server.texts()) - set(of_small_ones)
+        at_the_other.suspend()
+        assert decide(server)[0] == 200
+        at_the_other.resume()
+        assert other.result()[0] == 400
+    assert notes.read_text().split() == ["0", "1"]

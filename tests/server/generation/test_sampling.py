@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from server.chat.conversation import Client, GenerationOptions, Reasoning
-from server.chat.encoded import EncodedPrompt
+from server.chat.encoded import EncodedInquiry, EncodedPrompt, EncodedQuestion
 from server.chat.formats.format import ThoughtMarkers
 from server.chat.grammar.constraint import Constraint
 from server.chat.tokenizers.tokenizer import ChatTokenizer
 from server.chat.tokenizers.vocabulary import Vocabulary
-from server.engine_client.protocol import Grammar, Thought
+from server.engine_client.protocol import Branch, Grammar, Thought
 from server.errors import InvalidRequest
-from server.generation.sampling import generate_commands, thought_of
+from server.generation.sampling import generate_commands, score_command, thought_of
 from tests.support.tiny_model import write_tiny_model
 from tests.support.vocabulary import vocabulary_of
 
@@ -42,6 +42,18 @@ def test_everything_that_holds_the_answer_reaches_the_engine(vocabulary: Vocabul
         assert (sampling.allowed, sampling.banned) == ([70, 71], [[1, 2], [3]])
         assert (sampling.xtc_probability, sampling.xtc_threshold) == (0.5, 0.2)
         assert set(command.stop_tokens) == vocabulary.eos_ids
+
+
+def test_what_all_options_of_a_question_begin_with_is_read_as_its_own() -> None:
+    asked = {
+        ((1, 2), ((7, 8), (7, 9))): Branch([1, 2, 7], [[8], [9]]),
+        ((1,), ((7, 8, 9), (7, 8, 6, 5), (7, 8, 9, 4))): Branch([1, 7, 8], [[9], [6, 5], [9, 4]]),
+        ((1,), ((7, 8), (7,))): Branch([1], [[7, 8], [7]]),
+        ((1,), ((7, 8), (6,))): Branch([1], [[7, 8], [6]]),
+    }
+    questions = [EncodedQuestion(list(ids), [list(option) for option in options]) for ids, options in asked]
+    command = score_command(EncodedInquiry([5], [], questions, ""), Client())
+    assert command.branches == list(asked.values())
 
 
 def test_an_ignored_end_is_none_and_the_least_length_fits(vocabulary: Vocabulary) -> None:

@@ -163,7 +163,7 @@ def test_head_is_get_without_its_body(server: Running, path: str, status: int) -
 
 
 @pytest.mark.parametrize(
-    "path", ["/nope", "/v1/models/..%2f..%2fetc/passwd", "/v1/models//etc/passwd", "/v1", "/v1/chat/completions/"]
+    "path", ["/nope", "/v1/models/..%2f..%2fetc/passwd", "/v1/models//etc/passwd", "/v1", "/v1/v1", "/v1x/v1/models"]
 )
 def test_an_unknown_path_is_404_and_reads_no_file(server: Running, path: str) -> None:
     answer = exchange(server.port, request("GET", path))
@@ -172,7 +172,13 @@ def test_an_unknown_path_is_404_and_reads_no_file(server: Running, path: str) ->
     assert "root:" not in answer.error["message"]
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "//v1//models", "/models", "/v1/models?limit=1000", "/v1/models?"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models", "//v1//models", "/models", "/v1/models?limit=1000", "/v1/models?", "/v1/models/", "/models//?x=1",
+        "/v1/v1/models", "//v1/v1/v1//models/",
+    ],
+)  # fmt: skip
 def test_tolerated_spellings_of_a_path(server: Running, path: str) -> None:
     answer = exchange(server.port, request("GET", path))
     assert answer is not None

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from server.api.openai.dialect import OPENAI
+from server.api.default_dialect import OPENAI
 from server.http.dialect import Dialects
 from server.http.guard import Guard
 from server.metrics import Metrics

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from server.api.openai.decisions.request import AnyQuestion, ChoiceQuestion, PredicateQuestion, ScoreQuestion
-from server.api.openai.responses.answer import response_usage
+from server.api.openai.shown import response_usage
 from server.chat.deltas import Decided
 
 

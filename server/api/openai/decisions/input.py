@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from server.api.openai.responses.items import InputMessages, input_messages
+from server.api.openai.items import InputMessages, input_messages
 from server.api.wire import shown
 from server.errors import InvalidRequest
 from server.settings.types import LimitSettings

@@ -14,7 +14,7 @@ from server.api.keep_alive import KeepAlive
 from server.api.openai.content import ContentRules, content_parts
 from server.api.openai.decisions.input import parts_with_text, said
 from server.api.openai.decisions.table import DECISIONS
-from server.api.openai.sampling import model_name
+from server.api.sampling import model_name
 from server.api.wire import TextOrList, Wire, shown, validated
 from server.chat.conversation import ClosedQuestion, Inquiry
 from server.chat.parts import TextPart

@@ -8,11 +8,11 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from server.api.asked import Caller, caller
 from server.api.cache_headers import cache_headers
-from server.api.openai.answer import Caller, caller
+from server.api.default_dialect import OPENAI
 from server.api.openai.decisions.answer import decision
 from server.api.openai.decisions.request import DecisionCall, parse_decision
-from server.api.openai.dialect import OPENAI
 from server.api.service import Service
 from server.chat.conversation import DecisionRequest
 from server.http.body import parsed_body

@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 
 from server.api.cache_headers import cache_headers
-from server.api.openai.answer import unfinished
+from server.api.collected import unfinished
 from server.api.openai.responses.output import Output, Told
 from server.api.openai.responses.request import ResponseCall
+from server.api.openai.shown import response_usage
 from server.api.progress import PromptProgress, prompt_text, reading, waiting
 from server.chat.deltas import (
     Event,
@@ -113,16 +114,6 @@ class GrowingResponse:
             "truncation": fields.truncation,
             "usage": None if self._usage is None else response_usage(self._usage),
         }
-
-
-def response_usage(usage: Usage) -> dict[str, Any]:
-    return {
-        "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
-        "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-    }
 
 
 class ResponseStream:

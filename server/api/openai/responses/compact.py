@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
+from server.api.collected import Answer
 from server.api.opaque import enclosed
-from server.api.openai.answer import Answer
-from server.api.openai.responses.answer import response_usage
 from server.api.openai.responses.request import ResponseCall
+from server.api.openai.shown import response_usage
 from server.chat.conversation import Conversation, GenerationRequest
 from server.chat.parts import Message
 from server.chat.tools import ToolChoice

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from server.api.opaque import enclosed
-from server.api.openai.answer import wire_logprob
 from server.api.openai.responses.tools import Declared
+from server.api.openai.shown import wire_logprob
 from server.chat.deltas import Delta, ReasoningDelta, ScoredToken, TextDelta, ToolCallDelta
 
 # An event without its sequence number: "type" and what belongs to it.

@@ -9,11 +9,11 @@ from pydantic import Field
 
 from server.api.fields import Screened, screen
 from server.api.markers import notes, without_markers
-from server.api.openai.responses.items import InputMessages, Lookup, input_messages
+from server.api.openai.items import InputMessages, Lookup, input_messages
 from server.api.openai.responses.store import ResponseStore
 from server.api.openai.responses.table import RESPONSES
 from server.api.openai.responses.tools import ToolSet, tool_choice, tool_set
-from server.api.openai.sampling import SamplingFields, TokenLimit, checked_options, model_name
+from server.api.sampling import SamplingFields, TokenLimit, checked_options, model_name
 from server.api.wire import TextOrList, Whole, Wire, shown, validated
 from server.chat.conversation import Conversation, GenerationOptions, Reasoning
 from server.chat.parts import Message

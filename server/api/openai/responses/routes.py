@@ -13,8 +13,9 @@ from fastapi import APIRouter, Request
 from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
-from server.api.openai.answer import caller, collect
-from server.api.openai.dialect import OPENAI, envelope
+from server.api.asked import caller
+from server.api.collected import collect
+from server.api.default_dialect import OPENAI, envelope
 from server.api.openai.responses.answer import GrowingResponse, ResponseStream
 from server.api.openai.responses.compact import compacted, compaction_request
 from server.api.openai.responses.request import ResponseCall, parse_response, response_call

@@ -219,7 +219,9 @@ def test_the_model_list_tells_its_own_context_and_the_one_that_fits(server: Runn
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/embeddings", "/api/v0/embeddings", "//v1//embeddings?x=1"])
 def test_embeddings_are_refused_with_a_sentence(server: Running, path: str) -> None:
-    reply = server.send("POST", path, {"model": MODEL, "input": "hi"})
+    # As the SDKs of OpenAI and LangChain ask.
+    body = {"model": MODEL, "input": [[1, 2]], "encoding_format": "base64", "dimensions": 8, "user": "me"}
+    reply = server.send("POST", path, body)
     error = reply.json()["error"]
     assert (reply.status, error["type"]) == (400, "invalid_request_error")
     assert "No embedding model is configured" in error["message"]
@@ -237,8 +239,14 @@ def test_embeddings_are_refused_with_a_sentence(server: Running, path: str) -> N
         ("POST", "/messages/count_tokens", {"messages": [{"role": "user", "content": "hi"}]}),
     ],
 )
-def test_paths_work_without_their_version(server: Running, method: str, path: str, body: Any) -> None:
-    assert server.send(method, path, body).status == 200
+def test_paths_work_without_their_version_and_with_two(server: Running, method: str, path: str, body: Any) -> None:
+    for base in ("", "/v1/v1/"):
+        assert server.send(method, base + path, body).status == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/props"])
+def test_what_llama_vscode_asks_is_answered_below_a_base_url_of_openais_too(server: Running, path: str) -> None:
+    assert server.send("GET", f"/v1{path}", None).status == 200
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/responses"])

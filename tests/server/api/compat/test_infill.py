@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.api.tables import INFILL
+from server.api.compat.table import INFILL
 from server.chat.conversation import Infill, OtherFile
 from tests.support.field_names import CHAT_FIELDS
 from tests.support.scripted_service import MODEL, REPLY, Running, ScriptedService, running

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from server.api.compat.table import DETOKENIZE, TOKENIZE
+from server.api.compat.tokenize import DetokenizeFields, TokenizeFields
 from server.api.openai.chat_request import ChatFields
 from server.api.openai.completions_request import CompletionFields
-from server.api.operations import DetokenizeFields, TokenizeFields
-from server.api.tables import CHAT, COMPLETIONS, DETOKENIZE, ENDPOINTS, TOKENIZE
+from server.api.openai.table import CHAT, COMPLETIONS
+from server.api.tables import ENDPOINTS
 from server.chat.conversation import Conversation, GenerationRequest, RawPrompt
 from server.chat.parts import Message, ToolResultPart
 from tests.support.scripted_service import Running, ScriptedService, running

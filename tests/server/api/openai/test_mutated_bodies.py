@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from server.api.compat.infill_request import parse_infill
+from server.api.compat.table import INFILL
 from server.api.openai.chat_request import parse_chat
 from server.api.openai.completions_request import parse_completion
 from server.api.openai.decisions.request import parse_decision
 from server.api.openai.decisions.table import DECISIONS
-from server.api.tables import CHAT, COMPLETIONS, INFILL
+from server.api.openai.table import CHAT, COMPLETIONS
 from server.errors import InvalidRequest
 from server.settings.types import LimitSettings
 

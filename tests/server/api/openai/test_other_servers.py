@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.api.tables import CHAT, COMPLETIONS
+from server.api.openai.table import CHAT, COMPLETIONS
 from server.settings.types import LimitSettings, ServerSettings, Settings
 from tests.support.field_names import CHAT_FIELDS
 from tests.support.scripted_service import REPLY, Running, ScriptedService, running

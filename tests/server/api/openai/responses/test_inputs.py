@@ -26,6 +26,26 @@ def refused(param: str) -> Iterator[None]:
     assert caught.value.param == param, caught.value.message
 
 
+def test_what_other_servers_tools_did_is_left_out_by_name(client: OpenAI, service: ScriptedEvents) -> None:
+    """As Codex has it in the history of a session that began elsewhere."""
+    did: Any = [
+        {"type": "local_shell_call", "call_id": "a", "status": "completed", "action": {"type": "exec", "command": []}},
+        {"type": "local_shell_call_output", "call_id": "a", "output": "notes.txt"},
+        {"type": "mcp_list_tools", "id": "m", "server_label": "x", "tools": []},
+        {"type": "file_search_call", "id": "f", "status": "completed", "queries": ["x"]},
+    ]
+    raw = client.responses.with_raw_response.create(
+        model=MODEL,
+        input=[*did, {"role": "user", "content": "Go on."}],
+        tools=[{"type": "local_shell"}, {"type": "image_generation"}],  # type: ignore[list-item]
+        extra_body={"client_metadata": {"turn": "1"}},
+    )
+    assert raw.headers["x-configi-ignored"].split(", ") == [
+        *(f"input.{item['type']}" for item in did), "tools.local_shell", "tools.image_generation",
+    ]  # fmt: skip
+    assert service.asked.messages == (Message.plain("user", "Go on."),)
+
+
 def test_a_turn_of_an_agent_is_one_message(client: OpenAI, service: ScriptedEvents) -> None:
     items: Any = [
         {"role": "developer", "content": [{"type": "input_text", "text": "Be an agent."}]},

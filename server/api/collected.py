@@ -1,20 +1,14 @@
-"""What both completion protocols share on the way out: ids, usage, logprob values, whole answers. HTTP process."""
+"""The events of generations gathered: into whole answers, or into one stream of several. HTTP process."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import anyio
-import msgspec
-from starlette.requests import Request
 
-import server
-from server.chat.conversation import Client
 from server.chat.deltas import (
     Delta,
     Event,
@@ -29,66 +23,8 @@ from server.chat.deltas import (
     Usage,
 )
 from server.errors import EngineFailed
-from server.settings.types import Settings
 
-SYSTEM_FINGERPRINT = f"configi-{server.__version__}"
-# JSON has no -Infinity; OpenAI writes this for "cannot happen".
-_LEAST_LOGPROB = -9999.0
 _FAN_IN_EVENTS = 64
-
-
-class PromptDetails(msgspec.Struct, frozen=True):
-    cached_tokens: int
-
-
-class CompletionDetails(msgspec.Struct, frozen=True):
-    reasoning_tokens: int = 0
-
-
-class WireUsage(msgspec.Struct, frozen=True):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptDetails
-    completion_tokens_details: CompletionDetails = CompletionDetails()
-
-
-def wire_usage(usages: Sequence[Usage]) -> WireUsage:
-    prompt = sum(usage.prompt_tokens for usage in usages)
-    completion = sum(usage.completion_tokens for usage in usages)
-    cached = sum(usage.cached_tokens for usage in usages)
-    reasoning = sum(usage.reasoning_tokens for usage in usages)
-    return WireUsage(prompt, completion, prompt + completion, PromptDetails(cached), CompletionDetails(reasoning))
-
-
-def wire_logprob(logprob: float) -> float:
-    return max(logprob, _LEAST_LOGPROB)
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """A request's id, and who sent it."""
-
-    request_id: str
-    client: Client
-
-
-def caller(request: Request, settings: Settings, cache_salt: str = "") -> Caller:
-    """As the guard has found. `cache_salt`: the client's own, which keeps prefixes apart within what it may share."""
-    state = request.scope.get("state") or {}
-    client = str(state.get("client", ""))
-    salt = "" if settings.shares_prefixes else client
-    if cache_salt:
-        salt = f"{salt}\0{cache_salt}"
-    return Caller(str(state.get("request_id") or uuid.uuid4().hex), Client(client, salt))
-
-
-def answer_id(prefix: str) -> str:
-    return f"{prefix}{uuid.uuid4().hex}"
-
-
-def wall_time() -> int:
-    return int(time.time())
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, FailFast, Field
 
 from server.api.keep_alive import KeepAlive
-from server.api.openai.shape_fields import ShapeFields, asked_shape
+from server.api.shape_fields import ShapeFields, asked_shape
 from server.api.wire import Whole, Wire, shown
 from server.chat.conversation import GenerationOptions, Reasoning
 from server.chat.tools import FREE, ToolChoice
