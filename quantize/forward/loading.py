@@ -19,9 +19,9 @@ from mlx.utils import tree_flatten
 from quantize.errors import SourceError
 from quantize.forward.checkpoint_weights import CheckpointModel
 from quantize.source.compat import model_classes
+from quantize.source.declared import declarations
 from quantize.source.families import is_unused
 from quantize.source.folder import FolderCheckpoint
-from quantize.source.packed import declarations
 from quantize.source.unpack import Scaled
 
 # Read at once: little enough to tell how far it is, enough to keep a disk busy.

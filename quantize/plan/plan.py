@@ -22,9 +22,9 @@ from quantize.plan import structure
 from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.policy import KEEP, Policy, find_policy
 from quantize.source.checkpoint import Checkpoint, SourceTensor
+from quantize.source.declared import undeclared
 from quantize.source.families import Placed, place, text_config
 from quantize.source.mlx_model import layer_count
-from quantize.source.packed import undeclared
 from quantize.source.views import View
 
 # As mlx_lm.convert's; a file of this size can be on disk twice while it is copied.

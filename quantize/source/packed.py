@@ -13,17 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quantize.errors import SourceError
-from quantize.folder.config import COPY, TABLE
 from quantize.source.checkpoint import Packing, SourceTensor
+from quantize.source.declared import check_method, computed_dtype, declarations
 from quantize.source.unpack import GroupedIntegers, MlxPacked, Mxfp4Blocks, Scaled
 
-# Of config.json and, multimodal checkpoints having the language model's numbers one level down, of these in it.
-_NESTED = ("text_config", "language_config", "llm_config", "thinker_config")
-# What is undone here; auto-round names the layout in `packing_format`.
-_METHODS = (
-    "mlx", "fp8", "mxfp8", "fbgemm_fp8", "mxfp4", "compressed-tensors", "modelopt", "awq", "gptq", "auto-round",
-    "intel/auto-round", "bitsandbytes",
-)  # fmt: skip
 _FP8 = ("F8_E4M3", "F8_E5M2")
 _FLOATS = ("BF16", "F16", "F32")
 # How names of an fp8 or int8 tensor's scale end; bitsandbytes' of int8 are for 127 steps.
@@ -33,27 +26,12 @@ _INT8_SCALE, _INT8_STEPS = "SCB", 127
 _BLOCK = 128
 
 
-def declarations(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The quantization tables of a config.json, wherever they stand."""
-    levels = [config, *(level for name in _NESTED if isinstance(level := config.get(name), dict))]
-    found = [level.get(key) for level in levels for key in (TABLE, COPY, "compression_config")]
-    return [table for table in found if isinstance(table, dict) and table]
-
-
-def undeclared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json without them: what it says of the model when that is unpacked."""
-    kept = {key: value for key, value in config.items() if key not in (TABLE, COPY, "compression_config")}
-    return {
-        key: undeclared(value) if key in _NESTED and isinstance(value, dict) else value for key, value in kept.items()
-    }
-
-
 def unpacked(stored: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> dict[str, SourceTensor]:
     """`stored` with the packed ones as the matrices that they stand for. Raises SourceError."""
     tables = declarations(config)
     for table in tables:
-        _check_method(table)
-    reader = _Reader(stored, tables, _dtype(config))
+        check_method(table)
+    reader = _Reader(stored, tables, computed_dtype(config))
     found: dict[str, SourceTensor] = {}
     for tensor in stored.values():
         matrix = reader.matrix(tensor)
@@ -62,25 +40,6 @@ def unpacked(stored: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> d
     if bare := next((tensor for tensor in found.values() if tensor.dtype in _FP8), None):
         raise SourceError(f"The fp8 tensor {bare.name} has no scale; {bare.name}{_SCALES[0]} would be one.")
     return found
-
-
-def _check_method(table: Mapping[str, Any]) -> None:
-    method = str(table.get("quant_method", table.get("quant_type", "mlx")))
-    sparsity = table.get("sparsity_config")
-    if isinstance(sparsity, dict) and sparsity.get("format", "dense") != "dense":
-        method = f"{method} and sparsity ({sparsity['format']})"
-    if method not in _METHODS:
-        raise SourceError(
-            f"The source is quantized with {method}, which cannot be undone here; "
-            "build from the unquantized checkpoint."
-        )
-
-
-def _dtype(config: Mapping[str, Any]) -> str:
-    """What the model computes in, where no scale says it."""
-    levels = [config, *(level for name in _NESTED if isinstance(level := config.get(name), dict))]
-    named = next((value for level in levels for key in ("dtype", "torch_dtype") if (value := level.get(key))), None)
-    return "F16" if named == "float16" else "BF16"
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,15 @@ def test_the_python_examples_run(server: Running) -> None:
 
 
 @pytest.mark.slow
+def test_every_test_that_the_security_page_names_exists() -> None:
+    page = PAGES["security.md"]
+    named = set(re.findall(r"`(test_\w+)`", page))
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    defined = {name for source in sources for name in re.findall(r"^(?:async )?def (test_\w+)", source, re.MULTILINE)}
+    assert named
+    assert sorted(named - defined) == []
+
+
 def test_the_site_builds_strictly_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="the site's tools are not installed; `make docs` installs them")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.support import forked
 from tests.support.running import ROOT
 
 
-def configi(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "server.cli", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=None, timeout=120, check=False)
+def configi(
+    *arguments: str, check: bool = True, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    done = forked.run("server.cli.main", *arguments, cwd=cwd, environment=os.environ | environment)
     assert not check or done.returncode == 0, done.stderr
     return done
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support import forked
 from tests.support.loopback_hub import (
     REPO,
     LoopbackHub,
@@ -41,15 +40,11 @@ class Bench:
         return self.home / "hub" / f"models--{REPO.replace('/', '--')}"
 
     def fetch(self, source: str = REPO, *options: str, **environment: str) -> Result:
-        done = subprocess.run(
-            [sys.executable, "-m", "server.models.fetch", source, "--timeout", "5", "--backoff", "0.05", *options],
-            env={**os.environ, **hub_environment(self.hub, self.home), **environment},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
+        done = forked.run(
+            "server.models.fetch", source, "--timeout", "5", "--backoff", "0.05", *options,
+            environment={**os.environ, **hub_environment(self.hub, self.home), **environment},
             timeout=60,
-            check=False,
-        )
+        )  # fmt: skip
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         assert lines, done.stderr
         return Result(done.returncode, lines[:-1], lines[-1], done.stderr)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from quantize.folder.safetensors_format import lay_out
+from tests.support import forked
 from tests.support.loopback_hub import (
     COMMIT,
     REPO,
@@ -83,13 +84,12 @@ class Bench:
         return {**os.environ, **hub_environment(self.hub, self.folder / "home"), **changes}
 
     def read(self, *options: str, source: str = REPO, **environment: str) -> Result:
-        done = subprocess.run(
-            self.command(*options, source=source),
-            env=self.environment(**environment),
-            capture_output=True,
-            text=True,
+        done = forked.run(
+            "tests.support.read_checkpoint",
+            source,
+            *options,
+            environment=self.environment(**environment),
             timeout=60,
-            check=False,
         )
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         assert lines, done.stderr

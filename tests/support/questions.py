@@ -67,17 +67,20 @@ def scores(engine: Engine, score: ScoreOptions) -> Scores:
 
 
 def bare_scores(model: Any, score: ScoreOptions) -> Logprobs:
-    """By mlx-lm's model alone, reading each option's whole text."""
-    return [[_bare(model, [*score.prompt, *b.tail], option) for option in b.options] for b in score.branches]
+    """By mlx-lm's model alone, reading each option's whole text: all options of a question side by side in one pass."""
+    return [_bare(model, [*score.prompt, *branch.tail], branch.options) for branch in score.branches]
 
 
-def _bare(model: Any, before: list[int], option: list[int]) -> float:
+def _bare(model: Any, before: list[int], options: Sequence[Sequence[int]]) -> list[float]:
+    # What follows an option's last token is never looked at by what stands before it.
+    longest = max(map(len, options))
+    texts = mx.array([[*before, *option, *[0] * (longest - len(option))][:-1] for option in options])
     # With a cache: some models answer otherwise without one.
-    logits = model(mx.array([[*before, *option[:-1]]]), cache=make_prompt_cache(model))[0, len(before) - 1 :].astype(
-        mx.float32
-    )
-    logprobs: Any = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    return sum(float(logprobs[at, token].item()) for at, token in enumerate(option))
+    logits = model(texts, cache=make_prompt_cache(model))[:, len(before) - 1 :].astype(mx.float32)
+    logprobs: Any = (logits - mx.logsumexp(logits, axis=-1, keepdims=True)).tolist()
+    return [
+        sum(row[at][token] for at, token in enumerate(option)) for row, option in zip(logprobs, options, strict=True)
+    ]
 
 
 def most_apart(one: Logprobs, other: Logprobs) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.checkpoints import gemma4, write
+from tests.support.commands import configi
 from tests.support.loopback_hub import COMMIT, REPO, LoopbackHub, corrupt, hold, hub_environment, loopback_hub, status
 
 SECOND = f"GET /{REPO}/resolve/{COMMIT}/model-00002-of-00003.safetensors"
@@ -33,12 +34,10 @@ class Bench:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, **hub_environment(self.hub, self.folder / "home")}
+        return hub_environment(self.hub, self.folder / "home")
 
     def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments), env=self.environment, capture_output=True, text=True, timeout=120, check=False
-        )
+        return configi(*map(str, arguments), check=False, **self.environment)
 
     def build(self, source: str | Path, output: str, *options: str) -> dict[str, bytes]:
         """The files that were made, but for the two that name the source."""
@@ -87,7 +86,7 @@ def test_a_build_killed_in_a_transfer_goes_on_from_there(bench: Bench) -> None:
     bench.hub.fault(SECOND, lambda handler: handler.honest(handler.path), times=1)
     bench.hub.fault(SECOND, hold(1000), times=1)
     command = bench.command("build", REPO, bench.folder / "model", "--discard-source", "--json-progress")
-    with subprocess.Popen(command, env=bench.environment, stdout=subprocess.PIPE, text=True) as build:
+    with subprocess.Popen(command, env=os.environ | bench.environment, stdout=subprocess.PIPE, text=True) as build:
         assert build.stdout is not None
         line = next(line for line in map(json.loads, build.stdout) if "waiting for model-00002" in line["text"])
         assert line["done"] > 0

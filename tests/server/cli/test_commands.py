@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from server import __version__
+from tests.support.commands import configi
 from tests.support.running import ROOT, Running, config, running, serving_script
 from tests.support.tiny_model import write_tiny_model
 
@@ -30,21 +28,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Ru
         yield up
 
 
-def configi(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "server.cli", *words],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=cwd,
-        check=False,
-        env=os.environ | environment,
-    )
-
-
 def refusal(*words: str, cwd: Path = ROOT, **environment: str) -> str:
     """The one sentence on stderr of a command that fails."""
-    done = configi(*words, cwd=cwd, **environment)
+    done = configi(*words, check=False, cwd=cwd, **environment)
     assert (done.returncode, done.stdout) == (1, "")
     [line] = done.stderr.splitlines()
     assert line.startswith("configi: ")
@@ -225,13 +211,13 @@ def test_an_address_that_is_not_of_this_machine_is_refused() -> None:
 
 
 def test_wrong_usage_is_exit_code_2() -> None:
-    assert configi("serve", "--prot", "1").returncode == 2
+    assert configi("serve", "--prot", "1", check=False).returncode == 2
     assert configi("--version").stdout == f"configi {__version__}\n"
 
 
 def test_a_demo_that_cannot_start_says_why_and_fails(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = configi("demo", "--port", "0", CONFIGI_STORAGE__CACHE_DIR=str(tmp_path / "file"))
+    done = configi("demo", "--port", "0", check=False, CONFIGI_STORAGE__CACHE_DIR=str(tmp_path / "file"))
     assert done.returncode == 1
     assert "The demo failed: storage.cache_dir is not a folder." in done.stdout
     # The log, not the answer of a request, names the folder.
@@ -241,7 +227,7 @@ def test_a_demo_that_cannot_start_says_why_and_fails(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_demo_answers_whatever_the_settings_and_the_environment_say(tmp_path: Path) -> None:
     environment = {"CONFIGI_SERVER__API_KEY": "k", "http_proxy": "http://127.0.0.1:9", "XDG_CACHE_HOME": str(tmp_path)}
-    done = configi("demo", "--port", "0", "--exit-after-reply", **environment)
+    done = configi("demo", "--port", "0", "--exit-after-reply", check=False, **environment)
     assert done.returncode == 0, done.stderr
     assert "Paris" in done.stdout
     assert "tokens/s" in done.stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,9 @@ from quantize.machine import model_memory
 from server.cli.doctor import examine
 from server.cli.power import low_power_mode
 from server.settings.loading import load_settings
+from tests.support.commands import configi
 from tests.support.metal import FakeMetal
-from tests.support.running import ROOT, config
+from tests.support.running import config
 from tests.support.tiny_model import write_tiny_model
 
 PMSET = """System-wide power settings:
@@ -27,15 +27,14 @@ Currently in use:
 """
 
 
-def doctor(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "server.cli", "doctor", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+def doctor(*flags: str) -> subprocess.CompletedProcess[str]:
+    return configi("doctor", *flags, check=False)
 
 
 def test_it_measures_this_machine_and_says_what_the_simulated_device_needs(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "model")
     path = config(tmp_path, model)
-    done = doctor(tmp_path, "--config", str(path), "--model", str(model), "--seconds", "10", "--json")
+    done = doctor("--config", str(path), "--model", str(model), "--seconds", "10", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     facts = json.loads(done.stdout)
     assert facts["sweep_s"] >= 0
@@ -48,7 +47,7 @@ def test_it_measures_this_machine_and_says_what_the_simulated_device_needs(tmp_p
 
 def test_without_time_it_measures_nothing_and_says_the_rest(tmp_path: Path) -> None:
     path = config(tmp_path, write_tiny_model(tmp_path / "model"))
-    done = doctor(tmp_path, "--config", str(path), "--seconds", "0")
+    done = doctor("--config", str(path), "--seconds", "0")
     assert (done.returncode, done.stderr) == (0, "")
     assert "for a model" in done.stdout
     assert "it fits" in done.stdout
@@ -56,7 +55,7 @@ def test_without_time_it_measures_nothing_and_says_the_rest(tmp_path: Path) -> N
 
 
 def test_a_folder_that_is_no_model_is_one_sentence(tmp_path: Path) -> None:
-    done = doctor(tmp_path, "--model", str(tmp_path))
+    done = doctor("--model", str(tmp_path))
     assert (done.returncode, done.stdout) == (1, "")
     assert "no config.json" in done.stderr
     assert len(done.stderr.splitlines()) == 1

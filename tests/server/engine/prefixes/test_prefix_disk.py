@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,13 +20,28 @@ from tests.support.sliding_model import write_sliding_model
 from tests.support.talks import Model, Talk, ask, engine_for, new_talk
 
 
-def test_a_restart_finds_the_conversation_on_disk(model: Model, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def written(model: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int]]:
+    """What an engine that was asked `new_talk(10)` has left on disk, and its answer."""
+    folder = tmp_path_factory.mktemp("written")
+
+    async def run() -> list[int]:
+        async with engine_for(model.folder, folder) as engine:
+            return (await ask(engine, new_talk(10)))[0]
+
+    return folder, asyncio.run(run())
+
+
+@pytest.fixture
+def left(written: tuple[Path, list[int]], tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(written[0], tmp_path / "left"))
+
+
+def test_a_restart_finds_the_conversation_on_disk(model: Model, written: tuple[Path, list[int]], left: Path) -> None:
     async def run() -> None:
-        talk = new_talk(10)
-        async with engine_for(model.folder, tmp_path) as engine:
-            answer, _ = await ask(engine, talk)
-        talk.say("assistant", answer).say("user", 20)
-        async with engine_for(model.folder, tmp_path) as engine:
+        talk = new_talk(10).say("assistant", written[1]).say("user", 20)
+        async with engine_for(model.folder, left) as engine:
             answer, cached = await ask(engine, talk)
             assert cached >= 110
             assert answer == model.greedy(talk.asked()[0])
@@ -52,16 +68,16 @@ def test_a_restart_finds_both_of_two_conversations_that_begin_alike(model: Model
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "garbage", "deleted"])
-def test_a_damaged_file_is_a_miss_and_never_an_error(model: Model, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_is_a_miss_and_never_an_error(
+    model: Model, written: tuple[Path, list[int]], left: Path, damage: str
+) -> None:
     async def run() -> None:
-        talk = new_talk(11)
-        async with engine_for(model.folder, tmp_path) as engine:
-            expected, _ = await ask(engine, talk)
-        files = list(stored(tmp_path))
+        talk, expected = new_talk(10), written[1]
+        files = list(stored(left))
         assert files
         for path in files:
             spoil(path, damage)
-        async with engine_for(model.folder, tmp_path) as engine:
+        async with engine_for(model.folder, left) as engine:
             assert await ask(engine, talk) == (expected, 0)
             assert (await ask(engine, talk))[0] == expected
 

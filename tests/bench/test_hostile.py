@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +20,7 @@ from bench.hostile.verdict import Quiet, Run, better, kept, summary, table
 from bench.hostile.verdict import Seen as Row
 from tests.support.hostile import bodies, folders, templates
 from tests.support.loopback_hub import LoopbackHub
-from tests.support.running import ROOT, Running, serving_script
+from tests.support.running import Running, serving_script
 from tests.support.streams import until
 from tests.support.tiny_model import write_tiny_model
 
@@ -202,12 +201,3 @@ def test_of_two_tries_the_one_counts_that_kept_more() -> None:
 
 def test_memory_counts_only_where_there_was_a_process_before() -> None:
     assert kept(HELD | {"text processes": 0}, HELD | {"HTTP process": 109 * 2**20}) == []
-
-
-def test_every_test_that_the_security_page_names_exists() -> None:
-    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`(test_\w+)`", page))
-    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
-    defined = {name for source in sources for name in re.findall(r"^(?:async )?def (test_\w+)", source, re.MULTILINE)}
-    assert named
-    assert sorted(named - defined) == []
