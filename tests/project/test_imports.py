@@ -78,7 +78,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "quantize.build": {"quantize", "quantize.calibrate", "quantize.plan", "quantize.source", "quantize.folder"},
     "quantize.calibrate": {"quantize", "quantize.forward", "quantize.plan", "quantize.source", "quantize.folder"},
-    "quantize.forward": {"quantize", "quantize.source"},
+    "quantize.forward": {"quantize", "quantize.source", "quantize.folder"},
     "quantize.plan": {"quantize", "quantize.source", "quantize.folder"},
     "quantize.source": {"quantize", "quantize.hub", "quantize.folder"},
     "quantize.hub": {"quantize", "quantize.folder"},
