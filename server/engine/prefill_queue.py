@@ -6,37 +6,31 @@ Runs in the engine process.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
 from server.engine import kv
 from server.engine.admission import Admission
 from server.engine.checkpoints import checkpoints, checkpoints_behind
-from server.engine.forecast import PeakForecast
 from server.engine.linear_cost import LinearCost
 from server.engine.prefill import Prefill, read_together
 from server.engine.prefixes.prefix_cache import Hit, PrefixCache
+from server.engine.reading_memory import ReadingMemory
 from server.engine.scheduler import PrefillScheduler
 from server.engine.scoring.deciding import Deciding
 from server.engine.scoring.prompt_logprobs import Scoring
-from server.engine.token_budget import MIN_CHUNK_TOKENS, TokenBudget
-from server.engine_client.protocol import EngineEvent, PeakMemory, Prefilled, Request, ScoreOptions
+from server.engine.token_budget import TokenBudget
+from server.engine_client.protocol import EngineEvent, Prefilled, Request, ScoreOptions
 
-# Beyond it the measurement is at fault, not the cost model.
-_MOST_FACTOR = 4.0
 # While others decode, nothing is read in a chunk of which more than this part went by before.
 _STARTING_SHARE = 0.5
 # At which a prompt is kept, before that was measured.
 _ASSUMED_BYTES_PER_S = 1e9
 # With nothing to do but wait for the disk, a step does so no longer than this: commands must be heard.
 _DISK_WAIT_S = 0.02
-
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -63,7 +57,6 @@ class PrefillQueue:
         together: bool = True,
     ) -> None:
         self._model = model
-        self._admission = admission
         self._budget = budget
         self._prefixes = prefixes
         self._trimmable = trimmable
@@ -80,10 +73,7 @@ class PrefillQueue:
         self._keeping = LinearCost()
         # Those that the chunk under way is of.
         self._reading: list[int] = []
-        self._forecasts: dict[int, PeakForecast] = {}
-        self._earlier_peak = 0
-        # How much more a chunk has taken, at most, than the cost model says.
-        self._chunk_factor = 1.0
+        self._memory = ReadingMemory(admission, prefixes)
 
     def __contains__(self, id: int) -> bool:
         return id in self._prefills
@@ -99,8 +89,8 @@ class PrefillQueue:
 
     @property
     def peak_bytes(self) -> int:
-        """Of the process: MLX has one counter for it, which each chunk resets to measure itself."""
-        return max(self._earlier_peak, mx.get_peak_memory())
+        """Of the process."""
+        return self._memory.peak_bytes
 
     def add(self, request: Request) -> None:
         same = next((p.id for p in self._prefills.values() if _finds_what_is_kept_of(request, p.request)), None)
@@ -120,7 +110,7 @@ class PrefillQueue:
             self._keep(prefill, prefill.done)
 
     def discard(self, id: int) -> None:
-        self._forecasts.pop(id, None)
+        self._memory.drop(id)
         prefill = self._prefills.pop(id, None)
         if prefill is not None and prefill.restore is not None:
             self._prefixes.disk.cancel(prefill.restore)
@@ -160,7 +150,7 @@ class PrefillQueue:
         seconds -= spent
         if chosen.under_way is not None:
             parts = [(chosen, chosen.under_way.tokens)]
-            read = self._measured(parts, lambda: self._go_on(chosen, seconds, beside))
+            read = self._memory.measured(parts, lambda: self._go_on(chosen, seconds, beside))
         else:
             parts = self._plan(chosen, ready, seconds, beside > 0, chunk.events)
             read = self._begin(parts, seconds, beside)
@@ -219,7 +209,7 @@ class PrefillQueue:
         events: list[EngineEvent],
     ) -> list[tuple[Prefill, int]]:
         """What is read with `chosen`, and how many tokens of each: several where a pass over all is over in time."""
-        most = self._admission.max_chunk(mx.get_active_memory(), chosen.done, self._chunk_factor)
+        most = self._memory.max_chunk(chosen.done)
         size = min(most, self._budget.whole_tokens(seconds))
         room = min(most, self._budget.group_tokens(seconds, decoding=decoding))
         longest_pass = min(most, self._budget.pass_tokens(seconds, len(chosen.layers))) if chosen.batchable else size
@@ -252,9 +242,7 @@ class PrefillQueue:
         request = prefill.request
         hit = self._prefixes.find(request.prompt, request.cache_salt) if prefill.reuses_prefixes else Hit(None, 0, 0)
         prefill.start(hit.layers, hit.length)
-        self._forecasts[request.id] = PeakForecast(
-            self._admission.cost, mx.get_active_memory(), hit.length, self._prefixes.nbytes
-        )
+        self._memory.begin(request.id, hit.length)
         return Prefilled(request.id, hit.length, len(request.prompt), hit.length, hit.shared)
 
     # ---- reading
@@ -266,10 +254,10 @@ class PrefillQueue:
         chosen, tokens = parts[0]
         if len(parts) == 1 and chosen.batchable:
             chosen.begin(tokens)
-            return self._measured(parts, lambda: self._go_on(chosen, seconds, beside))
+            return self._memory.measured(parts, lambda: self._go_on(chosen, seconds, beside))
         count = sum(tokens for _, tokens in parts)
         begun = time.monotonic()
-        self._measured(parts, lambda: read_together(self._model, parts))
+        self._memory.measured(parts, lambda: read_together(self._model, parts))
         self._budget.record_pass(count, [(1, time.monotonic() - begun)])
         for prefill, tokens in parts:
             self._scheduler.charge(prefill.client, tokens)
@@ -304,36 +292,18 @@ class PrefillQueue:
         self._budget.record_pass(under_way.tokens, under_way.pieces)
         return [(prefill, under_way.tokens)]
 
-    def _measured(self, parts: Sequence[tuple[Prefill, int]], read: Callable[[], T]) -> T:
-        """What `read` returns, once it is known how much more or less memory it needed than a pass over `parts` is told
-        to."""
-        contexts = [prefill.done for prefill, _ in parts]
-        self._earlier_peak = self.peak_bytes
-        mx.reset_peak_memory()
-        active, kept = mx.get_active_memory(), self._prefixes.nbytes
-        result = read()
-        took = mx.get_peak_memory() - max(active, mx.get_active_memory())
-        count = sum(tokens for _, tokens in parts)
-        told = self._admission.cost.chunk_bytes(max(count, MIN_CHUNK_TOKENS), max(contexts))
-        for (prefill, tokens), context in zip(parts, contexts, strict=True):
-            self._forecasts[prefill.id].chunk(context, tokens, mx.get_peak_memory(), kept)
-        self._chunk_factor = min(max(self._chunk_factor, took / max(1, told)), _MOST_FACTOR)
-        return result
-
     def _advanced(self, prefill: Prefill, tokens: int) -> EngineEvent:
         request = prefill.request
         if not self._trimmable:
             for end in checkpoints_behind(prefill.found, prefill.request):
                 if prefill.done - tokens < end <= prefill.done:
                     self._keep(prefill, end)
-        return Prefilled(request.id, prefill.done, len(request.prompt), peak=self._peak(prefill))
-
-    def _peak(self, prefill: Prefill) -> PeakMemory | None:
-        """Of a prompt that is read."""
-        if prefill.remaining:
-            return None
-        forecast = self._forecasts.pop(prefill.id)
-        return PeakMemory(forecast.predicted, forecast.measured)
+        return Prefilled(
+            request.id,
+            prefill.done,
+            len(request.prompt),
+            peak=None if prefill.remaining else self._memory.end(prefill.id),
+        )
 
     def _complete(self, prefill: Prefill) -> list[EngineEvent]:
         if self._trimmable:
