@@ -18,7 +18,7 @@ _HEAD = """\
 # Report of the embedded model
 
 SmolLM2-135M-Instruct at the widths of Config-I for mixtures (`bench/config-i-widths.toml`): gate and up 2 bits, down 3,
-attention 4, the first and last two layers 8, groups of 64, embeddings kept; calibrated with 32,768 tokens of the text
+attention 4, the first and last two layers 8, groups of 64, embeddings kept; calibrated with 65,536 tokens of the text
 that ships. What the same bytes are worth without it is in [Calibration](calibration.md#what-it-is-worth), what the
 columns say in [Evaluation](evaluation.md#what-is-measured).
 

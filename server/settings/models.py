@@ -121,5 +121,7 @@ def default_models() -> list[ModelSettings]:
             acquire="fetch-or-build",
             fetch="thetom-ai/Gemma-4-26B-A4B-it-ConfigI-MLX",
             build_from="google/gemma-4-26b-a4b-it",
+            # At its 2 and 3 bits rounding alone is not worth serving.
+            calibrate=True,
         )
     ]
