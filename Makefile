@@ -19,8 +19,9 @@ serve: $(VENV)/.run
 	@$(BIN)/configi serve $(ARGS)
 
 # In parallel, since every test has its own folders, ports and processes. Four also on two cores: many tests wait.
+# Threads of OpenBLAS (MLX on Linux) would spin on the cores of the others.
 test: $(VENV)/.dev
-	@$(BIN)/pytest --numprocesses 4 --dist worksteal $(ARGS)
+	@OPENBLAS_NUM_THREADS=1 $(BIN)/pytest --numprocesses 4 --dist worksteal $(ARGS)
 
 # The 93 MB embedded model, and what takes minutes.
 test-slow: $(VENV)/.dev $(VENV)/.docs

@@ -11,6 +11,7 @@ from typing import Protocol
 from server.chat.conversation import DecisionRequest, GenerationRequest, Prompt
 from server.chat.deltas import Decided, Event
 from server.chat.description import Description
+from server.chat.encoded import TokenArray
 from server.models.status import ModelStatus
 from server.settings.types import Settings
 
@@ -32,7 +33,7 @@ class Service(Protocol):
         """Raises ConfigiError. Cancelling it cancels everything behind it."""
         ...
 
-    async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool, client: str) -> list[int]: ...
+    async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool, client: str) -> TokenArray: ...
 
     async def detokenize(self, model: str | None, tokens: list[int], client: str) -> str: ...
 

@@ -12,9 +12,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 
-from server.chat.conversation import Conversation, DecisionRequest, GenerationRequest, Prompt, RawPrompt
+from server.chat.conversation import Conversation, DecisionRequest, GenerationRequest, Prompt
 from server.chat.deltas import Decided, Event, ReasoningDelta, Started, TextDelta, ToolCallDelta
 from server.chat.description import Description
+from server.chat.encoded import TokenArray
 from server.chat.formats.format import WireFormat
 from server.chat.grammar.constraint import FREE, Constraint
 from server.errors import ContextLengthExceeded
@@ -137,13 +138,10 @@ class Generation:
             measured.event(answer.usage)
             return answer
 
-    async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool, client: str) -> list[int]:
+    async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool, client: str) -> TokenArray:
         """Raises ModelUnavailable without the model's files, ContextLengthExceeded for a huge text."""
         async with self._text(model) as text:
-            if isinstance(prompt, RawPrompt) and isinstance(prompt.content, str):
-                # As it is: an empty text has no tokens, and a prompt would have.
-                return await text.encode(prompt.content, add_special, client)
-            return (await text.encode_prompt(prompt, client)).ids
+            return await text.tokenize(prompt, add_special, client)
 
     async def detokenize(self, model: str | None, tokens: list[int], client: str) -> str:
         async with self._text(model) as text:

@@ -15,6 +15,12 @@ from server.settings.types import ModelSettings
 _COMING_UP = ("fetching", "building", "loading", "unloading")
 
 
+def _not_ready(status: ModelStatus) -> str:
+    # A model may be in memory and its text process not.
+    missing = f"{status.state}, {status.text}" if status.state in _COMING_UP else "its tokenizer is being read"
+    return f"Model '{status.id}' is not ready yet: {missing}."
+
+
 def _pending(status: ModelStatus) -> ModelPending:
     return ModelPending(
         f"{status.state}: {status.text}",
@@ -61,8 +67,7 @@ class ModelWait:
             await asyncio.wait(awaited, timeout=self._left(), return_when=asyncio.FIRST_COMPLETED)
             self._place.check()
             if self._left() == 0 and not future.done():
-                status = self._residency.status(self._entry)
-                raise ModelLoading(f"Model '{self._entry.id}' is not ready yet: {status.state}, {status.text}.")
+                raise ModelLoading(_not_ready(self._residency.status(self._entry)))
         # Also when there was nothing to wait for: what begins now would have nobody to end it.
         self._place.check()
         return None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from server.chat.conversation import Conversation, Inquiry, Prompt
-from server.chat.encoded import EncodedInquiry, EncodedPrompt
+from server.chat.encoded import EncodedInquiry, EncodedPrompt, TokenArray
 from server.chat.grammar.constraint import Constraint
 from server.chat.tokenizers.vocabulary import Vocabulary
 from server.child.process import PATIENT, SOON
@@ -24,10 +25,10 @@ from server.text.protocol import (
     Encoded,
     EncodeInquiry,
     EncodePrompt,
-    EncodeText,
     Inquired,
     TextAnswer,
     TextCommand,
+    Tokenize,
     Tokenized,
     encode,
 )
@@ -137,11 +138,8 @@ class TextProcess:
         return self._asking
 
     async def encode_prompt(self, prompt: Prompt, client: str, *, with_offsets: bool = False) -> EncodedPrompt:
-        try:
+        with _blaming(prompt):
             answer = await self._asked(EncodePrompt(prompt, with_offsets), client)
-        except InvalidRequest as error:
-            error.param = error.param or ("messages" if isinstance(prompt, Conversation) else "prompt")
-            raise
         assert isinstance(answer, Encoded)
         return answer.prompt
 
@@ -154,8 +152,9 @@ class TextProcess:
         assert isinstance(answer, Inquired)
         return answer.inquiry
 
-    async def encode(self, text: str, add_special: bool, client: str) -> list[int]:
-        answer = await self._asked(EncodeText(text, add_special), client)
+    async def tokenize(self, prompt: Prompt, add_special: bool, client: str) -> TokenArray:
+        with _blaming(prompt):
+            answer = await self._asked(Tokenize(prompt, add_special), client)
         assert isinstance(answer, Tokenized)
         return answer.tokens
 
@@ -206,3 +205,12 @@ class TextProcess:
             raise
         finally:
             self._asking -= 1
+
+
+@contextmanager
+def _blaming(prompt: Prompt) -> Iterator[None]:
+    try:
+        yield
+    except InvalidRequest as error:
+        error.param = error.param or ("messages" if isinstance(prompt, Conversation) else "prompt")
+        raise

@@ -16,8 +16,12 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
+
 from quantize.printable import echo
 from server.allocator import give_back, keep_little
+from server.chat.conversation import Prompt, RawPrompt
+from server.chat.encoded import TokenArray
 from server.chat.grammar.constraint import Constraint
 from server.chat.processor import Processor
 from server.chat.tokenizers.conversion import Conversions
@@ -32,13 +36,13 @@ from server.text.protocol import (
     Encoded,
     EncodeInquiry,
     EncodePrompt,
-    EncodeText,
     Inquired,
     Open,
     Opened,
     Refused,
     TextAnswer,
     TextCommand,
+    Tokenize,
     Tokenized,
     decode_command,
     encode,
@@ -85,14 +89,22 @@ def _answer(processor: Processor, command: TextCommand) -> TextAnswer:
             return Encoded(processor.encode_prompt(command.prompt, with_offsets=command.with_offsets))
         case EncodeInquiry():
             return Inquired(processor.encode_inquiry(command.inquiry))
-        case EncodeText():
-            return Tokenized(processor.tokenizer.encode(command.text, command.add_special))
+        case Tokenize():
+            ids = _tokenize(processor, command.prompt, command.add_special)
+            return Tokenized(TokenArray(len(ids), msgspec.json.encode(ids)))
         case Constrain():
             return Constrained(_constraint(processor, command))
         case Decode():
             return Decoded(processor.tokenizer.decode(command.tokens))
         case Open():
             raise RuntimeError("Open comes once")
+
+
+def _tokenize(processor: Processor, prompt: Prompt, add_special: bool) -> list[int]:
+    if isinstance(prompt, RawPrompt) and isinstance(prompt.content, str):
+        # As it is: an empty text has no tokens, and a prompt would have.
+        return processor.tokenizer.encode(prompt.content, add_special)
+    return processor.encode_prompt(prompt, with_offsets=False).ids
 
 
 def _constraint(processor: Processor, command: Constrain) -> Constraint:

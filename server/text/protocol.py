@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from server.chat.conversation import Inquiry, Prompt
-from server.chat.encoded import EncodedInquiry, EncodedPrompt
+from server.chat.encoded import EncodedInquiry, EncodedPrompt, TokenArray
 from server.chat.grammar.constraint import Constraint
 from server.chat.shapes import Shape
 from server.chat.tokenizers.vocabulary import VocabularyTable
@@ -48,8 +48,10 @@ class EncodeInquiry(msgspec.Struct, frozen=True, tag=True):
     inquiry: Inquiry
 
 
-class EncodeText(msgspec.Struct, frozen=True, tag=True):
-    text: str
+class Tokenize(msgspec.Struct, frozen=True, tag=True):
+    """`add_special`: for a text; a conversation's template has its own."""
+
+    prompt: Prompt
     add_special: bool
 
 
@@ -70,7 +72,7 @@ class Decode(msgspec.Struct, frozen=True, tag=True):
     tokens: list[int]
 
 
-TextCommand = Open | EncodePrompt | EncodeInquiry | EncodeText | Constrain | Decode
+TextCommand = Open | EncodePrompt | EncodeInquiry | Tokenize | Constrain | Decode
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True):
@@ -86,7 +88,7 @@ class Inquired(msgspec.Struct, frozen=True, tag=True):
 
 
 class Tokenized(msgspec.Struct, frozen=True, tag=True):
-    tokens: list[int]
+    tokens: TokenArray
 
 
 class Constrained(msgspec.Struct, frozen=True, tag=True):

@@ -10,10 +10,12 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from quantize.folder.safetensors_format import lay_out, nbytes
 from tests.support.tiny_model import BOS_ID, CHAT_TEMPLATE, END_ID, VOCAB_SIZE, tiny_tokenizer
@@ -207,14 +209,29 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text("{}")
 
 
+_POOL = 2**22
+
+
+class _Pool(NamedTuple):
+    """`twice`: one after the other, so that as many can be read from any place. `state`: of what made them."""
+
+    twice: npt.NDArray[np.float32]
+    state: Mapping[str, Any]
+
+
+@lru_cache(1)
+def _pool(seed: int) -> _Pool:
+    draw = np.random.default_rng(seed)
+    pool = draw.standard_normal(_POOL, dtype=np.float32)
+    return _Pool(np.concatenate([pool, pool]), draw.bit_generator.state)
+
+
 class _Random:
     """Normal numbers, a pool of them read from ever other places: gigabytes in seconds."""
 
-    _POOL = 2**22
-
     def __init__(self, seed: int) -> None:
-        self._draw = np.random.default_rng(seed)
-        self._pool = self._draw.standard_normal(self._POOL, dtype=np.float32)
+        self._draw, self._pool = np.random.default_rng(), _pool(seed)
+        self._draw.bit_generator.state = self._pool.state
 
     def write(self, file: Any, name: str, shape: tuple[int, ...]) -> None:
         left = math.prod(shape)
@@ -227,7 +244,8 @@ class _Random:
         # What scales is near one; what projects keeps the length of what it is given.
         mean = 0 if len(shape) > 1 else 1
         while left:
-            pool = np.roll(self._pool, self._draw.integers(self._POOL))[:left]
+            begin = _POOL - self._draw.integers(_POOL)
+            pool = self._pool.twice[begin : begin + min(left, _POOL)]
             file.write((mean + gain * pool).astype(np.float32).view(np.uint32).__rshift__(16).astype("<u2").tobytes())
             left -= len(pool)
 

@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import uvicorn
 from fastapi import FastAPI
 
@@ -46,6 +47,7 @@ from server.chat.deltas import (
     Usage,
 )
 from server.chat.description import Description
+from server.chat.encoded import TokenArray
 from server.errors import EngineFailed, InvalidRequest, ModelNotFound
 from server.http.guard import Guard
 from server.http.protocol import protocol_class
@@ -165,10 +167,11 @@ class ScriptedService:
         logprobs = [[-index * math.log(2) for index in range(len(q.options))] for q in request.inquiry.questions]
         return Decided(MODEL, logprobs, Usage(50, 0, 40))
 
-    async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool, client: str) -> list[int]:
+    async def tokenize(self, model: str | None, prompt: Prompt, add_special: bool, client: str) -> TokenArray:
         self.model(model or MODEL)
         self.tokenized.append(prompt)
-        return [1] * add_special + list(_text(prompt).encode())
+        ids = [1] * add_special + list(_text(prompt).encode())
+        return TokenArray(len(ids), msgspec.json.encode(ids))
 
     async def detokenize(self, model: str | None, tokens: list[int], client: str) -> str:
         return bytes(tokens).decode()

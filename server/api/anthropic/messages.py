@@ -83,8 +83,8 @@ async def _respond(service: Service, call: MessagesCall, asked: GenerationReques
 
 
 async def _count(service: Service, call: MessagesCall, client: str) -> Response:
-    ids = await service.tokenize(call.model, call.conversation, False, client)
-    return _json({"input_tokens": len(ids)}, call.headers)
+    tokens = await service.tokenize(call.model, call.conversation, False, client)
+    return _json({"input_tokens": tokens.count}, call.headers)
 
 
 def _json(payload: dict[str, Any], headers: dict[str, str]) -> Response:

@@ -89,7 +89,7 @@ async def _tokenize(service: Service, call: TokenizeCall, client: str) -> Respon
         error.param = call.field
         raise
     model = service.model(call.model) if call.model else service.default_model()
-    known = {"tokens": tokens, "count": len(tokens), "max_model_len": model.context_length}
+    known = {"tokens": msgspec.Raw(tokens.json), "count": tokens.count, "max_model_len": model.context_length}
     return _json(known, headers=call.headers)
 
 

@@ -120,13 +120,13 @@ def test_a_damaged_shard_is_one_clear_sentence(tmp_path: Path, damage: str) -> N
 def test_why_a_model_did_not_load_is_heard_though_the_process_has_ended(tmp_path: Path) -> None:
     """Its words are under way when it ends, and its end may be noticed first."""
     late = (
-        "import sys, time, zmq; from server.engine_client.protocol import Failed, encode; time.sleep(0.3);"
-        "socket = zmq.Context().socket(zmq.PAIR); socket.connect(sys.argv[1]);"
+        "import sys, time, zmq; from server.engine_client.protocol import Failed, encode; print(flush=True);"
+        "time.sleep(0.3); socket = zmq.Context().socket(zmq.PAIR); socket.connect(sys.argv[1]);"
         "socket.send(encode([Failed(None, 'load', 'No such shape.', '')]))"
     )
     ends = (
-        "import sys; from subprocess import DEVNULL, Popen;"
-        f"Popen([sys.executable, '-c', {late!r}, sys.argv[1]], stdin=DEVNULL, stderr=DEVNULL)"
+        "import sys; from subprocess import DEVNULL, PIPE, Popen;"
+        f"Popen([sys.executable, '-c', {late!r}, sys.argv[1]], stdin=DEVNULL, stdout=PIPE).stdout.readline()"
     )
 
     async def run() -> None:

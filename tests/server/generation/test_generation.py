@@ -13,9 +13,12 @@ import pytest
 
 from server.chat.conversation import GenerationOptions, GenerationRequest, RawPrompt
 from server.chat.deltas import Event, Finish, ModelPending, Started, TextDelta, Usage
+from server.chat.encoded import TokenArray
 from server.engine_client.supervisor import Supervisor
 from server.errors import ContextLengthExceeded, ModelLoading, QueueFull, ShuttingDown
+from server.generation.places import Place, Queue
 from server.generation.step import Generation
+from server.generation.waiting import ModelWait
 from server.metrics import Metrics
 from server.models.acquire import AcquireProgress, Acquirer
 from server.models.catalog import Catalog
@@ -186,6 +189,18 @@ def test_the_longest_wait_is_for_the_files_and_the_weights_together(model: Path)
         runner.run(run())
 
 
+def test_who_gives_up_on_the_tokenizer_is_not_told_that_the_model_is_not_in_memory(model: Path) -> None:
+    async def run() -> None:
+        async with house(model) as h:
+            await h.all_of()
+            assert h.state == "ready"
+            entry, place = next(iter(h.residency.models)).entry, Place(1, Queue(1), 1)
+            with pytest.raises(ModelLoading, match="not ready yet: its tokenizer is being read"):
+                await ModelWait(h.residency, entry, place, limit_s=0).news(asyncio.Future())
+
+    asyncio.run(run())
+
+
 def test_who_waits_for_files_is_told_how_many_bytes_of_how_many(model: Path) -> None:
     async def run() -> None:
         files = SlowAcquirer(Settings(), model)
@@ -265,7 +280,7 @@ def test_counting_tokens_takes_a_place_like_everything_else(model: Path) -> None
         async with house(model, engine={"max_concurrent": 1, "queue_limit": 0}) as h:
             counting = [h.generation.tokenize(None, RawPrompt("Hello"), False, "a") for _ in range(3)]
             ended = await asyncio.gather(*counting, return_exceptions=True)
-            assert [type(result) for result in ended] == [list, QueueFull, QueueFull]
+            assert [type(result) for result in ended] == [TokenArray, QueueFull, QueueFull]
 
     asyncio.run(run())
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from server.chat.conversation import RawPrompt
 from server.errors import ModelUnavailable
 from server.models.opened import OpenedFiles, stamp_of
 from server.settings.types import LimitSettings
@@ -25,9 +26,9 @@ def test_a_text_process_that_was_replaced_takes_nothing_from_its_successor(tmp_p
         await first.close()
         files.set(folder, second, stamp_of(folder))
         with pytest.raises(ModelUnavailable):
-            await first.encode("Hello", False, "")
+            await first.tokenize(RawPrompt("Hello"), False, "")
         assert files.text is second and files.folder == folder
-        assert await second.encode("Hello", False, "")
+        assert (await second.tokenize(RawPrompt("Hello"), False, "")).count
         await files.close()
 
     asyncio.run(main())
@@ -52,7 +53,7 @@ def test_what_was_read_of_a_model_is_gone_when_it_is_closed(tmp_path: Path) -> N
         files.set(folder, await TextProcess.open(folder, None, LimitSettings()), stamp_of(folder))
         assert files.text is not None
         vocabulary = weakref.ref(files.text.vocabulary)
-        await files.text.encode("Hello", False, "")
+        await files.text.tokenize(RawPrompt("Hello"), False, "")
         gc.disable()
         try:
             await files.close()

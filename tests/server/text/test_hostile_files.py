@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from server.chat.conversation import RawPrompt
 from server.errors import InvalidRequest, ModelUnavailable
 from server.settings.types import LimitSettings
 from tests.support.text_process import BAD, GOOD, children, model, opened, run
@@ -52,7 +53,7 @@ def test_a_template_that_is_always_hostile_costs_its_requests_and_not_the_openin
             for _ in range(2):
                 with pytest.raises(InvalidRequest, match=r"took longer than 0\.5 s"):
                     await text.encode_prompt(GOOD, "a")
-            assert await text.encode("Hello", False, "a")
+            assert (await text.tokenize(RawPrompt("Hello"), False, "a")).count
 
     run(main)
 
@@ -83,7 +84,7 @@ def test_a_large_text_does_not_hold_up_a_small_one(tmp_path: Path) -> None:
         config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 1_000_000}
         (folder / "config.json").write_text(json.dumps(config))
         async with opened(folder, HASTY) as text:
-            large = asyncio.create_task(text.encode(" " * 1_000_000 + "x", False, "mallory"))
+            large = asyncio.create_task(text.tokenize(RawPrompt(" " * 1_000_000 + "x"), False, "mallory"))
             for _ in range(5):
                 assert (await text.encode_prompt(GOOD, "alice")).ids
             assert not large.done()
@@ -111,7 +112,7 @@ def test_a_hostile_tokenizer_is_a_sentence(tmp_path: Path, change: dict[str, Any
         limits = LimitSettings(text_timeout_s=5, text_memory_limit=700_000_000)
         with pytest.raises((ModelUnavailable, InvalidRequest), match=sentence):
             async with opened(folder, limits) as text:
-                await text.encode("lll" * 1000, False, "a")
+                await text.tokenize(RawPrompt("lll" * 1000), False, "a")
 
     before = children()
     run(main)

@@ -31,9 +31,10 @@ def test_what_it_says_is_what_the_tokenizer_says(tmp_path: Path) -> None:
             encoded = await text.encode_prompt(GOOD, "a")
             assert encoded.text == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
             assert await text.decode(encoded.ids, "a") == encoded.text
-            assert await text.encode("Hello", False, "a") == [
-                token for token in encoded.ids if text.vocabulary.token(token)[1] in b"Hello"
-            ]
+            hello = [token for token in encoded.ids if text.vocabulary.token(token)[1] in b"Hello"]
+            tokens = await text.tokenize(RawPrompt("Hello"), False, "a")
+            assert (json.loads(tokens.json), tokens.count) == (hello, len(hello))
+            assert json.loads((await text.tokenize(GOOD, False, "a")).json) == encoded.ids
             stream = text.vocabulary.stream()
             # Control tokens are no text of an answer.
             assert "".join(map(stream.push, encoded.ids)) + stream.flush() == "user\nHello\nassistant\n"
@@ -69,7 +70,7 @@ def test_clients_are_served_in_turn(tmp_path: Path) -> None:
             order: list[str] = []
 
             async def ask(client: str) -> None:
-                await text.encode("Hello", False, client)
+                await text.tokenize(RawPrompt("Hello"), False, client)
                 order.append(client)
 
             await asyncio.gather(*(ask("many") for _ in range(20)), ask("one"))
@@ -81,11 +82,12 @@ def test_clients_are_served_in_turn(tmp_path: Path) -> None:
 def test_who_leaves_gives_up_its_place_and_the_next_answer_is_the_next_ones(tmp_path: Path) -> None:
     async def main() -> None:
         async with opened(model(tmp_path)) as text:
-            leaving = [asyncio.create_task(text.encode("leaving " * 500, False, "a")) for _ in range(20)]
+            leaving = [asyncio.create_task(text.tokenize(RawPrompt("leaving " * 500), False, "a")) for _ in range(20)]
             await asyncio.sleep(0)
             for task in leaving:
                 task.cancel()
-            assert await text.decode(await text.encode("Hello", False, "a"), "a") == "Hello"
+            tokens = await text.tokenize(RawPrompt("Hello"), False, "a")
+            assert await text.decode(json.loads(tokens.json), "a") == "Hello"
             assert all(result is not None for result in await asyncio.gather(*leaving, return_exceptions=True))
 
     run(main)
@@ -98,8 +100,8 @@ def test_a_killed_process_is_started_again_by_the_next_request(tmp_path: Path) -
             [pid] = children() - before
             psutil.Process(pid).kill()
             with pytest.raises(InvalidRequest, match="ended the process"):
-                await text.encode("Hello", False, "a")
-            assert await text.encode("Hello", False, "a")
+                await text.tokenize(RawPrompt("Hello"), False, "a")
+            assert (await text.tokenize(RawPrompt("Hello"), False, "a")).count
         assert children() == before
 
     run(main)
@@ -112,9 +114,9 @@ def test_a_process_that_has_grown_makes_room_for_another_without_being_asked(tmp
         text = await TextProcess.open(model(tmp_path), None, PATIENT, command=command)
         try:
             [first] = children() - before
-            assert await text.encode("Hello", False, "a")
+            assert (await text.tokenize(RawPrompt("Hello"), False, "a")).count
             await asyncio.to_thread(until, lambda: children() - before - {first})
-            assert await text.encode("Hello", False, "a")
+            assert (await text.tokenize(RawPrompt("Hello"), False, "a")).count
         finally:
             await text.close()
 

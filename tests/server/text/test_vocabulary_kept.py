@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from server.chat.conversation import RawPrompt
 from server.errors import ContextLengthExceeded
 from server.text.client import TextProcess
 from tests.support.text_process import PATIENT, model, opened, run
@@ -26,9 +27,9 @@ def test_the_vocabulary_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFi
     async def main() -> None:
         text = await TextProcess.open(model(tmp_path), None, PATIENT, command=(sys.executable, "-c", TELLING))
         await text.rest()
-        assert await text.encode("Hello", False, "a")
+        assert (await text.tokenize(RawPrompt("Hello"), False, "a")).count
         with pytest.raises(ContextLengthExceeded):
-            await text.encode("word " * 20_000, False, "a")
+            await text.tokenize(RawPrompt("word " * 20_000), False, "a")
         await text.close()
 
     run(main)

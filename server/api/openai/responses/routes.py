@@ -165,8 +165,8 @@ class _Making:
 
 
 async def _count(service: Service, call: ResponseCall, client: str) -> Response:
-    ids = await service.tokenize(call.model, call.conversation, False, client)
-    return _json({"object": "response.input_tokens", "input_tokens": len(ids)}, call.headers)
+    tokens = await service.tokenize(call.model, call.conversation, False, client)
+    return _json({"object": "response.input_tokens", "input_tokens": tokens.count}, call.headers)
 
 
 async def _compact(service: Service, call: ResponseCall, asked: GenerationRequest) -> Response:
