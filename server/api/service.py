@@ -9,9 +9,8 @@ from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from server.chat.conversation import DecisionRequest, GenerationRequest, Prompt
-from server.chat.deltas import Decided, Event
+from server.chat.deltas import Decided, Event, TokenArray
 from server.chat.description import Description
-from server.chat.encoded import TokenArray
 from server.models.status import ModelStatus
 from server.settings.types import Settings
 

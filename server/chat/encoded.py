@@ -15,15 +15,6 @@ class End(NamedTuple):
     role: Role
 
 
-@dataclass(frozen=True, slots=True)
-class TokenArray:
-    """Token ids that nobody on the way reads: `json` is the array that a client is sent. As a list, a million of them
-    would keep the event loop for 45 ms."""
-
-    count: int
-    json: bytes
-
-
 class EncodedQuestion(NamedTuple):
     """`ids` go on from the prompt that all questions share; each of `options` goes on from there."""
 

@@ -13,9 +13,8 @@ from contextlib import aclosing, asynccontextmanager
 from functools import partial
 
 from server.chat.conversation import Conversation, DecisionRequest, GenerationRequest, Prompt
-from server.chat.deltas import Decided, Event, ReasoningDelta, Started, TextDelta, ToolCallDelta
+from server.chat.deltas import Decided, Event, ReasoningDelta, Started, TextDelta, TokenArray, ToolCallDelta
 from server.chat.description import Description
-from server.chat.encoded import TokenArray
 from server.chat.formats.format import WireFormat
 from server.chat.grammar.constraint import FREE, Constraint
 from server.errors import ContextLengthExceeded

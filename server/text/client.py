@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from server.chat.conversation import Conversation, Inquiry, Prompt
-from server.chat.encoded import EncodedInquiry, EncodedPrompt, TokenArray
+from server.chat.deltas import TokenArray
+from server.chat.encoded import EncodedInquiry, EncodedPrompt
 from server.chat.grammar.constraint import Constraint
 from server.chat.tokenizers.vocabulary import Vocabulary
 from server.child.process import PATIENT, SOON

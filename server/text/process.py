@@ -21,7 +21,7 @@ import msgspec
 from quantize.printable import echo
 from server.allocator import give_back, keep_little
 from server.chat.conversation import Prompt, RawPrompt
-from server.chat.encoded import TokenArray
+from server.chat.deltas import TokenArray
 from server.chat.grammar.constraint import Constraint
 from server.chat.processor import Processor
 from server.chat.tokenizers.conversion import Conversions

@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from server.chat.conversation import Inquiry, Prompt
-from server.chat.encoded import EncodedInquiry, EncodedPrompt, TokenArray
+from server.chat.deltas import TokenArray
+from server.chat.encoded import EncodedInquiry, EncodedPrompt
 from server.chat.grammar.constraint import Constraint
 from server.chat.shapes import Shape
 from server.chat.tokenizers.vocabulary import VocabularyTable

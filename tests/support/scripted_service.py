@@ -43,11 +43,11 @@ from server.chat.deltas import (
     ScoredToken,
     Started,
     TextDelta,
+    TokenArray,
     ToolCallDelta,
     Usage,
 )
 from server.chat.description import Description
-from server.chat.encoded import TokenArray
 from server.errors import EngineFailed, InvalidRequest, ModelNotFound
 from server.http.guard import Guard
 from server.http.protocol import protocol_class

@@ -121,12 +121,13 @@ def test_why_a_model_did_not_load_is_heard_though_the_process_has_ended(tmp_path
     """Its words are under way when it ends, and its end may be noticed first."""
     late = (
         "import sys, time, zmq; from server.engine_client.protocol import Failed, encode; print(flush=True);"
-        "time.sleep(0.3); socket = zmq.Context().socket(zmq.PAIR); socket.connect(sys.argv[1]);"
-        "socket.send(encode([Failed(None, 'load', 'No such shape.', '')]))"
+        "time.sleep(0.3); context = zmq.Context(); socket = context.socket(zmq.PAIR); socket.connect(sys.argv[1]);"
+        "socket.send(encode([Failed(None, 'load', 'No such shape.', '')])); socket.close(); context.term()"
     )
     ends = (
         "import sys; from subprocess import DEVNULL, PIPE, Popen;"
-        f"Popen([sys.executable, '-c', {late!r}, sys.argv[1]], stdin=DEVNULL, stdout=PIPE).stdout.readline()"
+        f"late = Popen([sys.executable, '-c', {late!r}, sys.argv[1]], stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL);"
+        "late.stdout.readline()"
     )
 
     async def run() -> None:

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from server.chat.conversation import GenerationOptions, GenerationRequest, RawPrompt
-from server.chat.deltas import Event, Finish, ModelPending, Started, TextDelta, Usage
-from server.chat.encoded import TokenArray
+from server.chat.deltas import Event, Finish, ModelPending, Started, TextDelta, TokenArray, Usage
 from server.engine_client.supervisor import Supervisor
 from server.errors import ContextLengthExceeded, ModelLoading, QueueFull, ShuttingDown
 from server.generation.places import Place, Queue
