@@ -45,8 +45,9 @@ _ROUND_S = 5.0
 _LEAVERS, _LEAVE_S = 200, 0.5
 _IDLE_UNLOAD_S = 4.0
 _ANSWER_S = 60.0
-# Longer than a cancel takes, shorter than the idle unload.
-_QUIET_S = 1.0
+# Longer than an idle engine takes to give back what it kept for reuse (server/engine/process.py): that comes and goes
+# with every round, and is bounded.
+_QUIET_S = 7.0
 # One round in so many is short of memory, from some moment on until its traffic ends.
 _SQUEEZED = 5
 # Half-way between two of these the first half pauses, until all prefixes are on disk.
