@@ -67,6 +67,8 @@ class Steering:
         self._end = Watch(tokens, [tokens.coded(thought.end)] if thought else [])
         # Of all thoughts of the answer together.
         self._thought_tokens = 0
+        # Whether what is forced ends with the thought's closing.
+        self._closing = False
         # A held answer may still begin with a thought.
         self._begin = tokens.spell(begin[0]) if begin and not (thought and thought.open) else []
         if thought and thought.open:
@@ -159,9 +161,7 @@ class Steering:
 
     def _think_on(self, token: int) -> None:
         self._thought_tokens += 1
-        closing = self._closing
-        self._closing = bool(self._forced)
-        if self._end.push(token) is not None or (closing and not self._forced):
+        if self._end.push(token) is not None or (self._closing and not self._forced):
             # What is left of the closing opens the answer.
             self._closing = False
             self._begin = []
@@ -169,13 +169,11 @@ class Steering:
         elif not self._forced:
             self._close_if_spent()
 
-    _closing = False
-
     def _close_if_spent(self) -> None:
         thought = self._request.thought
         if thought and thought.max_tokens is not None and self._thought_tokens >= thought.max_tokens:
             self._forced.extend(thought.closing)
-            self._closing = bool(self._forced)
+            self._closing = bool(thought.closing)
 
     def _look(self, token: int) -> None:
         found = self._watch.push(token)

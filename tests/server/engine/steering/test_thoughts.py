@@ -51,6 +51,25 @@ def test_a_held_answer_may_begin_with_a_thought_or_not(
     run(test)
 
 
+def test_what_begins_a_thought_in_several_tokens_does_not_end_it(
+    run: Run, tokenizer: ChatTokenizer, vocabulary: Vocabulary
+) -> None:
+    begin = f"{START}analysis\n"
+    assert len(tokenizer.encode(begin, False)) > 2
+
+    async def test(ask: Asked) -> None:
+        # At the first token only what begins the thought or the JSON may be drawn, and then what ends it.
+        eager = {START_ID: 50.0, END_ID: 90.0}
+        [answer] = await ask(
+            request(JSON, thought=Thought(begin=begin, end=END), stop_tokens=[BOS_ID], logit_bias=eager)
+        )
+        thinking, _, text = answer.text(vocabulary).partition(END)
+        assert thinking == begin
+        jsonschema.validate(json.loads(text), SCHEMA)
+
+    run(test)
+
+
 @pytest.mark.parametrize("grammar", [None, JSON])
 @pytest.mark.parametrize("budget", [0, 1, 20])
 def test_a_thought_beyond_its_budget_is_closed_in_the_models_own_words(
