@@ -15,7 +15,9 @@ FIRST = "{% for r in m['tool_responses'] %}{{ '<|tool_response>' + r['response']
 
 def test_a_template_without_a_look_for_the_call_of_a_result_is_named_with_its_hash(tmp_path: Path) -> None:
     assert stale_template(tmp_path) is None
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": FIRST}))
+    # As transformers writes a limit that it does not know.
+    config = {"chat_template": FIRST, "model_max_length": int(1e30)}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     assert "sha256 " in str(stale_template(tmp_path))
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     assert stale_template(tmp_path) is None
