@@ -120,7 +120,6 @@ class Engine:
         self._chunk_s = 0.0
         # When tokens were drawn last.
         self._drawn_at = 0.0
-        self._steps = 0
 
     @property
     def lost(self) -> Failed | None:
@@ -151,7 +150,6 @@ class Engine:
     def step(self) -> list[EngineEvent]:
         """Admit; then keep, prefill or decode. What fails ends the requests that it was done for and no others, and
         takes no event of this step along; only a device that is `lost` ends all."""
-        self._steps += 1
         events: list[EngineEvent] = []
         self._faults.attempt(self._admit, events)
         self._faults.attempt(self._plan, events, self._prefills.drop_chunk)
@@ -207,7 +205,6 @@ class Engine:
 
     def stats(self) -> Stats:
         return Stats(
-            steps=self._steps,
             running=len(self._scheduler.running),
             waiting=self._scheduler.waiting,
             kv_bytes=self._batch.nbytes + self._prefills.nbytes + sum(kv.nbytes(new.layers) for new in self._unsteered),

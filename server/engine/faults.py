@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Callable, Iterable
 
 from server.engine.device.device import Device
@@ -45,13 +44,12 @@ class Faults:
             failure = explain(error)
             log.error("step failed: %s", failure.message, exc_info=error)
             # The traceback holds the failed caches alive; let go of both before the next step allocates.
-            detail = "".join(traceback.format_exception(error))
             error.__traceback__ = None
             if failure.lost:
-                self.lost = Failed(None, failure.kind, failure.message, detail)
+                self.lost = Failed(None, failure.kind, failure.message)
                 return
             drop()
             if failure.kind == "memory":
                 self._prefixes.shrink(0)
             self._device.let_go_after_a_failure()
-            events += [Failed(id, failure.kind, failure.message, detail) for id in sorted(self._homeless(events))]
+            events += [Failed(id, failure.kind, failure.message) for id in sorted(self._homeless(events))]

@@ -11,7 +11,6 @@ import gc
 import logging
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -75,7 +74,10 @@ def serve(socket: zmq.Socket[bytes]) -> int:
     try:
         engine, loaded = _load(options, partial(_show, socket))
     except LoadError as error:
-        socket.send(encode([Failed(None, "load", str(error), traceback.format_exc())]))
+        if (cause := error.__cause__) is not None:
+            # The sentence for users is cut, and names no paths.
+            log.error("the model cannot be loaded: %s: %s", type(cause).__name__, cause)
+        socket.send(encode([Failed(None, "load", str(error))]))
         return 0
     except Exception as error:
         failure = explain(error)
@@ -119,8 +121,6 @@ def _load(options: Load, on_progress: Callable[[int, int], None]) -> tuple[Engin
     # What has failed until here is reported now, rather than to the first request.
     device.wait()
     return engine, Loaded(
-        vocab_size=vocab_size,
-        weight_bytes=weight_bytes,
         seconds=time.monotonic() - start,
         batched=together.decode,
         most_tokens=admission.most_tokens,

@@ -210,8 +210,6 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The model is resident, and has answered. `batched`: requests share its forward passes. `most_tokens`: for how
     long a sequence there is memory, as long as it is alone; None where the engine cannot tell."""
 
-    vocab_size: int
-    weight_bytes: int
     seconds: float
     batched: bool = True
     most_tokens: int | None = None
@@ -280,19 +278,17 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     requests; it then exits with the status `LOST`. `message` is fit for users.
 
     `invalid`: the request's own fault. `too_long`: its prompt can never fit into the memory. `load`: the model folder
-    cannot be loaded. `memory`: out of memory. `internal`: the engine's fault; `detail` is for the log only.
+    cannot be loaded. `memory`: out of memory. `internal`: the engine's fault.
     """
 
     id: int | None
     kind: FailureKind
     message: str
-    detail: str = ""
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Gauges, and the heartbeat of the engine's loop: sent once a second while it works and when it falls idle."""
 
-    steps: int
     running: int
     waiting: int
     kv_bytes: int

@@ -128,7 +128,7 @@ class Conversation:
         """So far."""
         for event in self._events:
             if isinstance(event, Failed) and event.id == id:
-                raise AssertionError(event.detail or event.message)
+                raise AssertionError(event.message)
         made = [event for event in self._events if isinstance(event, Tokens) and event.id == id]
         return [(token, event.logprobs[0].logprob) for event in made for token in event.tokens]
 

@@ -63,7 +63,7 @@ def scores(engine: Engine, score: ScoreOptions) -> Scores:
                 case OptionsScored(id=score.id):
                     return Scores(event.logprobs, cached)
                 case Failed():
-                    raise AssertionError(event.detail or event.message)
+                    raise AssertionError(event.message)
 
 
 def bare_scores(model: Any, score: ScoreOptions) -> Logprobs:

@@ -76,7 +76,7 @@ def main() -> None:
         socket.send(encode([Failed(None, "load", script.load_error)]))
         socket.recv()
         return
-    socket.send(encode([Loaded(vocab_size=448, weight_bytes=1, seconds=script.load_seconds)]))
+    socket.send(encode([Loaded(seconds=script.load_seconds)]))
     if script.crash_when_loaded:
         # Long enough for the message to leave.
         time.sleep(0.005)
@@ -168,7 +168,6 @@ class Script:
 
     def stats(self) -> Stats:
         return Stats(
-            steps=self.steps,
             running=len(self.running),
             waiting=len(self.waiting),
             kv_bytes=0,

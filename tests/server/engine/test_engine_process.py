@@ -117,12 +117,21 @@ def test_a_damaged_shard_is_one_clear_sentence(tmp_path: Path, damage: str) -> N
     assert_refused(folder, "could not be loaded")
 
 
+def test_what_mlx_raised_for_a_model_that_it_cannot_load_is_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_tiny_model(tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(b"")
+    assert_refused(folder, "could not be loaded")
+    assert "the model cannot be loaded: RuntimeError: " in caplog.text
+
+
 def test_why_a_model_did_not_load_is_heard_though_the_process_has_ended(tmp_path: Path) -> None:
     """Its words are under way when it ends, and its end may be noticed first."""
     late = (
         "import sys, time, zmq; from server.engine_client.protocol import Failed, encode; print(flush=True);"
         "time.sleep(0.3); context = zmq.Context(); socket = context.socket(zmq.PAIR); socket.connect(sys.argv[1]);"
-        "socket.send(encode([Failed(None, 'load', 'No such shape.', '')])); socket.close(); context.term()"
+        "socket.send(encode([Failed(None, 'load', 'No such shape.')])); socket.close(); context.term()"
     )
     ends = (
         "import sys; from subprocess import DEVNULL, PIPE, Popen;"
