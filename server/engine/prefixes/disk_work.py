@@ -6,6 +6,7 @@ has been evaluated, and what was read and checked is loaded by the one who takes
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -14,9 +15,12 @@ from dataclasses import dataclass, field
 
 from server.engine import kv
 from server.engine.compat import Layers
+from server.engine.device.failures import explain
 from server.engine.prefixes.allowance import Allowance
 from server.engine.prefixes.disk_tier import DiskTier, StoredSegment
 from server.engine.prefixes.shelf import CachedSegment
+
+log = logging.getLogger("configi.engine")
 
 # What waits to be written stays in memory so long, beside the limit of prefixes.
 _MOST_WAITING_BYTES = 10**9
@@ -86,7 +90,7 @@ class _Reading:
 
 
 class PrefixReader:
-    """Reads for whom it is worth most, one file after the other."""
+    """Reads for whom it is worth most, one file after the other. Raises what only a device that has failed raises."""
 
     def __init__(self, disk: DiskTier) -> None:
         self._disk = disk
@@ -106,8 +110,15 @@ class PrefixReader:
             return None
         if reading.layers is None and reading.checked.result():
             reading.layers = self._disk.open(reading.stored)
-        if reading.layers is not None and not _evaluate(reading):
-            return None
+        try:
+            if reading.layers is not None and not _evaluate(reading):
+                return None
+        except Exception as error:
+            if explain(error).lost:
+                raise
+            # At the next look MLX would take what it could not read for read.
+            log.warning("a stored prefix cannot be read and is forgotten: %s", error)
+            reading.layers = None
         self._under_way = None
         for restore in self._restores:
             if reading.segment in restore.segments:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections.abc import Callable
@@ -202,6 +203,25 @@ def test_what_has_to_go_at_once_is_not_written(tmp_path: Path) -> None:
     assert cache.nbytes == 0
     cache.disk.close(60)
     assert not written(tmp_path)
+
+
+class CutDisk(DiskTier):
+    """Its files are cut once they were checked and opened."""
+
+    def open(self, stored: StoredSegment) -> Layers | None:
+        layers = super().open(stored)
+        os.truncate(stored.path, stored.nbytes - 64)
+        return layers
+
+
+def test_what_cannot_be_read_in_the_end_is_a_miss(tmp_path: Path) -> None:
+    tokens = list(range(40))
+    before = PrefixCache(10**9, disk(tmp_path), trimmable=True)
+    before.store(tokens, caches(tokens, window=False), [], "user")
+    before.disk.close(60)
+    cache = PrefixCache(10**9, CutDisk(tmp_path / "prefixes", "model", 10**9), trimmable=True)
+    assert restored(cache, [*tokens, 1]) == Hit(None, 0, 0)
+    assert written(tmp_path) == 0
 
 
 def test_while_it_works_an_engine_writes_now_and_then(tmp_path: Path) -> None:
