@@ -39,13 +39,13 @@ from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.plan import Plan
 from quantize.progress import Progress
 from quantize.source.checkpoint import HubOptions
+from quantize.source.folder import DTYPES
 
 DEFAULT_TOKENS = 131_072
 # Raised with any change that gives other bytes for the same input.
 FORMAT = 3
 # What MLX may keep of freed arrays.
 _CACHE_BYTES = 100_000_000
-_DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ class _Run:
             if output.layer == layer and output.role == "router" and output.name.endswith(".weight")
         ]
         matrices = {
-            path: Matrix(output.spec, _DTYPES[output.dtype], output.role == "expert_gate_up")
+            path: Matrix(output.spec, DTYPES[output.dtype], output.role == "expert_gate_up")
             for path, output in outputs.items()
             if output.spec is not None
         }

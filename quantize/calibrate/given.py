@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from quantize.calibrate.stages import Stage, token_rms
 from quantize.forward.hooks import Hook
-from quantize.forward.taps import by_expert
+from quantize.forward.routing import by_expert
 
 # Both are measured: docs/calibration.md. The power of a token's rms that its rows are divided by.
 _POWER = 0.5

@@ -9,7 +9,7 @@ import mlx.core as mx
 from quantize.forward.products import cholesky, inverse_of_upper
 
 # Tokens a dimension.
-_STARVED = 5.0
+STARVED = 5.0
 _FED = 25.0
 
 
@@ -18,7 +18,7 @@ def damping(tokens_per_dimension: float, fed: float = 0.1, starved: float = 1.0)
 
     Fewer tokens than that describe themselves rather than the text to come: weak damping overfits.
     """
-    place = (log(max(tokens_per_dimension, 1e-9)) - log(_STARVED)) / (log(_FED) - log(_STARVED))
+    place = (log(max(tokens_per_dimension, 1e-9)) - log(STARVED)) / (log(_FED) - log(STARVED))
     share: float = starved * (fed / starved) ** min(max(place, 0.0), 1.0)
     return share
 

@@ -25,9 +25,9 @@ from quantize.calibrate.tokens import TextChunk
 from quantize.folder.quant_spec import QuantSpec
 from quantize.forward.capture import arrays_of
 from quantize.forward.hooks import Hook, hooked, joined
+from quantize.forward.routing import recorded, replayed
 from quantize.forward.store import Store
 from quantize.forward.stream import Stream
-from quantize.forward.taps import recorded, replayed
 
 LayerProgress = Callable[[float], None]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 
 RUN = 16
@@ -23,10 +22,3 @@ def shared_runs(judged: Iterable[str], calibrated: Iterable[str]) -> list[str]:
     """The runs that stand in both, each as a line, sorted; empty when nothing is shared."""
     known = {run for text in calibrated for run in runs(text)}
     return sorted({" ".join(run) for text in judged for run in runs(text) if run in known})
-
-
-def repeated_share(texts: Iterable[str]) -> float:
-    """The share of all runs that stood before already: 0 for texts that never repeat themselves."""
-    counts = Counter(run for text in texts for run in runs(text))
-    total = counts.total()
-    return (total - len(counts)) / total if total else 0.0

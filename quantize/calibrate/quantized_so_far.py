@@ -15,8 +15,7 @@ from mlx.utils import tree_unflatten
 from quantize.folder.quant_spec import QuantSpec
 from quantize.forward.models import LazyModel
 from quantize.plan.plan import Plan
-
-_DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
+from quantize.source.folder import DTYPES
 
 
 class QuantizedSoFar:
@@ -33,7 +32,7 @@ class QuantizedSoFar:
             modules = dict(model.named_modules())
             for output in self._outside:
                 assert output.spec is not None
-                module, dtype = modules[output.path], _DTYPES[output.dtype]
+                module, dtype = modules[output.path], DTYPES[output.dtype]
                 if type(module) is nn.Embedding:
                     rows = _RoundedRows(module.weight, output.spec, dtype)
                     model.update_modules(tree_unflatten([(output.path, rows)]))

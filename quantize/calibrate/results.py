@@ -14,12 +14,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from quantize.calibrate.hessian import STARVED
 from quantize.calibrate.recipe import Report, Solved
 from quantize.files import sync
 from quantize.folder.manifest import TensorCalibration
 from quantize.folder.safetensors_format import read_header
-
-_STARVED = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,5 +75,5 @@ def _report(reports: tuple[Report, ...]) -> dict[str, Any]:
         "ratio": round(sum(ratios) / len(ratios), 4),
         "worst": round(max(ratios), 4),
         "tokens": min(report.tokens for report in reports),
-        "starved": sum(report.tokens_per_dimension < _STARVED for report in reports),
+        "starved": sum(report.tokens_per_dimension < STARVED for report in reports),
     }

@@ -18,7 +18,7 @@ import mlx.nn as nn
 
 from quantize.forward.capture import arrays_of
 from quantize.forward.hooks import Hook, hooked
-from quantize.forward.taps import by_expert
+from quantize.forward.routing import by_expert
 
 # The cosine: bfloat16 adds a little to a large stream with a large error.
 _ALIKE = 0.9

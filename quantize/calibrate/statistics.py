@@ -1,4 +1,4 @@
-"""What the solvers know of a matrix's inputs: sums over calibration tokens, small, mergeable, kept in a file.
+"""What the solvers know of a matrix's inputs: sums over calibration tokens, small and mergeable.
 
 A matrix W (out, in) sees Xq, the inputs of the model quantized so far, where the full-precision model has Xf. Of n
 tokens, rows of (n, in), three sums in float32 are kept:
@@ -10,17 +10,11 @@ tokens, rows of (n, in), three sums in float32 are kept:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
-from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
 from quantize.forward.products import product
-
-_PARTS = ("hessian", "drift", "stream")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +57,6 @@ def merge(first: Statistics, second: Statistics) -> Statistics:
     return Statistics(first.hessian + second.hessian, first.drift + second.drift, first.tokens + second.tokens, stream)
 
 
-def pooled(experts: Sequence[Statistics]) -> Statistics:
-    """Of a layer's experts together. Only for gate and up: their inputs are of one space, those of down are not."""
-    return reduce(merge, experts)
-
-
 def shrunk(expert: Statistics, pool: Statistics, strength: float) -> Statistics:
     """`expert` drawn toward its layer: as if `strength` tokens a dimension of the pool's kind were added to its own.
 
@@ -85,28 +74,3 @@ def shrunk(expert: Statistics, pool: Statistics, strength: float) -> Statistics:
         hessian=(1 - share) * expert.hessian + scale * pool.hessian,
         drift=(1 - share) * expert.drift + scale * pool.drift,
     )
-
-
-def save_statistics(file: Path, statistics: Mapping[str, Statistics]) -> None:
-    """All of `statistics` by name into one safetensors file, which appears whole or not at all."""
-    arrays = {
-        f"{name}|{part}": value
-        for name, one in statistics.items()
-        for part in _PARTS
-        if (value := getattr(one, part)) is not None
-    }
-    counts = {name: str(one.tokens) for name, one in statistics.items()}
-    part = file.with_name(f".{file.stem}.part.safetensors")
-    mx.save_safetensors(str(part), arrays, metadata=counts)
-    part.replace(file)
-
-
-def load_statistics(file: Path) -> dict[str, Statistics]:
-    """What `save_statistics` wrote."""
-    loaded: Any = mx.load(str(file), format="safetensors", return_metadata=True)
-    arrays, counts = loaded
-    return {
-        name: Statistics(arrays[f"{name}|hessian"], arrays[f"{name}|drift"], int(tokens), arrays.get(f"{name}|stream"))
-        for name, tokens in sorted(counts.items())
-        if f"{name}|hessian" in arrays
-    }

@@ -14,7 +14,7 @@ import numpy as np
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from quantize.forward.products import product
-from quantize.forward.taps import by_expert
+from quantize.forward.routing import by_expert
 
 # Multiplications; below, the grouping costs more than it saves.
 _LARGE = 2**26

@@ -11,8 +11,8 @@ from quantize.calibrate.given import given, noting, rows_of
 from quantize.calibrate.stages import find_stages
 from quantize.forward.hooks import hooked, joined
 from quantize.forward.models import FolderModel, InFloat32
-from quantize.forward.taps import matrices
 from tests.support.checkpoints import Gemma4Sizes, gemma4, llama, write
+from tests.support.matrices import matrices
 
 LAYER, TOKENS = 1, 24
 GEMMA4 = Gemma4Sizes(hidden=64, layers=2, full_every=2, experts=4, mlp_width=64)

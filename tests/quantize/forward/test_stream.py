@@ -15,13 +15,14 @@ from quantize.errors import SourceError
 from quantize.forward.capture import finish
 from quantize.forward.checkpoint_weights import CheckpointModel
 from quantize.forward.models import FolderModel, InFloat32, open_model
+from quantize.forward.routing import recorded, replayed
 from quantize.forward.store import InFolder, InMemory
 from quantize.forward.stream import Stream
-from quantize.forward.taps import matrices, recorded, replayed, tapped
 from quantize.source.checkpoint import HubOptions
 from quantize.source.sources import open_checkpoint
 from tests.support.checkpoints import gemma4, llama, qwen3_moe, write, write_tokenizer
 from tests.support.families import FAMILIES, LAYERS, VOCABULARY, WINDOW, write_family
+from tests.support.matrices import calls_of_experts, matrices
 
 # Longer than the sliding window; two lengths.
 CHUNKS = [mx.array([[(7 * at + length) % VOCABULARY for at in range(length)]]) for length in (3 * WINDOW, WINDOW + 1)]
@@ -152,24 +153,25 @@ def test_other_modes_of_quantization_are_streamed_in_float32_too(tmp_path: Path)
     assert experts.down_proj.weight.dtype == mx.float32
 
 
-def test_a_tap_takes_the_rows_that_each_matrix_and_each_expert_is_given(tmp_path: Path) -> None:
+def test_rows_and_experts_are_those_that_a_matrix_of_experts_is_called_with(tmp_path: Path) -> None:
     stream = Stream(FolderModel(write_family(tmp_path, "qwen3_moe")), CHUNKS, InMemory())
     layer = stream.model.make(0).layers[0]
     args, kwargs = stream.inputs(0, 0)
-    with tapped(matrices(layer)) as taken:
+    experts = {path: module for path, module in matrices(layer).items() if ".switch_mlp." in path}
+    with calls_of_experts(experts) as noted:
         returned = layer(*args, **kwargs)
     assert mx.array_equal(returned, layer(*args, **kwargs)).item()
     tokens, chosen = CHUNKS[0].shape[1], 2
-    [query] = taken["self_attn.q_proj"].rows
-    assert mx.array_equal(query, layer.input_layernorm(args[0])[0]).item()
-    down = taken["mlp.switch_mlp.down_proj"]
-    assert down.rows[0].shape == (tokens * chosen, 32)
-    assert down.experts[0].shape == (tokens * chosen,)
-    # The experts' output, from what was taken alone.
-    up, gate = (taken[f"mlp.switch_mlp.{name}_proj"] for name in ("up", "gate"))
-    weights = [layer.mlp.switch_mlp[name].weight for name in ("gate_proj", "up_proj")]
-    pairs = [mx.einsum("rc,roc->ro", t.rows[0], w[t.experts[0]]) for t, w in zip((gate, up), weights, strict=True)]
-    assert mx.allclose(nn.silu(pairs[0]) * pairs[1], down.rows[0], atol=1e-5).item()
+    rows, numbers = noted["mlp.switch_mlp.down_proj"]
+    assert rows.shape == (tokens * chosen, 32)
+    assert numbers.shape == (tokens * chosen,)
+    # The experts' output, from what was noted alone.
+    gate, up = (
+        mx.einsum("rc,roc->ro", rows, layer.mlp.switch_mlp[name].weight[numbers])
+        for name in ("gate_proj", "up_proj")
+        for rows, numbers in [noted[f"mlp.switch_mlp.{name}"]]
+    )
+    assert mx.allclose(nn.silu(gate) * up, rows, atol=1e-5).item()
 
 
 def test_a_replayed_router_sends_other_hidden_states_to_the_same_experts(tmp_path: Path) -> None:
@@ -177,13 +179,13 @@ def test_a_replayed_router_sends_other_hidden_states_to_the_same_experts(tmp_pat
     layer = stream.model.make(0).layers[0]
     args, kwargs = stream.inputs(0, 0)
     router, down = ({path: matrices(layer)[path]} for path in ("mlp.gate", "mlp.switch_mlp.down_proj"))
-    with recorded(router) as choices, tapped(down) as first:
+    with recorded(router) as choices, calls_of_experts(down) as first:
         layer(*args, **kwargs)
     other = args[0][:, ::-1], *args[1:]
-    with tapped(down) as free:
+    with calls_of_experts(down) as free:
         layer(*other, **kwargs)
-    with replayed(router, choices), tapped(down) as forced:
+    with replayed(router, choices), calls_of_experts(down) as forced:
         layer(*other, **kwargs)
-    [wanted], [unforced], [got] = (taken["mlp.switch_mlp.down_proj"].experts for taken in (first, free, forced))
+    wanted, unforced, got = (noted["mlp.switch_mlp.down_proj"][1] for noted in (first, free, forced))
     assert mx.array_equal(got, wanted).item()
     assert not mx.array_equal(unforced, wanted).item()

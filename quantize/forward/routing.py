@@ -1,44 +1,18 @@
-"""What single matrices of a layer are given while it runs: the inputs that a calibration weighs errors by.
+"""Which expert each row of a layer meets: as matrices of experts are called, and recorded in one run for another.
 
-A linear module is called with x (..., columns); one of stacked experts with x and the number of the expert that each
-row of x meets, where one row may meet several. mlx-lm sorts both by expert first when there are many.
+A module of stacked experts is called with x and the number of the expert that each row of x meets, where one row may
+meet several. mlx-lm sorts both by expert first when there are many.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 
 from quantize.forward.hooks import Hook, hooked
-
-
-@dataclass(slots=True)
-class Taken:
-    """Of each call in order: the rows, (rows, columns), and for stacked experts the expert of each, (rows,)."""
-
-    rows: list[mx.array] = field(default_factory=list)
-    experts: list[mx.array] = field(default_factory=list)
-
-
-def matrices(layer: Any) -> dict[str, Any]:
-    """Path below the layer -> module, of each that can be quantized or is: linear, or of stacked experts."""
-    return {
-        path: module
-        for path, module in layer.named_modules()
-        if hasattr(module, "to_quantized") or hasattr(module, "bits")
-    }
-
-
-@contextlib.contextmanager
-def tapped(modules: Mapping[str, Any]) -> Iterator[dict[str, Taken]]:
-    """While open, what the `modules` are called with is gathered; nothing is evaluated by it."""
-    taken = {path: Taken() for path in modules}
-    with hooked((module, _recorder(taken[path])) for path, module in modules.items()):
-        yield taken
 
 
 @contextlib.contextmanager
@@ -69,19 +43,6 @@ def replayed(modules: Mapping[str, Any], returned: Mapping[str, list[Any]]) -> I
 
     with hooked((module, answer(iter(returned[path]))) for path, module in modules.items()):
         yield
-
-
-def _recorder(taken: Taken) -> Hook:
-    def record(call: Any, x: mx.array, *args: Any, **kwargs: Any) -> Any:
-        if args and isinstance(args[0], mx.array):
-            rows, experts = by_expert(x, args[0])
-            taken.rows.append(rows)
-            taken.experts.append(experts)
-        else:
-            taken.rows.append(x.reshape(-1, x.shape[-1]))
-        return call(x, *args, **kwargs)
-
-    return record
 
 
 def by_expert(x: mx.array, indices: mx.array) -> tuple[mx.array, mx.array]:
