@@ -32,7 +32,7 @@ def load(
         LoadError: for whatever is wrong with the folder. Nothing in it is ever executed: code files are ignored
             and `model_file` is refused.
     """
-    _config(folder)
+    _check_config(folder)
     try:
         model = load_folder(folder, on_progress)
     except MemoryError:
@@ -71,7 +71,7 @@ def vocabulary_size(model: nn.Module) -> int:
     return min([width, *rows])
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _check_config(folder: Path) -> None:
     try:
         config: Any = read_json((folder / "config.json").read_bytes())
     except FileNotFoundError:
@@ -85,7 +85,6 @@ def _config(folder: Path) -> dict[str, Any]:
         raise LoadError("The model's config.json names no valid model_type.")
     if "model_file" in config:
         raise LoadError("The model comes with its own code (model_file), which configi never runs.")
-    return config
 
 
 def _sentence(error: Exception, folder: Path) -> str:

@@ -21,7 +21,8 @@ MIN_CHUNK_TOKENS = 16
 # Fewer cost nearly as much where a model has many experts, all of which are read; and so many are read to begin with,
 # layer by layer, while nothing is known of the machine.
 _FLOOR_TOKENS = 128
-# Smaller passes may cost another price by the token, that of experts whose tokens are not sorted: see the device.
+# Smaller passes may cost another price by the token, that of experts whose tokens are not sorted: see
+# `compat.sorted_by_expert`.
 _CLIFF_TOKENS = 64
 # A pass of so many times the largest one is foretold by it; a larger one is no larger than so many times that.
 _SURE = 1.5

@@ -6,7 +6,6 @@ seen. What still waited for its turn is asked of the next engine, once, with the
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from types import TracebackType
@@ -19,8 +18,6 @@ from server.generation.waiting import ModelWait
 from server.models.lease import Lease
 from server.models.residency import Residency
 from server.settings.types import ModelSettings
-
-log = logging.getLogger("configi.generation")
 
 
 class Engaged:

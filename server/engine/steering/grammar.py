@@ -2,8 +2,8 @@
 
 The tokens are read as soon as they are known, right after the model was loaded: llguidance holds the GIL meanwhile, for
 half a second with 262,144 tokens, and later that would stop every stream. A grammar is compiled in a thread while its
-prompt is read, without the GIL. It has been tried in the text process before it
-comes here, with the same limits, so that what costs too much never does.
+prompt is read, without the GIL. It has been tried in the text process before it comes here, with the same limits, so
+that what costs too much never does.
 """
 
 from __future__ import annotations
