@@ -61,10 +61,8 @@ def check(folder: Path) -> list[str]:
     return examine(folder, thorough=False).problems
 
 
-def verify_if_changed(folder: Path, stamp: Path) -> list[str]:
-    """`check`, and `verify` if a file changed since the last call that found nothing wrong and left `stamp`."""
-    if (problems := check(folder)) or is_unchanged(folder, stamp):
-        return problems
+def verify_and_stamp(folder: Path, stamp: Path) -> list[str]:
+    """`verify`, which leaves `stamp` where it found nothing wrong."""
     now = _stamp(folder)
     if not (problems := verify(folder)):
         # Without a stamp it is only verified again next time.
@@ -75,7 +73,7 @@ def verify_if_changed(folder: Path, stamp: Path) -> list[str]:
 
 
 def is_unchanged(folder: Path, stamp: Path) -> bool:
-    """Whether `stamp` is what `verify_if_changed` left for these very files."""
+    """Whether `stamp` is what `verify_and_stamp` left for these very files."""
     return stamp.is_file() and stamp.read_text(encoding="ascii") == _stamp(folder)
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from quantize.folder.manifest import MANIFEST
-from quantize.folder.verify import examine, is_unchanged, verify_if_changed
+from quantize.folder.verify import examine, is_unchanged, verify_and_stamp
 from quantize.printable import echo
 from quantize.worker import JsonLines, exit_with_parent
 
@@ -16,11 +16,10 @@ def _problems(folder: Path, stamp: Path, report: JsonLines) -> list[str]:
     found = examine(folder, thorough=False)
     for warning in found.warnings:
         echo(f"{folder}: {warning}", err=True)
-    if found.problems or not (folder / MANIFEST).is_file():
+    if found.problems or not (folder / MANIFEST).is_file() or is_unchanged(folder, stamp):
         return found.problems
-    if not is_unchanged(folder, stamp):
-        report("verifying", 0, None, "checking the sha256 of its files")
-    return verify_if_changed(folder, stamp)
+    report("verifying", 0, None, "checking the sha256 of its files")
+    return verify_and_stamp(folder, stamp)
 
 
 def main() -> int:

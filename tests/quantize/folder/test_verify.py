@@ -13,8 +13,7 @@ import mlx.core as mx
 import pytest
 
 from quantize.build.build import build
-from quantize.folder import verify as verify_module
-from quantize.folder.verify import check, examine, verify, verify_if_changed
+from quantize.folder.verify import check, examine, is_unchanged, verify, verify_and_stamp
 from quantize.plan.plan import make_plan
 from quantize.source.checkpoint import HubOptions
 from quantize.source.sources import open_checkpoint
@@ -206,23 +205,17 @@ def test_a_manifest_cannot_point_out_of_its_folder(model: Path) -> None:
     assert check(model) == ["'../secret' cannot be the name of a file; refused."]
 
 
-def test_hashes_are_read_again_only_when_a_file_changed(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hashed: list[str] = []
-    sha256 = verify_module.sha256_of
-    monkeypatch.setattr(verify_module, "sha256_of", lambda path: hashed.append(path.name) or sha256(path))
+def test_a_stamp_holds_until_a_file_changes(model: Path, tmp_path: Path) -> None:
     stamp = tmp_path / "cache" / "stamp"
-    assert verify_if_changed(model, stamp) == []
-    assert len(hashed) == len(json.loads((model / "configi.json").read_text())["files"])
-    hashed.clear()
-    assert verify_if_changed(model, stamp) == []
-    assert hashed == []
+    assert not is_unchanged(model, stamp)
+    assert verify_and_stamp(model, stamp) == []
+    assert is_unchanged(model, stamp)
     shard = model / "model-00001-of-00003.safetensors"
     raw = shard.read_bytes()
     shard.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
-    assert verify_if_changed(model, stamp) == [f"{shard.name} is damaged: its sha256 is not the one in configi.json."]
-    assert verify_if_changed(model, stamp) != []
+    assert not is_unchanged(model, stamp)
+    assert verify_and_stamp(model, stamp) == [f"{shard.name} is damaged: its sha256 is not the one in configi.json."]
+    assert not is_unchanged(model, stamp)
 
 
 def test_other_makers_models_are_checked_for_what_they_say_of_themselves(tmp_path: Path) -> None:
