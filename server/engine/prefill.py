@@ -44,6 +44,7 @@ class Prefill:
         self.under_way: Pass | None = None
         # For the scheduler: see `scheduler.PendingPrefill`.
         self.age = 0
+        # The id of an earlier request with the same prompt, worth waiting for: what it reads is read for both.
         self.waits_for = waits_for
         # What comes back from disk before it starts; None before that was asked.
         self.restore: Restore | None = None

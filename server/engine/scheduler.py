@@ -73,14 +73,9 @@ class Scheduler:
 
 
 class PendingPrefill(Protocol):
-    """A prompt that is being read.
-
-    `age`: chunks that other prompts of its client got since its own last one. `waits_for`: the id of an earlier request
-    with the same prompt, worth waiting for, since what it reads is then read for both.
-    """
+    """A prompt that can be read. `age`: chunks that other prompts of its client got since its own last one."""
 
     age: int
-    waits_for: int | None
 
     @property
     def id(self) -> int: ...
@@ -105,8 +100,6 @@ class PrefillScheduler:
 
     def next(self, pending: Sequence[P]) -> P:
         """`pending` in order of arrival, not empty."""
-        ids = {prefill.id for prefill in pending}
-        pending = [prefill for prefill in pending if prefill.waits_for not in ids]
         clients = {prefill.client for prefill in pending}
         # A client that is new, or back, starts level with the one served least: past idleness earns nothing.
         level = min((self._tokens_read[c] for c in clients if c in self._tokens_read), default=0)

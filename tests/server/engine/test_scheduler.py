@@ -82,7 +82,6 @@ class Pending:
     id: int
     client: str
     remaining: int
-    waits_for: int | None = None
     age: int = 0
 
 
@@ -127,8 +126,3 @@ def test_a_client_that_was_idle_has_earned_nothing() -> None:
     pending.append(Pending(2, "b", 10_000))
     served = [read(scheduler, pending, 100) for _ in range(20)]
     assert served.count(1) == 10
-
-
-def test_a_prompt_that_is_being_read_already_is_waited_for() -> None:
-    scheduler, pending = PrefillScheduler(), [Pending(1, "a", 1000), Pending(2, "a", 1000, waits_for=1)]
-    assert [read(scheduler, pending, 100) for _ in range(11)] == [1] * 10 + [2]
