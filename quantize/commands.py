@@ -1,4 +1,4 @@
-"""The commands `plan`, `build` and `verify` (and `eval`), shared by `configi` and `python -m quantize`.
+"""The commands `plan`, `build` and `verify`, and those that evaluate, shared by `configi` and `python -m quantize`.
 
 Exit codes: 0 done, 1 failed (one sentence on stderr), 2 usage. Imports are inside the commands: help should not wait
 for MLX.

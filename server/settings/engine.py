@@ -21,7 +21,7 @@ class EngineSettings(Section):
         description="Sequences decoded together, sharing the memory bandwidth; 0: by the chip, 4 up to M2, else 8.",
     )
     queue_limit: int = Field(
-        64, ge=0, description="Requests that may wait for a slot; the next one is a 503 with Retry-After."
+        64, ge=0, description="Sequences that may wait for a slot; the next request is a 503 with Retry-After."
     )
     queue_timeout_s: float = Field(
         300, gt=0, description="Longest wait for a slot before a 503; clients give up at 600 s."
@@ -42,7 +42,9 @@ class EngineSettings(Section):
     hang_timeout_s: float = Field(
         120, gt=0, description="No step for this long while work is waiting: the engine is killed as hung."
     )
-    restart_limit: int = Field(3, ge=0, description="Engine failures in a row before the model is reported as failed.")
+    restart_limit: int = Field(
+        3, ge=0, description="Engine failures in a row that a restart answers; the next one fails the model."
+    )
     restart_backoff_s: float = Field(
         1, ge=0, description="Wait before the first restart; doubles with each failure in a row."
     )

@@ -66,7 +66,7 @@ class StorageSettings(Section):
 
     cache_dir: UserPath = Field(
         Path(platformdirs.user_cache_dir("configi")),
-        description="Models that configi builds itself are kept here.",
+        description="Folder for what configi makes: models that it builds, prefixes, converted tokenizers.",
     )
     allow_download: bool = Field(True, description="false works offline, from what is already on this machine.")
     hub_timeout_s: float = Field(30, gt=0, description="Longest silence of the Hub before a retry.")

@@ -17,7 +17,9 @@ class ServerSettings(Section):
         "127.0.0.1", description="Address to listen on; localhost is both of loopback's, any other needs a key."
     )
     port: int = Field(8080, ge=0, le=65535, description="TCP port; 0 lets the system choose one.")
-    api_key: SecretStr | None = Field(None, description="Bearer token that clients must send; required off loopback.")
+    api_key: SecretStr | None = Field(
+        None, description="Bearer token that clients must send; off loopback it or api_keys is required."
+    )
     api_keys: dict[str, SecretStr] = Field(
         {}, description="More keys, by the names of their clients; a key may be given as sha256:HEX."
     )
