@@ -47,7 +47,7 @@ class Supervisor:
 
     @property
     def gave_up(self) -> bool:
-        """As many failures in a row as `engine.restart_limit` allows."""
+        """More failures in a row than `engine.restart_limit` allows."""
         return self._failures > self._settings.engine.restart_limit
 
     def forgive(self) -> None:
@@ -72,12 +72,11 @@ class Supervisor:
         process.client.on_loading = on_loading
         try:
             return await process.start(_load_command(self._settings, folder, memory_limit))
-        except EngineFailed:
-            self._process = None
-            self._failures += 1
-            raise
-        except BaseException:
+        except BaseException as error:
+            # Its memory has returned before another takes any.
             await self.stop()
+            if isinstance(error, EngineFailed):
+                self._failures += 1
             raise
 
     async def stop(self) -> None:
@@ -110,6 +109,8 @@ class EngineProcess:
         self._command = command
         self._on_exit = on_exit
         self._tasks: list[asyncio.Task[None]] = []
+        # Not among them: what it writes before it ends is read to the end.
+        self._logging: asyncio.Task[None] | None = None
         self._resident = False
         self._folder = SocketFolder()
         self._socket: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.PAIR)
@@ -134,9 +135,9 @@ class EngineProcess:
         except OSError as error:
             self._release()
             raise EngineFailed(f"The engine process could not be started: {error.strerror}.") from error
+        self._logging = asyncio.create_task(self._log_stderr())
         self._tasks = [
             asyncio.create_task(self.client.receive()),
-            asyncio.create_task(self._log_stderr()),
             asyncio.create_task(self._watch_exit()),
             asyncio.create_task(self._hear_last_words()),
             asyncio.create_task(self._watch_hang()),
@@ -162,6 +163,8 @@ class EngineProcess:
                         await self._process.wait()
             self._kill()
             await self._process.wait()
+        if self._logging is not None:
+            await asyncio.wait({self._logging}, timeout=_LAST_WORDS_S)
         self._release()
 
     async def _watch_exit(self) -> None:
