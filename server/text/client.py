@@ -50,25 +50,35 @@ class _OnDemand:
 
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
+        self._asking = 0
+        self._closed = False
         self._idle: asyncio.TimerHandle | None = None
         self._ending: asyncio.Task[None] | None = None
         self.rest = lane.rest
 
     async def ask(self, raw: bytes, client: str) -> TextAnswer:
-        if self._idle is not None:
-            self._idle.cancel()
+        self._asking += 1
+        self._stop_timer()
         try:
             return await self._lane.ask(raw, client)
         finally:
-            self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._rest)
+            self._asking -= 1
+            if not (self._asking or self._closed):
+                self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._rest)
+
+    async def close(self) -> None:
+        self._closed = True
+        self._stop_timer()
+        await self._lane.close()
+        if self._ending is not None:
+            await self._ending
 
     def _rest(self) -> None:
         self._ending = asyncio.ensure_future(self._lane.rest())
 
-    async def close(self) -> None:
+    def _stop_timer(self) -> None:
         if self._idle is not None:
             self._idle.cancel()
-        await self._lane.close()
 
 
 class TextProcess:

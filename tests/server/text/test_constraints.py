@@ -15,6 +15,7 @@ from server.chat.shapes import JsonSchema
 from server.chat.tools import Tool
 from server.errors import InvalidRequest
 from server.settings.types import LimitSettings
+from server.text import client
 from server.text.client import TextProcess
 from server.text.protocol import Constrain
 from tests.support.text_process import GOOD, children, model, opened, run
@@ -37,6 +38,25 @@ def test_a_grammar_is_made_once_for_those_that_ask_the_same(tmp_path: Path) -> N
             assert await schema_of(text, {"type": "string"}) != first
             with pytest.raises(InvalidRequest, match='"if" at /'):
                 await schema_of(text, {"if": {}})
+
+    run(main)
+
+
+def test_the_process_for_grammars_does_not_end_while_somebody_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_IDLE_S", 0)
+
+    async def main() -> None:
+        async with opened(model(tmp_path)) as text:
+            before, seen = children(), set[int]()
+
+            async def ask(value: int) -> None:
+                await schema_of(text, {"const": value})
+                seen.update(children() - before)
+
+            await asyncio.gather(*map(ask, range(3)))
+            assert len(seen) == 1
 
     run(main)
 
