@@ -17,7 +17,7 @@ from server.errors import ConfigiError, ModelUnavailable
 from server.models.acquire import Acquirer
 from server.models.awake import Awake
 from server.models.catalog import Catalog
-from server.models.describe import Describer
+from server.models.contexts import ContextLengths
 from server.models.lease import Lease
 from server.models.memory import Memory
 from server.models.notifier import Notifier
@@ -47,9 +47,9 @@ class Residency:
         self._awake = awake or Awake()
         self._verifier = verifier
         self._memory = memory
-        describer = Describer()
+        contexts = ContextLengths()
         self._models = {
-            entry.id: Resident(entry, settings, acquirer, opener, new_supervisor(), self, describer)
+            entry.id: Resident(entry, settings, acquirer, opener, new_supervisor(), self, contexts)
             for entry in catalog.entries
         }
         self._turn = asyncio.Lock()

@@ -19,7 +19,7 @@ from server.engine_client.client import EngineClient
 from server.engine_client.supervisor import Supervisor
 from server.errors import ConfigiError, EngineFailed, ModelUnavailable
 from server.models.acquire import AcquireProgress, Acquirer
-from server.models.describe import Describer
+from server.models.contexts import ContextLengths
 from server.models.leases import Leases
 from server.models.opened import OpenedFiles, stamp_of
 from server.models.pace import Pace
@@ -57,7 +57,7 @@ class Resident:
         opener: Opener,
         supervisor: Supervisor,
         owner: Owner,
-        describer: Describer,
+        contexts: ContextLengths,
     ) -> None:
         text = "not loaded yet; the first request loads it"
         self.entry = entry
@@ -69,7 +69,7 @@ class Resident:
         self._supervisor = supervisor
         self._pace = Pace()
         self._owner = owner
-        self._describer = describer
+        self._contexts = contexts
         self._opening: asyncio.Task[TextProcess] | None = None
         self.leases = Leases(settings.idle_s, owner.lease_ended, lambda: owner.idle(self))
         self._files = OpenedFiles(lambda: self.engine is not None or self.leases.wanted)
@@ -144,7 +144,7 @@ class Resident:
 
     async def _context_length(self, folder: Path) -> int | None:
         """The configured one, else what the model was made for."""
-        wanted, own = self.entry.context_length, await self._describer.context_length(folder)
+        wanted, own = self.entry.context_length, await self._contexts.of(folder)
         if wanted and own and wanted > own:
             self._warn(
                 f"context_length = {wanted} is more than the {own} tokens that it was made for; "

@@ -25,7 +25,7 @@ _MOST_BYTES = 65_536
 _TIMEOUT_S = 60
 
 
-class Describer:
+class ContextLengths:
     """`python` is the command that starts a worker's interpreter."""
 
     def __init__(self, python: Sequence[str] = (sys.executable, "-P")) -> None:
@@ -33,7 +33,7 @@ class Describer:
         # Each takes a processor for seconds.
         self._turn = asyncio.Lock()
 
-    async def context_length(self, folder: Path) -> int | None:
+    async def of(self, folder: Path) -> int | None:
         """None if nothing says it. Cancelling ends the worker."""
         try:
             raw = await asyncio.to_thread(_beginning, folder / "config.json")
