@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -68,12 +69,12 @@ async def _read_report(stdout: asyncio.StreamReader | None, on_line: Callable[[R
     # None only in asyncio's types.
     assert stdout is not None
     async for raw in stdout:
-        try:
+        line: Any = None
+        with contextlib.suppress(ValueError):
             line = json.loads(raw)
-        except ValueError:
+        if not isinstance(line, dict):
             log.warning("not a report line: %r", raw[:200])
-            continue
-        if "phase" in line:
+        elif "phase" in line:
             on_line(ReportLine(line["phase"], line["done"], line["total"], line["text"]))
         else:
             last = line
