@@ -32,6 +32,11 @@ class QuantizeError(Exception):
         self.retryable = retryable
 
 
+def first_line(error: BaseException) -> str:
+    """Of what a library said; the name of the error where it said nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @contextlib.contextmanager
 def native_errors(sentence: str) -> Iterator[None]:
     """Whatever comes out of native code that reads the files of others becomes a SourceError with `sentence`.

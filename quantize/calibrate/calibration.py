@@ -28,7 +28,7 @@ from quantize.calibrate.recipe import SolverSettings
 from quantize.calibrate.results import Results
 from quantize.calibrate.stage_solution import BLOCK_BYTES, Matrix
 from quantize.calibrate.tokens import LENGTH, TextChunk, cut
-from quantize.errors import SourceError
+from quantize.errors import SourceError, first_line
 from quantize.files import sync
 from quantize.folder.manifest import TensorCalibration as Figures
 from quantize.folder.quant_spec import QuantSpec
@@ -227,5 +227,4 @@ def _tokenizer(config: Mapping[str, Any], auxiliary: Mapping[str, bytes]) -> Any
             # Whole documents are encoded, however long.
             return load_tokenizer(folder, {"model_max_length": 10**9})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise SourceError(f"The tokenizer of the source cannot be loaded: {reason}") from error
+            raise SourceError(f"The tokenizer of the source cannot be loaded: {first_line(error)}") from error

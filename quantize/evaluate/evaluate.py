@@ -14,7 +14,7 @@ import numpy as np
 
 from quantize.calibrate.corpus import calibration_text
 from quantize.calibrate.overlap import shared_runs
-from quantize.errors import SourceError
+from quantize.errors import SourceError, first_line
 from quantize.evaluate.divergence import TokenFigures, joined
 from quantize.evaluate.evaluation import NOT_MEASURED, Evaluation, Generated, Histogram, Protocol
 from quantize.evaluate.generation import Generator
@@ -100,7 +100,7 @@ def _tokenizer(folder: Path) -> object:
     try:
         return load_tokenizer(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"The tokenizer of {folder.name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise SourceError(f"The tokenizer of {folder.name} cannot be loaded: {first_line(error)}") from error
 
 
 def _chosen(found: list[Passage], most: int | None) -> list[Passage]:

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import msgspec
 
-from quantize.errors import SourceError
+from quantize.errors import SourceError, first_line
 from quantize.evaluate.loops import Loop, find_loop
 from quantize.evaluate.tasks.tool_calls import DeclaredTool, WrittenCall
 
@@ -45,7 +45,7 @@ class Generator:
         try:
             self.model, self.tokenizer = load(str(folder))[:2]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise SourceError(f"mlx-lm cannot load {folder.name}: {str(error).splitlines()[0]}") from error
+            raise SourceError(f"mlx-lm cannot load {folder.name}: {first_line(error)}") from error
 
     def encode(self, messages: Sequence[Any]) -> list[int]:
         """The prompt of a conversation; of a model without a chat template the texts alone."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from quantize.errors import SourceError
+from quantize.errors import SourceError, first_line
 from quantize.forward.checkpoint_weights import CheckpointModel
 from quantize.forward.loading import load_as_mlx_lm, needs_unpacking
 from quantize.source.checkpoint import HubOptions
@@ -70,7 +70,7 @@ class FolderModel:
         except FileNotFoundError:
             raise SourceError(f"{self.label} has no config.json or no model*.safetensors.") from None
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise SourceError(f"mlx-lm cannot load {self.label}: {_first_line(error)}") from error
+            raise SourceError(f"mlx-lm cannot load {self.label}: {first_line(error).rstrip('.')}.") from error
         return model
 
 
@@ -110,7 +110,3 @@ def in_float32(model: Any) -> Any:
 
 def _float32(value: mx.array) -> mx.array:
     return value.astype(mx.float32) if mx.issubdtype(value.dtype, mx.floating) else value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".") + "."
