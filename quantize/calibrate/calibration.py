@@ -42,7 +42,7 @@ from quantize.source.checkpoint import HubOptions
 
 DEFAULT_TOKENS = 131_072
 # Raised with any change that gives other bytes for the same input.
-FORMAT = 3
+FORMAT = 4
 # What MLX may keep of freed arrays.
 _CACHE_BYTES = 100_000_000
 _DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}

@@ -11,7 +11,7 @@ import numpy as np
 from quantize.calibrate.given import Given
 from quantize.calibrate.guard import HeldBack, hold_back, merge_held_back
 from quantize.calibrate.recipe import Solved, SolverSettings, solve
-from quantize.calibrate.statistics import Statistics, measure, merge
+from quantize.calibrate.statistics import Statistics, Sums
 from quantize.calibrate.tokens import TextChunk
 from quantize.errors import SourceError
 from quantize.folder.finite import all_finite
@@ -82,14 +82,13 @@ class _Stage:
     given: Callable[[int, range | None], Given]
 
     def statistics(self, experts: range | None) -> list[Statistics]:
-        found: list[Statistics | None] = [None for _ in experts or [None]]
+        sums = [Sums() for _ in experts or [None]]
         for chunk in self._chunks(held_back=False):
             given = self.given(chunk, experts)
-            for place, expert in enumerate(experts or [None]):
-                one, before = measure(*given.of(expert)), found[place]
-                found[place] = one if before is None else merge(before, one)
-            mx.eval([(one.hessian, one.drift, one.stream) for one in found if one is not None])
-        return [one for one in found if one is not None]
+            for one, expert in zip(sums, experts or [None], strict=True):
+                one.add(*given.of(expert))
+            mx.eval([one.arrays for one in sums])
+        return [one.total() for one in sums]
 
     def held_back(self, experts: range | None, weight: mx.array, rows: slice) -> list[dict[str, HeldBack]]:
         held: list[dict[str, HeldBack]] = [{} for _ in experts or [None]]
@@ -108,14 +107,12 @@ class _Stage:
         return held
 
     def pool(self) -> Statistics:
-        pool: Statistics | None = None
+        sums = Sums()
         for chunk in self._chunks(held_back=False):
             given = self.given(chunk, None)
-            one = measure(given.inputs, given.full)
-            pool = one if pool is None else merge(pool, one)
-            mx.eval(pool.hessian, pool.drift)
-        assert pool is not None
-        return pool
+            sums.add(given.inputs, given.full)
+            mx.eval(sums.arrays)
+        return sums.total()
 
     def _chunks(self, *, held_back: bool) -> list[int]:
         return [number for number, chunk in enumerate(self.chunks) if chunk.held_back is held_back]

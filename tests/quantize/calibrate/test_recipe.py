@@ -11,7 +11,7 @@ import pytest
 
 from quantize.calibrate.guard import HeldBack, choose, hold_back, merge_held_back, output_error
 from quantize.calibrate.recipe import RECIPE, WEIGHTED, Solved, SolverSettings, solve
-from quantize.calibrate.statistics import measure, pooled
+from quantize.calibrate.statistics import measure, merge
 from quantize.folder.quant_spec import QuantSpec
 from tests.support.activations import Layer, correlated_layer
 
@@ -86,7 +86,7 @@ def test_experts_are_solved_together_each_with_its_own_report() -> None:
     statistics.append(measure(mx.zeros((0, 128))))
     weight = mx.stack([layers[0].weight, layers[1].weight, layers[1].weight])
     kinds = [held(layers[0]), held(layers[1]), {}]
-    found = solve(weight, statistics, kinds, QuantSpec(2), SETTINGS, pool=pooled(statistics))
+    found = solve(weight, statistics, kinds, QuantSpec(2), SETTINGS, pool=reduce(merge, statistics))
     assert found.weight.shape == (3, 32, 8)
     assert [report.tokens for report in found.reports] == [3840, 384, 0]
     assert [report.damping for report in found.reports] == [pytest.approx(0.1), 1.0, 1.0]
