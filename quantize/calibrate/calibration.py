@@ -24,8 +24,8 @@ from quantize.calibrate.corpus import CalibrationText, calibration_text
 from quantize.calibrate.layer import LayerPass, Streams
 from quantize.calibrate.losses import CHUNKS, widths_within
 from quantize.calibrate.quantized_so_far import QuantizedSoFar
-from quantize.calibrate.recipe import SolverSettings
 from quantize.calibrate.results import Results
+from quantize.calibrate.settings import SolverSettings
 from quantize.calibrate.stage_solution import BLOCK_BYTES, Matrix
 from quantize.calibrate.tokens import LENGTH, TextChunk, cut
 from quantize.errors import SourceError

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from quantize.calibrate.recipe import SolverSettings, solve
+from quantize.calibrate.prepared import prepare
+from quantize.calibrate.recipe import solve
+from quantize.calibrate.settings import SolverSettings
 from quantize.calibrate.stage_solution import BLOCK_BYTES, solver_bytes
 from quantize.calibrate.statistics import measure
 from quantize.errors import QuantizeError
@@ -118,8 +120,8 @@ def _speed() -> float:
 def _solution(size: int) -> float:
     """Seconds for a square matrix."""
     inputs = mx.random.normal((size // 4, size))
-    statistics, weight = measure(inputs, inputs), mx.random.normal((size, size))
+    statistics, weight, settings = measure(inputs, inputs), mx.random.normal((size, size)), SolverSettings()
     mx.eval(statistics.hessian, statistics.drift, weight)
     began = time.perf_counter()
-    mx.eval(solve(weight, [statistics], [{}], _SPEC, SolverSettings()).weight)
+    mx.eval(solve(weight, prepare([statistics], settings), [{}], _SPEC, settings).weight)
     return time.perf_counter() - began

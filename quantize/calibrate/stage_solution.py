@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
 from quantize.calibrate.given import Given
 from quantize.calibrate.guard import HeldBack, hold_back, merge_held_back
-from quantize.calibrate.recipe import Solved, SolverSettings, solve
+from quantize.calibrate.prepared import prepare
+from quantize.calibrate.recipe import Solved, solve
+from quantize.calibrate.settings import SolverSettings
 from quantize.calibrate.statistics import Statistics, Sums
 from quantize.calibrate.tokens import TextChunk
 from quantize.errors import SourceError
@@ -58,13 +60,14 @@ def solve_stage(
         statistics = work.statistics(block)
         if not all(bool(mx.isfinite(one.hessian).all().item()) for one in statistics):
             raise SourceError(f"Layer {layer} is given values that are not finite.")
+        inputs = prepare(statistics, settings, pool)
+        del statistics
         for path, weight in weights.items():
             matrix = matrices[path]
             for rows in _row_blocks(weight) if block is None else [slice(None)]:
                 part = weight[rows] if block is None else weight[block.start : block.stop]
-                own = [one if one.stream is None else replace(one, stream=one.stream[rows]) for one in statistics]
                 held = work.held_back(block, part, rows)
-                parts[path].append(solve(part.astype(matrix.dtype), own, held, matrix.spec, settings, pool))
+                parts[path].append(solve(part.astype(matrix.dtype), inputs.rows(rows), held, matrix.spec, settings))
                 mx.clear_cache()
     return {path: _together(solved) for path, solved in parts.items()}
 
