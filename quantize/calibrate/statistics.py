@@ -16,6 +16,9 @@ import mlx.core as mx
 
 from quantize.forward.products import product
 
+# Rows that are summed in one product.
+_TOGETHER = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
@@ -55,6 +58,48 @@ def merge(first: Statistics, second: Statistics) -> Statistics:
     elif first.stream is not second.stream:
         raise ValueError("Statistics with and without a stream error are of different matrices.")
     return Statistics(first.hessian + second.hessian, first.drift + second.drift, first.tokens + second.tokens, stream)
+
+
+class Sums:
+    """The statistics of tokens that come a few at a time, as an expert's do. A product for each few would cost as much
+    as one for hundreds of rows: most of it is adding (in, in) numbers to others.
+
+    At least one call of `add` comes before `total`.
+    """
+
+    def __init__(self) -> None:
+        self._inputs: list[mx.array] = []
+        self._full: list[mx.array] = []
+        self._streams: list[mx.array] = []
+        self._sum: Statistics | None = None
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """To be evaluated with what was added, or all that was read for it stays in memory."""
+        done = self._sum
+        sums = [] if done is None else [done.hessian, done.drift, *([] if done.stream is None else [done.stream])]
+        return [*self._inputs, *self._full, *self._streams, *sums]
+
+    def add(self, inputs: mx.array, full: mx.array, stream: mx.array | None = None) -> None:
+        """As `measure` has them; all with a stream, or none."""
+        self._inputs.append(inputs)
+        self._full.append(full)
+        if stream is not None:
+            self._streams.append(stream)
+        if sum(map(len, self._inputs)) >= _TOGETHER:
+            self._settle()
+
+    def total(self) -> Statistics:
+        if self._inputs:
+            self._settle()
+        assert self._sum is not None
+        return self._sum
+
+    def _settle(self) -> None:
+        stream = mx.concatenate(self._streams) if self._streams else None
+        one = measure(mx.concatenate(self._inputs), mx.concatenate(self._full), stream)
+        self._sum = one if self._sum is None else merge(self._sum, one)
+        self._inputs, self._full, self._streams = [], [], []
 
 
 def shrunk(expert: Statistics, pool: Statistics, strength: float) -> Statistics:

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from quantize.calibrate.statistics import Statistics, measure, merge, shrunk
+from quantize.calibrate.statistics import Statistics, Sums, measure, merge, shrunk
 from tests.support.activations import correlated_layer
 
 COLUMNS = 32
@@ -35,6 +35,25 @@ def test_parts_merge_to_the_whole(tokens: tuple[mx.array, mx.array, mx.array]) -
     whole = measure(*tokens)
     parts = [measure(*(array[start:stop] for array in tokens)) for start, stop in ((0, 40), (40, 40), (40, 96))]
     assert close(merge(merge(parts[0], parts[1]), parts[2]), whole)
+
+
+@pytest.mark.parametrize("rows", [1, 40, 2000])
+def test_what_comes_a_few_rows_at_a_time_sums_up_to_the_whole(
+    tokens: tuple[mx.array, mx.array, mx.array], rows: int
+) -> None:
+    many = [mx.concatenate([array] * 25) for array in tokens]
+    sums = Sums()
+    for start in range(0, len(many[0]), rows):
+        sums.add(*(array[start : start + rows] for array in many))
+    assert close(sums.total(), measure(*many))
+    assert sum(array.nbytes for array in sums.arrays) == 4 * (2 * COLUMNS + 8) * COLUMNS
+
+
+def test_an_expert_that_no_token_chose_has_sums_of_zeros(tokens: tuple[mx.array, mx.array, mx.array]) -> None:
+    sums = Sums()
+    sums.add(tokens[0][:0], tokens[1][:0])
+    assert sums.total().tokens == 0
+    assert float(mx.abs(sums.total().hessian).max()) == 0
 
 
 def test_the_sums_are_what_they_are_called(tokens: tuple[mx.array, mx.array, mx.array]) -> None:
