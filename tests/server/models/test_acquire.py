@@ -154,7 +154,7 @@ def test_cancelling_a_stalled_download_takes_no_time(hub: LoopbackHub, tmp_path:
 def test_a_worker_that_dies_without_a_word_is_one_sentence_and_its_stderr_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    subject = scripted(tmp_path, "import sys; print('not json'); sys.exit('secret /path of a traceback')")
+    subject = scripted(tmp_path, "import sys; print('not json'); print(7); sys.exit('secret /path of a traceback')")
     with pytest.raises(ModelUnavailable) as caught:
         asyncio.run(subject.acquire(FETCHED, lambda _: None))
     assert caught.value.message == "Preparing the model ended unexpectedly; the server's log has the reason."
