@@ -120,7 +120,7 @@ class DiskTier:
     def write(
         self, tokens: Sequence[int], start: int, kind: Kind, segment: Layers, salt: str = ""
     ) -> StoredSegment | None:
-        """None when it was not written. When the disk refuses, nothing more is."""
+        """None when it was not written. After a failure nothing more is."""
         for _ in range(_ATTEMPTS):
             try:
                 stored = self._write(tokens, start, kind, segment, salt)
@@ -128,7 +128,8 @@ class DiskTier:
                 return stored
             except FileNotFoundError:
                 _unlink(self._partial)
-            except (OSError, RuntimeError) as error:
+            # Whatever mlx-lm or a model's own cache raises: the requests under way have no part in it.
+            except Exception as error:
                 _unlink(self._partial)
                 self._give_up(error)
                 return None

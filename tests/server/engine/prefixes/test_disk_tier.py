@@ -39,6 +39,14 @@ def mode(path: Path) -> int:
     return path.stat().st_mode & 0o777
 
 
+class Unsaveable(KVCache):
+    """As the cache of a model's own code may be."""
+
+    @property
+    def state(self) -> Any:
+        return [b"no array and no number"]
+
+
 @pytest.fixture
 def while_writing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], None]], None]:
     """Has something done each time a partial file is complete and does not have its name yet."""
@@ -165,6 +173,16 @@ def test_a_planted_link_in_place_of_a_folder_is_not_followed(
     assert not disk.enabled
     assert "prefixes are not kept on disk: their folder is a symbolic link" in caplog.text
     assert (mode(elsewhere), [path.name for path in elsewhere.iterdir()]) == (0o755, ["model.safetensors"])
+
+
+def test_a_cache_that_cannot_be_saved_ends_writing_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = DiskTier(tmp_path / "prefixes", "model", LIMIT)
+    assert disk.write(TOKENS, 0, "user", [Unsaveable()]) is None
+    assert "prefixes are not kept on disk: Model state is not serializable" in caplog.text
+    assert not disk.enabled
+    assert list((tmp_path / "prefixes" / "model").iterdir()) == []
 
 
 def test_making_room_never_removes_files_outside_of_the_folder(tmp_path: Path) -> None:
