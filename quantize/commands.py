@@ -52,6 +52,8 @@ FitMacOption = Annotated[
     str | None, typer.Option(help="Memory of a Mac, such as 16GB, that is to hold the model.", show_default=False)
 ]
 TokensOption = Annotated[int, typer.Option(min=32, help="Tokens to calibrate on.")]
+# calibration.DEFAULT_TOKENS, which is read only by who calibrates: its module imports MLX.
+_TOKENS = 131_072
 
 
 class _WithCalibrate(TyperCommand):
@@ -69,7 +71,7 @@ def plan(
     source: SourceArgument,
     policy: PolicyOption = "config-i",
     calibrate: CalibrateOption = None,
-    calibration_tokens: TokensOption = 131_072,
+    calibration_tokens: TokensOption = _TOKENS,
     fit_mac: FitMacOption = None,
     memory_limit: MemoryOption = None,
     discard_source: DiscardOption = False,
@@ -79,13 +81,13 @@ def plan(
     """Show what a build would produce and need. Reads headers only."""
     from quantize.console import console
     from quantize.plan import report as plan_report
-    from quantize.plan.memory import parse_bytes, parse_mac, plan_memory
+    from quantize.plan.memory import parse_mac, plan_memory
     from quantize.plan.plan import make_plan
     from quantize.printable import print_json
     from quantize.source.checkpoint import HubOptions
     from quantize.source.sources import open_checkpoint
 
-    limit = parse_bytes(memory_limit or ("3GB" if calibrate is None else "8GB"))
+    limit = _memory_limit(memory_limit, calibrates=calibrate is not None)
     memory, mac = plan_memory(limit), parse_mac(fit_mac) if fit_mac else None
     if calibrate is None:
         import_mlx_lm_alone()
@@ -104,7 +106,7 @@ def build(
     output: Annotated[Path, typer.Argument(help="The model folder to create.")],
     policy: PolicyOption = "config-i",
     calibrate: CalibrateOption = None,
-    calibration_tokens: TokensOption = 131_072,
+    calibration_tokens: TokensOption = _TOKENS,
     target_bpw: Annotated[
         float | None, typer.Option(min=2, help="Bits per weight of the model, spent where they are worth most.")
     ] = None,
@@ -224,13 +226,12 @@ def _build(wish: _Wish, progress: Progress) -> Path:
     from quantize.build.output_folder import OutputFolder
     from quantize.calibrate.calibration import allocated, open_source
     from quantize.calibrate.estimate import estimate
-    from quantize.plan.memory import parse_bytes
     from quantize.plan.plan import make_plan
     from quantize.progress import BuildProgress
     from quantize.source.sources import open_checkpoint
 
     calibration = _calibration(wish.calibrate, wish.tokens)
-    limit = parse_bytes(wish.memory_limit or ("3GB" if calibration is None else "8GB"))
+    limit = _memory_limit(wish.memory_limit, calibrates=calibration is not None)
     reported = BuildProgress(progress)
     scratch = OutputFolder(wish.output).work / "source"
     # A calibration reads every layer more than once: what is downloaded for it stays until it is done.
@@ -248,6 +249,12 @@ def _build(wish: _Wish, progress: Progress) -> Path:
     estimate(made, wish.tokens).check(limit)
     run = partial(calibration.run, model)
     return execute(checkpoint, made, wish.output, memory_limit=limit, progress=reported, calibrate=run)
+
+
+def _memory_limit(wish: str | None, *, calibrates: bool) -> int:
+    from quantize.plan.memory import parse_bytes
+
+    return parse_bytes(wish or ("8GB" if calibrates else "3GB"))
 
 
 def _needs(made: Plan, tokens: int, limit: int) -> CalibrationNeeds:

@@ -61,8 +61,6 @@ class Plan:
     repository: str | None
     revision: str | None
     source_identity: str
-    source_bytes: int
-    source_shards: Sequence[tuple[str, int]]
     config: Mapping[str, Any]
     policy: Policy
     tensors: Sequence[OutputTensor]
@@ -133,8 +131,6 @@ def make_plan(
         repository=checkpoint.repository,
         revision=checkpoint.revision,
         source_identity=checkpoint.identity,
-        source_bytes=sum(shard.size for shard in checkpoint.shards),
-        source_shards=[(shard.name, shard.size) for shard in checkpoint.shards],
         config=config,
         policy=policy,
         tensors=outputs,
