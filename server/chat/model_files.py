@@ -5,12 +5,12 @@ Text process. Whatever is wrong with the folder is a ModelUnavailable of one sen
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantize.foreign_json import read_json
 from server.errors import ModelUnavailable
 
 # For the few models that name no limit (recurrent ones); `context_length` in config.toml overrides it.
@@ -47,14 +47,14 @@ class ModelFacts:
 def read_object(folder: Path, name: str, *, required: bool = False) -> dict[str, Any]:
     """The JSON object in file `name`; empty when the file is absent and not required."""
     try:
-        value = json.loads((folder / name).read_bytes())
+        value = read_json((folder / name).read_bytes())
     except FileNotFoundError:
         if required:
             raise ModelUnavailable(f"The model's folder has no {name}.") from None
         return {}
     except OSError as error:
         raise ModelUnavailable(f"The model's {name} cannot be read.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ModelUnavailable(f"The model's {name} is not valid JSON.") from error
     if not isinstance(value, dict):
         raise ModelUnavailable(f"The model's {name} is not a JSON object.")

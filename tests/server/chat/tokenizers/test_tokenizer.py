@@ -223,6 +223,7 @@ def test_truncation_left_over_from_training_does_not_cut_prompts(folder: Path, t
         ("config.json", None, "has no config.json"),
         ("config.json", "[]", "config.json is not a JSON object"),
         ("config.json", "{", "config.json is not valid JSON"),
+        ("config.json", '{"deep": ' + "[" * 99 + "]" * 99 + "}", "config.json is not valid JSON"),
         ("generation_config.json", '{"temperature": NaN}', "temperature that cannot be used"),
         ("generation_config.json", '{"top_k": "many"}', "top_k that cannot be used"),
     ],
