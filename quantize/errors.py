@@ -34,7 +34,7 @@ class QuantizeError(Exception):
 
 def first_line(error: BaseException) -> str:
     """Of what a library said; the name of the error where it said nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 @contextlib.contextmanager

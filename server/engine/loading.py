@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from quantize.errors import first_line
 from quantize.foreign_json import read_json
 from quantize.forward.loading import load_folder
 from server.engine.experts import fuse
@@ -95,8 +96,3 @@ def _sentence(error: Exception, folder: Path) -> str:
     if isinstance(error, KeyError | AttributeError | TypeError):
         reason = f"its config.json is missing or misnaming something ({type(error).__name__}: {reason})"
     return f"The model's files could not be loaded: {reason}"
-
-
-def first_line(error: BaseException) -> str:
-    """Of what MLX or mlx-lm say; empty when they say nothing."""
-    return (str(error).strip().splitlines() or [""])[0][:300]

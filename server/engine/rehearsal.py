@@ -14,10 +14,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
+from quantize.errors import first_line
 from server.engine.batch import Batch
 from server.engine.decoder import Newcomer
 from server.engine.device.failures import is_of_the_device
-from server.engine.loading import LoadError, first_line
+from server.engine.loading import LoadError
 from server.engine.prefill import Prefill, read_together
 from server.engine_client.protocol import Generate, Sampling
 
