@@ -34,7 +34,7 @@ def _be_nice(pid: int, niceness: int) -> None:
     # It may have ended. Before its interpreter is up it is the only one of its group; who it starts inherits it.
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + niceness))
-    # There are none without autogroups; and but for root, Linux changes only one in a tenth of a second.
+    # It is missing where there are no autogroups, and Linux takes a change in 0.1 s from anyone but root.
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
 
