@@ -152,11 +152,11 @@ class Engine:
         takes no event of this step along; only a device that is `lost` ends all."""
         events: list[EngineEvent] = []
         self._faults.attempt(self._admit, events)
-        self._faults.attempt(self._plan, events, self._prefills.drop_chunk)
+        self._faults.attempt(self._plan, events, self._prefills.drop_failed)
         if self._answered:
             self._faults.attempt(self._keep_answers, events)
         elif self._chunk_s and not self._batch.under_way:
-            self._faults.attempt(self._prefill, events, self._prefills.drop_chunk)
+            self._faults.attempt(self._prefill, events, self._prefills.drop_failed)
         else:
             self._faults.attempt(self._decode, events, self._drop_batch)
         self._faults.attempt(self._begin_answers, events)

@@ -73,6 +73,8 @@ class PrefillQueue:
         self._keeping = LinearCost()
         # Those that the chunk under way is of.
         self._reading: list[int] = []
+        # Those that something is done for at this moment, and ends when that fails.
+        self._at_fault: list[int] = []
         self._memory = ReadingMemory(admission, prefixes)
 
     def __contains__(self, id: int) -> bool:
@@ -115,9 +117,9 @@ class PrefillQueue:
         if prefill is not None and prefill.restore is not None:
             self._prefixes.disk.cancel(prefill.restore)
 
-    def drop_chunk(self) -> None:
-        """Forget the prompts that a failed chunk was of."""
-        for id in self._reading:
+    def drop_failed(self) -> None:
+        """Forget the prompts for which something was done that has failed."""
+        for id in self._at_fault:
             self.discard(id)
 
     @property
@@ -127,8 +129,13 @@ class PrefillQueue:
 
     def look(self, *, wait: bool) -> bool:
         """Whether there is a prompt to read. With nothing else to do there is time to `wait` for the disk."""
+        self._ready, self._at_fault = [], []
         self._prefixes.disk.tend_while_busy()
-        self._ready = [prefill for prefill in self._prefills.values() if self._is_ready(prefill)]
+        for prefill in self._prefills.values():
+            self._at_fault = [prefill.id]
+            if self._is_ready(prefill):
+                self._ready.append(prefill)
+        self._at_fault = []
         if wait and self._prefills and not self._ready:
             self._prefixes.disk.wait_for_read(_DISK_WAIT_S)
         return self.has_work
@@ -139,7 +146,7 @@ class PrefillQueue:
         that time."""
         chunk, ready, begun = Chunk(), self._ready, time.monotonic()
         chosen = self._next(seconds, beside)
-        self._reading = [chosen.id]
+        self._reading = self._at_fault = [chosen.id]
         if not chosen.started:
             chunk.events.append(self._start(chosen))
         spent = time.monotonic() - begun if beside else 0.0
@@ -222,7 +229,9 @@ class PrefillQueue:
             if longest * (len(parts) + 1) > room:
                 break
             if not other.started:
+                self._at_fault = [other.id]
                 events.append(self._start(other))
+                self._at_fault = self._reading
             tokens = self._part(other, size)
             if longest and longest / 2 <= tokens <= longest * 2 and max(longest, tokens) * (len(parts) + 1) <= room:
                 parts.append((other, tokens))

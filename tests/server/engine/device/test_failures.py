@@ -7,8 +7,9 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ByteSize
@@ -20,6 +21,7 @@ from server.engine.device.device import Device
 from server.engine.device.failures import explain, is_of_the_device
 from server.engine.engine import Engine
 from server.engine.prefixes.disk_tier import DiskTier
+from server.engine.prefixes.prefix_cache import PrefixCache
 from server.engine_client.protocol import EngineEvent, Failed, Finished, Generate, Load, Prefilled, Sampling, Tokens
 from server.engine_client.supervisor import Supervisor
 from server.errors import ConfigiError, EngineFailed, InsufficientMemory
@@ -107,6 +109,24 @@ def test_a_prompt_that_fails_ends_alone(model: Model, engine: Engine, words: str
     assert sorted(event.id for event in events if isinstance(event, Finished)) == [1, 3]
     assert sum(len(event.tokens) for event in events if isinstance(event, Tokens) and event.id == 3) == 8
     assert engine.lost is None
+
+
+@pytest.mark.parametrize("look_up", ["restore", "find"])
+def test_a_prompt_whose_look_up_fails_ends_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch, look_up: str) -> None:
+    real = getattr(PrefixCache, look_up)
+
+    def fail(prefixes: PrefixCache, prompt: Sequence[int], salt: str) -> Any:
+        if BAD in prompt:
+            raise RuntimeError("an index with a bug")
+        return real(prefixes, prompt, salt)
+
+    monkeypatch.setattr(PrefixCache, look_up, fail)
+    engine.handle(request(1))
+    engine.handle(bad(2))
+    engine.handle(request(3))
+    events = drained(engine)
+    assert [event.id for event in events if isinstance(event, Failed)] == [2]
+    assert sorted(event.id for event in events if isinstance(event, Finished)) == [1, 3]
 
 
 def test_a_decode_step_that_fails_ends_the_batch_and_no_prompt(model: Model, engine: Engine) -> None:
