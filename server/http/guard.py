@@ -31,6 +31,7 @@ from server.http.dialect import Dialects
 from server.http.exchange import Body, Exchange, owed_bytes, too_large
 from server.http.origins import allowed_names, host_is_allowed, host_name, is_local, origin_is_allowed
 from server.http.parser import BodyParser
+from server.http.paths import tidied
 from server.settings.names import can_be_listed, is_host
 from server.settings.types import ServerSettings
 
@@ -86,7 +87,7 @@ class Guard:
                 await self._parser.close()
             return
         headers = Headers(scope=scope)
-        scope["path"] = _tidied(scope["path"])
+        scope["path"] = tidied(scope["path"])
         body = Body(receive, self._settings, self._budget.share(), self._drains, owed=owed_bytes(headers))
         exchange = Exchange(_request_id(headers), self.dialects.of(scope["path"]), send, body)
         scope["state"] |= {"request_id": exchange.request_id, "parser": self._parser}
@@ -204,9 +205,3 @@ def _preflight_headers(headers: Headers) -> dict[str, str]:
         "access-control-allow-headers": headers.get("access-control-request-headers", "content-type"),
         "access-control-max-age": "600",
     }
-
-
-def _tidied(path: str) -> str:
-    """Base URLs are given with a slash at the end (//v1//models), and with a /v1 before that of the client itself."""
-    one = re.sub("/{2,}", "/", path).rstrip("/")
-    return re.sub("^(/v1)+(?=/v1(/|$))", "", one) or "/"
