@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from server.api.fields import Screened, screen
+from server.api.fields import Screened, screen, unread
 from server.api.markers import notes, without_markers
-from server.api.openai.items import InputMessages, Lookup, input_messages
+from server.api.openai.items import InputMessages, Lookup, input_messages, item_type
+from server.api.openai.responses.changes import Changes, changes
 from server.api.openai.responses.store import ResponseStore
 from server.api.openai.responses.table import RESPONSES
 from server.api.openai.responses.tools import ToolSet, tool_choice, tool_set
@@ -67,14 +68,21 @@ class ResponseFields(SamplingFields):
 
 
 @dataclass(frozen=True, slots=True)
+class Understood:
+    """What the fields and all the items come to."""
+
+    said: InputMessages
+    options: GenerationOptions
+    tools: ToolSet
+
+
+@dataclass(frozen=True, slots=True)
 class ParsedResponse:
-    """A body by itself. `said` is None when it needs the store: it goes on from a response, or refers to an item."""
+    """A body by itself. Not `understood` when it needs the store: it goes on from a response, or refers to an item."""
 
     fields: ResponseFields
     items: list[Any]
-    said: InputMessages | None
-    options: GenerationOptions
-    tools: ToolSet
+    understood: Understood | None
     screened: Screened
 
 
@@ -97,34 +105,42 @@ def parse_response(raw: bytes, limits: LimitSettings) -> ParsedResponse:
     screened = screen(json_object(raw, limits), RESPONSES)
     fields = validated(ResponseFields, screened.values)
     items = [{"role": "user", "content": fields.input}] if isinstance(fields.input, str) else fields.input
-    refers = any(isinstance(item, dict) and item.get("type") == "item_reference" for item in items)
+    refers = any(isinstance(item, dict) and item_type(item) == "item_reference" for item in items)
     needs_store = refers or fields.previous_response_id is not None
-    tools = tool_set(fields.tools)
-    return ParsedResponse(
-        fields=fields,
-        items=items,
-        said=None if needs_store else _said(items, limits, lambda _: None),
-        options=_options(fields, limits, tools),
-        tools=tools,
-        screened=screened,
-    )
+    understood = None if needs_store else _understood(fields, items, limits, lambda _: None)
+    return ParsedResponse(fields, items, understood, screened)
 
 
 def response_call(parsed: ParsedResponse, limits: LimitSettings, store: ResponseStore, owner: str) -> ResponseCall:
     """Raises InvalidRequest, and NotFound for a previous response that is not stored for `owner`."""
     fields, items = parsed.fields, [*_previous(parsed.fields, store, owner), *parsed.items]
-    said = parsed.said or _said(items, limits, lambda id: store.item(owner, id))
+    understood = parsed.understood or _understood(fields, items, limits, lambda id: store.item(owner, id))
+    said, options, tools = understood.said, understood.options, understood.tools
     messages, markers = without_markers(_messages(fields, said))
     return ResponseCall(
         fields=fields,
         model=model_name(fields.model),
         items=items,
-        conversation=Conversation(messages, parsed.tools.tools, reasoning=parsed.options.reasoning),
-        options=parsed.options,
-        tools=parsed.tools,
+        conversation=Conversation(messages, tools.tools, reasoning=options.reasoning),
+        options=options,
+        tools=tools,
         encrypted=ENCRYPTED in fields.include,
         notes=notes(markers),
-        headers=parsed.screened.headers(*markers, *said.dropped, *parsed.tools.dropped),
+        headers=parsed.screened.headers(*_unread(parsed.screened), *markers, *said.dropped, *tools.dropped),
+    )
+
+
+def _understood(fields: ResponseFields, items: list[Any], limits: LimitSettings, lookup: Lookup) -> Understood:
+    said, changed = _said(items, limits, lookup), changes(items)
+    tools = tool_set(fields.tools, changed.tools)
+    return Understood(said, _options(fields, changed, limits, tools), tools)
+
+
+def _unread(screened: Screened) -> tuple[str, ...]:
+    asked = screened.values
+    return (
+        *unread([asked.get("reasoning")], ResponseReasoning.model_fields, "reasoning"),
+        *unread([asked.get("text")], TextFields.model_fields, "text"),
     )
 
 
@@ -156,7 +172,7 @@ def _messages(fields: ResponseFields, said: InputMessages) -> tuple[Message, ...
     return messages if spoken else (*messages, Message.plain("user", ""))
 
 
-def _options(fields: ResponseFields, limits: LimitSettings, tools: ToolSet) -> GenerationOptions:
+def _options(fields: ResponseFields, changed: Changes, limits: LimitSettings, tools: ToolSet) -> GenerationOptions:
     wants_logprobs = LOGPROBS in fields.include or bool(fields.top_logprobs)
     top = fields.top_logprobs or 0
     if top > limits.max_top_logprobs:
@@ -167,18 +183,17 @@ def _options(fields: ResponseFields, limits: LimitSettings, tools: ToolSet) -> G
     )
     return replace(
         options,
-        shape=_shape(fields.text.format),
+        shape=_shape(changed.format or fields.text.format),
         tool_choice=tool_choice(fields.tool_choice, tools, fields.parallel_tool_calls),
-        reasoning=_reasoning(fields.reasoning),
+        reasoning=_reasoning(fields.reasoning, changed.effort or fields.reasoning.effort),
     )
 
 
-def _reasoning(asked: ResponseReasoning) -> Reasoning:
+def _reasoning(asked: ResponseReasoning, effort: str | None) -> Reasoning:
     enabled = asked.enabled
-    if asked.effort is not None and enabled is None:
-        enabled = asked.effort != _NO_EFFORT
-    effort = None if asked.effort == _NO_EFFORT else asked.effort
-    return Reasoning(enabled, effort, asked.max_tokens)
+    if effort is not None and enabled is None:
+        enabled = effort != _NO_EFFORT
+    return Reasoning(enabled, None if effort == _NO_EFFORT else effort, asked.max_tokens)
 
 
 def _shape(form: dict[str, Any] | None) -> Shape | None:
