@@ -7,7 +7,7 @@ here they are the parts of one message. Items of tools that this server does not
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from server.api.opaque import encloses, opened
@@ -35,9 +35,6 @@ _FOREIGN = (
 # They say nothing: see `responses/changes.py`.
 _CHANGES = ("configuration_update", "additional_tools", "tool_search_output")
 
-# The item that a client means by its id alone; None when it is not stored.
-Lookup = Callable[[str], dict[str, Any] | None]
-
 
 class InputMessages(NamedTuple):
     """`dropped`: the names of what was left out, for `x-configi-ignored`."""
@@ -51,14 +48,13 @@ def item_type(item: dict[str, Any]) -> Any:
     return item.get("type") or ("message" if "role" in item else "item_reference" if "id" in item else None)
 
 
-def input_messages(items: list[Any], lookup: Lookup, *, omit_images: bool = False) -> InputMessages:
+def input_messages(items: list[Any], *, omit_images: bool = False) -> InputMessages:
     """Raises InvalidRequest that names the item."""
-    return _Reader(lookup, omit_images).read(items)
+    return _Reader(omit_images).read(items)
 
 
 class _Reader:
-    def __init__(self, lookup: Lookup, omit_images: bool) -> None:
-        self._lookup = lookup
+    def __init__(self, omit_images: bool) -> None:
         self._omit_images = omit_images
         self._tool_names: dict[str, str] = {}
         # Of calls, in the order in which they were made.
@@ -94,8 +90,6 @@ class _Reader:
                 yield from self._reasoning(item, where)
             case "compaction" | "context_compaction" | "compaction_summary":
                 yield "user", (self._summary(item, where),)
-            case "item_reference":
-                yield from self._reference(item, where)
             case str() if kind in _CHANGES:
                 return
             case str() if kind in _FOREIGN:
@@ -174,13 +168,6 @@ class _Reader:
             texts = [part.text for part in self._content(item.get("summary"), f"{where}.summary")]
         if texts:
             yield "assistant", (ReasoningPart("".join(texts)),)
-
-    def _reference(self, item: dict[str, Any], where: str) -> Iterator[tuple[Role, tuple[Part, ...]]]:
-        found = self._lookup(self._string(item, "id", where))
-        if found is None:
-            message = f"{where} refers to an item that is not stored here; send the item itself."
-            raise InvalidRequest(message, param=where)
-        yield from self._item(found, where)
 
     def _string(self, item: dict[str, Any], key: str, where: str) -> str:
         value = item.get(key)

@@ -34,7 +34,7 @@ def said(given: str | list[Any], limits: LimitSettings) -> InputMessages:
         )
     read = [_item(item, f"input.{index}") for index, item in enumerate(items)]
     _check_outputs(read)
-    messages, dropped = input_messages(read, lambda _: None, omit_images=limits.images == "omit")
+    messages, dropped = input_messages(read, omit_images=limits.images == "omit")
     unknown = (
         f"input.{key}"
         for item in read

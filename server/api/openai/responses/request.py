@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,7 @@ from pydantic import Field
 
 from server.api.fields import Screened, screen, unread
 from server.api.markers import notes, without_markers
-from server.api.openai.items import InputMessages, Lookup, input_messages, item_type
+from server.api.openai.items import InputMessages, input_messages, item_type
 from server.api.openai.responses.changes import Changes, changes
 from server.api.openai.responses.store import ResponseStore
 from server.api.openai.responses.table import RESPONSES
@@ -105,16 +106,16 @@ def parse_response(raw: bytes, limits: LimitSettings) -> ParsedResponse:
     screened = screen(json_object(raw, limits), RESPONSES)
     fields = validated(ResponseFields, screened.values)
     items = [{"role": "user", "content": fields.input}] if isinstance(fields.input, str) else fields.input
-    refers = any(isinstance(item, dict) and item_type(item) == "item_reference" for item in items)
-    needs_store = refers or fields.previous_response_id is not None
-    understood = None if needs_store else _understood(fields, items, limits, lambda _: None)
+    needs_store = any(map(_refers, items)) or fields.previous_response_id is not None
+    understood = None if needs_store else _understood(fields, items, limits)
     return ParsedResponse(fields, items, understood, screened)
 
 
 def response_call(parsed: ParsedResponse, limits: LimitSettings, store: ResponseStore, owner: str) -> ResponseCall:
     """Raises InvalidRequest, and NotFound for a previous response that is not stored for `owner`."""
-    fields, items = parsed.fields, [*_previous(parsed.fields, store, owner), *parsed.items]
-    understood = parsed.understood or _understood(fields, items, limits, lambda id: store.item(owner, id))
+    fields = parsed.fields
+    items = [*_previous(fields, store, owner), *_resolved(parsed.items, store, owner)]
+    understood = parsed.understood or _understood(fields, items, limits)
     said, options, tools = understood.said, understood.options, understood.tools
     messages, markers = without_markers(_messages(fields, said))
     return ResponseCall(
@@ -130,8 +131,8 @@ def response_call(parsed: ParsedResponse, limits: LimitSettings, store: Response
     )
 
 
-def _understood(fields: ResponseFields, items: list[Any], limits: LimitSettings, lookup: Lookup) -> Understood:
-    said, changed = _said(items, limits, lookup), changes(items)
+def _understood(fields: ResponseFields, items: list[Any], limits: LimitSettings) -> Understood:
+    said, changed = _said(items, limits), changes(items)
     tools = tool_set(fields.tools, changed.tools)
     return Understood(said, _options(fields, changed, limits, tools), tools)
 
@@ -144,11 +145,29 @@ def _unread(screened: Screened) -> tuple[str, ...]:
     )
 
 
-def _said(items: list[Any], limits: LimitSettings, lookup: Lookup) -> InputMessages:
+def _said(items: list[Any], limits: LimitSettings) -> InputMessages:
     if len(items) > limits.max_messages:
         message = f"input has {len(items)} items; at most {limits.max_messages} are possible."
         raise InvalidRequest(message, param="input")
-    return input_messages(items, lookup, omit_images=limits.images == "omit")
+    return input_messages(items, omit_images=limits.images == "omit")
+
+
+def _refers(item: Any) -> bool:
+    return isinstance(item, dict) and item_type(item) == "item_reference"
+
+
+def _resolved(items: list[Any], store: ResponseStore, owner: str) -> Iterator[Any]:
+    """With the items that others refer to in their place: what is stored again is whole by itself."""
+    for index, item in enumerate(items):
+        if not _refers(item):
+            yield item
+            continue
+        where, id = f"input.{index}", item.get("id")
+        found = store.item(owner, id) if isinstance(id, str) else None
+        if found is None:
+            message = f"{where} refers to an item that is not stored here; send the item itself."
+            raise InvalidRequest(message, param=where)
+        yield found
 
 
 def _previous(fields: ResponseFields, store: ResponseStore, owner: str) -> list[Any]:

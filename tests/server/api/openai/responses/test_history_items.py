@@ -70,8 +70,20 @@ def test_tools_that_the_conversation_brought_can_be_called(client: OpenAI, servi
 
 def test_an_item_is_referred_to_by_nothing_but_its_id(client: OpenAI, service: ScriptedEvents) -> None:
     said = client.responses.create(model=MODEL, input="Where?").output[0]
-    request, _ = _asked(client, service, {"id": said.id})
-    assert (request.prompt.messages[0].role, request.prompt.messages[0].text) == ("assistant", "Paris.")
+    # What is referred to once is referred to at every turn that follows.
+    for reference in ({"id": said.id}, {"type": "item_reference", "id": said.id}, {"id": said.id, "type": None}):
+        request, _ = _asked(client, service, reference)
+        assert (request.prompt.messages[0].role, request.prompt.messages[0].text) == ("assistant", "Paris.")
+
+
+def test_what_was_referred_to_is_an_item_of_the_stored_input(client: OpenAI, service: ScriptedEvents) -> None:
+    before = client.responses.create(model=MODEL, input="Where?")
+    reference: Any = {"type": "item_reference", "id": before.output[0].id}
+    after = client.responses.create(model=MODEL, input=[reference, GO_ON])  # type: ignore[list-item]
+    client.responses.delete(before.id)
+    assert [item.type for item in client.responses.input_items.list(after.id)] == ["message", "message"]
+    client.responses.create(model=MODEL, input="And then?", previous_response_id=after.id)
+    assert [message.text for message in service.asked.messages] == ["Paris.", "Go on.", "Paris.", "And then?"]
 
 
 def test_a_result_without_the_id_of_its_call_finds_it(client: OpenAI, service: ScriptedEvents) -> None:
