@@ -91,6 +91,7 @@ class Exchange:
         self._body = body
         self._drains = False
         self._dialect = dialect
+        self._id_headers = ("x-request-id", *([dialect.id_header] if dialect.id_header else ()))
         self.extra: list[tuple[bytes, bytes]] = []
         self._send = send
         self._start = time.monotonic()
@@ -101,7 +102,7 @@ class Exchange:
             self.status = message["status"]
             message["headers"] = [
                 *message.get("headers", ()),
-                (b"x-request-id", self.request_id.encode()),
+                *((name.encode(), self.request_id.encode()) for name in self._id_headers),
                 *self.extra,
             ]
             if self.status in (408, 413) or self._body.rest > _DRAINED_BYTES:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from anthropic import Anthropic
+from anthropic import Anthropic, BadRequestError
 
 from server.chat.parts import ToolResultPart
 from tests.support.scripted_events import ScriptedEvents
@@ -78,6 +78,20 @@ def test_modes_of_thinking_that_no_model_here_has_are_named(client: Anthropic, s
     updates = {"type": "adaptive", "display": "updates", "block_binding": {}}
     assert _create(client, messages, thinking=updates) == "thinking.display, thinking.block_binding"
     assert service.asked.reasoning.enabled is True
+
+
+def test_the_models_are_what_the_sdk_takes_for_models(client: Anthropic) -> None:
+    (model,) = client.models.list(limit=1000)
+    assert (model.id, model.type, model.display_name, model.max_input_tokens) == (MODEL, "model", MODEL, 4096)
+    assert client.models.retrieve(MODEL).created_at == model.created_at
+
+
+def test_a_refused_request_has_its_id_where_the_sdk_looks(client: Anthropic) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        _create(client, [{"role": "nobody", "content": "a"}])
+    assert caught.value.request_id == caught.value.response.headers["x-request-id"]
+    counted = client.messages.count_tokens(model=MODEL, messages=[{"role": "user", "content": "a"}])
+    assert counted._request_id
 
 
 def test_keys_that_mean_nothing_here_are_named(client: Anthropic, service: ScriptedEvents) -> None:
