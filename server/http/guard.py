@@ -88,7 +88,9 @@ class Guard:
             return
         headers = Headers(scope=scope)
         scope["path"] = tidied(scope["path"])
-        body = Body(receive, self._settings, self._budget.share(), self._drains, owed=owed_bytes(headers))
+        unreadable = _unreadable(scope["method"], headers)
+        share = self._budget.share()
+        body = Body(receive, self._settings, share, self._drains, owed_bytes(headers), unreadable)
         exchange = Exchange(_request_id(headers), self.dialects.of(scope["path"]), send, body)
         scope["state"] |= {"request_id": exchange.request_id, "parser": self._parser}
         try:
@@ -162,14 +164,18 @@ class Guard:
     def _check_body(self, method: str, headers: Headers) -> None:
         if "transfer-encoding" in headers and "content-length" in headers:
             raise InvalidRequest("Transfer-Encoding and Content-Length exclude each other.")
-        if method != "POST":
-            return
-        if headers.get("content-encoding", "identity").strip().lower() != "identity":
-            raise UnsupportedMediaType("Compressed request bodies are not accepted.")
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise UnsupportedMediaType("The Content-Type must be application/json.")
-        if int(headers.get("content-length", "0")) > self._settings.max_body:
+        if method == "POST" and int(headers.get("content-length", "0")) > self._settings.max_body:
             raise too_large(self._settings)
+
+
+def _unreadable(method: str, headers: Headers) -> UnsupportedMediaType | None:
+    if method != "POST":
+        return None
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        return UnsupportedMediaType("Compressed request bodies are not accepted.")
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        return UnsupportedMediaType("The Content-Type must be application/json.")
+    return None
 
 
 def _request_id(headers: Headers) -> str:

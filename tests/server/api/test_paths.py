@@ -10,6 +10,8 @@ from openai import OpenAI
 
 from tests.support.scripted_service import MODEL, Running, ScriptedService, running
 
+CHAT = "/v1/chat/completions"
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
@@ -52,6 +54,15 @@ def test_the_base_url_of_another_server_is_told_the_right_one(server: Running, p
     reply = server.send("POST", path, {})
     assert reply.status == 404
     assert f"the endpoint is {endpoint}," in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/v1/audio/transcriptions", 404), ("/v1/embeddings", 400), ("/v1/responses/resp_1/cancel", 404), (CHAT, 415)],
+)
+def test_who_does_not_read_a_body_does_not_judge_its_type(server: Running, path: str, status: int) -> None:
+    reply = server.send("POST", path, b"--x", **{"content-type": "multipart/form-data; boundary=x"})
+    assert (reply.status, "Content-Type" in reply.json()["error"]["message"]) == (status, status == 415)
 
 
 def test_a_model_may_be_called_like_an_endpoint(server: Running) -> None:
