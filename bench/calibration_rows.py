@@ -20,7 +20,7 @@ from bench.setup import ROOT, environment
 from quantize.build.build import build
 from quantize.calibrate.calibration import Calibration, allocated, open_source
 from quantize.calibrate.corpus import calibration_text
-from quantize.calibrate.recipe import SolverSettings
+from quantize.calibrate.settings import SolverSettings
 from quantize.calibrate.tokens import LENGTH, cut
 from quantize.errors import QuantizeError
 from quantize.plan.plan import make_plan

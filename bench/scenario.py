@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from bench import servers
 from bench.result import Measured, Row
@@ -20,9 +22,10 @@ class Side:
     folder: Path
     number: int = 0
 
-    def server(self) -> AbstractContextManager[servers.Server]:
-        """Started and warm. Called again, it finds the disk as it left it."""
-        return servers.running(self.kind, self.model, self.folder)
+    def server(self, engine: Mapping[str, Any] = MappingProxyType({})) -> AbstractContextManager[servers.Server]:
+        """Started and warm. Called again, it finds the disk as it left it. `engine`: settings of configi beside its
+        defaults."""
+        return servers.running(self.kind, self.model, self.folder, engine=engine)
 
 
 @dataclass(frozen=True, slots=True)

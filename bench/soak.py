@@ -61,6 +61,8 @@ _FULL_DISK = "24m"
 _TEXT = "server.text.process"
 # One more text process starts under load and ends after it; so many pipes lead to each.
 _PIPES = 3
+# It ends five seconds after the weights have left memory.
+_TEXT_ENDS_S, _REAPED_S = 15.0, 0.5
 # What the log says, and that it must have been said.
 _FULL = "are not kept on disk"
 _SAID = {"short of memory": "times prefixes were given up to pressure", _FULL: "times the disk was full"}
@@ -127,8 +129,12 @@ class Soak:
             killer = asyncio.create_task(self._kill_engine())
             await self._round()
             await killer
-            if not await self._engines_are_gone(_IDLE_UNLOAD_S + 10):
+            if not await self._is_gone(self._server.engines, _IDLE_UNLOAD_S + 10):
                 self._log.broken.append("the idle model was not unloaded")
+            # Its text process follows; a process that ends has threads and pipes here.
+            if not await self._is_gone(partial(self._server.children, _TEXT), _TEXT_ENDS_S):
+                self._log.broken.append("the text process of an unloaded model did not end")
+            await asyncio.sleep(_REAPED_S)
             rounds = self._log.sampled("HTTP, kills and unloads", self._sample(self._process))
 
     async def _round(self) -> None:
@@ -155,9 +161,9 @@ class Soak:
         for engine in self._server.engines():
             engine.kill()
 
-    async def _engines_are_gone(self, seconds: float) -> bool:
+    async def _is_gone(self, living: Callable[[], list[psutil.Process]], seconds: float) -> bool:
         end = time.monotonic() + seconds
-        while self._server.engines():
+        while living():
             if time.monotonic() > end:
                 return False
             await asyncio.sleep(0.2)

@@ -11,6 +11,7 @@ from bench.result import SERVING, SLIDING, Figure, Result, agreement, peers_of, 
 TABLES: Mapping[str, tuple[str, ...]] = {
     "bench-serving": SERVING,
     "bench-sliding": SLIDING,
+    "bench-equal-gap": ("equal_gap", "sliding_equal_gap"),
     "bench-benchy": ("llama_benchy",),
     "bench-floor": ("throughput", "prompt_length"),
     "bench-simulated": ("simulated-m4-max", "simulated-m2-pro", "simulated-m1"),

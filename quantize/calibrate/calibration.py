@@ -24,8 +24,8 @@ from quantize.calibrate.corpus import CalibrationText, calibration_text
 from quantize.calibrate.layer import LayerPass, Streams
 from quantize.calibrate.losses import CHUNKS, widths_within
 from quantize.calibrate.quantized_so_far import QuantizedSoFar
-from quantize.calibrate.recipe import SolverSettings
 from quantize.calibrate.results import Results
+from quantize.calibrate.settings import SolverSettings
 from quantize.calibrate.stage_solution import BLOCK_BYTES, Matrix
 from quantize.calibrate.tokens import LENGTH, TextChunk, cut
 from quantize.errors import SourceError
@@ -42,7 +42,7 @@ from quantize.source.checkpoint import HubOptions
 
 DEFAULT_TOKENS = 131_072
 # Raised with any change that gives other bytes for the same input.
-FORMAT = 3
+FORMAT = 4
 # What MLX may keep of freed arrays.
 _CACHE_BYTES = 100_000_000
 _DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}

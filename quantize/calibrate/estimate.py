@@ -8,9 +8,13 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from quantize.calibrate.prepared import prepare
+from quantize.calibrate.recipe import solve
+from quantize.calibrate.settings import SolverSettings
 from quantize.calibrate.stage_solution import BLOCK_BYTES, solver_bytes
+from quantize.calibrate.statistics import measure
 from quantize.errors import QuantizeError
-from quantize.forward.products import product
+from quantize.folder.quant_spec import QuantSpec
 from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.plan import Plan
 from quantize.source.families import text_config
@@ -25,7 +29,9 @@ _STATISTICS = 6
 _PASSES = 5
 # Products of the size of a matrix and its Hessian in one solution: factors, target, descent, refits, guard.
 _PRODUCTS = 20
-_PROBE = 1024
+# Sizes of matrices.
+_WARM_UP, _PROBE = 128, 1024
+_SPEC = QuantSpec(2, 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +112,16 @@ def _share(plan: Plan, output: OutputTensor) -> int:
 
 
 def _speed() -> float:
-    """Multiplications and additions a second."""
-    square = mx.random.normal((_PROBE, _PROBE))
-    mx.eval(product(square, square))
+    """Multiplications and additions a second in a solution, whose steps between its products cost as much as they."""
+    _solution(_WARM_UP)
+    return 2 * _PRODUCTS * _PROBE**3 / _solution(_PROBE)
+
+
+def _solution(size: int) -> float:
+    """Seconds for a square matrix."""
+    inputs = mx.random.normal((size // 4, size))
+    statistics, weight, settings = measure(inputs, inputs), mx.random.normal((size, size)), SolverSettings()
+    mx.eval(statistics.hessian, statistics.drift, weight)
     began = time.perf_counter()
-    mx.eval(product(square, square))
-    return 2 * _PROBE**3 / (time.perf_counter() - began)
+    mx.eval(solve(weight, prepare([statistics], settings), [{}], _SPEC, settings).weight)
+    return time.perf_counter() - began

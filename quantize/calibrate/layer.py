@@ -17,7 +17,8 @@ import mlx.core as mx
 import numpy as np
 
 from quantize.calibrate.given import Given, experts_of, given, note_returned, noting, rows_for, rows_of
-from quantize.calibrate.recipe import Solved, SolverSettings
+from quantize.calibrate.recipe import Solved
+from quantize.calibrate.settings import SolverSettings
 from quantize.calibrate.settled import SettledParts
 from quantize.calibrate.stage_solution import Matrix, solve_stage
 from quantize.calibrate.stages import Stage, find_stages

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
 from quantize.calibrate.given import Given
 from quantize.calibrate.guard import HeldBack, hold_back, merge_held_back
-from quantize.calibrate.recipe import Solved, SolverSettings, solve
-from quantize.calibrate.statistics import Statistics, measure, merge
+from quantize.calibrate.prepared import prepare
+from quantize.calibrate.recipe import Solved, solve
+from quantize.calibrate.settings import SolverSettings
+from quantize.calibrate.statistics import Statistics, Sums
 from quantize.calibrate.tokens import TextChunk
 from quantize.errors import SourceError
 from quantize.folder.finite import all_finite
@@ -58,13 +60,14 @@ def solve_stage(
         statistics = work.statistics(block)
         if not all(bool(mx.isfinite(one.hessian).all().item()) for one in statistics):
             raise SourceError(f"Layer {layer} is given values that are not finite.")
+        inputs = prepare(statistics, settings, pool)
+        del statistics
         for path, weight in weights.items():
             matrix = matrices[path]
             for rows in _row_blocks(weight) if block is None else [slice(None)]:
                 part = weight[rows] if block is None else weight[block.start : block.stop]
-                own = [one if one.stream is None else replace(one, stream=one.stream[rows]) for one in statistics]
                 held = work.held_back(block, part, rows)
-                parts[path].append(solve(part.astype(matrix.dtype), own, held, matrix.spec, settings, pool))
+                parts[path].append(solve(part.astype(matrix.dtype), inputs.rows(rows), held, matrix.spec, settings))
                 mx.clear_cache()
     return {path: _together(solved) for path, solved in parts.items()}
 
@@ -82,14 +85,13 @@ class _Stage:
     given: Callable[[int, range | None], Given]
 
     def statistics(self, experts: range | None) -> list[Statistics]:
-        found: list[Statistics | None] = [None for _ in experts or [None]]
+        sums = [Sums() for _ in experts or [None]]
         for chunk in self._chunks(held_back=False):
             given = self.given(chunk, experts)
-            for place, expert in enumerate(experts or [None]):
-                one, before = measure(*given.of(expert)), found[place]
-                found[place] = one if before is None else merge(before, one)
-            mx.eval([(one.hessian, one.drift, one.stream) for one in found if one is not None])
-        return [one for one in found if one is not None]
+            for one, expert in zip(sums, experts or [None], strict=True):
+                one.add(*given.of(expert))
+            mx.eval([one.arrays for one in sums])
+        return [one.total() for one in sums]
 
     def held_back(self, experts: range | None, weight: mx.array, rows: slice) -> list[dict[str, HeldBack]]:
         held: list[dict[str, HeldBack]] = [{} for _ in experts or [None]]
@@ -108,14 +110,12 @@ class _Stage:
         return held
 
     def pool(self) -> Statistics:
-        pool: Statistics | None = None
+        sums = Sums()
         for chunk in self._chunks(held_back=False):
             given = self.given(chunk, None)
-            one = measure(given.inputs, given.full)
-            pool = one if pool is None else merge(pool, one)
-            mx.eval(pool.hessian, pool.drift)
-        assert pool is not None
-        return pool
+            sums.add(given.inputs, given.full)
+            mx.eval(sums.arrays)
+        return sums.total()
 
     def _chunks(self, *, held_back: bool) -> list[int]:
         return [number for number, chunk in enumerate(self.chunks) if chunk.held_back is held_back]

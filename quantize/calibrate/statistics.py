@@ -1,4 +1,4 @@
-"""What the solvers know of a matrix's inputs: sums over calibration tokens, small, mergeable, kept in a file.
+"""What the solvers know of a matrix's inputs: sums over calibration tokens, small and mergeable.
 
 A matrix W (out, in) sees Xq, the inputs of the model quantized so far, where the full-precision model has Xf. Of n
 tokens, rows of (n, in), three sums in float32 are kept:
@@ -10,17 +10,14 @@ tokens, rows of (n, in), three sums in float32 are kept:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
-from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
 from quantize.forward.products import product
 
-_PARTS = ("hessian", "drift", "stream")
+# Rows that are summed in one product.
+_TOGETHER = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +60,46 @@ def merge(first: Statistics, second: Statistics) -> Statistics:
     return Statistics(first.hessian + second.hessian, first.drift + second.drift, first.tokens + second.tokens, stream)
 
 
-def pooled(experts: Sequence[Statistics]) -> Statistics:
-    """Of a layer's experts together. Only for gate and up: their inputs are of one space, those of down are not."""
-    return reduce(merge, experts)
+class Sums:
+    """The statistics of tokens that come a few at a time, as an expert's do. A product for each few would cost as much
+    as one for hundreds of rows: most of it is adding (in, in) numbers to others.
+
+    At least one call of `add` comes before `total`.
+    """
+
+    def __init__(self) -> None:
+        self._inputs: list[mx.array] = []
+        self._full: list[mx.array] = []
+        self._streams: list[mx.array] = []
+        self._sum: Statistics | None = None
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """To be evaluated with what was added, or all that was read for it stays in memory."""
+        done = self._sum
+        sums = [] if done is None else [done.hessian, done.drift, *([] if done.stream is None else [done.stream])]
+        return [*self._inputs, *self._full, *self._streams, *sums]
+
+    def add(self, inputs: mx.array, full: mx.array, stream: mx.array | None = None) -> None:
+        """As `measure` has them; all with a stream, or none."""
+        self._inputs.append(inputs)
+        self._full.append(full)
+        if stream is not None:
+            self._streams.append(stream)
+        if sum(map(len, self._inputs)) >= _TOGETHER:
+            self._settle()
+
+    def total(self) -> Statistics:
+        if self._inputs:
+            self._settle()
+        assert self._sum is not None
+        return self._sum
+
+    def _settle(self) -> None:
+        stream = mx.concatenate(self._streams) if self._streams else None
+        one = measure(mx.concatenate(self._inputs), mx.concatenate(self._full), stream)
+        self._sum = one if self._sum is None else merge(self._sum, one)
+        self._inputs, self._full, self._streams = [], [], []
 
 
 def shrunk(expert: Statistics, pool: Statistics, strength: float) -> Statistics:
@@ -85,28 +119,3 @@ def shrunk(expert: Statistics, pool: Statistics, strength: float) -> Statistics:
         hessian=(1 - share) * expert.hessian + scale * pool.hessian,
         drift=(1 - share) * expert.drift + scale * pool.drift,
     )
-
-
-def save_statistics(file: Path, statistics: Mapping[str, Statistics]) -> None:
-    """All of `statistics` by name into one safetensors file, which appears whole or not at all."""
-    arrays = {
-        f"{name}|{part}": value
-        for name, one in statistics.items()
-        for part in _PARTS
-        if (value := getattr(one, part)) is not None
-    }
-    counts = {name: str(one.tokens) for name, one in statistics.items()}
-    part = file.with_name(f".{file.stem}.part.safetensors")
-    mx.save_safetensors(str(part), arrays, metadata=counts)
-    part.replace(file)
-
-
-def load_statistics(file: Path) -> dict[str, Statistics]:
-    """What `save_statistics` wrote."""
-    loaded: Any = mx.load(str(file), format="safetensors", return_metadata=True)
-    arrays, counts = loaded
-    return {
-        name: Statistics(arrays[f"{name}|hessian"], arrays[f"{name}|drift"], int(tokens), arrays.get(f"{name}|stream"))
-        for name, tokens in sorted(counts.items())
-        if f"{name}|hessian" in arrays
-    }

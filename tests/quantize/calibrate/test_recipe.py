@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from quantize.calibrate.guard import HeldBack, choose, hold_back, merge_held_back, output_error
-from quantize.calibrate.recipe import RECIPE, WEIGHTED, Solved, SolverSettings, solve
-from quantize.calibrate.statistics import measure, pooled
+from quantize.calibrate.prepared import prepare
+from quantize.calibrate.recipe import Solved, solve
+from quantize.calibrate.settings import RECIPE, WEIGHTED, SolverSettings
+from quantize.calibrate.statistics import measure, merge
 from quantize.folder.quant_spec import QuantSpec
 from tests.support.activations import Layer, correlated_layer
 
@@ -24,7 +26,9 @@ def held(layer: Layer) -> dict[str, HeldBack]:
 
 
 def solved(layer: Layer, bits: int = 2) -> Solved:
-    return solve(layer.weight, [measure(layer.inputs, layer.full)], [held(layer)], QuantSpec(bits), SETTINGS)
+    return solve(
+        layer.weight, prepare([measure(layer.inputs, layer.full)], SETTINGS), [held(layer)], QuantSpec(bits), SETTINGS
+    )
 
 
 def true_error(layer: Layer, weight: mx.array) -> float:
@@ -74,7 +78,9 @@ def test_the_stream_error_of_the_layers_before_is_made_up_for() -> None:
     stream, held_stream = layer.inputs @ bend, layer.held_inputs @ bend
     kinds = {"prose": hold_back(layer.weight, layer.held_inputs, layer.held_full, held_stream)}
     blind, told = (
-        solve(layer.weight, [one], [kinds], QuantSpec(3), SETTINGS).reports[0].errors["prose"]["recipe"]
+        solve(layer.weight, prepare([one], SETTINGS), [kinds], QuantSpec(3), SETTINGS)
+        .reports[0]
+        .errors["prose"]["recipe"]
         for one in (measure(layer.inputs, layer.full), measure(layer.inputs, layer.full, stream))
     )
     assert told < 0.5 * blind
@@ -86,7 +92,7 @@ def test_experts_are_solved_together_each_with_its_own_report() -> None:
     statistics.append(measure(mx.zeros((0, 128))))
     weight = mx.stack([layers[0].weight, layers[1].weight, layers[1].weight])
     kinds = [held(layers[0]), held(layers[1]), {}]
-    found = solve(weight, statistics, kinds, QuantSpec(2), SETTINGS, pool=pooled(statistics))
+    found = solve(weight, prepare(statistics, SETTINGS, reduce(merge, statistics)), kinds, QuantSpec(2), SETTINGS)
     assert found.weight.shape == (3, 32, 8)
     assert [report.tokens for report in found.reports] == [3840, 384, 0]
     assert [report.damping for report in found.reports] == [pytest.approx(0.1), 1.0, 1.0]
@@ -106,16 +112,16 @@ def test_the_same_input_gives_the_same_bytes() -> None:
 
 def test_rows_with_the_same_inputs_may_be_stacked() -> None:
     layer = correlated_layer(ROWS, COLUMNS, 8 * COLUMNS)
-    one = measure(layer.inputs, layer.full)
-    whole = solve(layer.weight, [one], [{}], QuantSpec(2), SETTINGS)
-    part = solve(layer.weight[:32], [one], [{}], QuantSpec(2), SETTINGS)
+    inputs = prepare([measure(layer.inputs, layer.full)], SETTINGS)
+    whole = solve(layer.weight, inputs, [{}], QuantSpec(2), SETTINGS)
+    part = solve(layer.weight[:32], inputs, [{}], QuantSpec(2), SETTINGS)
     assert np.mean(np.array(whole.scales[:32] == part.scales)) > 0.98
 
 
 def test_what_does_not_belong_together_is_refused() -> None:
     layer = correlated_layer(8, 64, 64)
     with pytest.raises(ValueError, match="1 matrices, 2 statistics"):
-        solve(layer.weight, [measure(layer.inputs)] * 2, [{}], QuantSpec(2), SETTINGS)
+        solve(layer.weight, prepare([measure(layer.inputs)] * 2, SETTINGS), [{}], QuantSpec(2), SETTINGS)
 
 
 # ---- the guard
@@ -147,6 +153,6 @@ def test_a_recipe_learnt_from_other_text_falls_back() -> None:
     layer = correlated_layer(ROWS, COLUMNS, 25 * COLUMNS)
     stranger = correlated_layer(ROWS, COLUMNS, 2 * COLUMNS, seed=9)
     misled = measure(stranger.inputs, stranger.inputs * 3)
-    [report] = solve(layer.weight, [misled], [held(layer)], QuantSpec(4), SETTINGS).reports
+    [report] = solve(layer.weight, prepare([misled], SETTINGS), [held(layer)], QuantSpec(4), SETTINGS).reports
     assert report.chosen != RECIPE
     assert report.ratio <= 1.0

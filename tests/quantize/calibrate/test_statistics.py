@@ -1,14 +1,12 @@
-"""Statistics add up, are kept in a file, and lean on the layer where an expert saw little."""
+"""Statistics add up, and lean on the layer where an expert saw little."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from quantize.calibrate.statistics import Statistics, load_statistics, measure, merge, pooled, save_statistics, shrunk
+from quantize.calibrate.statistics import Statistics, Sums, measure, merge, shrunk
 from tests.support.activations import correlated_layer
 
 COLUMNS = 32
@@ -37,7 +35,25 @@ def test_parts_merge_to_the_whole(tokens: tuple[mx.array, mx.array, mx.array]) -
     whole = measure(*tokens)
     parts = [measure(*(array[start:stop] for array in tokens)) for start, stop in ((0, 40), (40, 40), (40, 96))]
     assert close(merge(merge(parts[0], parts[1]), parts[2]), whole)
-    assert close(pooled(parts), whole)
+
+
+@pytest.mark.parametrize("rows", [1, 40, 2000])
+def test_what_comes_a_few_rows_at_a_time_sums_up_to_the_whole(
+    tokens: tuple[mx.array, mx.array, mx.array], rows: int
+) -> None:
+    many = [mx.concatenate([array] * 25) for array in tokens]
+    sums = Sums()
+    for start in range(0, len(many[0]), rows):
+        sums.add(*(array[start : start + rows] for array in many))
+    assert close(sums.total(), measure(*many))
+    assert sum(array.nbytes for array in sums.arrays) == 4 * (2 * COLUMNS + 8) * COLUMNS
+
+
+def test_an_expert_that_no_token_chose_has_sums_of_zeros(tokens: tuple[mx.array, mx.array, mx.array]) -> None:
+    sums = Sums()
+    sums.add(tokens[0][:0], tokens[1][:0])
+    assert sums.total().tokens == 0
+    assert float(mx.abs(sums.total().hessian).max()) == 0
 
 
 def test_the_sums_are_what_they_are_called(tokens: tuple[mx.array, mx.array, mx.array]) -> None:
@@ -59,19 +75,6 @@ def test_a_matrix_with_a_stream_error_merges_with_none_without(
 ) -> None:
     with pytest.raises(ValueError, match="stream error"):
         merge(measure(*tokens), measure(*tokens[:2]))
-
-
-def test_a_file_gives_back_the_same_bits(tokens: tuple[mx.array, mx.array, mx.array], tmp_path: Path) -> None:
-    kept = {"layers.3.mlp.down_proj": measure(*tokens), "layers.3.experts.7": measure(tokens[0][:0])}
-    save_statistics(tmp_path / "layer.safetensors", kept)
-    read = load_statistics(tmp_path / "layer.safetensors")
-    assert [path.name for path in tmp_path.iterdir()] == ["layer.safetensors"]
-    assert read.keys() == kept.keys()
-    for name, one in kept.items():
-        assert read[name].tokens == one.tokens
-        assert mx.array_equal(read[name].hessian, one.hessian)
-        assert mx.array_equal(read[name].drift, one.drift)
-        assert (read[name].stream is None) == (one.stream is None)
 
 
 def test_rare_experts_lean_on_the_layer_and_busy_ones_do_not() -> None:
