@@ -8,7 +8,7 @@ names, each server its own: all of them are read as one, and two that say differ
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,6 +101,12 @@ def _given(body: dict[str, Any], fields: Fields) -> Iterator[tuple[str, str, Any
             if given is not None:
                 where = f"{name}.{inner}"
                 yield (inner if inner in fields.inside[name] else where), where, given
+
+
+def unread(objects: Iterable[Any], known: Container[str], where: str) -> tuple[str, ...]:
+    """Names for keys, other than `known`, of objects that have been read: each once for all of them."""
+    keys = (key for given in objects if isinstance(given, dict) for key, value in given.items() if value is not None)
+    return tuple(f"{where}.{key}" for key in dict.fromkeys(keys) if key not in known)
 
 
 # include_obfuscation pads chunks against traffic analysis; on loopback there is nothing to hide from.

@@ -19,10 +19,15 @@ def enclosed(text: str) -> str:
     return _MARK + base64.urlsafe_b64encode(zlib.compress(text.encode())).decode()
 
 
+def encloses(content: str) -> bool:
+    """Whether it claims to be of this server's making."""
+    return content.startswith(_MARK)
+
+
 def opened(content: str, where: str) -> str:
     """Raises InvalidRequest for what `enclosed` has not made."""
     try:
-        if not content.startswith(_MARK):
+        if not encloses(content):
             raise ValueError
         unpacked = zlib.decompressobj()
         text = unpacked.decompress(base64.urlsafe_b64decode(content[len(_MARK) :]), _LONGEST)

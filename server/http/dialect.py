@@ -36,6 +36,8 @@ class Dialect:
     error_event: Callable[[ConfigiError], bytes]
     last_frame: bytes = b""
     paths: tuple[str, ...] = ()
+    # Where its SDK looks for the id of a request, beside `x-request-id`.
+    id_header: str | None = None
     headers: Callable[[ConfigiError], dict[str, str]] = error_headers
 
     def answer(self, error: ConfigiError) -> tuple[bytes, dict[str, str]]:

@@ -28,12 +28,20 @@ _DRAIN_S, _DRAIN_WAIT_S = 2.0, 4.0
 class Body:
     """`receive` with bounds on size, budget and time until the body is there; afterwards the plain one.
 
+    `unreadable`: raised for who reads it. A route that does not, or a path that is none, has better to say.
     `owed`: bytes that have been announced; infinite when nobody knows how many. `received`: those that have come.
     """
 
     def __init__(
-        self, receive: Receive, settings: ServerSettings, share: BodyShare, drains: asyncio.Semaphore, owed: float
+        self,
+        receive: Receive,
+        settings: ServerSettings,
+        share: BodyShare,
+        drains: asyncio.Semaphore,
+        owed: float,
+        unreadable: ConfigiError | None = None,
     ) -> None:
+        self._unreadable = unreadable
         self.share = share
         self._drains = drains
         self._receive = receive
@@ -44,6 +52,8 @@ class Body:
         self._complete = False
 
     async def receive(self) -> Message:
+        if self._unreadable is not None:
+            raise self._unreadable
         if self._complete:
             # Whoever asks again is about to parse it, or has, and looks whether its client is still there.
             self.share.give_back()
@@ -91,6 +101,7 @@ class Exchange:
         self._body = body
         self._drains = False
         self._dialect = dialect
+        self._id_headers = ("x-request-id", *([dialect.id_header] if dialect.id_header else ()))
         self.extra: list[tuple[bytes, bytes]] = []
         self._send = send
         self._start = time.monotonic()
@@ -101,7 +112,7 @@ class Exchange:
             self.status = message["status"]
             message["headers"] = [
                 *message.get("headers", ()),
-                (b"x-request-id", self.request_id.encode()),
+                *((name.encode(), self.request_id.encode()) for name in self._id_headers),
                 *self.extra,
             ]
             if self.status in (408, 413) or self._body.rest > _DRAINED_BYTES:

@@ -31,6 +31,7 @@ from server.http.dialect import Dialects
 from server.http.exchange import Body, Exchange, owed_bytes, too_large
 from server.http.origins import allowed_names, host_is_allowed, host_name, is_local, origin_is_allowed
 from server.http.parser import BodyParser
+from server.http.paths import tidied
 from server.settings.names import can_be_listed, is_host
 from server.settings.types import ServerSettings
 
@@ -86,8 +87,10 @@ class Guard:
                 await self._parser.close()
             return
         headers = Headers(scope=scope)
-        scope["path"] = _tidied(scope["path"])
-        body = Body(receive, self._settings, self._budget.share(), self._drains, owed=owed_bytes(headers))
+        scope["path"] = tidied(scope["path"])
+        unreadable = _unreadable(scope["method"], headers)
+        share = self._budget.share()
+        body = Body(receive, self._settings, share, self._drains, owed_bytes(headers), unreadable)
         exchange = Exchange(_request_id(headers), self.dialects.of(scope["path"]), send, body)
         scope["state"] |= {"request_id": exchange.request_id, "parser": self._parser}
         try:
@@ -161,14 +164,18 @@ class Guard:
     def _check_body(self, method: str, headers: Headers) -> None:
         if "transfer-encoding" in headers and "content-length" in headers:
             raise InvalidRequest("Transfer-Encoding and Content-Length exclude each other.")
-        if method != "POST":
-            return
-        if headers.get("content-encoding", "identity").strip().lower() != "identity":
-            raise UnsupportedMediaType("Compressed request bodies are not accepted.")
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise UnsupportedMediaType("The Content-Type must be application/json.")
-        if int(headers.get("content-length", "0")) > self._settings.max_body:
+        if method == "POST" and int(headers.get("content-length", "0")) > self._settings.max_body:
             raise too_large(self._settings)
+
+
+def _unreadable(method: str, headers: Headers) -> UnsupportedMediaType | None:
+    if method != "POST":
+        return None
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        return UnsupportedMediaType("Compressed request bodies are not accepted.")
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        return UnsupportedMediaType("The Content-Type must be application/json.")
+    return None
 
 
 def _request_id(headers: Headers) -> str:
@@ -204,9 +211,3 @@ def _preflight_headers(headers: Headers) -> dict[str, str]:
         "access-control-allow-headers": headers.get("access-control-request-headers", "content-type"),
         "access-control-max-age": "600",
     }
-
-
-def _tidied(path: str) -> str:
-    """Base URLs are given with a slash at the end (//v1//models), and with a /v1 before that of the client itself."""
-    one = re.sub("/{2,}", "/", path).rstrip("/")
-    return re.sub("^(/v1)+(?=/v1(/|$))", "", one) or "/"

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from server.api.fields import unread
 from server.api.opaque import opened
 from server.api.wire import shown
 from server.chat.parts import Message, Part, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart
@@ -20,26 +21,37 @@ OMITTED_IMAGE = "[image omitted]"
 _ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 # What Anthropic's own tools did: nothing that the model here could have said or can use.
 _FOREIGN_ENDS = ("_tool_result", "_tool_use")
-_FOREIGN = ("container_upload", "mid_conv_system", "fallback", "compaction")
+_FOREIGN = (
+    "container_upload", "mid_conv_system", "fallback", "compaction", "browser_state", "mcp_tool_listing",
+    "tool_reference",
+)  # fmt: skip
+_MESSAGE_KEYS = ("role", "content", "clear_at")
 
 
 class Said(NamedTuple):
-    """`dropped`: the names of what was left out, for `x-configi-ignored`."""
+    """`dropped`: the names of what was left out, for `x-configi-ignored`. `changes`: blocks that add or remove a tool,
+    with their places, in their order."""
 
     messages: tuple[Message, ...]
     dropped: tuple[str, ...]
+    changes: tuple[tuple[str, dict[str, Any]], ...]
 
 
 def conversation(system: Any, messages: list[Any], *, omit_images: bool = False) -> Said:
     """Raises InvalidRequest that names the block."""
     reader = _Reader(omit_images)
     said = [*reader.system(system), *reader.messages(messages)]
-    return Said(tuple(said), tuple(reader.dropped))
+    if all(message.role == "system" for message in said):
+        # Nothing that is left was said by anybody.
+        said.append(Message.plain("user", ""))
+    unknown = unread(messages, _MESSAGE_KEYS, "messages")
+    return Said(tuple(said), (*reader.dropped, *unknown), tuple(reader.changes))
 
 
 class _Reader:
     def __init__(self, omit_images: bool) -> None:
         self.dropped: dict[str, None] = {}
+        self.changes: list[tuple[str, dict[str, Any]]] = []
         self._omit_images = omit_images
         self._tool_names: dict[str, str] = {}
 
@@ -49,17 +61,19 @@ class _Reader:
             yield Message("system", parts)
 
     def messages(self, raw: list[Any]) -> Iterator[Message]:
+        last_user = max((index for index, item in enumerate(raw) if _role(item) == "user"), default=-1)
         for index, item in enumerate(raw):
             where = f"messages.{index}"
             if not isinstance(item, dict):
                 raise InvalidRequest(f"{where} must be an object, not {shown(item)}.", param=where)
+            if item.get("clear_at") == "next_user_message" and _role(item) == "system" and index < last_user:
+                continue
             yield from self._message(item, where)
 
     def _message(self, item: dict[str, Any], where: str) -> Iterator[Message]:
-        asked = item.get("role")
-        role = _ROLES.get(asked) if isinstance(asked, str) else None
+        role = _role(item)
         if role is None:
-            message = f"{where}.role must be user, assistant or system, not {shown(asked)}."
+            message = f"{where}.role must be user, assistant or system, not {shown(item.get('role'))}."
             raise InvalidRequest(message, param=f"{where}.role")
         parts: list[Part] = []
         for part in self._parts(item.get("content"), f"{where}.content"):
@@ -103,8 +117,8 @@ class _Reader:
                 yield TextPart(self._document(block.get("source"), where))
             case "search_result":
                 yield from self._text_parts(block.get("content"), f"{where}.content")
-            case "tool_reference":
-                self.dropped["content.tool_reference"] = None
+            case "tool_addition" | "tool_removal":
+                self.changes.append((where, block))
             case str() as kind if kind.endswith(_FOREIGN_ENDS) or kind in _FOREIGN:
                 self.dropped[f"content.{kind}"] = None
             case kind:
@@ -156,6 +170,11 @@ class _Reader:
             case {"type": "content", "content": content}:
                 return "".join(part.text for part in self._text_parts(content, f"{where}.source.content"))
         raise UnsupportedField(f"{where} is a document that is not text, which is not supported.", param=where)
+
+
+def _role(item: Any) -> Role | None:
+    asked = item.get("role") if isinstance(item, dict) else None
+    return _ROLES.get(asked) if isinstance(asked, str) else None
 
 
 def _string(item: dict[str, Any], key: str, where: str) -> str:

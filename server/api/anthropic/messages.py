@@ -44,6 +44,7 @@ DIALECT = Dialect(
     error_body=lambda error: msgspec.json.encode(envelope(error)),
     error_event=lambda error: b"event: error\ndata: " + msgspec.json.encode(envelope(error)) + b"\n\n",
     paths=("/v1/messages", "/messages"),
+    id_header="request-id",
 )
 
 
@@ -69,9 +70,8 @@ def router(service: Service) -> APIRouter:
 
 async def _respond(service: Service, call: MessagesCall, asked: GenerationRequest) -> Response:
     events = service.generate(asked)
-    headers = {**call.headers, "request-id": asked.id}
     if call.stream:
-        return await stream(events, MessageStream(call), DIALECT, service.settings.server, headers)
+        return await stream(events, MessageStream(call), DIALECT, service.settings.server, call.headers)
     message = GrowingMessage(call)
     async with aclosing(events):
         async for event in events:
@@ -79,7 +79,7 @@ async def _respond(service: Service, call: MessagesCall, asked: GenerationReques
                 pass
     for _ in message.end():
         pass
-    return _json(message.message(), {**headers, **message.cache_headers()})
+    return _json(message.message(), {**call.headers, **message.cache_headers()})
 
 
 async def _count(service: Service, call: MessagesCall, client: str) -> Response:

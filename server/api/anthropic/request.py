@@ -9,22 +9,24 @@ from pydantic import Field
 
 from server.api.anthropic.blocks import conversation
 from server.api.anthropic.table import MESSAGES
-from server.api.fields import screen
+from server.api.anthropic.tools import asked_tools, tool_choice
+from server.api.fields import Screened, screen, unread
 from server.api.markers import notes, without_markers
 from server.api.sampling import SamplingFields, TextList, checked_options, model_name
 from server.api.wire import Whole, Wire, shown, validated
 from server.chat.conversation import Conversation, GenerationOptions, Reasoning
 from server.chat.shapes import JsonSchema, Shape
-from server.chat.tools import Tool, ToolChoice
 from server.errors import InvalidRequest
 from server.http.body import json_object
 from server.settings.types import LimitSettings
 
 
 class ThinkingFields(Wire):
-    type: Literal["enabled", "adaptive", "disabled"]
+    """`between_tools` where a model knows no such mode is no thinking, at Anthropic as well."""
+
+    type: Literal["enabled", "adaptive", "disabled", "between_tools"]
     budget_tokens: Annotated[Whole, Field(ge=0)] | None = None
-    display: Literal["summarized", "omitted"] | None = None
+    display: Literal["summarized", "omitted", "updates"] | None = None
 
 
 class OutputConfig(Wire):
@@ -64,7 +66,7 @@ def parse_messages(raw: bytes, limits: LimitSettings) -> MessagesCall:
     fields = validated(MessageFields, screened.values)
     said = conversation(fields.system, fields.messages, omit_images=limits.images == "omit")
     messages, markers = without_markers(said.messages)
-    tools, dropped = _tools(fields.tools)
+    tools, dropped = asked_tools(fields.tools, said.changes)
     reasoning = _reasoning(fields)
     options = checked_options(
         fields.model_copy(update={"stop": fields.stop_sequences}),
@@ -78,7 +80,7 @@ def parse_messages(raw: bytes, limits: LimitSettings) -> MessagesCall:
         options=replace(
             options,
             shape=_shape(fields.output_config.format),
-            tool_choice=_tool_choice(fields.tool_choice, tools),
+            tool_choice=tool_choice(fields.tool_choice, tools),
             reasoning=reasoning,
         ),
         stream=fields.stream,
@@ -87,63 +89,26 @@ def parse_messages(raw: bytes, limits: LimitSettings) -> MessagesCall:
         cache_salt=fields.cache_salt,
         keep_alive_s=fields.keep_alive,
         notes=notes(markers),
-        headers=screened.headers(*markers, *said.dropped, *dropped),
+        headers=screened.headers(*_without_effect(screened), *markers, *said.dropped, *dropped),
+    )
+
+
+def _without_effect(screened: Screened) -> tuple[str, ...]:
+    """Inside of working fields."""
+    thinking = screened.values.get("thinking", {})
+    modes = ("type",) if thinking.get("type") == "between_tools" else ()
+    displays = ("display",) if thinking.get("display") == "updates" else ()
+    return (
+        *(f"thinking.{key}" for key in (*modes, *displays)),
+        *unread([thinking], ThinkingFields.model_fields, "thinking"),
+        *unread([screened.values.get("output_config")], OutputConfig.model_fields, "output_config"),
     )
 
 
 def _reasoning(fields: MessageFields) -> Reasoning:
-    if fields.thinking.type == "disabled":
+    if fields.thinking.type in ("disabled", "between_tools"):
         return Reasoning(enabled=False)
     return Reasoning(True, fields.output_config.effort, fields.thinking.budget_tokens)
-
-
-def _tools(raw: list[Any]) -> tuple[tuple[Tool, ...], tuple[str, ...]]:
-    """The tools that a client runs by their schema, and the types of the others."""
-    tools: dict[str, Tool] = {}
-    dropped: dict[str, None] = {}
-    for index, item in enumerate(raw):
-        where = f"tools.{index}"
-        if not isinstance(item, dict):
-            raise InvalidRequest(f"{where} must be an object, not {shown(item)}.", param=where)
-        kind = item.get("type")
-        if isinstance(kind, str) and kind != "custom":
-            dropped[f"tools.{kind}"] = None
-            continue
-        tool = _tool(item, where)
-        if tool.name in tools:
-            raise InvalidRequest(f"{where}.name is {shown(tool.name)}, as that of another tool.", param=f"{where}.name")
-        tools[tool.name] = tool
-    return tuple(tools.values()), tuple(dropped)
-
-
-def _tool(item: dict[str, Any], where: str) -> Tool:
-    name, schema, described = item.get("name"), item.get("input_schema"), item.get("description")
-    if not isinstance(name, str) or not name:
-        message = f"{where}.name must be a string that is not empty, not {shown(name)}."
-        raise InvalidRequest(message, param=f"{where}.name")
-    if schema is not None and not isinstance(schema, dict):
-        message = f"{where}.input_schema must be an object, not {shown(schema)}."
-        raise InvalidRequest(message, param=f"{where}.input_schema")
-    return Tool(name, described if isinstance(described, str) else "", schema, item.get("strict") is True)
-
-
-def _tool_choice(asked: dict[str, Any] | None, tools: tuple[Tool, ...]) -> ToolChoice:
-    asked = {"type": "auto"} if asked is None else asked
-    parallel = asked.get("disable_parallel_tool_use") is not True
-    match asked.get("type"):
-        case "auto":
-            return ToolChoice(parallel=parallel)
-        case "none":
-            return ToolChoice("none")
-        case "any" if tools:
-            return ToolChoice("required", parallel=parallel)
-        case "tool" if any(tool.name == asked.get("name") for tool in tools):
-            return ToolChoice("required", (asked["name"],), parallel)
-        case "any" | "tool":
-            raise InvalidRequest("tool_choice asks for a tool that is not among the tools.", param="tool_choice")
-        case kind:
-            message = f"tool_choice.type must be auto, any, tool or none, not {shown(kind)}."
-            raise InvalidRequest(message, param="tool_choice.type")
 
 
 def _shape(form: dict[str, Any] | None) -> Shape | None:

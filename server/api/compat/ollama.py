@@ -7,6 +7,7 @@ beyond that is refused with the path that does it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -32,8 +33,8 @@ DIALECT = OPENAI
 # with Responses.
 _INTERFACE = "0.13.4"
 _INSTEAD = {
-    "chat": "POST /v1/chat/completions",
-    "generate": "POST /v1/completions or /v1/chat/completions",
+    "chat": "use POST /v1/chat/completions",
+    "generate": "use POST /v1/completions or /v1/chat/completions",
     "embed": "no model for embeddings is served",
     "embeddings": "no model for embeddings is served",
     "pull": "models are configured in config.toml and fetched at the first request",
@@ -77,15 +78,16 @@ def router(service: Service) -> APIRouter:
         ready = [model for model in service.models() if model.state == "ready"]
         return _json({"models": [_running(model, await _described(service, model)) for model in ready]})
 
-    @routes.api_route("/api/{action}", methods=["POST", "DELETE"])
-    async def refused(action: str) -> Response:
-        instead = _INSTEAD.get(action)
-        if instead is None:
-            raise InvalidRequest(f"/api/{action[:40]} is not served. The API is under /v1.")
-        kind = "use " if instead.startswith("POST") else ""
-        raise InvalidRequest(f"Ollama's /api/{action} is not served: {kind}{instead}.")
-
+    for action, instead in _INSTEAD.items():
+        routes.add_api_route(f"/api/{action}", _refused(action, instead), methods=["POST", "DELETE"])
     return routes
+
+
+def _refused(action: str, instead: str) -> Callable[[], Awaitable[Response]]:
+    async def refused() -> Response:
+        raise InvalidRequest(f"Ollama's /api/{action} is not served: {instead}.")
+
+    return refused
 
 
 async def _described(service: Service, model: ModelStatus) -> Description:

@@ -7,15 +7,17 @@ here they are the parts of one message. Items of tools that this server does not
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from server.api.opaque import opened
+from server.api.opaque import encloses, opened
 from server.api.wire import shown
 from server.chat.parts import Message, Part, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart
 from server.errors import InvalidRequest, UnsupportedField
 
 OMITTED_IMAGE = "[image omitted]"
+# What another server summed up only that server can read. Without it the history goes on; it is not to look whole.
+OMITTED_SUMMARY = "[what was said before is omitted: its summary cannot be read here]"
 
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
@@ -26,12 +28,12 @@ _FOREIGN = (
     "web_search_call", "file_search_call", "computer_call", "computer_call_output", "code_interpreter_call",
     "image_generation_call", "local_shell_call", "local_shell_call_output", "shell_call", "shell_call_output",
     "apply_patch_call", "apply_patch_call_output", "mcp_call", "mcp_list_tools", "mcp_approval_request",
-    "mcp_approval_response", "tool_search_call", "tool_search_output", "program", "program_output",
-    "additional_tools", "agent_message", "multi_agent_call", "multi_agent_call_output", "compaction_trigger",
+    "mcp_approval_response", "tool_search_call", "program", "program_output", "agent_message",
+    "multi_agent_call", "multi_agent_call_output", "compaction_trigger",
 )  # fmt: skip
 
-# The item that a client means by its id alone; None when it is not stored.
-Lookup = Callable[[str], dict[str, Any] | None]
+# They say nothing: see `responses/changes.py`.
+_CHANGES = ("configuration_update", "additional_tools", "tool_search_output")
 
 
 class InputMessages(NamedTuple):
@@ -41,16 +43,22 @@ class InputMessages(NamedTuple):
     dropped: tuple[str, ...]
 
 
-def input_messages(items: list[Any], lookup: Lookup, *, omit_images: bool = False) -> InputMessages:
+def item_type(item: dict[str, Any]) -> Any:
+    """Items that show what they are need not say it: who spoke, or nothing but the id of another item."""
+    return item.get("type") or ("message" if "role" in item else "item_reference" if "id" in item else None)
+
+
+def input_messages(items: list[Any], *, omit_images: bool = False) -> InputMessages:
     """Raises InvalidRequest that names the item."""
-    return _Reader(lookup, omit_images).read(items)
+    return _Reader(omit_images).read(items)
 
 
 class _Reader:
-    def __init__(self, lookup: Lookup, omit_images: bool) -> None:
-        self._lookup = lookup
+    def __init__(self, omit_images: bool) -> None:
         self._omit_images = omit_images
         self._tool_names: dict[str, str] = {}
+        # Of calls, in the order in which they were made.
+        self._unanswered: dict[str, None] = {}
         self._dropped: dict[str, None] = {}
 
     def read(self, items: list[Any]) -> InputMessages:
@@ -66,7 +74,7 @@ class _Reader:
     def _item(self, item: Any, where: str) -> Iterator[tuple[Role, tuple[Part, ...]]]:
         if not isinstance(item, dict):
             raise InvalidRequest(f"{where} must be an object, not {shown(item)}.", param=where)
-        kind = item.get("type") or ("message" if "role" in item else None)
+        kind = item_type(item)
         match kind:
             case "message":
                 role = self._role(item.get("role"), f"{where}.role")
@@ -77,15 +85,13 @@ class _Reader:
                 written = json.dumps({"input": self._string(item, "input", where)}, ensure_ascii=False)
                 yield "assistant", (self._call(item, where, written),)
             case "function_call_output" | "custom_tool_call_output":
-                call = self._string(item, "call_id", where)
-                text = "".join(part.text for part in self._content(item.get("output"), f"{where}.output"))
-                yield "tool", (ToolResultPart(call, text, self._tool_names.get(call)),)
+                yield "tool", (self._result(item, where),)
             case "reasoning":
                 yield from self._reasoning(item, where)
             case "compaction" | "context_compaction" | "compaction_summary":
-                yield "user", (TextPart(opened(self._string(item, "encrypted_content", where), where)),)
-            case "item_reference":
-                yield from self._reference(item, where)
+                yield "user", (self._summary(item, where),)
+            case str() if kind in _CHANGES:
+                return
             case str() if kind in _FOREIGN:
                 self._dropped[f"input.{kind}"] = None
             case _:
@@ -127,7 +133,27 @@ class _Reader:
     def _call(self, item: dict[str, Any], where: str, arguments: str) -> ToolCallPart:
         call = ToolCallPart(self._string(item, "call_id", where), self._string(item, "name", where), arguments)
         self._tool_names[call.id] = call.name
+        self._unanswered[call.id] = None
         return call
+
+    def _result(self, item: dict[str, Any], where: str) -> ToolResultPart:
+        """Without the id of a call, of the last one of that tool, or of the first that has no result yet."""
+        name = self._string(item, "name", where) if item.get("name") is not None else None
+        if item.get("call_id") is not None or (name is None and not self._unanswered):
+            call = self._string(item, "call_id", where)
+        else:
+            of_tool = [id for id, tool in self._tool_names.items() if tool == name]
+            call = of_tool[-1] if of_tool else next(iter(self._unanswered), "")
+        self._unanswered.pop(call, None)
+        text = "".join(part.text for part in self._content(item.get("output"), f"{where}.output"))
+        return ToolResultPart(call, text, self._tool_names.get(call, name))
+
+    def _summary(self, item: dict[str, Any], where: str) -> TextPart:
+        content = self._string(item, "encrypted_content", where)
+        if encloses(content):
+            return TextPart(opened(content, where))
+        self._dropped[f"{where}.encrypted_content"] = None
+        return TextPart(OMITTED_SUMMARY)
 
     def _reasoning(self, item: dict[str, Any], where: str) -> Iterator[tuple[Role, tuple[Part, ...]]]:
         """What was thought: in clear, else as this server enclosed it, else its summary."""
@@ -142,13 +168,6 @@ class _Reader:
             texts = [part.text for part in self._content(item.get("summary"), f"{where}.summary")]
         if texts:
             yield "assistant", (ReasoningPart("".join(texts)),)
-
-    def _reference(self, item: dict[str, Any], where: str) -> Iterator[tuple[Role, tuple[Part, ...]]]:
-        found = self._lookup(self._string(item, "id", where))
-        if found is None:
-            message = f"{where} refers to an item that is not stored here; send the item itself."
-            raise InvalidRequest(message, param=where)
-        yield from self._item(found, where)
 
     def _string(self, item: dict[str, Any], key: str, where: str) -> str:
         value = item.get(key)

@@ -1,8 +1,12 @@
-"""GET /v1/models and /v1/models/{id}: the catalog as OpenAI's list. Ids may hold slashes. HTTP process."""
+"""GET /v1/models and /v1/models/{id}: the catalog as OpenAI's list, and as Anthropic's. HTTP process.
+
+Both SDKs ask the same URL, and each reads its own keys. Ids may hold slashes.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 
 import msgspec
 from fastapi import APIRouter
@@ -21,6 +25,12 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     object: str = "model"
     created: int
     owned_by: str = "configi"
+    # Of Anthropic's list: its word for a model, the name that people see, the moment, the context.
+    type: str = "model"
+    display_name: str
+    created_at: str
+    lifecycle: str = "active"
+    max_input_tokens: int | None
     # Of vLLM's list: what the weights are called, and the context. A path is nobody's business.
     root: str
     max_model_len: int | None
@@ -34,6 +44,9 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
 class ModelList(msgspec.Struct, frozen=True):
     data: list[Model]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool = False
     object: str = "list"
 
 
@@ -46,7 +59,9 @@ def router(service: Service) -> APIRouter:
     @routes.get("/models")
     async def list_models() -> Response:
         await asyncio.gather(*(service.description(status.id) for status in service.models()))
-        return _json(ModelList([_model(status, created) for status in service.models()]))
+        listed = [_model(status, created) for status in service.models()]
+        ids = [model.id for model in listed]
+        return _json(ModelList(listed, ids[0] if ids else None, ids[-1] if ids else None))
 
     @routes.get("/v1/models/{name:path}")
     @routes.get("/models/{name:path}")
@@ -63,6 +78,9 @@ def _model(status: ModelStatus, created: int) -> Model:
     return Model(
         id=status.id,
         created=created,
+        display_name=status.id,
+        created_at=datetime.fromtimestamp(created, UTC).isoformat(),
+        max_input_tokens=status.context_length,
         root=status.id,
         max_model_len=status.context_length,
         state=status.state,

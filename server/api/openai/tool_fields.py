@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import FailFast, Field
 
+from server.api.fields import unread
 from server.api.wire import Wire, shown
 from server.chat.tools import Tool, ToolChoice
 from server.errors import InvalidRequest, UnsupportedField
@@ -48,13 +48,13 @@ def asked_tools(fields: ToolFields, limits: LimitSettings) -> AskedTools:
     if legacy:
         tools = tuple(function_tool(item, f"functions.{index}") for index, item in enumerate(given))
         choice = _function_call(fields.function_call, tools)
-        ignored = _ignored(given, "functions", _FUNCTION_KEYS)
+        ignored = unread(given, _FUNCTION_KEYS, "functions")
     else:
         tools = tuple(_tool(item, f"tools.{index}") for index, item in enumerate(given))
         choice = _tool_choice(fields.tool_choice, tools, parallel=fields.parallel_tool_calls)
-        ignored = _ignored(given, "tools", _TOOL_KEYS)
-        ignored += _ignored([item["function"] for item in given], "tools.function", _FUNCTION_KEYS)
-    return AskedTools(_distinct(tools, name), choice, legacy, tuple(ignored))
+        ignored = unread(given, _TOOL_KEYS, "tools")
+        ignored += unread([item["function"] for item in given], _FUNCTION_KEYS, "tools.function")
+    return AskedTools(_distinct(tools, name), choice, legacy, ignored)
 
 
 def function_tool(function: Any, where: str) -> Tool:
@@ -171,12 +171,3 @@ def _known(names: tuple[str, ...], tools: tuple[Tool, ...], where: str) -> tuple
         if name not in offered:
             raise InvalidRequest(f"{where} names {shown(name)}, which is not among the tools.", param=where)
     return names
-
-
-def _ignored(items: list[dict[str, Any]], where: str, known: frozenset[str]) -> list[str]:
-    """Keys of objects that have been read, each named once for all of them."""
-    return [f"{where}.{key}" for key in _keys(items) if key not in known]
-
-
-def _keys(items: list[dict[str, Any]]) -> Iterator[str]:
-    yield from dict.fromkeys(key for item in items for key, value in item.items() if value is not None)

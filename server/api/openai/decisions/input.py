@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from server.api.openai.items import InputMessages, input_messages
+from server.api.openai.items import InputMessages, input_messages, item_type
 from server.api.wire import shown
 from server.errors import InvalidRequest
 from server.settings.types import LimitSettings
@@ -34,12 +34,12 @@ def said(given: str | list[Any], limits: LimitSettings) -> InputMessages:
         )
     read = [_item(item, f"input.{index}") for index, item in enumerate(items)]
     _check_outputs(read)
-    messages, dropped = input_messages(read, lambda _: None, omit_images=limits.images == "omit")
+    messages, dropped = input_messages(read, omit_images=limits.images == "omit")
     unknown = (
         f"input.{key}"
         for item in read
         for key, value in item.items()
-        if value is not None and key not in _KEYS[_kind(item)]
+        if value is not None and key not in _KEYS[item_type(item)]
     )
     return InputMessages(messages, tuple(dict.fromkeys((*dropped, *unknown))))
 
@@ -54,7 +54,7 @@ def parts_with_text(content: Any, where: str) -> Any:
 def _item(item: Any, where: str) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise InvalidRequest(f"{where} must be an object, not {shown(item)}.", param=where)
-    kind = _kind(item)
+    kind = item_type(item)
     if kind not in _ITEMS:
         message = f"{where}.type must be one of {', '.join(_ITEMS)}, not {shown(kind)}."
         raise InvalidRequest(message, param=f"{where}.type")
@@ -62,10 +62,6 @@ def _item(item: Any, where: str) -> dict[str, Any]:
     if key not in item:
         return item
     return {**item, key: parts_with_text(item[key], f"{where}.{key}")}
-
-
-def _kind(item: dict[str, Any]) -> Any:
-    return item.get("type") or ("message" if "role" in item else None)
 
 
 def _part(part: Any, where: str) -> Any:
@@ -83,7 +79,7 @@ def _check_outputs(items: list[dict[str, Any]]) -> None:
     """Each output answers a call before it, of its own kind."""
     calls: set[tuple[str, str]] = set()
     for index, item in enumerate(items):
-        kind, call = _kind(item), item.get("call_id")
+        kind, call = item_type(item), item.get("call_id")
         if kind in ("function_call", "custom_tool_call") and isinstance(call, str):
             calls.add((kind, call))
         elif kind.endswith("_output") and not (isinstance(call, str) and (kind.removesuffix("_output"), call) in calls):

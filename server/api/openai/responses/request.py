@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from server.api.fields import Screened, screen
+from server.api.fields import Screened, screen, unread
 from server.api.markers import notes, without_markers
-from server.api.openai.items import InputMessages, Lookup, input_messages
+from server.api.openai.items import InputMessages, input_messages, item_type
+from server.api.openai.responses.changes import Changes, changes
 from server.api.openai.responses.store import ResponseStore
 from server.api.openai.responses.table import RESPONSES
 from server.api.openai.responses.tools import ToolSet, tool_choice, tool_set
@@ -67,14 +69,21 @@ class ResponseFields(SamplingFields):
 
 
 @dataclass(frozen=True, slots=True)
+class Understood:
+    """What the fields and all the items come to."""
+
+    said: InputMessages
+    options: GenerationOptions
+    tools: ToolSet
+
+
+@dataclass(frozen=True, slots=True)
 class ParsedResponse:
-    """A body by itself. `said` is None when it needs the store: it goes on from a response, or refers to an item."""
+    """A body by itself. Not `understood` when it needs the store: it goes on from a response, or refers to an item."""
 
     fields: ResponseFields
     items: list[Any]
-    said: InputMessages | None
-    options: GenerationOptions
-    tools: ToolSet
+    understood: Understood | None
     screened: Screened
 
 
@@ -97,42 +106,68 @@ def parse_response(raw: bytes, limits: LimitSettings) -> ParsedResponse:
     screened = screen(json_object(raw, limits), RESPONSES)
     fields = validated(ResponseFields, screened.values)
     items = [{"role": "user", "content": fields.input}] if isinstance(fields.input, str) else fields.input
-    refers = any(isinstance(item, dict) and item.get("type") == "item_reference" for item in items)
-    needs_store = refers or fields.previous_response_id is not None
-    tools = tool_set(fields.tools)
-    return ParsedResponse(
-        fields=fields,
-        items=items,
-        said=None if needs_store else _said(items, limits, lambda _: None),
-        options=_options(fields, limits, tools),
-        tools=tools,
-        screened=screened,
-    )
+    needs_store = any(map(_refers, items)) or fields.previous_response_id is not None
+    understood = None if needs_store else _understood(fields, items, limits)
+    return ParsedResponse(fields, items, understood, screened)
 
 
 def response_call(parsed: ParsedResponse, limits: LimitSettings, store: ResponseStore, owner: str) -> ResponseCall:
     """Raises InvalidRequest, and NotFound for a previous response that is not stored for `owner`."""
-    fields, items = parsed.fields, [*_previous(parsed.fields, store, owner), *parsed.items]
-    said = parsed.said or _said(items, limits, lambda id: store.item(owner, id))
+    fields = parsed.fields
+    items = [*_previous(fields, store, owner), *_resolved(parsed.items, store, owner)]
+    understood = parsed.understood or _understood(fields, items, limits)
+    said, options, tools = understood.said, understood.options, understood.tools
     messages, markers = without_markers(_messages(fields, said))
     return ResponseCall(
         fields=fields,
         model=model_name(fields.model),
         items=items,
-        conversation=Conversation(messages, parsed.tools.tools, reasoning=parsed.options.reasoning),
-        options=parsed.options,
-        tools=parsed.tools,
+        conversation=Conversation(messages, tools.tools, reasoning=options.reasoning),
+        options=options,
+        tools=tools,
         encrypted=ENCRYPTED in fields.include,
         notes=notes(markers),
-        headers=parsed.screened.headers(*markers, *said.dropped, *parsed.tools.dropped),
+        headers=parsed.screened.headers(*_unread(parsed.screened), *markers, *said.dropped, *tools.dropped),
     )
 
 
-def _said(items: list[Any], limits: LimitSettings, lookup: Lookup) -> InputMessages:
+def _understood(fields: ResponseFields, items: list[Any], limits: LimitSettings) -> Understood:
+    said, changed = _said(items, limits), changes(items)
+    tools = tool_set(fields.tools, changed.tools)
+    return Understood(said, _options(fields, changed, limits, tools), tools)
+
+
+def _unread(screened: Screened) -> tuple[str, ...]:
+    asked = screened.values
+    return (
+        *unread([asked.get("reasoning")], ResponseReasoning.model_fields, "reasoning"),
+        *unread([asked.get("text")], TextFields.model_fields, "text"),
+    )
+
+
+def _said(items: list[Any], limits: LimitSettings) -> InputMessages:
     if len(items) > limits.max_messages:
         message = f"input has {len(items)} items; at most {limits.max_messages} are possible."
         raise InvalidRequest(message, param="input")
-    return input_messages(items, lookup, omit_images=limits.images == "omit")
+    return input_messages(items, omit_images=limits.images == "omit")
+
+
+def _refers(item: Any) -> bool:
+    return isinstance(item, dict) and item_type(item) == "item_reference"
+
+
+def _resolved(items: list[Any], store: ResponseStore, owner: str) -> Iterator[Any]:
+    """With the items that others refer to in their place: what is stored again is whole by itself."""
+    for index, item in enumerate(items):
+        if not _refers(item):
+            yield item
+            continue
+        where, id = f"input.{index}", item.get("id")
+        found = store.item(owner, id) if isinstance(id, str) else None
+        if found is None:
+            message = f"{where} refers to an item that is not stored here; send the item itself."
+            raise InvalidRequest(message, param=where)
+        yield found
 
 
 def _previous(fields: ResponseFields, store: ResponseStore, owner: str) -> list[Any]:
@@ -156,7 +191,7 @@ def _messages(fields: ResponseFields, said: InputMessages) -> tuple[Message, ...
     return messages if spoken else (*messages, Message.plain("user", ""))
 
 
-def _options(fields: ResponseFields, limits: LimitSettings, tools: ToolSet) -> GenerationOptions:
+def _options(fields: ResponseFields, changed: Changes, limits: LimitSettings, tools: ToolSet) -> GenerationOptions:
     wants_logprobs = LOGPROBS in fields.include or bool(fields.top_logprobs)
     top = fields.top_logprobs or 0
     if top > limits.max_top_logprobs:
@@ -167,18 +202,17 @@ def _options(fields: ResponseFields, limits: LimitSettings, tools: ToolSet) -> G
     )
     return replace(
         options,
-        shape=_shape(fields.text.format),
+        shape=_shape(changed.format or fields.text.format),
         tool_choice=tool_choice(fields.tool_choice, tools, fields.parallel_tool_calls),
-        reasoning=_reasoning(fields.reasoning),
+        reasoning=_reasoning(fields.reasoning, changed.effort or fields.reasoning.effort),
     )
 
 
-def _reasoning(asked: ResponseReasoning) -> Reasoning:
+def _reasoning(asked: ResponseReasoning, effort: str | None) -> Reasoning:
     enabled = asked.enabled
-    if asked.effort is not None and enabled is None:
-        enabled = asked.effort != _NO_EFFORT
-    effort = None if asked.effort == _NO_EFFORT else asked.effort
-    return Reasoning(enabled, effort, asked.max_tokens)
+    if effort is not None and enabled is None:
+        enabled = effort != _NO_EFFORT
+    return Reasoning(enabled, None if effort == _NO_EFFORT else effort, asked.max_tokens)
 
 
 def _shape(form: dict[str, Any] | None) -> Shape | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from server.api.fields import unread
 from server.api.wire import shown
 from server.chat.tools import Tool, ToolChoice
 from server.errors import InvalidRequest, UnsupportedField
@@ -16,6 +18,8 @@ _FREE_TEXT: dict[str, Any] = {
     "required": ["input"],
     "additionalProperties": False,
 }
+# Tools are offered at once, whether they may be loaded later or not, and to nobody but the model.
+_KEYS = ("type", "name", "description", "parameters", "strict", "format", "defer_loading", "allowed_callers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +33,28 @@ class Declared:
 
 @dataclass(frozen=True, slots=True)
 class ToolSet:
-    """`declared`: by the name that the model calls. `dropped`: the types of tools that nothing here can run."""
+    """`declared`: by the name that the model calls. `dropped`: names of what has no effect, tools that nothing here can
+    run and keys of the others."""
 
     tools: tuple[Tool, ...]
     declared: dict[str, Declared]
     dropped: tuple[str, ...] = ()
 
 
-def tool_set(raw: list[Any]) -> ToolSet:
-    """Raises InvalidRequest for a tool without a name, or with a name that another has."""
+def tool_set(raw: list[Any], later: Iterable[tuple[str, Any]] = ()) -> ToolSet:
+    """`later`: tools that the conversation brought, with their places; one that is declared already is no second one.
+
+    Raises InvalidRequest for a tool without a name, or with a name that another has.
+    """
     tools: dict[str, Tool] = {}
     declared: dict[str, Declared] = {}
     dropped: dict[str, None] = {}
+    read: list[dict[str, Any]] = []
 
-    def add(item: dict[str, Any], where: str, namespace: str | None) -> None:
+    def add(item: dict[str, Any], where: str, namespace: str | None, *, late: bool) -> None:
         name = _name(item, where)
+        if late and any((known.name, known.namespace) == (name, namespace) for known in declared.values()):
+            return
         spoken = name if namespace is None or name not in tools else f"{namespace}__{name}"
         if spoken in tools:
             raise InvalidRequest(f"{where}.name is {shown(name)}, as that of another tool.", param=f"{where}.name")
@@ -51,23 +62,26 @@ def tool_set(raw: list[Any]) -> ToolSet:
         tools[spoken] = _custom(item, spoken) if custom else _function(item, spoken, where)
         declared[spoken] = Declared(name, namespace, custom)
 
-    for index, item in enumerate(raw):
-        where = f"tools.{index}"
+    first = [(f"tools.{index}", item) for index, item in enumerate(raw)]
+    for position, (where, item) in enumerate([*first, *later]):
+        late = position >= len(first)
         if not isinstance(item, dict):
             raise InvalidRequest(f"{where} must be an object, not {shown(item)}.", param=where)
         match item.get("type"):
             case "function" | "custom":
-                add(item, where, None)
+                read.append(item)
+                add(item, where, None, late=late)
             case "namespace":
                 inner = item.get("tools")
-                for position, tool in enumerate(inner if isinstance(inner, list) else ()):
+                for place, tool in enumerate(inner if isinstance(inner, list) else ()):
                     if isinstance(tool, dict) and tool.get("type") in ("function", "custom"):
-                        add(tool, f"{where}.tools.{position}", _name(item, where))
+                        read.append(tool)
+                        add(tool, f"{where}.tools.{place}", _name(item, where), late=late)
             case str() as kind:
                 dropped[f"tools.{kind}"] = None
             case other:
                 raise InvalidRequest(f"{where}.type must be a string, not {shown(other)}.", param=f"{where}.type")
-    return ToolSet(tuple(tools.values()), declared, tuple(dropped))
+    return ToolSet(tuple(tools.values()), declared, (*dropped, *unread(read, _KEYS, "tools")))
 
 
 def tool_choice(raw: Any, tools: ToolSet, parallel: bool) -> ToolChoice:

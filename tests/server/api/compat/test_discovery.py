@@ -137,7 +137,6 @@ def test_ps_has_what_is_in_memory_with_the_context_that_fits(server: Running) ->
         ("/api/generate", "/v1/chat/completions"),
         ("/api/embed", "embeddings"),
         ("/api/pull", "config.toml"),
-        ("/api/blabla", "/v1"),
     ],
 )
 def test_the_rest_of_ollamas_protocol_is_refused_with_what_does_it_here(
@@ -242,6 +241,17 @@ def test_embeddings_are_refused_with_a_sentence(server: Running, path: str) -> N
 def test_paths_work_without_their_version_and_with_two(server: Running, method: str, path: str, body: Any) -> None:
     for base in ("", "/v1/v1/"):
         assert server.send(method, base + path, body).status == 200
+
+
+@pytest.mark.parametrize("path", ["/api/version", "/api/tags", "/api/ps", "/api/v0/models"])
+def test_editors_find_the_models_below_a_base_url_of_openais_too(server: Running, path: str) -> None:
+    assert server.send("GET", f"/v1{path}").json() == server.send("GET", path).json()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_what_ollama_has_not_is_not_there(server: Running, method: str) -> None:
+    reply = server.send(method, "/api/blabla", {})
+    assert (reply.status, reply.json()["error"]["type"]) == (404, "not_found_error")
 
 
 @pytest.mark.parametrize("path", ["/health", "/props"])

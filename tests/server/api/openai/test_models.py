@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 
 import pytest
 
@@ -20,11 +21,16 @@ def test_models_are_listed_whatever_the_query(server: Running, path: str) -> Non
     listed = server.send("GET", path).json()
     assert listed["object"] == "list"
     model = listed["data"][0]
-    assert isinstance(model.pop("created"), int)
+    assert datetime.fromisoformat(model.pop("created_at")).timestamp() == model.pop("created")
+    assert (listed["first_id"], listed["last_id"], listed["has_more"]) == (MODEL, MODEL, False)
     assert model == {
         "id": MODEL,
         "object": "model",
         "owned_by": "configi",
+        "type": "model",
+        "display_name": MODEL,
+        "lifecycle": "active",
+        "max_input_tokens": 4096,
         "root": MODEL,
         "max_model_len": 4096,
         "state": "ready",
