@@ -174,7 +174,9 @@ def _unreadable(method: str, headers: Headers) -> UnsupportedMediaType | None:
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
         return UnsupportedMediaType("Compressed request bodies are not accepted.")
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        return UnsupportedMediaType("The Content-Type must be application/json.")
+        return UnsupportedMediaType(
+            "The Content-Type must be application/json; with curl: -H 'Content-Type: application/json'."
+        )
     return None
 
 

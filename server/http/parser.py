@@ -89,6 +89,8 @@ class BodyParser:
     async def close(self) -> None:
         self._stop_idle_timer()
         await self._child.end()
+        if self._ending is not None:
+            await self._ending
 
     def _rest(self) -> None:
         self._idle = None
