@@ -48,6 +48,7 @@ _EXPOSED = (
     b"x-configi-cache-diverged-in"
 )
 _SHOWN_CHARS = 200
+_NO_JSON = "The Content-Type must be application/json; with curl: -H 'Content-Type: application/json'."
 _NO_KEY = (
     "The API key is missing or wrong; send it as Authorization: Bearer KEY. It is server.api_key, or one of "
     "server.api_keys, in the server's settings."
