@@ -65,7 +65,9 @@ class Meter:
         log.unlink(missing_ok=True)
         log.touch()
         self._log = log
-        self._process = subprocess.Popen([sys.executable, "-m", __spec__.name, kind, str(port), str(log)], cwd=ROOT)
+        command = [sys.executable, "-m", __spec__.name, kind, str(port), str(log)]
+        # It shares no session with those who send hostile requests either.
+        self._process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
 
     def seen(self) -> Seen:
         return read(self._log)

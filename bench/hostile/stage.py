@@ -107,7 +107,9 @@ class Stage:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "server.cli", "serve", "--config", str(self._config)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=ROOT,
-                env=self._environment,
+                # As a service has one: where Linux shares out the processors to sessions, those who send hostile
+                # requests would use up the server's.
+                env=self._environment, start_new_session=True,
             )  # fmt: skip
         assert self._process.stdout is not None
         if not (found := _ADDRESS.search(self._process.stdout.readline())):

@@ -1,9 +1,8 @@
 """Starts a child process that never comes before the event loop, whatever it has to do. HTTP process.
 
 On two processors, a child that computes and is as urgent as this process is a stall of every stream. So each child is
-less urgent by its place in the system's own order (`nice`, on macOS as on Linux). Where Linux divides the processors
-among sessions first (`sched_autogroup_enabled`, the default of most distributions), a child in ours would use up what
-is this process's own, however nice it is: so each has a session, which is nice as well.
+less urgent by its place in the system's own order (`nice`, on macOS as on Linux). It stays in our session: Linux orders
+whole sessions before it looks at the processes in them, and a session of its own would be as urgent as ours.
 """
 
 from __future__ import annotations
@@ -12,31 +11,38 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 # How much less urgent, 0 to 19: what somebody waits for who has asked for little, and all the rest.
 SOON, PATIENT = 5, 10
 
 
+def watch_without_threads() -> None:
+    """The running event loop is told by the system when a child ends.
+
+    Python 3.12 and later do so by themselves where Linux can. 3.11 starts a thread for each child and waits until it
+    runs: on busy processors a tenth of a second in which the loop does nothing.
+    """
+    if sys.version_info < (3, 12) and sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.close(os.pidfd_open(os.getpid()))
+            watcher = asyncio.PidfdChildWatcher()
+            watcher.attach_loop(asyncio.get_running_loop())
+            asyncio.set_child_watcher(watcher)
+
+
 async def start(command: Sequence[str], niceness: int, limit: int = 2**16) -> asyncio.subprocess.Process:
     """`limit`: bytes of its output that are read ahead, and of its longest line. Raises OSError."""
     pipe = asyncio.subprocess.PIPE
-    # With its session it has a group: Ctrl-C on the terminal is ours to handle, and `kill` reaches all it started.
+    # A group of its own: Ctrl-C on the terminal is the server's to handle, and `kill` reaches all it started.
     process = await asyncio.create_subprocess_exec(
-        *command, stdin=pipe, stdout=pipe, stderr=pipe, limit=limit, start_new_session=True
+        *command, stdin=pipe, stdout=pipe, stderr=pipe, limit=limit, process_group=0
     )
-    _be_nice(process.pid, niceness)
-    return process
-
-
-def _be_nice(pid: int, niceness: int) -> None:
     # It may have ended. Before its interpreter is up it is the only one of its group; who it starts inherits it.
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + niceness))
-    # It is missing where there are no autogroups, and Linux takes a change in 0.1 s from anyone but root.
-    with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
+        os.setpriority(os.PRIO_PROCESS, process.pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + niceness))
+    return process
 
 
 async def kill(process: asyncio.subprocess.Process) -> None:

@@ -17,6 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.allocator import keep_little
+from server.child.process import watch_without_threads
 from server.errors import SetupError
 from server.http.compat import UvicornServer
 from server.http.guard import Guard
@@ -158,6 +159,7 @@ class _Lifespan:
         if scope["type"] != "lifespan":
             await self._app(scope, receive, send)
             return
+        watch_without_threads()
 
         async def watched(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
