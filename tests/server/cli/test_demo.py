@@ -46,7 +46,7 @@ def test_a_demo_whose_engine_dies_asks_once_more_and_goes_on_serving(
         # One that died before any of its tokens arrived was asked again by the server itself, which says so in its log.
         unheard = "asked again" in server.log.read_text() and dies == "once"
         assert told + unheard == (1 if dies == "once" else 2)
-        assert "Asking once more." in shown
+        assert ("Asking once more." in shown) is (told > 0)
         assert ("64 tokens in" in shown) is (dies == "once")
         assert server.get("/health")[0] == 200
         if dies == "once":
