@@ -105,7 +105,7 @@ def check_ceiling(model: Model, room: int, steps: int, longest: int, seed: int) 
     mx.reset_peak_memory()
     finished = traffic(engine, steps, longest, seed)
     peak = engine.stats().peak_bytes
-    assert finished > steps / 60
+    assert finished > steps / 40
     assert peak <= ceiling, f"{(peak - ceiling) / MB:.2f} MB over, of {room / MB:.0f} MB of room"
 
 
