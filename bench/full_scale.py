@@ -53,6 +53,7 @@ def main() -> int:
     parser.add_argument("--calibrate", type=int, default=0, metavar="TOKENS")
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on where a run was ended; it prints what was left")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     shape = f"{args.layers}-{args.experts}" + (f"-calibrated-{args.calibrate}" if args.calibrate else "")
@@ -66,7 +67,7 @@ def main() -> int:
     # Beyond the moment itself, so that it hits transfers and syncs as well.
     delays = [random.uniform(0, first["seconds"] / args.kills / 3) for _ in moments]
     output = args.work / f"model-{shape}"
-    for folder in (output, output.with_name(f".{output.name}.building")):
+    for folder in () if args.resume else (output, output.with_name(f".{output.name}.building")):
         shutil.rmtree(folder, ignore_errors=True)
     peaks = Peaks()
     with hub(args) as environment:
