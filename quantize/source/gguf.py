@@ -1,6 +1,6 @@
 """A GGUF file as a checkpoint: weights, tokenizer and chat template are all in the one file.
 
-Rows are dequantized a block at a time, renamed, and llama.cpp's permutation of the rows of q and k is undone.
+Rows are dequantized a block at a time, renamed, and what llama.cpp's converter did to q and k and to norms is undone.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class GgufCheckpoint:
         """The rows `order`, which lie close together, evaluated so that their float32 copies are freed."""
         first = int(order.min())
         rows = self._file.rows(stored, first, int(order.max()) + 1)[order - first]
-        part = mx.array(rows).astype(DTYPES[dtype])
+        part = mx.array(rows - np.float32(self._architecture.added_to(stored.name))).astype(DTYPES[dtype])
         mx.eval(part)
         return part
 

@@ -37,12 +37,19 @@ _LAYER = {
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """`extra`: tensors of a layer beside those of a llama; `permutes`: llama.cpp reorders the rows of q and k."""
+    """`extra`: tensors of a layer beside those of a llama; `permutes`: llama.cpp reorders the rows of q and k.
+
+    `model_type`: where it is not `name`. `norms_add_one`: the model multiplies by 1 + weight, the file holds the sum.
+    `settings`: what config.json has beside a llama's, by the metadata's key for it, or as it is in all such models.
+    """
 
     name: str
     model_class: str
     permutes: bool = False
     extra: Mapping[str, str] = field(default_factory=dict)
+    model_type: str | None = None
+    norms_add_one: bool = False
+    settings: Mapping[str, str | float] = field(default_factory=dict)
 
     def name_in_mlx(self, name: str) -> str:
         """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`. Raises SourceError."""
@@ -62,9 +69,25 @@ class Architecture:
             return int(config["num_key_value_heads"])
         return None
 
+    def added_to(self, name: str) -> float:
+        """What llama.cpp's converter added to every element of the tensor."""
+        return 1.0 if self.norms_add_one and name.endswith("norm.weight") else 0.0
+
 
 _BIASES = {f"attn_{name}.bias": f"self_attn.{name}_proj.bias" for name in "qkv"}
 _NORMS = {f"attn_{name}_norm.weight": f"self_attn.{name}_norm.weight" for name in "qk"}
+_GEMMA3_NORMS = {
+    "post_attention_norm.weight": "post_attention_layernorm.weight",
+    "ffn_norm.weight": "pre_feedforward_layernorm.weight",
+    "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
+}
+# The last two are the same in every Gemma 3 and not in the file.
+_GEMMA3_SETTINGS: Mapping[str, str | float] = {
+    "sliding_window": "attention.sliding_window",
+    "query_pre_attn_scalar": "attention.key_length",
+    "sliding_window_pattern": 6,
+    "rope_local_base_freq": 10_000.0,
+}
 ARCHITECTURES = {
     known.name: known
     for known in (
@@ -72,6 +95,15 @@ ARCHITECTURES = {
         Architecture("llama", "LlamaForCausalLM", permutes=True),
         Architecture("qwen2", "Qwen2ForCausalLM", extra=_BIASES),
         Architecture("qwen3", "Qwen3ForCausalLM", extra=_NORMS),
+        # 270M and 1B; larger ones scale RoPE.
+        Architecture(
+            "gemma3",
+            "Gemma3ForCausalLM",
+            extra=_NORMS | _GEMMA3_NORMS,
+            model_type="gemma3_text",
+            norms_add_one=True,
+            settings=_GEMMA3_SETTINGS,
+        ),
     )
 }
 
@@ -105,7 +137,7 @@ def config_of(file: GgufFile, *, dtype: str) -> dict[str, Any]:
         raise SourceError("GGUF models that rotate only a part of each head are not supported.")
     return {
         "architectures": [architecture.model_class],
-        "model_type": architecture.name,
+        "model_type": architecture.model_type or architecture.name,
         "hidden_size": number("embedding_length"),
         "intermediate_size": number("feed_forward_length"),
         "num_hidden_layers": number("block_count"),
@@ -118,6 +150,7 @@ def config_of(file: GgufFile, *, dtype: str) -> dict[str, Any]:
         "vocab_size": len(vocabulary(metadata)),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "torch_dtype": dtype,
+        **{name: number(key) if isinstance(key, str) else key for name, key in architecture.settings.items()},
         **_rope_scaling(file, head_dim, number("rope.freq_base")),
         **{f"{name}_token_id": id for name, id in special_ids(metadata).items() if name != "unknown"},
     }

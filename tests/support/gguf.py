@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, quants
-from mlx_lm.models import llama, qwen2, qwen3
+from mlx_lm.models import gemma3_text, llama, qwen2, qwen3
 from tokenizers.pre_tokenizers import ByteLevel
 
 HIDDEN, HEADS, KV_HEADS, FEED_FORWARD, LAYERS = 32, 4, 2, 64, 2
@@ -23,7 +23,14 @@ EXTRA = {
     "llama": {},
     "qwen2": {f"attn_{name}.bias": f"self_attn.{name}_proj.bias" for name in "qkv"},
     "qwen3": {f"attn_{name}_norm.weight": f"self_attn.{name}_norm.weight" for name in "qk"},
-}
+    "gemma3": {
+        "attn_q_norm.weight": "self_attn.q_norm.weight", "attn_k_norm.weight": "self_attn.k_norm.weight",
+        "post_attention_norm.weight": "post_attention_layernorm.weight",
+        "ffn_norm.weight": "pre_feedforward_layernorm.weight",
+        "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
+    },
+}  # fmt: skip
+MODULES = {"llama": llama, "qwen2": qwen2, "qwen3": qwen3, "gemma3": gemma3_text}
 
 
 def permuted(weight: mx.array, heads: int) -> mx.array:
@@ -33,16 +40,19 @@ def permuted(weight: mx.array, heads: int) -> mx.array:
 
 
 def reference(architecture: str = "llama", **changes: Any) -> tuple[Any, dict[str, mx.array]]:
-    """mlx-lm's model with random weights, and these as the converter renames and permutes them."""
+    """mlx-lm's model with random weights, and these as the converter renames and permutes them, and adds to norms."""
     mx.random.seed(0)
-    module = {"llama": llama, "qwen2": qwen2, "qwen3": qwen3}[architecture]
+    module = MODULES[architecture]
     arguments = {
-        "model_type": architecture, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS,
+        "model_type": module.__name__.rpartition(".")[2], "hidden_size": HIDDEN, "num_hidden_layers": LAYERS,
         "intermediate_size": FEED_FORWARD, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
         "rms_norm_eps": 1e-5, "vocab_size": len(TOKENS), "rope_theta": 10_000.0, "max_position_embeddings": 128,
         "head_dim": HIDDEN // HEADS, "tie_word_embeddings": True,
     } | changes  # fmt: skip
     model = module.Model(module.ModelArgs.from_dict(arguments))
+    if architecture == "gemma3":
+        # Ties the head to the embeddings.
+        model.sanitize({})
     weights = {"token_embd.weight": model.model.embed_tokens.weight, "output_norm.weight": model.model.norm.weight}
     for index, layer in enumerate(model.model.layers):
         for gguf_name, path in (
@@ -54,7 +64,11 @@ def reference(architecture: str = "llama", **changes: Any) -> tuple[Any, dict[st
             heads = {"attn_q.weight": HEADS, "attn_k.weight": KV_HEADS}.get(gguf_name)
             if heads is not None and architecture == "llama":
                 weight = permuted(weight, heads)
+            if architecture == "gemma3" and weight.ndim == 1:
+                weight = weight + 1
             weights[f"blk.{index}.{gguf_name}"] = weight
+    if architecture == "gemma3":
+        weights["output_norm.weight"] = weights["output_norm.weight"] + 1
     return model, weights
 
 

@@ -37,6 +37,21 @@ def test_the_folder_gives_the_logits_of_the_model_that_was_packed(tmp_path: Path
     assert mx.allclose(converted(mx.array(PROMPT)), model(mx.array(PROMPT)), atol=1e-4)
 
 
+def test_gemma_3_has_its_windows_its_scale_and_its_norms_without_what_the_converter_added(tmp_path: Path) -> None:
+    # A layer in six looks at everything; the prompt is longer than the window of the others.
+    model, weights = reference("gemma3", num_hidden_layers=6, sliding_window=4, query_pre_attn_scalar=8, rope_theta=1e6)
+    keys: dict[str, Any] = {
+        "gemma3.block_count": 6, "gemma3.attention.sliding_window": 4, "gemma3.attention.key_length": 8,
+        "gemma3.rope.freq_base": 1e6,
+    }  # fmt: skip
+    convert(write_gguf(tmp_path / "m.gguf", weights, architecture="gemma3", **keys), tmp_path / "out", dtype="F32")
+    converted, _ = load_model(tmp_path / "out")
+    assert mx.allclose(converted(mx.array(PROMPT)), model(mx.array(PROMPT)), atol=1e-4)
+    del keys["gemma3.attention.sliding_window"]
+    with pytest.raises(SourceError, match=r"lacks gemma3\.attention\.sliding_window"):
+        GgufCheckpoint(write_gguf(tmp_path / "other.gguf", weights, architecture="gemma3", **keys))
+
+
 def test_the_scaled_rope_of_llama_3_is_recovered_from_its_factors(tmp_path: Path) -> None:
     scaling = {
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -87,7 +102,10 @@ def test_the_order_of_the_rows_undoes_the_permutation() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"architecture": "mamba"}, "architecture 'mamba' are not supported; supported are llama, qwen2, qwen3"),
+        (
+            {"architecture": "mamba"},
+            "architecture 'mamba' are not supported; supported are llama, qwen2, qwen3, gemma3",
+        ),
         ({"llama.expert_count": 8}, "architecture 'llama' with experts are not supported"),
         ({"llama.rope.scaling.type": "yarn"}, "RoPE scaling 'yarn' are not supported"),
         ({"llama.rope.dimension_count": 4}, "rotate only a part of each head"),
