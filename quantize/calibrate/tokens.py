@@ -2,7 +2,8 @@
 
 Conversations, and plain texts as the answer to a request, are rendered in the model's own template: raw text says
 little about a model that was made for conversations. Documents of a kind follow each other and are cut every LENGTH
-tokens, so most chunks begin within a text, as raw text does.
+tokens, so most chunks begin within a text, as raw text does; but with the beginning-of-sequence token of a model that
+has one, without which Gemma knows no text: its perplexity is two to seven times as high.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def cut(text: CalibrationText, tokenizer: Tokenizer, wanted: int) -> list[TextCh
     streams: dict[str, list[int]] = defaultdict(list)
     for document in text.documents:
         streams[document.kind] += _tokens(document, tokenizer)
-    left = {kind: _spread(_pieces(tokens)) for kind, tokens in sorted(streams.items())}
+    begin = beginning(tokenizer)
+    left = {kind: _spread(_pieces(tokens, begin)) for kind, tokens in sorted(streams.items())}
     made: list[TextChunk] = []
     taken = dict.fromkeys(left, 0)
     while any(left.values()) and sum(len(chunk.tokens) for chunk in made) < wanted:
@@ -54,10 +56,25 @@ def cut(text: CalibrationText, tokenizer: Tokenizer, wanted: int) -> list[TextCh
     return made
 
 
-def _pieces(tokens: Sequence[int]) -> list[Sequence[int]]:
+def beginning(tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer puts before every text: the beginning-of-sequence token, or nothing."""
+    marked, plain = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
+    return list(marked[:1]) if list(marked[:1]) != list(plain[:1]) else []
+
+
+def _pieces(tokens: list[int], begin: list[int]) -> list[Sequence[int]]:
+    """Of LENGTH tokens each, `begin` among them."""
     if len(tokens) < LENGTH:
         return [tokens] if len(tokens) >= _FEWEST else []
-    return [tokens[at : at + LENGTH] for at in range(0, len(tokens) - LENGTH + 1, LENGTH)]
+    pieces: list[Sequence[int]] = []
+    at = 0
+    while True:
+        before = begin if tokens[at : at + len(begin)] != begin else []
+        end = at + LENGTH - len(before)
+        if end > len(tokens):
+            return pieces
+        pieces.append([*before, *tokens[at:end]])
+        at = end
 
 
 def _spread(pieces: list[Sequence[int]]) -> list[Sequence[int]]:
