@@ -1,13 +1,13 @@
 """What calibration is worth: `python -m bench.calibration [MODEL]`, models of one policy's bytes made in several ways.
 
-MODEL is `trained`, the tiny mixture that the tests ship; `embedded`, the small model that the demo serves; or an
-unquantized model folder. Each way is a row: rounding, weighted grids, GPTQ on these, the whole recipe; the recipe with
-the policy's bytes spent where they are worth most; mlx-lm's own quantizers. Figures are against the source, on text of
-kinds that the calibration held, of kinds that it did not, and on other pages of the calibration's own documents; ratios
-are to rounding.
+MODEL is `trained`, the tiny mixture that the tests ship; `embedded`, the small model that the demo serves; `gemma`,
+Gemma 3 270M out of optional packages; or an unquantized model folder. Each way is a row: rounding, weighted grids, GPTQ
+on these, the whole recipe; the recipe with the policy's bytes spent where they are worth most; mlx-lm's own quantizers.
+Figures are against the source, on text of kinds that the calibration held, of kinds that it did not, and on other pages
+of the calibration's own documents; ratios are to rounding.
 
 Rows are made one after another, and the file of results holds what is done: a run that was ended goes on, and
-`--rows` adds some.
+`--rows` adds some. `--judged` and `--pages` bound what is judged, where a large vocabulary makes that dear.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ import msgspec
 from mlx_lm.utils import load_tokenizer
 
 from bench.calibration_rows import ALLOCATED, METHODS, ROUNDING, NoRow, Row, make_apart
-from bench.models import cache_folder, embedded
+from bench.models import cache_folder, embedded, gemma
 from bench.setup import ROOT
 from quantize.calibrate.corpus import HELD_BACK_KIND, calibration_text
-from quantize.calibrate.tokens import LENGTH, cut
+from quantize.calibrate.tokens import LENGTH, beginning, cut
+from quantize.errors import QuantizeError
 from quantize.evaluate.divergence import TokenFigures
 from quantize.evaluate.measure import measure, state_key
 from quantize.evaluate.summary import summarize
@@ -39,7 +40,7 @@ from quantize.forward.store import InFolder
 from tests.support.trained import HELD_OUT, stdlib_text, write_trained_model
 
 RESULTS = ROOT / "bench" / "results" / "calibration"
-TRAINED, EMBEDDED = "trained", "embedded"
+TRAINED, EMBEDDED, GEMMA = "trained", "embedded", "gemma"
 TOOLS = ("mlx-lm dwq", "mlx-lm gptq", "mlx-lm awq", "mlx-lm dynamic")
 ROWS = (ROUNDING, *METHODS, ALLOCATED, *TOOLS)
 PAGES = "other pages"
@@ -81,7 +82,8 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """`work` keeps the models and the reference's hidden states."""
+    """`work` keeps the models and the reference's hidden states. `judged`: tokens of each kind of text, at most.
+    `pages`: other pages of each kind, at most; each is a chunk."""
 
     name: str
     source: Path
@@ -89,6 +91,8 @@ class Bench:
     tokens: int
     work: Path
     limit_s: float = 7200
+    judged: int = _MOST
+    pages: int = _PAGES
 
     def row(self, name: str, known: Mapping[str, Made]) -> Made:
         """Made and measured. `known`: the rows so far; rounding is the first."""
@@ -112,7 +116,8 @@ class Bench:
         return Made(round(seconds, 1), stored, groups, kinds)
 
     def _measured(self, folder: Path) -> tuple[dict[str, Figures], dict[str, Figures]]:
-        judged = _trained(self.source) if self.name == TRAINED else _own(self.source, self.tokens)
+        judged = _trained(self.source) if self.name == TRAINED else _own(self.source, self.tokens, self.pages)
+        judged = {group: _at_most(self.judged, members) for group, members in judged.items()}
         every = [passage for group in judged.values() for passage in group]
         reference = InFloat32(FolderModel(self.source))
         states = InFolder(self.work / f"states-{state_key(reference, every)}")
@@ -121,6 +126,7 @@ class Bench:
         groups = {
             group: _figures([part for kind in dict.fromkeys(p.kind for p in members) for part in by_kind[kind]])
             for group, members in judged.items()
+            if members
         }
         return groups, kinds
 
@@ -152,17 +158,17 @@ def _trained(source: Path) -> dict[str, list[Passage]]:
     return {"covered": _stdlib(source, "code", "code"), "uncovered": _stdlib(source, "prose", "docstrings")}
 
 
-def _own(source: Path, tokens: int) -> dict[str, list[Passage]]:
+def _own(source: Path, tokens: int, pages: int) -> dict[str, list[Passage]]:
     found = passages(read_texts(OWN), load_tokenizer(source), 2 * _LENGTH)
     return {
         "covered": [passage for passage in found if passage.kind in COVERED] + _stdlib(source, "code", "stdlib code"),
         "uncovered": [passage for passage in found if passage.kind not in COVERED]
         + _stdlib(source, "prose", "docstrings"),
-        PAGES: _other_pages(source, tokens),
+        PAGES: _other_pages(source, tokens, pages),
     }
 
 
-def _other_pages(source: Path, tokens: int) -> list[Passage]:
+def _other_pages(source: Path, tokens: int, pages: int) -> list[Passage]:
     """Of the documents that a calibration with so many tokens takes its text from, what it does not take."""
     text, tokenizer = calibration_text(), load_tokenizer(source)
     taken = {chunk.tokens for chunk in cut(text, tokenizer, tokens)}
@@ -170,12 +176,26 @@ def _other_pages(source: Path, tokens: int) -> list[Passage]:
     for chunk in cut(text, tokenizer, sys.maxsize):
         if chunk.tokens not in taken and chunk.kind != HELD_BACK_KIND and len(chunk.tokens) == LENGTH:
             left[chunk.kind].append(Passage(f"{chunk.kind}, {PAGES}", chunk.tokens, 1))
-    return [passage for kind in sorted(left) for passage in left[kind][:_PAGES]]
+    return [passage for kind in sorted(left) for passage in left[kind][:pages]]
 
 
 def _stdlib(source: Path, part: str, kind: str) -> list[Passage]:
-    ids = load_tokenizer(source).encode(stdlib_text(HELD_OUT, part))[:_MOST]
-    return [Passage(kind, ids[at : at + _LENGTH], 1) for at in range(0, len(ids), _LENGTH)]
+    tokenizer = load_tokenizer(source)
+    begin = beginning(tokenizer)
+    ids = tokenizer.encode(stdlib_text(HELD_OUT, part), add_special_tokens=False)[:_MOST]
+    return [Passage(kind, [*begin, *ids[at : at + _LENGTH]], 1) for at in range(0, len(ids), _LENGTH)]
+
+
+def _at_most(tokens: int, found: Sequence[Passage]) -> list[Passage]:
+    """Of each kind the first passages, the last one cut."""
+    left: dict[str, int] = defaultdict(lambda: tokens)
+    kept = []
+    for passage in found:
+        judged = min(len(passage.tokens) - passage.given, left[passage.kind])
+        left[passage.kind] -= judged
+        if judged > 0:
+            kept.append(replace(passage, tokens=passage.tokens[: passage.given + judged]))
+    return kept
 
 
 def table(measured: Measured) -> str:
@@ -207,22 +227,28 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=ROWS)
     parser.add_argument("--work", type=Path, help="folder that keeps the models, to go on with")
     parser.add_argument("--limit", type=float, default=7200, help="seconds that a model may take to make")
+    parser.add_argument("--judged", type=int, default=_MOST, help="tokens of each kind of text, at most")
+    parser.add_argument("--pages", type=int, default=_PAGES, help="other pages of each kind, at most")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the JSON file")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         work = given.work or Path(name)
-        source = _source(given.model, work)
-        called = given.model if given.model in (TRAINED, EMBEDDED) else source.resolve().name
+        try:
+            source = _source(given.model, work)
+        except QuantizeError as error:
+            raise SystemExit(error.message) from None
+        called = given.model if given.model in (TRAINED, EMBEDDED, GEMMA) else source.resolve().name
         file = given.output / f"{called}-{Path(given.policy).stem}-{given.tokens}.json"
         before = msgspec.json.decode(file.read_bytes(), type=Measured) if file.is_file() else None
-        bench = Bench(called, source, given.policy, given.tokens, work, given.limit)
+        bench = Bench(called, source, given.policy, given.tokens, work, given.limit, given.judged, given.pages)
         print(table(run(bench, given.rows, before, file)))
 
 
 def _source(model: str, work: Path) -> Path:
     if model == TRAINED:
         return write_trained_model(work / "source")
-    return embedded(cache_folder()) if model == EMBEDDED else Path(model)
+    packaged = {EMBEDDED: embedded, GEMMA: gemma}
+    return packaged[model](cache_folder()) if model in packaged else Path(model)
 
 
 if __name__ == "__main__":

