@@ -109,7 +109,8 @@ def _document(read: Mapping[str, Any], kind_of_file: str, where: str) -> Documen
     if isinstance(prompt := read.get("prompt"), str) and isinstance(completion := read.get("completion"), str):
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
         return Document(kind, messages=turns)
-    messages, tools = read.get("messages"), read.get("tools")
+    messages: Any = read.get("messages")
+    tools: Any = read.get("tools")
     check(messages is not None, "has none of text, messages, or prompt and completion")
     check(
         isinstance(messages, list) and bool(messages) and all(map(_has_role, messages)),
@@ -132,9 +133,12 @@ def _says_something(message: Mapping[str, Any]) -> bool:
 
 
 def _is_call(call: Mapping[str, Any]) -> bool:
-    function = call.get("function")
-    named = isinstance(function, dict) and isinstance(function.get("name"), str)
-    return named and isinstance(function.get("arguments", {}), dict)
+    match call.get("function"):
+        case {"name": str(), "arguments": dict()}:
+            return True
+        case {"name": str(), **rest}:
+            return "arguments" not in rest
+    return False
 
 
 def _are_objects(value: Any) -> bool:

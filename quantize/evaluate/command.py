@@ -96,6 +96,8 @@ def evaluate_endpoint(
     from quantize.printable import echo
 
     questions = [question for file in mmlu or () for question in read_questions(file)]
+    if not (tools or questions or needles or generate):
+        raise typer.BadParameter("--no-tools and --generate 0 leave nothing to measure: add --mmlu or --needles.")
     asked = endpoint.Endpoint(url, model, key)
     found = endpoint.evaluate_endpoint(asked, tools=tools, questions=questions, needles=needles, generate=generate)
     shown = msgspec.json.format(msgspec.json.encode(found), indent=1).decode() if json else None

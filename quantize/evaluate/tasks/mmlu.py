@@ -115,19 +115,14 @@ def _posed(question: Question) -> str:
 
 
 def _from_json(read: Mapping[str, Any], where: str) -> Question:
-    subject, question = read.get("subject", "all"), read.get("question")
-    choices, answer = read.get("choices"), read.get("answer")
-    number = _LETTERS.get(answer) if isinstance(answer, str) else answer
-    strings = [subject, question, *choices] if isinstance(choices, list) else []
-    # A truth is a number in Python.
-    if (
-        len(strings) != 2 + len(LETTERS)
-        or not all(isinstance(one, str) for one in strings)
-        or type(number) is not int
-        or not 0 <= number < len(LETTERS)
-    ):
-        raise SourceError(f'{where}: has no "question", four "choices" and an "answer" of A to D or 0 to 3.')
-    return Question(*strings[:2], strings[2:], number)
+    match {"subject": "all", **read}:
+        case {"subject": str(subject), "question": str(question), "choices": [str(), str(), str(), str()] as choices}:
+            answer = read.get("answer")
+            number = _LETTERS.get(answer) if isinstance(answer, str) else answer
+            # A truth is a number in Python.
+            if type(number) is int and 0 <= number < len(LETTERS):
+                return Question(subject, question, choices, number)
+    raise SourceError(f'{where}: has no "question", four "choices" and an "answer" of A to D or 0 to 3.')
 
 
 def _from_row(row: Sequence[str], subject: str, where: str) -> Question:
