@@ -108,7 +108,7 @@ def build(
     calibrate: CalibrateOption = None,
     calibration_tokens: TokensOption = _TOKENS,
     target_bpw: Annotated[
-        float | None, typer.Option(min=2, help="Bits per weight of the model, spent where they are worth most.")
+        float | None, typer.Option(min=2, max=32, help="Bits per weight of the model, spent where they are worth most.")
     ] = None,
     max_bytes: Annotated[
         str | None, typer.Option(help="Size of the model's tensors, such as 10GB, spent where it is worth most.")
@@ -246,9 +246,10 @@ def _build(wish: _Wish, progress: Progress) -> Path:
     if (budget := wish.budget(made)) is not None:
         widths = allocated(calibration, budget, made, model, checkpoint.auxiliary_files(), reported)
         made = make_plan(checkpoint, wish.policy, calibration=calibration.identity, widths=widths)
-    estimate(made, wish.tokens).check(limit)
-    run = partial(calibration.run, model)
-    return execute(checkpoint, made, wish.output, memory_limit=limit, progress=reported, calibrate=run)
+    needs = estimate(made, wish.tokens)
+    needs.check(limit)
+    solve = partial(execute, calibrate=partial(calibration.run, model), calibration_bytes=needs.disk_bytes)
+    return solve(checkpoint, made, wish.output, memory_limit=limit, progress=reported)
 
 
 def _memory_limit(wish: str | None, *, calibrates: bool) -> int:
