@@ -265,6 +265,25 @@ def test_what_a_calibration_needs_of_the_disk_is_asked_for_first(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("plan SOURCE --calibration-tokens 512", "give --calibrate too"),
+        ("plan --calibrate SOURCE", "was taken for the text of --calibrate"),
+        ("build SOURCE OUTPUT --calibration-tokens 512", "give --calibrate too"),
+        ("build --calibrate SOURCE OUTPUT", "was taken for the text of --calibrate"),
+    ],
+)
+def test_options_that_would_be_for_nothing_are_a_wrong_command(
+    options: str, sentence: str, source: Path, tmp_path: Path
+) -> None:
+    paths = {"SOURCE": str(source), "OUTPUT": str(tmp_path / "out")}
+    words = [paths.get(word, word) for word in options.split()]
+    said = run([sys.executable, "-m", "quantize", *words], code=2).stderr
+    assert sentence in " ".join(re.sub(r"[^\w\s.,-]", " ", said).split())
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("bits", ["inf", "nan", "1", "33"])
 def test_a_budget_that_is_no_number_of_bits_is_a_wrong_command(
     bits: str, source: Path, data: Path, tmp_path: Path
