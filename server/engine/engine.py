@@ -166,9 +166,7 @@ class Engine:
                 self._scheduler.release(event.id)
         if events and not self.lost:
             # Running requests come before prefixes.
-            running = self._running()
-            needed = self._admission.reserved(running) + self._admission.working(running)
-            available = self._admission.low_watermark - needed
+            available = self._admission.low_watermark - self._admission.ahead(self._running())
             most = int(self._cache_limit * SHARE[self._pressure])
             self._prefixes.limit = max(0, min(most, available))
         return events
@@ -207,7 +205,7 @@ class Engine:
         return Stats(
             running=len(self._scheduler.running),
             waiting=self._scheduler.waiting,
-            kv_bytes=self._batch.nbytes + self._prefills.nbytes + sum(kv.nbytes(new.layers) for new in self._unsteered),
+            kv_bytes=self._kv_bytes,
             prefix_bytes=self._prefixes.nbytes,
             active_bytes=mx.get_active_memory(),
             peak_bytes=self._prefills.peak_bytes,
@@ -301,15 +299,27 @@ class Engine:
 
     def _running(self) -> list[tuple[Request, int]]:
         """The requests that hold a slot, with the tokens in their caches."""
-        unsteered = ((newcomer.request, len(newcomer.request.prompt) - 1) for newcomer in self._unsteered)
         answered = ((answer.request, len(answer.tokens)) for answer in self._answered if answer.end is not None)
-        return [*self._prefills.requests(), *unsteered, *self._batch.requests(), *answered]
+        return [*self._unanswered(), *answered]
+
+    def _unanswered(self) -> list[tuple[Request, int]]:
+        """Those of them that are in the batch, or join it when they are read."""
+        unsteered = ((newcomer.request, len(newcomer.request.prompt) - 1) for newcomer in self._unsteered)
+        return [*self._prefills.requests(), *unsteered, *self._batch.requests()]
+
+    @property
+    def _kv_bytes(self) -> int:
+        return self._batch.nbytes + self._prefills.nbytes + sum(kv.nbytes(new.layers) for new in self._unsteered)
 
     def _relieve(self, events: list[EngineEvent]) -> None:
         """When the next step could pass the limit, evict prefixes, then end the newest sequence: one error instead of
         the end of all."""
         reading = any(True for _ in self._prefills.requests())
         limit = self._admission.limit - self._admission.working(self._running(), reading=reading)
+        padded = self._admission.padded(self._unanswered())
+        # Most steps are far from it, and need not look at every array.
+        if self._device.active > limit - padded:
+            limit -= max(0, padded - self._kv_bytes)
         if (over := self._device.active - limit) > 0:
             self._prefixes.shrink(max(0, self._prefixes.nbytes - over))
         running = self._scheduler.running - {answer.request.id for answer in self._answered}
