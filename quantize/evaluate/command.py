@@ -47,11 +47,11 @@ def evaluate(
     """Measure how far a model is from its reference. Both are streamed layer by layer: neither must fit into memory."""
     from quantize.console import console
     from quantize.evaluate import evaluate as steps
-    from quantize.evaluate.card import put_into_card
     from quantize.evaluate.evaluation import as_json
-    from quantize.evaluate.plots import draw
+    from quantize.evaluate.plots import check_plots
     from quantize.evaluate.report import card_section, markdown
     from quantize.evaluate.tasks.mmlu import read_questions
+    from quantize.evaluate.written import put_into_card, write_report
     from quantize.printable import echo
     from quantize.source.checkpoint import HubOptions
 
@@ -59,10 +59,12 @@ def evaluate(
         raise typer.BadParameter("--plots needs --report, the folder to put them in.")
     if reference_needles and not needles:
         raise typer.BadParameter("--reference-needles needs --needles, how many tries to make.")
+    # Before the hours of work that would be lost.
     if report is not None:
-        # Before the hours of work that would be lost.
         with _writing("The report"):
             report.mkdir(parents=True, exist_ok=True)
+    if plots:
+        check_plots()
     wishes = steps.Wishes(
         texts=text or (),
         length=length,
@@ -81,9 +83,7 @@ def evaluate(
         found = steps.evaluate(folder, reference, wishes, lambda what, n, of: status.update(f"{what}: {n} of {of}"))
     if report is not None:
         with _writing("The report"):
-            names = draw(found, report) if plots else []
-            (report / "report.json").write_text(as_json(found), encoding="utf-8")
-            (report / "report.md").write_text(markdown(found, names), encoding="utf-8")
+            write_report(found, report, plots=plots)
     if card:
         with _writing("The model card"):
             put_into_card(folder, card_section(found))

@@ -13,6 +13,7 @@ import pytest
 from mlx_lm import convert
 from mlx_lm.utils import load, load_tokenizer
 
+from quantize.__main__ import cli
 from quantize.errors import QuantizeError, SourceError
 from quantize.evaluate.evaluate import Wishes, evaluate
 from quantize.evaluate.plots import draw
@@ -126,6 +127,10 @@ def test_without_matplotlib_the_plots_are_refused_in_a_sentence(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(QuantizeError, match="pip install matplotlib"):
         draw(found, tmp_path)
+    # And before the work: no such reference is looked for.
+    call = ["eval", str(models[0]), "--reference", "./not-there", "--report", str(tmp_path), "--plots"]
+    with pytest.raises(QuantizeError, match="pip install matplotlib"):
+        cli(call, standalone_mode=False)
 
 
 def test_as_many_passages_of_each_kind_where_there_are_too_many(models: tuple[Path, Path], text: Path) -> None:

@@ -1,4 +1,4 @@
-"""What an evaluation found, in the README.md of the model's own folder."""
+"""Where an evaluation is written to: a folder of its own, and the README.md of the model's."""
 
 from __future__ import annotations
 
@@ -9,11 +9,21 @@ from pathlib import Path
 import msgspec
 
 from quantize.errors import SourceError
+from quantize.evaluate.evaluation import Evaluation, as_json
+from quantize.evaluate.plots import draw
+from quantize.evaluate.report import markdown
 from quantize.files import read_text, replace
 from quantize.folder.manifest import File, read_manifest, write_manifest
 
 _CARD = "README.md"
 _SECTION = re.compile(r"^## Quality\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+
+
+def write_report(found: Evaluation, folder: Path, *, plots: bool) -> None:
+    """report.json, report.md and, with `plots`, pictures. Raises OSError, and QuantizeError without matplotlib."""
+    names = draw(found, folder) if plots else []
+    (folder / "report.json").write_text(as_json(found), encoding="utf-8")
+    (folder / "report.md").write_text(markdown(found, names), encoding="utf-8")
 
 
 def put_into_card(folder: Path, section: str) -> None:
