@@ -258,12 +258,14 @@ def _hashed(folder: Path, progress: Progress) -> dict[str, File]:
     """Size and sha256 of every file, read back from the disk."""
     paths = sorted(folder.iterdir())
     total = sum(path.stat().st_size for path in paths)
-    done = 0
+    done, lock = 0, threading.Lock()
 
     def count(read: int) -> None:
         nonlocal done
-        done += read
-        progress("checking", done, total, "sha256 of the files")
+        # Of several threads no one may tell an earlier state after a later one.
+        with lock:
+            done += read
+            progress("checking", done, total, "sha256 of the files")
 
     def hash_one(path: Path) -> File:
         return File(sha256_of(path, count), path.stat().st_size)
