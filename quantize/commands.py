@@ -51,7 +51,9 @@ CalibrateOption = Annotated[
 FitMacOption = Annotated[
     str | None, typer.Option(help="Memory of a Mac, such as 16GB, that is to hold the model.", show_default=False)
 ]
-TokensOption = Annotated[int, typer.Option(min=32, help="Tokens to calibrate on.")]
+TokensOption = Annotated[
+    int | None, typer.Option(min=32, help="Tokens to calibrate on.", show_default="131072 with --calibrate")
+]
 # calibration.DEFAULT_TOKENS, which is read only by who calibrates: its module imports MLX.
 _TOKENS = 131_072
 
@@ -60,18 +62,26 @@ class _WithCalibrate(TyperCommand):
     """Typer has no option with a value that may be left out."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if "--calibrate" in args:
-            after = args.index("--calibrate") + 1
-            if after == len(args) or args[after].startswith("-"):
-                args = [*args[:after], _SHIPPED_TEXT, *args[after:]]
-        return super().parse_args(ctx, args)
+        if "--calibrate" not in args:
+            return super().parse_args(ctx, args)
+        after = args.index("--calibrate") + 1
+        if after == len(args) or args[after].startswith("-"):
+            args = [*args[:after], _SHIPPED_TEXT, *args[after:]]
+        taken = args[after]
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            # Only a parameter that is missing has a type.
+            if taken and hasattr(error, "param_type"):
+                error.message = f"{taken} was taken for the text of --calibrate; for the text that ships it goes last."
+            raise
 
 
 def plan(
     source: SourceArgument,
     policy: PolicyOption = "config-i",
     calibrate: CalibrateOption = None,
-    calibration_tokens: TokensOption = _TOKENS,
+    calibration_tokens: TokensOption = None,
     fit_mac: FitMacOption = None,
     memory_limit: MemoryOption = None,
     discard_source: DiscardOption = False,
@@ -87,14 +97,15 @@ def plan(
     from quantize.source.checkpoint import HubOptions
     from quantize.source.sources import open_checkpoint
 
+    tokens = _tokens(calibrate, calibration_tokens)
     limit = _memory_limit(memory_limit, calibrates=calibrate is not None)
     memory, mac = plan_memory(limit), parse_mac(fit_mac) if fit_mac else None
     if calibrate is None:
         import_mlx_lm_alone()
-    calibration = _calibration(calibrate, calibration_tokens)
+    calibration = _calibration(calibrate, tokens)
     checkpoint = open_checkpoint(source, HubOptions(keep=not discard_source, offline=offline))
     made = make_plan(checkpoint, policy, calibration=calibration.identity if calibration else None)
-    needs = _needs(made, calibration_tokens, limit) if calibration else None
+    needs = _needs(made, tokens, limit) if calibration else None
     if json:
         print_json(plan_report.as_json(made, memory, checkpoint.scratch_bytes, needs, mac))
     else:
@@ -106,9 +117,9 @@ def build(
     output: Annotated[Path, typer.Argument(help="The model folder to create.")],
     policy: PolicyOption = "config-i",
     calibrate: CalibrateOption = None,
-    calibration_tokens: TokensOption = _TOKENS,
+    calibration_tokens: TokensOption = None,
     target_bpw: Annotated[
-        float | None, typer.Option(min=2, help="Bits per weight of the model, spent where they are worth most.")
+        float | None, typer.Option(min=2, max=32, help="Bits per weight of the model, spent where they are worth most.")
     ] = None,
     max_bytes: Annotated[
         str | None, typer.Option(help="Size of the model's tensors, such as 10GB, spent where it is worth most.")
@@ -140,7 +151,8 @@ def build(
         exit_with_parent(sys.stdin.buffer)
     hub = HubOptions(keep=not discard_source, offline=offline, timeout_s=hub_timeout)
     budgets = target_bpw, max_bytes, fit_mac
-    wish = _Wish(source, output, policy, memory_limit, hub, calibrate, calibration_tokens, *budgets)
+    tokens = _tokens(calibrate, calibration_tokens)
+    wish = _Wish(source, output, policy, memory_limit, hub, calibrate, tokens, *budgets)
     if json_progress:
         lines = JsonLines(sys.stdout)
         try:
@@ -246,9 +258,16 @@ def _build(wish: _Wish, progress: Progress) -> Path:
     if (budget := wish.budget(made)) is not None:
         widths = allocated(calibration, budget, made, model, checkpoint.auxiliary_files(), reported)
         made = make_plan(checkpoint, wish.policy, calibration=calibration.identity, widths=widths)
-    estimate(made, wish.tokens).check(limit)
-    run = partial(calibration.run, model)
-    return execute(checkpoint, made, wish.output, memory_limit=limit, progress=reported, calibrate=run)
+    needs = estimate(made, wish.tokens)
+    needs.check(limit)
+    solve = partial(execute, calibrate=partial(calibration.run, model), calibration_bytes=needs.disk_bytes)
+    return solve(checkpoint, made, wish.output, memory_limit=limit, progress=reported)
+
+
+def _tokens(calibrate: str | None, wish: int | None) -> int:
+    if wish is not None and calibrate is None:
+        raise typer.BadParameter("--calibration-tokens says how much text to calibrate on: give --calibrate too.")
+    return _TOKENS if wish is None else wish
 
 
 def _memory_limit(wish: str | None, *, calibrates: bool) -> int:

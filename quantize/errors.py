@@ -78,13 +78,19 @@ _DISK = {
     errno.EPERM: "the folder cannot be written to",
     errno.EROFS: "the disk is read-only",
     errno.ENOTDIR: "part of the path is not a folder",
+    errno.EEXIST: "what is there is not a folder",
 }
+
+
+def reason_of(error: OSError) -> str:
+    """Why something could not be written, as half a sentence."""
+    return _DISK.get(error.errno or 0, error.strerror or type(error).__name__)
 
 
 def output_error(error: OSError, doing: str) -> OutputError:
     """`error` from writing as a sentence; a full disk may have room again later."""
-    reason = _DISK.get(error.errno or 0, error.strerror or type(error).__name__)
     retryable = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return OutputError(
-        f"{doing} failed: {reason}. Finished work is kept; run the same command to resume.", retryable=retryable
+        f"{doing} failed: {reason_of(error)}. Finished work is kept; run the same command to resume.",
+        retryable=retryable,
     )

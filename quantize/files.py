@@ -17,6 +17,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def replace(file: Path, content: bytes) -> None:
+    """Whoever reads `file` meanwhile finds what was there before, or all of `content`."""
+    part = file.with_name(f".{file.name}")
+    part.write_bytes(content)
+    part.replace(file)
+
+
 def read_text(file: Path, error: type[QuantizeError]) -> str:
     """Without the byte order mark that some editors write. Raises `error` for what cannot be read or is no UTF-8."""
     try:

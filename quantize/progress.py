@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from rich.progress import (
@@ -18,9 +19,12 @@ from rich.progress import (
 )
 
 from quantize.console import DescriptionColumn, DoorConsole
+from quantize.pace import Pace, pace_text
 from quantize.worker import RateLimit
 
 _LINES_INTERVAL_S = 10
+# What a bar's rate and time left are taken from: a step of a calibration may take minutes.
+SPEED_OF_LAST_S = 300
 
 
 class Progress(Protocol):
@@ -34,10 +38,10 @@ def silent(phase: str, done: int, total: int | None, text: str) -> None:
 
 
 @contextlib.contextmanager
-def on_terminal(console: DoorConsole) -> Iterator[Progress]:
+def on_terminal(console: DoorConsole, clock: Callable[[], float] = time.monotonic) -> Iterator[Progress]:
     """A bar with rate and time left; a line every few seconds when the output is not a terminal."""
     if not console.is_terminal:
-        yield _PlainLines(console)
+        yield _PlainLines(console, clock)
         return
     columns = (
         DescriptionColumn(),
@@ -46,7 +50,7 @@ def on_terminal(console: DoorConsole) -> Iterator[Progress]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=console, transient=True) as bar:
+    with Bar(*columns, console=console, transient=True, speed_estimate_period=SPEED_OF_LAST_S) as bar:
         tasks: dict[str, object] = {}
 
         def show(phase: str, done: int, total: int | None, text: str) -> None:
@@ -62,16 +66,19 @@ def on_terminal(console: DoorConsole) -> Iterator[Progress]:
 
 
 class _PlainLines:
-    def __init__(self, console: DoorConsole) -> None:
+    def __init__(self, console: DoorConsole, clock: Callable[[], float]) -> None:
         self._console = console
         self._lock = threading.Lock()
-        self._rate = RateLimit(_LINES_INTERVAL_S)
+        self._rate = RateLimit(_LINES_INTERVAL_S, clock)
+        self._pace = Pace(clock)
 
     def __call__(self, phase: str, done: int, total: int | None, text: str) -> None:
         with self._lock:
+            rate = self._pace.rate(done)
             if self._rate.allows(phase):
                 percentage = f" {done / total:.0%}" if total else ""
-                self._console.print(f"{phase}: {text}{percentage}")
+                left = (total - done) / rate if total and rate else None
+                self._console.print(f"{phase}: {text}{percentage}{pace_text(rate, left)}", soft_wrap=True)
 
 
 class BuildProgress:

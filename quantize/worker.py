@@ -13,6 +13,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import BinaryIO, TextIO
 
 from quantize.printable import LONGEST
@@ -23,13 +24,14 @@ _INTERVAL_S = 0.2
 class RateLimit:
     """Allows a report at the start of each phase, and then one every `interval_s`."""
 
-    def __init__(self, interval_s: float) -> None:
+    def __init__(self, interval_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._interval_s = interval_s
+        self._clock = clock
         self._phase = ""
         self._last = 0.0
 
     def allows(self, phase: str) -> bool:
-        now = time.monotonic()
+        now = self._clock()
         if phase == self._phase and now - self._last < self._interval_s:
             return False
         self._phase, self._last = phase, now

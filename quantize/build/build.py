@@ -53,8 +53,11 @@ def build(
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
     progress: Progress = silent,
     calibrate: Calibrate | None = None,
+    calibration_bytes: int = 0,
 ) -> Path:
     """Build the model of `plan` in `folder`, or resume building it, or wait for the process that does.
+
+    `calibration_bytes`: what `calibrate` needs of the disk.
 
     Raises:
         QuantizeError: one sentence; finished work is kept, and the same call resumes from there.
@@ -65,7 +68,7 @@ def build(
         return output.folder
     # Before anything is written: a source without a tokenizer leaves nothing behind.
     auxiliary_files = _auxiliary_files(checkpoint)
-    output.check_space(plan, checkpoint.scratch_bytes)
+    output.check_space(plan, checkpoint.scratch_bytes + calibration_bytes)
     with output.locked(progress), write_errors("Writing the model"):
         if not output.is_built(plan):
             calibrated = calibrate(plan, auxiliary_files, output.calibration, progress) if calibrate else None
@@ -255,12 +258,14 @@ def _hashed(folder: Path, progress: Progress) -> dict[str, File]:
     """Size and sha256 of every file, read back from the disk."""
     paths = sorted(folder.iterdir())
     total = sum(path.stat().st_size for path in paths)
-    done = 0
+    done, lock = 0, threading.Lock()
 
     def count(read: int) -> None:
         nonlocal done
-        done += read
-        progress("checking", done, total, "sha256 of the files")
+        # Of several threads no one may tell an earlier state after a later one.
+        with lock:
+            done += read
+            progress("checking", done, total, "sha256 of the files")
 
     def hash_one(path: Path) -> File:
         return File(sha256_of(path, count), path.stat().st_size)

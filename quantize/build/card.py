@@ -44,8 +44,9 @@ _KEPT = "Weights are those of the source."
 _CALIBRATED = """\
 Weights are calibrated on {tokens:,} tokens of {kinds} kinds of text. On {held_back:,} others that were held back, the
 error of a matrix's output is {ratio:.2f} of what rounding gives, in the mean, and of none is it larger
-(`configi.json` has each). `config.json` has the bits of every module. Ollama cannot load the model: it supports neither
-these bits nor MLX's names of stacked experts."""
+(`configi.json` has each). Of {solved:,} solutions, each of a matrix, of one expert's or of a part of a large one,
+{starved:,} had fewer than five tokens for each input dimension. `config.json` has the bits of every module. Ollama
+cannot load the model: it supports neither these bits nor MLX's names of stacked experts."""
 
 
 def write_card(plan: Plan, folder: Path, calibrated: CalibratedWeights | None = None) -> None:
@@ -74,10 +75,12 @@ def _made(plan: Plan, calibrated: CalibratedWeights | None) -> str:
         return _KEPT
     if calibrated is None:
         return _QUANTIZED
-    ratios = [figures.ratio for figures in calibrated.figures.values()]
+    every = calibrated.figures.values()
     return _CALIBRATED.format(
         tokens=sum(calibrated.kinds.values()),
         kinds=len(calibrated.kinds),
         held_back=sum(calibrated.held_back.values()),
-        ratio=sum(ratios) / len(ratios),
+        ratio=sum(figures.ratio for figures in every) / len(every),
+        starved=sum(figures.starved for figures in every),
+        solved=sum(sum(figures.chosen.values()) for figures in every),
     )

@@ -17,6 +17,7 @@ from typing import Any
 
 from quantize.errors import QuantizeError
 from quantize.files import read_text
+from quantize.json_lines import json_lines
 
 SHIPPED = Path(__file__).parent / "text"
 HELD_BACK_KIND = "law"
@@ -89,42 +90,59 @@ def _read(path: Path) -> Iterator[Document]:
         for file in files:
             yield from _read(file)
         return
-    content = read_text(path, CalibrationTextError)
-    if path.suffix != ".jsonl":
-        if content.strip():
-            yield Document("plain", text=content)
-        return
-    for number, line in enumerate(content.split("\n"), start=1):
-        if line.strip():
-            yield _document(line, path, number)
+    if path.suffix == ".jsonl":
+        for where, read in json_lines(path, CalibrationTextError):
+            yield _document(read, path.stem, where)
+    elif (content := read_text(path, CalibrationTextError)).strip():
+        yield Document("plain", text=content)
 
 
-def _document(line: str, path: Path, number: int) -> Document:
-    def wrong(what: str) -> CalibrationTextError:
-        return CalibrationTextError(f"{path}, line {number}: {what}.")
+def _document(read: Mapping[str, Any], kind_of_file: str, where: str) -> Document:
+    def check(fits: bool, what: str) -> None:
+        if not fits:
+            raise CalibrationTextError(f"{where}: {what}.")
 
-    try:
-        read = json.loads(line)
-    except ValueError:
-        raise wrong("not valid JSON") from None
-    if not isinstance(read, dict):
-        raise wrong("not a JSON object")
-    kind = read.get("kind", path.stem)
-    if not isinstance(kind, str):
-        raise wrong("kind is not a string")
+    kind = read.get("kind", kind_of_file)
+    check(isinstance(kind, str), "kind is not a string")
     if isinstance(text := read.get("text"), str):
         return Document(kind, text=text)
     if isinstance(prompt := read.get("prompt"), str) and isinstance(completion := read.get("completion"), str):
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
         return Document(kind, messages=turns)
-    messages, tools = read.get("messages"), read.get("tools")
-    if messages is None:
-        raise wrong("has none of text, messages, or prompt and completion")
-    if not (isinstance(messages, list) and messages and all(isinstance(m, dict) and "role" in m for m in messages)):
-        raise wrong("messages is not a list of objects with a role")
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise wrong("tools is not a list of objects")
+    messages: Any = read.get("messages")
+    tools: Any = read.get("tools")
+    check(messages is not None, "has none of text, messages, or prompt and completion")
+    check(
+        isinstance(messages, list) and bool(messages) and all(map(_has_role, messages)),
+        "messages is not a list of objects with a role",
+    )
+    check(tools is None or _are_objects(tools), "tools is not a list of objects")
+    check(all(map(_says_something, messages)), "a message has neither content nor tool calls")
+    calls = [call for message in messages for call in message.get("tool_calls") or ()]
+    check(all(map(_is_call, calls)), "a tool call is not a function with a name and an object of arguments")
     return Document(kind, messages=messages, tools=tools)
+
+
+def _has_role(message: Any) -> bool:
+    return isinstance(message, dict) and isinstance(message.get("role"), str)
+
+
+def _says_something(message: Mapping[str, Any]) -> bool:
+    calls = message.get("tool_calls")
+    return (calls is None or _are_objects(calls)) and bool(calls or message.get("content") is not None)
+
+
+def _is_call(call: Mapping[str, Any]) -> bool:
+    match call.get("function"):
+        case {"name": str(), "arguments": dict()}:
+            return True
+        case {"name": str(), **rest}:
+            return "arguments" not in rest
+    return False
+
+
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -39,8 +39,9 @@ def widths_within(
     try:
         found: Allocation = allocate(losses, budget - fixed)
     except BudgetTooSmall as error:
-        least = (error.least + fixed) / 1e9
-        raise PolicyError(f"The smallest model that can be built takes {least:.3f} GB.") from None
+        least = error.least + fixed
+        each = f"{least * 8 / plan.parameters:.3f} bits for each weight"
+        raise PolicyError(f"The smallest model that can be built takes {least:,} bytes, {each}.") from None
     return {
         output.name: option.spec
         for name, option in found.choice.items()

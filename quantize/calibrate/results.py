@@ -19,6 +19,7 @@ from quantize.calibrate.recipe import Report, Solved
 from quantize.files import sync
 from quantize.folder.manifest import TensorCalibration
 from quantize.folder.safetensors_format import read_header
+from quantize.forward.store import save
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Results:
             arrays |= {f"{path}.{part}": getattr(one, part) for part in ("weight", "scales", "biases")}
             reports[path] = json.dumps(_report(one.reports))
         part = self.folder / f".{self._file(layer).name}"
-        mx.save_safetensors(str(part), arrays, metadata=reports)
+        save(part, arrays, reports)
         sync(part)
         part.replace(self._file(layer))
         sync(self.folder)

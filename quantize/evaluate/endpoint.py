@@ -5,10 +5,10 @@ MMLU in conversation, needles in a haystack, tool calls, and how fast a streamed
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -49,6 +49,50 @@ class EndpointEvaluation(msgspec.Struct, frozen=True, omit_defaults=True):
     reply: Reply | None = None
 
 
+class _Function(msgspec.Struct):
+    name: str
+    # Some servers send the object itself.
+    arguments: Any = None
+
+
+class _Call(msgspec.Struct):
+    function: _Function
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+    tool_calls: list[_Call] | None = None
+
+
+class _Answer(msgspec.Struct):
+    message: _Message
+
+
+class _Completion(msgspec.Struct):
+    choices: Annotated[list[_Answer], msgspec.Meta(min_length=1)]
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class _Part(msgspec.Struct):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Usage(msgspec.Struct):
+    completion_tokens: int | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Part] = []
+    usage: _Usage | None = None
+    error: Any = None
+
+
 class Endpoint:
     """`url` up to and with `/v1`. Its methods raise EndpointError."""
 
@@ -56,60 +100,66 @@ class Endpoint:
         # It takes a tenth of a second.
         import httpx2
 
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise EndpointError("The API key has characters that a request cannot carry.")
         self.url, self.model = url.rstrip("/"), model
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx2.Client(timeout=_TIMEOUT_S, headers=headers)
-        self._failure: type[Exception] = httpx2.HTTPError
+        self._failures = httpx2.HTTPError, httpx2.InvalidURL
 
     def ask(self, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> str:
-        return str(self._message(list(messages), max_tokens).get("content") or "")
+        return self._message(list(messages), max_tokens).content or ""
 
     def calls(self, request: str, tools: Sequence[DeclaredTool]) -> list[WrittenCall]:
         message = self._message([{"role": "user", "content": request}], _CALL_TOKENS, tools=list(tools))
-        made = message.get("tool_calls") or []
-        return [(call["function"]["name"], call["function"]["arguments"]) for call in made]
+        return [(call.function.name, call.function.arguments) for call in message.tool_calls or []]
 
     def timed(self, most: int) -> Reply:
         body = self._body([{"role": "user", "content": _STORY}], most)
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         began = time.perf_counter()
         first = last = began
-        chunks, counted, finish = 0, None, "unknown"
+        chunks, counted, finish = 0, None, None
         for event in self._events(body):
-            counted = (event.get("usage") or {}).get("completion_tokens", counted)
-            for choice in event.get("choices", []):
-                finish = choice.get("finish_reason") or finish
-                if any(choice.get("delta", {}).get(key) for key in ("content", "reasoning_content", "reasoning")):
+            counted = event.usage.completion_tokens if event.usage else counted
+            for choice in event.choices:
+                finish = choice.finish_reason or finish
+                delta = choice.delta
+                if delta is not None and (delta.content or delta.reasoning_content or delta.reasoning):
                     last = time.perf_counter()
                     first = first if chunks else last
                     chunks += 1
-        tokens = int(counted if counted is not None else chunks)
+        if finish is None:
+            raise EndpointError(f"{self.url} ended its stream before the reply was done.")
+        tokens = chunks if counted is None else counted
         return Reply(tokens, first - began, (tokens - 1) / (last - first) if last > first else 0.0, finish)
 
-    def _message(self, messages: list[Any], max_tokens: int, **more: Any) -> Mapping[str, Any]:
-        try:
+    def _message(self, messages: list[Any], max_tokens: int, **more: Any) -> _Message:
+        with self._failing():
             answer = self._client.post(f"{self.url}/chat/completions", json=self._body(messages, max_tokens) | more)
             if answer.status_code != 200:
                 raise EndpointError(f"{self.url} answered {answer.status_code}: {answer.text[:200]}")
-            message: Mapping[str, Any] = answer.json()["choices"][0]["message"]
-            return message
-        except self._failure as error:
-            raise EndpointError(f"{self.url} cannot be reached: {error}") from error
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise EndpointError(f"{self.url} does not answer as OpenAI's chat completions do.") from error
+            return msgspec.json.decode(answer.content, type=_Completion).choices[0].message
 
-    def _events(self, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def _events(self, body: Mapping[str, Any]) -> Iterator[_Chunk]:
+        with self._failing(), self._client.stream("POST", f"{self.url}/chat/completions", json=body) as answer:
+            if answer.status_code != 200:
+                raise EndpointError(f"{self.url} answered {answer.status_code}.")
+            for line in answer.iter_lines():
+                if line.startswith("data:") and (data := line[5:].strip()) != "[DONE]":
+                    event = msgspec.json.decode(data, type=_Chunk)
+                    if event.error is not None:
+                        raise EndpointError(f"{self.url} failed while it answered: {str(event.error)[:200]}")
+                    yield event
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
         try:
-            with self._client.stream("POST", f"{self.url}/chat/completions", json=body) as answer:
-                if answer.status_code != 200:
-                    raise EndpointError(f"{self.url} answered {answer.status_code}.")
-                for line in answer.iter_lines():
-                    if line.startswith("data:") and (data := line[5:].strip()) != "[DONE]":
-                        yield json.loads(data)
-        except self._failure as error:
+            yield
+        except self._failures as error:
             raise EndpointError(f"{self.url} cannot be reached: {error}") from error
-        except ValueError as error:
-            raise EndpointError(f"{self.url} does not stream as OpenAI's chat completions do.") from error
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise EndpointError(f"{self.url} does not answer as OpenAI's chat completions do: {error}") from error
 
     def _body(self, messages: list[Any], max_tokens: int) -> dict[str, Any]:
         return {"model": self.model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}

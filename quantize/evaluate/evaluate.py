@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from quantize.calibrate.corpus import calibration_text
 from quantize.calibrate.overlap import shared_runs
-from quantize.errors import SourceError, first_line
+from quantize.errors import SourceError, first_line, output_error
 from quantize.evaluate.divergence import TokenFigures, joined
 from quantize.evaluate.evaluation import NOT_MEASURED, Evaluation, Generated, Histogram, Protocol
 from quantize.evaluate.generation import Generator
@@ -24,8 +25,8 @@ from quantize.evaluate.tasks import mmlu, niah, tool_calls
 from quantize.evaluate.tasks.mmlu import Question, Score
 from quantize.evaluate.texts import COVERED, OWN, Passage, Text, passages, read_texts
 from quantize.folder.manifest import TextSummary, read_manifest
-from quantize.forward.models import open_model
-from quantize.forward.store import InFolder, InMemory
+from quantize.forward.models import LazyModel, open_model
+from quantize.forward.store import InFolder, InMemory, Store
 from quantize.source.checkpoint import HubOptions
 from quantize.source.sources import check_name
 
@@ -38,7 +39,8 @@ _PROMPTS = (
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What to measure. `covered`: None takes the model's word for it. `length`: tokens of a passage.
+    """What to measure. `covered`: None takes the model's word for it. `length`: tokens of a passage. `calibrated_on`:
+    the user's own text that the model was calibrated on.
 
     `states`: where the reference's hidden states are kept. `generate`: tokens of each greedy reply, 0 for none.
     `needles`: tries a cell, 0 for none.
@@ -48,6 +50,7 @@ class Wishes:
     length: int = 512
     most_passages: int | None = None
     covered: Sequence[str] | None = None
+    calibrated_on: Path | None = None
     float32: bool | None = None
     states: Path | None = None
     generate: int = 0
@@ -67,21 +70,27 @@ def evaluate(
         raise SourceError(f"{folder} has no config.json, so it is not an MLX model.")
     check_name(reference)
     calibration = _calibration(folder)
-    covered = wishes.covered or (COVERED if calibration is None else list(calibration.kinds))
     texts = [text for file in wishes.texts or (OWN,) for text in read_texts(file)]
+    covered = wishes.covered or (COVERED if calibration is None else list(calibration.kinds))
+    overlap = _overlap(texts, calibration, wishes.calibrated_on)
+    kinds = {text.kind for text in texts}
+    if unknown := sorted(set(wishes.covered or ()) - kinds):
+        raise SourceError(f"No text is of the kind {unknown[0]}; there are {', '.join(sorted(kinds))}.")
     found = _chosen(passages(texts, _tokenizer(folder), wishes.length), wishes.most_passages)
+    if not found:
+        raise SourceError("The text has no answer that is long enough to be judged on.")
     # MLX's CPU backend has no experts in bfloat16, and float32 is what it computes fastest.
     float32 = wishes.float32 if wishes.float32 is not None else mx.default_device() == mx.Device(mx.cpu)
     source = open_model(reference, wishes.hub, float32=float32)
     model = open_model(str(folder), wishes.hub, float32=float32)
-    states = InFolder(wishes.states / state_key(source, found)) if wishes.states else InMemory()
-    by_kind = measure(source, model, found, states=states, told=told)
+    with _states(wishes.states, source, found) as states:
+        by_kind = measure(source, model, found, states=states, told=told)
     generator = Generator(folder) if wishes.generate or wishes.questions or wishes.needles else None
     letters, chat = _mmlu(generator, wishes.questions) if generator and wishes.questions else (None, None)
     return Evaluation(
         model=folder.resolve().name,
         reference=source.label,
-        protocol=_protocol(found, wishes.length, covered, float32, _overlap(texts, calibration)),
+        protocol=_protocol(found, wishes.length, covered, float32, calibration is not None, overlap),
         groups={name: summarize(parts) for name, parts in _groups(by_kind, covered).items()},
         kinds={kind: summarize(parts) for kind, parts in by_kind.items()},
         histogram={name: _histogram(joined(parts)) for name, parts in _groups(by_kind, covered).items()},
@@ -101,6 +110,15 @@ def _tokenizer(folder: Path) -> object:
         return load_tokenizer(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"The tokenizer of {folder.name} cannot be loaded: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _states(folder: Path | None, reference: LazyModel, found: Sequence[Passage]) -> Iterator[Store]:
+    """Where those of the reference are kept."""
+    try:
+        yield InMemory() if folder is None else InFolder(folder / state_key(reference, found))
+    except OSError as error:
+        raise output_error(error, f"Keeping states in {folder}") from error
 
 
 def _chosen(found: list[Passage], most: int | None) -> list[Passage]:
@@ -133,16 +151,27 @@ def _calibration(folder: Path) -> TextSummary | None:
     return manifest.calibration if manifest else None
 
 
-def _overlap(texts: Sequence[Text], calibration: TextSummary | None) -> int | None:
-    """Of a user's own calibration text there is only the hash."""
-    shipped = calibration_text()
-    if calibration is None or calibration.sha256 != shipped.sha256:
+def _overlap(texts: Sequence[Text], calibration: TextSummary | None, data: Path | None) -> int | None:
+    """`data`: the user's own text that the model was calibrated on; of that, the model has only the hash."""
+    if calibration is None:
+        if data is not None:
+            raise SourceError("The model was not calibrated, by what its folder says.")
         return None
-    return len(shared_runs([text.whole for text in texts], [document.whole for document in shipped.documents]))
+    calibrated_on = calibration_text(data)
+    if calibration.sha256 != calibrated_on.sha256:
+        if data is not None:
+            raise SourceError(f"{data} is not the text that the model was calibrated on.")
+        return None
+    return len(shared_runs([text.whole for text in texts], [document.whole for document in calibrated_on.documents]))
 
 
 def _protocol(
-    found: Sequence[Passage], length: int, covered: Sequence[str], float32: bool, overlap: int | None
+    found: Sequence[Passage],
+    length: int,
+    covered: Sequence[str],
+    float32: bool,
+    calibrated: bool,
+    overlap: int | None,
 ) -> Protocol:
     ids = json.dumps([[passage.kind, list(passage.tokens), passage.given] for passage in found])
     return Protocol(
@@ -151,6 +180,7 @@ def _protocol(
         passage_tokens=length,
         covered=[kind for kind in dict.fromkeys(passage.kind for passage in found) if kind in covered],
         made_with={package: version(package) for package in ("configi-mlx", "mlx", "mlx-lm")},
+        calibrated=calibrated,
         shared_with_calibration=overlap,
     )
 

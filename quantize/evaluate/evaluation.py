@@ -27,8 +27,8 @@ class Protocol(msgspec.Struct, frozen=True):
     """How it was measured: a figure without it says nothing.
 
     computed: "float32, dequantized" or "as stored", the same for both sides. text: sha256 of the passages' tokens.
-    covered: the kinds of text that a calibration may have held. shared_with_calibration: runs of 16 words that stand in
-    its text too; None where the model was not calibrated, or on a text that is not known here.
+    covered: the kinds of text that a calibration may have held. calibrated: whether the model says that it was.
+    shared_with_calibration: runs of 16 words that stand in its text too; None where that is not known here.
     """
 
     computed: str
@@ -36,6 +36,7 @@ class Protocol(msgspec.Struct, frozen=True):
     passage_tokens: int
     covered: list[str]
     made_with: dict[str, str]
+    calibrated: bool = False
     shared_with_calibration: int | None = None
 
 

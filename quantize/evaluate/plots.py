@@ -8,15 +8,20 @@ from quantize.errors import QuantizeError
 from quantize.evaluate.evaluation import Evaluation
 
 
-def draw(evaluation: Evaluation, folder: Path) -> list[str]:
-    """Writes the pictures into `folder` and returns their names. Raises QuantizeError without matplotlib."""
+def check_plots() -> None:
+    """Raises QuantizeError without matplotlib."""
     try:
         import matplotlib
-
-        matplotlib.use("svg")
-        from matplotlib import pyplot
     except ImportError:
         raise QuantizeError("The plots need matplotlib: pip install matplotlib, or leave out --plots.") from None
+    matplotlib.use("svg")
+
+
+def draw(evaluation: Evaluation, folder: Path) -> list[str]:
+    """Writes the pictures into `folder` and returns their names. Raises QuantizeError without matplotlib."""
+    check_plots()
+    import matplotlib
+    from matplotlib import pyplot
 
     # The same evaluation gives the same bytes.
     matplotlib.rcParams["svg.hashsalt"] = "configi"

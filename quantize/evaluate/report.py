@@ -33,8 +33,11 @@ def _parts(evaluation: Evaluation) -> Iterator[str]:
         f"the tokens of answers in passages of at most {protocol.passage_tokens} tokens; 95 % intervals by a bootstrap "
         f"over runs of {RUN} tokens. "
         f"Computed: {protocol.computed}. Text `{protocol.text[:12]}`; covered kinds, which a calibration may hold: "
-        f"{', '.join(protocol.covered)}. {', '.join(f'{name} {v}' for name, v in protocol.made_with.items())}.\n"
+        f"{', '.join(protocol.covered) or 'none'}. "
+        f"{', '.join(f'{name} {v}' for name, v in protocol.made_with.items())}.\n"
     )
+    if protocol.calibrated:
+        yield f"{_overlap(protocol.shared_with_calibration)}\n"
     yield (
         _HEAD
         + "".join(_row(f"**{name}**", value) for name, value in evaluation.groups.items())
@@ -56,6 +59,14 @@ def _parts(evaluation: Evaluation) -> Iterator[str]:
         yield "Needle in a haystack, found of tries" + (" (the reference's)" if evaluation.reference_needles else "")
         yield _grid(evaluation.needles, evaluation.reference_needles)
     yield f"Valid tool calls: {evaluation.tool_calls}.\n"
+
+
+def _overlap(shared: int | None) -> str:
+    if shared is None:
+        return "It is not known here which text the model was calibrated on, nor whether this is some of it."
+    if shared == 0:
+        return "No 16 words in a row of this text stand in what the model was calibrated on."
+    return f"**{shared:,} runs of 16 words stand in what the model was calibrated on too: these figures flatter it.**"
 
 
 def _row(name: str, d: Divergence) -> str:

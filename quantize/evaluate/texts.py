@@ -6,7 +6,6 @@ nothing about a model that was made for conversations; a model without a chat te
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from quantize.errors import SourceError
 from quantize.files import read_text
+from quantize.json_lines import json_lines
 
 OWN = Path(__file__).parent / "data" / "texts.jsonl"
 # Kinds of the calibration text that ships, for a model that was not calibrated; all others are uncovered.
@@ -45,13 +45,12 @@ class Passage:
 
 def read_texts(file: Path) -> list[Text]:
     """A .jsonl of {"kind", "messages" or "text"} a line, or any other file as one plain text. Raises SourceError."""
-    content = read_text(file, SourceError)
     if file.suffix != ".jsonl":
-        return [_text({"text": content}, f"{file}")]
-    lines = [(number, line) for number, line in enumerate(content.splitlines(), start=1) if line.strip()]
-    if not lines:
+        return [_text({"text": read_text(file, SourceError)}, f"{file}")]
+    found = [_text(read, where) for where, read in json_lines(file, SourceError)]
+    if not found:
         raise SourceError(f"{file} is empty.")
-    return [_text(_parsed(line, f"{file}, line {number}"), f"{file}, line {number}") for number, line in lines]
+    return found
 
 
 def passages(texts: Sequence[Text], tokenizer: Any, length: int) -> list[Passage]:
@@ -93,24 +92,15 @@ def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
         raise SourceError(f"The model's chat template cannot render the text: {error}") from error
 
 
-def _parsed(line: str, where: str) -> Mapping[str, Any]:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise SourceError(f"{where} is not a JSON object.")
-    return value
-
-
 def _text(value: Mapping[str, Any], where: str) -> Text:
-    kind = str(value.get("kind", "given"))
+    kind, ask = value.get("kind", "given"), value.get("ask", _ASK)
+    if not isinstance(kind, str) or not isinstance(ask, str):
+        raise SourceError(f"{where}: kind and ask are strings.")
     if isinstance(value.get("text"), str) and value["text"].strip():
-        ask = str(value.get("ask", _ASK))
         return Text(kind, [{"role": "user", "content": ask}, {"role": "assistant", "content": value["text"]}])
     messages = value.get("messages")
     if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
-        raise SourceError(f'{where} has neither "text" nor "messages" of role and content.')
+        raise SourceError(f'{where}: has neither "text" nor "messages" of role and content.')
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise SourceError(f"{where}: the last of two or more messages must be the assistant's.")
     return Text(kind, messages)

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from quantize.errors import VerifyError
+from quantize.files import replace
 
 MANIFEST = "configi.json"
 FORMAT = 1
@@ -89,7 +90,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     text = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=1)
-    (folder / MANIFEST).write_bytes(text + b"\n")
+    replace(folder / MANIFEST, text + b"\n")
 
 
 def read_manifest(folder: Path) -> Manifest | None:

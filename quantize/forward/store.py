@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -17,6 +20,19 @@ Arrays = Mapping[str, mx.array]
 _DTYPES: Final = {
     "F32": (np.uint32, mx.float32), "F16": (np.uint16, mx.float16), "BF16": (np.uint16, mx.bfloat16),
 }  # fmt: skip
+
+
+def save(file: Path, arrays: Arrays, metadata: Mapping[str, str] | None = None) -> None:
+    """As safetensors. Raises OSError where the file cannot be written, of which nothing is left then."""
+    mx.eval(dict(arrays))
+    try:
+        mx.save_safetensors(str(file), dict(arrays), metadata=dict(metadata or {}))
+    except RuntimeError as error:
+        # MLX does not say why.
+        full = shutil.disk_usage(file.parent).free < sum(array.nbytes for array in arrays.values())
+        file.unlink(missing_ok=True)
+        number = errno.ENOSPC if full else errno.EIO
+        raise OSError(number, os.strerror(number), str(file)) from error
 
 
 class Store(Protocol):
@@ -61,7 +77,7 @@ class InFolder:
     def put(self, key: str, arrays: Arrays) -> None:
         # The suffix stays: mlx appends its own to any other.
         written = self._folder / f".{key}.safetensors"
-        mx.save_safetensors(str(written), dict(arrays))
+        save(written, arrays)
         written.replace(self._file(key))
 
     def get(self, key: str) -> Arrays:

@@ -52,6 +52,8 @@ def _readiness(model: ModelStatus) -> Response:
         "text": model.text,
         "done": model.done,
         "total": model.total,
+        "bytes_per_second": None if model.rate is None else round(model.rate),
+        "seconds_left": None if model.seconds_left is None else round(model.seconds_left, 1),
     }
     if model.state == "ready":
         return _json(state)

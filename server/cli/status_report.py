@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from quantize.console import console
+from quantize.pace import pace_text
 from quantize.printable import print_json
 from server.cli import loopback
 from server.cli.power import low_power_mode
@@ -33,8 +34,9 @@ def report(settings: ServerSettings, *, as_json: bool) -> None:
     out = console()
     out.print(f"configi on {address}")
     table = Table("model", "state", "", box=None, pad_edge=False)
+    now = f"{ready.get('text', '')}{pace_text(ready.get('bytes_per_second'), ready.get('seconds_left'))}"
     for model in models:
-        text = ready.get("text", "") if model["id"] == ready.get("model") else ""
+        text = now if model["id"] == ready.get("model") else ""
         table.add_row(model["id"], model.get("state", ""), text)
     out.print(table)
     if low_power:

@@ -6,9 +6,10 @@ import os
 import sys
 import time
 
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from quantize.console import DescriptionColumn, DoorConsole
+from quantize.progress import SPEED_OF_LAST_S
 from server.models.catalog import Catalog
 from server.models.residency import Residency
 from server.models.status import ModelStatus
@@ -41,15 +42,29 @@ async def _show(
 ) -> None:
     """One model from the start of something long to its end."""
     entry = catalog.resolve(status.id)
-    columns = (SpinnerColumn(), DescriptionColumn(), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    columns = (
+        SpinnerColumn(),
+        DescriptionColumn(),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        speed_estimate_period=SPEED_OF_LAST_S,
+    )
+    with bar as progress:
         task = progress.add_task(status.text, total=None)
         said, said_at = "", 0.0
         while status.state in _LONG:
             progress.update(task, description=f"{status.id}: {status.text}", completed=status.done, total=status.total)
             news = status.state != said or time.monotonic() - said_at >= line_every_s
             if news and not console.is_terminal:
-                console.print(f"{status.id}: {status.text}", soft_wrap=True)
+                console.print(f"{status.id}: {status.line}", soft_wrap=True)
                 said, said_at = status.state, time.monotonic()
             await residency.changes.wait()
             status = residency.status(entry)

@@ -23,7 +23,7 @@ def _not_ready(status: ModelStatus) -> str:
 
 def _pending(status: ModelStatus) -> ModelPending:
     return ModelPending(
-        f"{status.state}: {status.text}",
+        f"{status.state}: {status.line}",
         status.state,
         status.id,
         None,

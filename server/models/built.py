@@ -33,7 +33,7 @@ def build_arguments(source: str, model: ModelSettings, storage: StorageSettings)
     folder.parent.mkdir(parents=True, exist_ok=True)
     arguments = ["-m", "quantize", "build", source, str(folder), "--policy", model.policy, "--discard-source"]
     arguments += ["--hub-timeout", str(storage.hub_timeout_s), "--json-progress"]
-    if model.calibrate:
+    if model.calibrates:
         arguments += ["--calibrate"]
     return arguments if storage.allow_download else [*arguments, "--offline"]
 
@@ -42,7 +42,7 @@ def _place(source: str, model: ModelSettings, cache_dir: Path) -> Path:
     """A readable name, different for every source and policy, and for a calibrated model."""
     written = Path(model.policy).expanduser()
     content = written.read_bytes() if written.is_file() else b""
-    calibrated = [b"calibrated"] if model.calibrate else []
+    calibrated = [b"calibrated"] if model.calibrates else []
     key = hashlib.sha256(b"\0".join([source.encode(), model.policy.encode(), content, *calibrated])).hexdigest()
     name = re.sub(r"[^\w.@-]+", "-", f"{Path(source).name}-{written.stem}{'-calibrated' if calibrated else ''}")
     return cache_dir / "models" / checked_name(f"{name}-{key[:8]}")

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Protocol
 
 from quantize.folder.stale_template import stale_template
+from quantize.pace import Pace
+from quantize.worker import RateLimit
 from server.chat.description import Description
 from server.engine_client.client import EngineClient
 from server.engine_client.supervisor import Supervisor
@@ -22,12 +24,14 @@ from server.models.acquire import AcquireProgress, Acquirer
 from server.models.contexts import ContextLengths
 from server.models.leases import Leases
 from server.models.opened import OpenedFiles, stamp_of
-from server.models.pace import Pace
 from server.models.status import ModelStatus, State
 from server.settings.types import LifecycleSettings, ModelSettings
 from server.text.client import TextProcess
 
 log = logging.getLogger("configi.models")
+
+# A download or a build that takes hours says where it is, a line at a time.
+_LOGGED_EVERY_S = 60
 
 # Starts the text process of a model folder, given the context length to serve.
 Opener = Callable[[Path, int | None], Awaitable[TextProcess]]
@@ -68,6 +72,7 @@ class Resident:
         self._opener = opener
         self._supervisor = supervisor
         self._pace = Pace()
+        self._logged = RateLimit(_LOGGED_EVERY_S)
         self._owner = owner
         self._contexts = contexts
         self._opening: asyncio.Task[TextProcess] | None = None
@@ -79,11 +84,12 @@ class Resident:
         supervisor.on_exit = self._engine_died
 
     def set(self, state: State, text: str, done: int = 0, total: int | None = None) -> None:
-        if self.status.state != state:
-            log.info("model %s: %s (%s)", self.entry.id, state, text)
+        if changed := self.status.state != state:
             self._pace.restart()
         rate = self._pace.rate(done) if total else None
         self.status = replace(self.status, state=state, text=text, done=done, total=total, rate=rate)
+        if self._logged.allows(state) and (changed or total):
+            log.info("model %s: %s (%s)", self.entry.id, state, self.status.line)
         self._owner.status_changed()
 
     def rest(self) -> None:

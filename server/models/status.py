@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from quantize.pace import pace_text
+
 # absent: not in memory (its files may be on disk).
 State = Literal["absent", "fetching", "building", "loading", "ready", "unloading", "failed"]
 STATES: tuple[State, ...] = ("absent", "fetching", "building", "loading", "ready", "unloading", "failed")
@@ -35,3 +37,8 @@ class ModelStatus:
     def seconds_left(self) -> float | None:
         """Of the running transfer, at the speed of its last seconds."""
         return None if self.total is None or not self.rate else (self.total - self.done) / self.rate
+
+    @property
+    def line(self) -> str:
+        """`text` with the rate and the time left, for logs and plain terminals."""
+        return f"{self.text}{pace_text(self.rate, self.seconds_left)}"

@@ -85,8 +85,10 @@ class ModelSettings(Section):
         None, description="The unquantized repository, optionally @revision, or folder to build from."
     )
     policy: str = Field("config-i", description="The quantization policy of the build.")
-    calibrate: bool = Field(
-        False, description="Whether the build is calibrated: better at the same size, and far longer in the making."
+    calibrate: bool | None = Field(
+        None,
+        description="Whether the build is calibrated: better at the same size, and far longer in the making. Absent: "
+        "for config-i alone.",
     )
     path: UserPath | None = Field(None, description='The MLX model folder, for acquire = "local".')
     wire_format: WireFormatName = Field(
@@ -98,6 +100,11 @@ class ModelSettings(Section):
         description="Longest prompt plus answer in tokens; what the model was made for when absent. More than that is "
         "served with a warning in the log.",
     )
+
+    @property
+    def calibrates(self) -> bool:
+        # At the 2 and 3 bits of config-i rounding alone is not worth serving.
+        return self.policy == "config-i" if self.calibrate is None else self.calibrate
 
     @model_validator(mode="after")
     def _has_a_source(self) -> ModelSettings:
@@ -121,7 +128,6 @@ def default_models() -> list[ModelSettings]:
             acquire="fetch-or-build",
             fetch="thetom-ai/Gemma-4-26B-A4B-it-ConfigI-MLX",
             build_from="google/gemma-4-26b-a4b-it",
-            # At its 2 and 3 bits rounding alone is not worth serving.
             calibrate=True,
         )
     ]

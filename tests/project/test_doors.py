@@ -44,7 +44,7 @@ NUMBERS = {
         "head_dim", "wavelengths", "high - low", "factor", "(1 - smooth) / factor + smooth",
     },
     "server.models.acquire": {"line.total"},
-    "server.models.pace": {"now - began"},
+    "quantize.pace": {"now - began"},
     "server.models.status": {"self.rate"},
 }  # fmt: skip
 

@@ -58,6 +58,18 @@ def test_the_console_shows_strings_as_they_are_in_lines_tables_and_bars(terminal
     assert not any(char in seen for char in "\x07\x9b\u202e\u2066\x00\x7f\u2028")
 
 
+def test_without_a_terminal_a_line_says_how_fast_it_goes_and_how_long_it_takes() -> None:
+    out = io.StringIO()
+    times = iter([0, 0, 60, 60])
+    with on_terminal(DoorConsole(file=out, force_terminal=False), lambda: next(times)) as progress:
+        progress("calibrating", 0, 400_000_000, "layer 1 of 4")
+        progress("calibrating", 100_000_000, 400_000_000, "layer 2 of 4")
+    assert out.getvalue().splitlines() == [
+        "calibrating: layer 1 of 4 0%",
+        "calibrating: layer 2 of 4 25%, 1.7 MB/s, 3 min left",
+    ]
+
+
 @pytest.mark.parametrize(
     "name",
     ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b", "C:x", "a\x00", "a\n", TITLE, "CON", "nul.txt", "x.", " x",

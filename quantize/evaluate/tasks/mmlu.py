@@ -8,10 +8,10 @@ The first five questions of a subject are the examples and are not asked.
 from __future__ import annotations
 
 import csv
-import json
+import io
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ import numpy as np
 
 from quantize.errors import SourceError
 from quantize.files import read_text
+from quantize.json_lines import json_lines
 
 LETTERS = "ABCD"
 SHOTS = 5
+_LETTERS = {letter: number for number, letter in enumerate(LETTERS)}
 _ANSWER_TOKENS = 512
 
 
@@ -43,17 +45,23 @@ class Score(msgspec.Struct, frozen=True):
 
 def read_questions(file: Path) -> list[Question]:
     """Raises SourceError naming the first line at fault."""
-    content = read_text(file, SourceError)
     if file.suffix == ".jsonl":
-        lines = [line for line in content.splitlines() if line.strip()]
-        found = [_from_json(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
+        found = [_from_json(read, where) for where, read in json_lines(file, SourceError)]
     else:
         subject = re.sub(r"_(test|dev|val)$", "", file.stem)
-        rows = [row for row in csv.reader(content.splitlines()) if row]
-        found = [_from_row(row, subject, f"{file}, row {number}") for number, row in enumerate(rows, start=1)]
+        found = [_from_row(row, subject, f"{file}, row {number}") for number, row in enumerate(_rows(file), start=1)]
     if not found:
         raise SourceError(f"{file} holds no questions.")
     return found
+
+
+def _rows(file: Path) -> Iterator[list[str]]:
+    # With its line ends: a question in quotes may go over several lines.
+    lines = io.StringIO(read_text(file, SourceError), newline="")
+    try:
+        yield from (row for row in csv.reader(lines, strict=True) if row)
+    except csv.Error as error:
+        raise SourceError(f"{file} is not CSV: {error}.") from None
 
 
 def by_letters(
@@ -106,25 +114,19 @@ def _posed(question: Question) -> str:
     return f"{_listed(question)}\nAnswer:"
 
 
-def _from_json(line: str, where: str) -> Question:
-    try:
-        read = json.loads(line)
-        choices, answer = [str(choice) for choice in read["choices"]], read["answer"]
-        number = LETTERS.index(answer) if isinstance(answer, str) else int(answer)
-        return _checked(Question(str(read.get("subject", "all")), str(read["question"]), choices, number), where)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise SourceError(f'{where} has no "question", four "choices" and an "answer".') from None
+def _from_json(read: Mapping[str, Any], where: str) -> Question:
+    match {"subject": "all", **read}:
+        case {"subject": str(subject), "question": str(question), "choices": [str(), str(), str(), str()] as choices}:
+            answer = read.get("answer")
+            number = _LETTERS.get(answer) if isinstance(answer, str) else answer
+            # A truth is a number in Python.
+            if type(number) is int and 0 <= number < len(LETTERS):
+                return Question(subject, question, choices, number)
+    raise SourceError(f'{where}: has no "question", four "choices" and an "answer" of A to D or 0 to 3.')
 
 
 def _from_row(row: Sequence[str], subject: str, where: str) -> Question:
-    try:
-        question, *choices, answer = row
-        return _checked(Question(subject, question, choices, LETTERS.index(answer.strip())), where)
-    except ValueError:
-        raise SourceError(f"{where} is not question, A, B, C, D, answer.") from None
-
-
-def _checked(question: Question, where: str) -> Question:
-    if len(question.choices) != len(LETTERS) or not 0 <= question.answer < len(LETTERS):
-        raise ValueError(where)
-    return question
+    if len(row) != 2 + len(LETTERS) or row[-1].strip() not in _LETTERS:
+        raise SourceError(f"{where} is not question, A, B, C, D, answer.")
+    question, *choices, answer = row
+    return Question(subject, question, choices, _LETTERS[answer.strip()])

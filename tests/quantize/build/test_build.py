@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -285,3 +287,20 @@ def test_a_memory_limit_that_is_too_small_is_a_sentence(gemma: Model, tmp_path: 
     checkpoint = open_checkpoint(str(gemma.source), HubOptions())
     with pytest.raises(QuantizeError, match=r"memory limit of at least 0\.\d\d GB"):
         build(checkpoint, make_plan(checkpoint, "config-i"), tmp_path / "out", memory_limit=10_000_000)
+
+
+def test_no_thread_that_hashes_tells_an_earlier_state_after_a_later_one(tmp_path: Path) -> None:
+    told: list[int] = []
+    calls, overtaken = itertools.count(), threading.Event()
+
+    def progress(phase: str, done: int, total: int | None, text: str) -> None:
+        if phase == "checking":
+            if next(calls) == 0:
+                # Held up until another comes, if one can.
+                overtaken.wait(0.5)
+            overtaken.set()
+            told.append(done)
+
+    checkpoint = open_checkpoint(str(write(tmp_path / "source", *llama())), HubOptions())
+    build(checkpoint, make_plan(checkpoint, "uniform-4"), tmp_path / "out", progress=progress)
+    assert told == sorted(told)

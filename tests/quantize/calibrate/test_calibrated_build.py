@@ -6,9 +6,11 @@ import hashlib
 import itertools
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,10 @@ import mlx.core as mx
 import pytest
 from mlx_lm import generate, load
 
+from quantize.__main__ import cli
 from quantize.build.build import build
 from quantize.calibrate.calibration import Calibration, open_source, read_calibration
+from quantize.calibrate.estimate import estimate
 from quantize.errors import OutputError, SourceError
 from quantize.evaluate.texts import OWN
 from quantize.folder.manifest import Manifest, read_manifest
@@ -122,6 +126,12 @@ def test_the_manifest_tells_the_text_and_what_every_matrix_gained(whole: tuple[P
     card = (whole[0] / "README.md").read_text()
     assert "calibrated on" in card
     assert "without calibration" not in card
+    figures = [tensor.calibrated for tensor in told.tensors.values() if tensor.calibrated is not None]
+    starved, solved = sum(one.starved for one in figures), sum(sum(one.chosen.values()) for one in figures)
+    assert starved > 0
+    assert (
+        f"Of {solved} solutions, each of a matrix, of one expert's or of a part of a large one,\n{starved} had" in card
+    )
 
 
 def test_only_what_was_calibrated_differs_from_a_build_that_was_not(
@@ -227,13 +237,69 @@ def test_eval_takes_the_covered_kinds_from_the_manifest(whole: tuple[Path, int],
     assert set(told["groups"]) == {"covered", "uncovered", "all"}
 
 
+def test_eval_says_whether_it_judges_on_what_was_calibrated_on(
+    whole: tuple[Path, int], source: Path, data: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("None of this was ever read by it, and it goes on for a little while after that, at its ease.")
+
+    def report(*options: str) -> str:
+        command = [sys.executable, "-m", "quantize", "eval", str(whole[0]), "--reference", str(source)]
+        return run([*command, "--generate", "0", *options]).stdout
+
+    assert "It is not known here" in report("--text", str(other))
+    assert "No 16 words in a row" in report("--text", str(other), "--calibrated-on", str(data))
+    assert "these figures flatter it" in report("--text", str(data), "--calibrated-on", str(data))
+    wrong = [sys.executable, "-m", "quantize", "eval", str(whole[0]), "--reference", str(source)]
+    refused = run([*wrong, "--calibrated-on", str(text(tmp_path / "wrong.jsonl", 3))], code=1)
+    assert "is not the text that the model was calibrated on" in refused.stderr
+
+
+def test_what_a_calibration_needs_of_the_disk_is_asked_for_first(
+    source: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    huge = replace(estimate(make_plan(open_checkpoint(str(source), HubOptions()), "uniform-4"), 64), disk_bytes=10**18)
+    monkeypatch.setattr("quantize.calibrate.estimate.estimate", lambda plan, tokens: huge)
+    with pytest.raises(OutputError, match=r"needs 1000000000\.\d GB of disk"):
+        cli(["build", str(source), str(tmp_path / "out"), "--calibrate", str(data)], standalone_mode=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("plan SOURCE --calibration-tokens 512", "give --calibrate too"),
+        ("plan --calibrate SOURCE", "was taken for the text of --calibrate"),
+        ("build SOURCE OUTPUT --calibration-tokens 512", "give --calibrate too"),
+        ("build --calibrate SOURCE OUTPUT", "was taken for the text of --calibrate"),
+    ],
+)
+def test_options_that_would_be_for_nothing_are_a_wrong_command(
+    options: str, sentence: str, source: Path, tmp_path: Path
+) -> None:
+    paths = {"SOURCE": str(source), "OUTPUT": str(tmp_path / "out")}
+    words = [paths.get(word, word) for word in options.split()]
+    said = run([sys.executable, "-m", "quantize", *words], code=2).stderr
+    assert sentence in " ".join(re.sub(r"[^\w\s.,-]", " ", said).split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("bits", ["inf", "nan", "1", "33"])
+def test_a_budget_that_is_no_number_of_bits_is_a_wrong_command(
+    bits: str, source: Path, data: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "quantize", "build", str(source), str(tmp_path / "out"), "--calibrate", str(data)]
+    assert "--target-bpw" in run([*command, "--target-bpw", bits], code=2).stderr
+
+
 @pytest.mark.slow
 def test_a_budget_is_kept_and_gate_and_up_keep_one_width(source: Path, data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "quantize", "build", str(source), str(tmp_path / "out"), "--policy", "uniform-4"]
     assert "give --calibrate" in run([*command, "--target-bpw", "4"], code=2).stderr
     assert "give --calibrate" in run([*command, "--fit-mac", "16GB"], code=2).stderr
     command += ["--calibrate", str(data), "--calibration-tokens", "64"]
-    assert "The smallest model" in run([*command, "--max-bytes", "1kB"], code=1).stderr
+    smallest = run([*command, "--max-bytes", "1kB"], code=1).stderr
+    assert re.search(r"The smallest model .* takes \d\d,\d{3} bytes, \d\.\d{3} bits for each weight", smallest)
     run([*command, "--target-bpw", "4.2"])
     assert verify(tmp_path / "out") == []
     told = manifest(tmp_path / "out")

@@ -115,6 +115,10 @@ def test_the_hash_is_of_the_text_and_not_of_its_files(tmp_path: Path) -> None:
     assert calibration_text().sha256 == calibration_text().sha256
 
 
+CALL = '{"messages": [{"role": "assistant", "tool_calls": %s}]}'
+WRONG_CALL = "line 1: a tool call is not a function with a name and an object of arguments."
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -125,6 +129,14 @@ def test_the_hash_is_of_the_text_and_not_of_its_files(tmp_path: Path) -> None:
         ('{"messages": []}', "line 1: messages is not a list of objects with a role."),
         ('{"messages": [{"role": "user"}], "tools": 1}', "line 1: tools is not a list of objects."),
         ('{"text": "a", "kind": 1}', "line 1: kind is not a string."),
+        ('{"messages": [{"role": 1, "content": "a"}]}', "line 1: messages is not a list of objects with a role."),
+        ('{"messages": [{"role": "user"}]}', "line 1: a message has neither content nor tool calls."),
+        ('{"messages": [{"role": "user", "tool_calls": 5}]}', "line 1: a message has neither content nor tool calls."),
+        (CALL % '["a"]', "line 1: a message has neither content nor tool calls."),
+        (CALL % '[{"function": {}}]', WRONG_CALL),
+        (CALL % '[{"function": {"name": "f", "arguments": "{}"}}]', WRONG_CALL),
+        (r'{"text": "\ud800"}', r"line 1: holds half a character, a \ud800 to \udfff alone."),
+        ("[" * 100_000, "line 1: not valid JSON."),
     ],
 )
 def test_a_line_that_cannot_be_used_is_named(tmp_path: Path, content: str, sentence: str) -> None:
@@ -132,6 +144,12 @@ def test_a_line_that_cannot_be_used_is_named(tmp_path: Path, content: str, sente
     with pytest.raises(CalibrationTextError) as refused:
         calibration_text(tmp_path / "mine.jsonl")
     assert refused.value.message.endswith(sentence)
+
+
+def test_a_line_ends_where_json_lines_end(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"text": "one\u2028two\u0085three"}\n\n{"text": "four"}\n', encoding="utf-8")
+    found = calibration_text(tmp_path / "mine.jsonl").documents
+    assert [document.text for document in found[:2]] == ["one\u2028two\u0085three", "four"]
 
 
 def test_what_holds_no_text_is_refused(tmp_path: Path) -> None:

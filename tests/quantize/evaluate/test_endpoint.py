@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from quantize.evaluate.endpoint import Endpoint, EndpointError
 from quantize.evaluate.tasks.tool_calls import TOOLS, is_valid
 from tests.support.running import ROOT
 
@@ -40,12 +41,34 @@ def test_a_call_is_valid_where_its_declaration_allows_it(name: str, arguments: A
     assert is_valid(name, arguments, TOOLS) is valid
 
 
+# What a server that is not OpenAI's may say, and what of it a user is told.
+BROKEN_STREAMS = {
+    "an error": ('data: {"error": {"message": "out of memory"}}', "out of memory"),
+    "a list": ("data: [1]", "does not answer as OpenAI's"),
+    "another usage": ('data: {"choices": [], "usage": "x"}', "does not answer as OpenAI's"),
+    "no JSON": ("data: {", "does not answer as OpenAI's"),
+    "a page": ("<html>hello</html>", "ended its stream"),
+    "half a reply": ('data: {"choices": [{"delta": {"content": "a"}}]}', "ended its stream"),
+}
+BROKEN_MESSAGES: dict[str, Any] = {
+    "a number": 5,
+    "calls of text": {"tool_calls": "x"},
+    "calls of nothing": {"tool_calls": [None]},
+    "a call without a function": {"tool_calls": [{}]},
+    "a call of a list": {"tool_calls": [{"function": {"name": ["a"], "arguments": "{}"}}]},
+}
+
+
 class Served(BaseHTTPRequestHandler):
-    """Calls a tool in answer to questions about weather, else says the letter C."""
+    """Calls a tool in answer to questions about weather, else says the letter C; a broken answer to its name."""
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        if asked["model"] != "m":
+        if asked["model"] in BROKEN_STREAMS:
+            self._send(BROKEN_STREAMS[asked["model"]][0].encode() + b"\n\n")
+        elif asked["model"] in BROKEN_MESSAGES:
+            self._answer(200, {"choices": [{"message": BROKEN_MESSAGES[asked["model"]]}]})
+        elif asked["model"] != "m":
             self._answer(404, {"error": {"message": "no such model"}})
         elif asked.get("stream"):
             self._stream()
@@ -70,7 +93,9 @@ class Served(BaseHTTPRequestHandler):
         self.wfile.write(b"data: [DONE]\n\n")
 
     def _answer(self, status: int, body: dict[str, Any]) -> None:
-        content = json.dumps(body).encode()
+        self._send(json.dumps(body).encode(), status)
+
+    def _send(self, content: bytes, status: int = 200) -> None:
         self.send_response(status)
         self.send_header("content-length", str(len(content)))
         self.end_headers()
@@ -115,3 +140,33 @@ def test_an_endpoint_that_refuses_or_is_not_there_is_one_sentence(url: str) -> N
     assert absent.returncode == 1
     assert "cannot be reached" in absent.stderr
     assert "Traceback" not in absent.stderr + refused.stderr
+
+
+@pytest.mark.parametrize("model", BROKEN_STREAMS)
+def test_a_stream_that_is_none_is_not_timed_but_said(model: str, url: str) -> None:
+    with pytest.raises(EndpointError, match=BROKEN_STREAMS[model][1]):
+        Endpoint(url, model).timed(8)
+
+
+@pytest.mark.parametrize("model", BROKEN_MESSAGES)
+def test_an_answer_in_another_form_is_one_sentence(model: str, url: str) -> None:
+    with pytest.raises(EndpointError, match="does not answer as OpenAI's"):
+        Endpoint(url, model).calls("Is it raining?", TOOLS)
+
+
+@pytest.mark.parametrize("key", ["ключ", "a\nb"])
+def test_a_key_that_no_header_carries_is_refused_and_not_told(key: str, url: str) -> None:
+    with pytest.raises(EndpointError, match="API key has characters") as refused:
+        Endpoint(url, "m", key)
+    assert key not in refused.value.message
+
+
+def test_an_address_that_is_none_is_one_sentence() -> None:
+    with pytest.raises(EndpointError, match="cannot be reached"):
+        Endpoint("http://[::1", "m").timed(1)
+
+
+def test_nothing_to_measure_is_a_wrong_command(url: str) -> None:
+    done = ask(url, "--model", "m", "--no-tools", "--generate", "0")
+    assert done.returncode == 2
+    assert "nothing to measure" in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from mlx_lm import convert
 from mlx_lm.utils import load, load_tokenizer
 
+from quantize.__main__ import cli
 from quantize.errors import QuantizeError, SourceError
 from quantize.evaluate.evaluate import Wishes, evaluate
 from quantize.evaluate.plots import draw
@@ -125,9 +127,56 @@ def test_without_matplotlib_the_plots_are_refused_in_a_sentence(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(QuantizeError, match="pip install matplotlib"):
         draw(found, tmp_path)
+    # And before the work: no such reference is looked for.
+    call = ["eval", str(models[0]), "--reference", "./not-there", "--report", str(tmp_path), "--plots"]
+    with pytest.raises(QuantizeError, match="pip install matplotlib"):
+        cli(call, standalone_mode=False)
 
 
 def test_as_many_passages_of_each_kind_where_there_are_too_many(models: tuple[Path, Path], text: Path) -> None:
     found = evaluate(models[1], str(models[1]), Wishes(texts=[text], length=64, most_passages=4))
     assert {kind: figures.passages for kind, figures in found.kinds.items()} == {"reasoning": 2, "drama": 2}
     assert load_tokenizer(models[1]).has_chat_template
+
+
+@pytest.mark.parametrize(
+    ("content", "wish", "sentence"),
+    [
+        ('{"text": "a"}', {}, "no answer that is long enough"),
+        ('{"kind": "prose", "text": "hello"}', {"covered": ["prsoe"]}, "No text is of the kind prsoe; there are prose"),
+        ('{"text": "hello"}', {"calibrated_on": OWN}, "was not calibrated"),
+        ('{"text": "hello"}', {"states": OWN}, "not a folder"),
+    ],
+)
+def test_what_would_measure_nothing_is_a_sentence(
+    content: str, wish: dict[str, Any], sentence: str, models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "t.jsonl").write_text(content.replace("hello", "Hello, and tell them a story about the sea."))
+    with pytest.raises(QuantizeError, match=sentence):
+        evaluate(models[0], str(models[1]), Wishes(texts=[tmp_path / "t.jsonl"], **wish))
+
+
+def test_a_report_that_cannot_be_written_is_said_before_the_work(models: tuple[Path, Path], text: Path) -> None:
+    # No such reference: it would be found missing if it were looked for first.
+    call = ["eval", str(models[0]), "--reference", "./not-there", "--report", str(text)]
+    done = configi(*call, check=False)
+    assert done.returncode == 1
+    assert "The report cannot be written: what is there is not a folder." in done.stderr
+    done = configi("eval", str(models[0]), "--reference", str(models[1]), "--reference-needles", check=False)
+    assert done.returncode == 2
+    assert "--needles" in done.stderr
+
+
+def test_the_result_goes_into_the_model_card_once(models: tuple[Path, Path], text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "built"
+    configi("build", str(models[1]), str(folder), "--policy", "uniform-4")
+    before = (folder / "README.md").read_text()
+    call = ["eval", str(folder), "--reference", str(models[1]), "--text", str(text), "--generate", "0", "--card"]
+    for length in ("64", "128"):
+        configi(*call, "--length", length)
+    card = (folder / "README.md").read_text()
+    assert card.startswith(before)
+    assert card.count("## Quality") == 1
+    assert "passages of at most 128 tokens" in card
+    # The manifest knows it.
+    configi("verify", str(folder))

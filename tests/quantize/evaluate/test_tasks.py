@@ -42,8 +42,11 @@ def test_a_passage_is_the_answer_behind_the_request_and_long_ones_are_cut(tmp_pa
     ("content", "sentence"),
     [
         ("", "is empty"),
-        ("[1]", "line 1 is not a JSON object"),
-        ('{"kind": "x"}', 'line 1 has neither "text" nor "messages"'),
+        ("[1]", "line 1: not a JSON object"),
+        ('{"kind": "x"}', 'line 1: has neither "text" nor "messages"'),
+        ('{"kind": 5, "text": "a"}', "line 1: kind and ask are strings"),
+        ('{"ask": [], "text": "a"}', "line 1: kind and ask are strings"),
+        (r'{"text": "\ud800"}', "line 1: holds half a character"),
         ('{"text": "ok"}\n\n{"messages": [{"role": "user", "content": "hi"}]}', "line 3: the last of two or more"),
     ],
 )
@@ -51,6 +54,12 @@ def test_a_text_file_at_fault_is_named_with_its_line(content: str, sentence: str
     (tmp_path / "t.jsonl").write_text(content)
     with pytest.raises(SourceError, match=sentence):
         read_texts(tmp_path / "t.jsonl")
+
+
+def test_a_text_may_hold_the_line_separators_of_unicode(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": "one\u2028two"}\n', encoding="utf-8")
+    [text] = read_texts(tmp_path / "t.jsonl")
+    assert text.messages[-1]["content"] == "one\u2028two"
 
 
 def write_questions(folder: Path) -> Path:
@@ -67,11 +76,34 @@ def test_questions_are_read_from_both_forms(tmp_path: Path) -> None:
     assert mmlu.read_questions(tmp_path / "q.jsonl") == [first]
 
 
-@pytest.mark.parametrize("row", ["a,b,C\n", "q,1,2,3,4,E\n", ""])
+def test_a_question_may_go_over_several_lines(tmp_path: Path) -> None:
+    (tmp_path / "history_test.csv").write_text('"Read this.\nIt goes on.\r\nWhich is even?",1,3,4,5,C\n')
+    [found] = mmlu.read_questions(tmp_path / "history_test.csv")
+    assert found.question.split("\n") == ["Read this.", "It goes on.", "Which is even?"]
+
+
+@pytest.mark.parametrize(
+    "row", ["a,b,C\n", "q,1,2,3,4,E\n", "q,1,2,3,4,\n", "", '"never closed,1,2,3,4,C\n', f"{'q' * 200_000},1,2,3,4,C\n"]
+)
 def test_questions_at_fault_are_a_sentence(row: str, tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text(row)
     with pytest.raises(SourceError, match=r"q\.csv"):
         mmlu.read_questions(tmp_path / "q.csv")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"answer": "AB"}, {"answer": ""}, {"answer": 1.7}, {"answer": True}, {"answer": 4}, {"answer": "1"},
+        {"choices": "abcd"}, {"choices": ["a", "b", "c"]}, {"question": None}, {"subject": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_question_in_json_is_taken_as_it_is_meant_or_not_at_all(wrong: dict[str, object], tmp_path: Path) -> None:
+    line = {"question": "Which?", "choices": ["a", "b", "c", "d"], "answer": 0}
+    (tmp_path / "q.jsonl").write_text(f"\n{json.dumps(line)}\n{json.dumps(line | wrong)}\n")
+    with pytest.raises(SourceError, match=r"q\.jsonl, line 3: has no"):
+        mmlu.read_questions(tmp_path / "q.jsonl")
 
 
 @pytest.mark.parametrize(("likely", "right"), [("C", 2), ("A", 0)])

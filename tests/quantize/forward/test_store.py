@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import mlx.core as mx
@@ -23,3 +24,17 @@ def test_some_rows_are_those_of_the_whole(store: Store, dtype: mx.Dtype, rows: r
     found = store.rows("key", "array", rows)
     assert found.dtype == dtype
     assert mx.array_equal(found, whole[rows.start : rows.stop])
+
+
+def test_what_cannot_be_written_is_an_os_error_and_leaves_what_was_there(tmp_path: Path) -> None:
+    store = InFolder(tmp_path)
+    store.put("a", {"x": mx.ones((4,))})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"a\.safetensors"):
+            store.put("a", {"x": mx.zeros((100_000,))})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+    assert store.get("a")["x"].tolist() == [1, 1, 1, 1]

@@ -83,12 +83,13 @@ def test_a_source_of_another_name_or_policy_is_another_model(hub: LoopbackHub, t
         ModelSettings(id="b", build_from="org/source@v2"),
         ModelSettings(id="c", build_from="other/source"),
         ModelSettings(id="d", build_from="org/source", policy="uniform-4"),
-        ModelSettings(id="e", build_from="org/source", calibrate=True),
+        ModelSettings(id="e", build_from="org/source", calibrate=False),
+        ModelSettings(id="f", build_from="org/source", policy="uniform-4", calibrate=True),
     ]
     places = [build_arguments(str(m.build_from), m, StorageSettings(cache_dir=tmp_path))[4] for m in models]
     assert len(set(places)) == len(models)
     calls = [build_arguments(str(m.build_from), m, StorageSettings(cache_dir=tmp_path)) for m in models]
-    assert ["--calibrate" in call for call in calls] == [m.calibrate for m in models]
+    assert ["--calibrate" in call for call in calls] == [True, True, True, False, False, True]
     assert {Path(place).parent for place in places} == {tmp_path / "models"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.models.pace import Pace
+from quantize.pace import Pace, pace_text
 from server.models.status import ModelStatus
 
 
@@ -35,3 +35,23 @@ def test_the_time_that_is_left_needs_a_rate_and_an_end(
     done: int, total: int | None, rate: float | None, left: float | None
 ) -> None:
     assert ModelStatus("m", "fetching", "", done, total, rate=rate).seconds_left == left
+
+
+def test_steps_that_take_longer_than_the_window_have_a_rate_too() -> None:
+    assert rates((0, 0), (60, 600), (120, 600), (200, 1400)) == [None, 10, 0, 10]
+
+
+@pytest.mark.parametrize(
+    ("rate", "left", "text"),
+    [
+        (None, None, ""),
+        (0.0, None, ""),
+        (2.5e6, None, ", 2.5 MB/s"),
+        (2.5e6, 42.0, ", 2.5 MB/s, 42 s left"),
+        (2.5e6, 1200.0, ", 2.5 MB/s, 20 min left"),
+        (2.5e6, 14_400.0, ", 2.5 MB/s, 4 h left"),
+    ],
+)
+def test_a_line_says_how_fast_it_goes_and_how_long_it_takes(rate: float | None, left: float | None, text: str) -> None:
+    assert pace_text(rate, left) == text
+    assert ModelStatus("m", "fetching", "half", 0, None, rate=rate).line == f"half{pace_text(rate, None)}"

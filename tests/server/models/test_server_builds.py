@@ -49,7 +49,13 @@ class Bench:
             "[storage]",
             *(f"{k} = {json.dumps(v)}" for k, v in values.items()),
         ]
-        lines += ["[[models]]", 'id = "tiny"', f'fetch = "{READY}"', f'build_from = "{build_from}"']
+        lines += [
+            "[[models]]",
+            'id = "tiny"',
+            f'fetch = "{READY}"',
+            f'build_from = "{build_from}"',
+            "calibrate = false",
+        ]
         self.config.write_text("\n".join(lines) + "\n")
         return running_script(self.config, ["--real"], self.folder)
 

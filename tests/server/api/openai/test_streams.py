@@ -255,7 +255,7 @@ def test_ready_tells_the_state_and_progress_until_the_model_is_resident(server: 
     assert server.send("GET", "/ready").status == 200
     good = server.service.state
     try:
-        server.service.state = ModelStatus(MODEL, "fetching", "fetching 1 of 2 GB", 1, 2)
+        server.service.state = ModelStatus(MODEL, "fetching", "fetching 1 of 2 GB", 1, 201, rate=10.0)
         fetching = server.send("GET", "/ready")
         server.service.state = ModelStatus(MODEL, "failed", "out of memory")
         failed = server.send("GET", "/ready")
@@ -268,7 +268,10 @@ def test_ready_tells_the_state_and_progress_until_the_model_is_resident(server: 
         "param": None,
         "code": "model_loading",
     }
-    assert body == {"model": MODEL, "state": "fetching", "text": "fetching 1 of 2 GB", "done": 1, "total": 2}
+    assert body == {
+        "model": MODEL, "state": "fetching", "text": "fetching 1 of 2 GB", "done": 1, "total": 201,
+        "bytes_per_second": 10, "seconds_left": 20.0,
+    }  # fmt: skip
     assert (fetching.status, fetching.headers["retry-after"]) == (503, "5")
     assert (failed.status, failed.json()["error"]["code"]) == (503, "model_unavailable")
 
