@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantize.calibrate.tokens import beginning
 from quantize.errors import SourceError
 from quantize.files import read_text
 from quantize.json_lines import json_lines
@@ -24,13 +25,17 @@ _FEWEST = 4
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """`messages` end with the answer; those of a plain text are one request and itself."""
+    """`messages` end with the answer; those of a `plain` text are one request and itself."""
 
     kind: str
     messages: Sequence[Mapping[str, Any]]
+    plain: bool = False
 
     @property
     def whole(self) -> str:
+        """Without what only asks for it."""
+        if self.plain:
+            return str(self.messages[-1]["content"])
         return "\n".join(str(message["content"]) for message in self.messages)
 
 
@@ -59,7 +64,9 @@ def passages(texts: Sequence[Text], tokenizer: Any, length: int) -> list[Passage
     for text in texts:
         given, answer = _tokens(text, tokenizer)
         if len(given) > length // 2:
-            given = given[-(length // 2) :]
+            begin = beginning(tokenizer)
+            begin = begin if given[: len(begin)] == begin else []
+            given = [*begin, *given[len(begin) - length // 2 :]]
         room = length - len(given)
         for start in range(0, len(answer), room):
             piece = answer[start : start + room]
@@ -97,7 +104,8 @@ def _text(value: Mapping[str, Any], where: str) -> Text:
     if not isinstance(kind, str) or not isinstance(ask, str):
         raise SourceError(f"{where}: kind and ask are strings.")
     if isinstance(value.get("text"), str) and value["text"].strip():
-        return Text(kind, [{"role": "user", "content": ask}, {"role": "assistant", "content": value["text"]}])
+        asked = [{"role": "user", "content": ask}, {"role": "assistant", "content": value["text"]}]
+        return Text(kind, asked, plain=True)
     messages = value.get("messages")
     if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
         raise SourceError(f'{where}: has neither "text" nor "messages" of role and content.')

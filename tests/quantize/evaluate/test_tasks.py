@@ -38,6 +38,35 @@ def test_a_passage_is_the_answer_behind_the_request_and_long_ones_are_cut(tmp_pa
     assert tokenizer.decode([t for passage in found for t in passage.tokens[passage.given :]]) == answer
 
 
+class Letters:
+    """A tokenizer of letters. `^` begins every text."""
+
+    def __init__(self, *, has_chat_template: bool) -> None:
+        self.has_chat_template = has_chat_template
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [ord(letter) for letter in "^" * add_special_tokens + text]
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, str]], **options: object) -> str:
+        return "^" + "".join(f"<{message['content']}>" for message in messages)
+
+
+def told(tokens: Sequence[int]) -> str:
+    return "".join(map(chr, tokens))
+
+
+def test_a_long_request_is_cut_behind_what_begins_every_text() -> None:
+    text = Text("prose", [{"role": "user", "content": "a" * 100 + "b"}, {"role": "assistant", "content": "answer"}])
+    found = passages([text], Letters(has_chat_template=True), 20)
+    assert [told(passage.tokens[: passage.given]) for passage in found] == ["^" + "a" * 7 + "b>"]
+
+
+def test_a_model_without_a_chat_template_has_a_plain_text_alone(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("A story.")
+    found = passages(read_texts(tmp_path / "t.txt"), Letters(has_chat_template=False), 20)
+    assert [(told(passage.tokens), passage.given) for passage in found] == [("^A story.", 1)]
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
