@@ -167,12 +167,7 @@ class Engine:
             events += self._ends()
         self._release(events)
         if events and not self.lost:
-            # Running requests come before prefixes.
-            running = self._running()
-            needed = self._admission.reserved(running) + self._admission.working(running)
-            available = self._admission.low_watermark - needed
-            most = int(self._cache_limit * SHARE[self._pressure])
-            self._prefixes.limit = max(0, min(most, available))
+            self._bound_prefixes()
         return events
 
     def give_back(self) -> None:
@@ -221,6 +216,8 @@ class Engine:
         for request in self._scheduler.admit(lambda r: self._admission.fits(r, self._running())):
             self._prefills.add(request)
             events.append(Prefilled(request.id, 0, len(request.prompt)))
+            # What it finds is copied into memory that prefixes may still hold.
+            self._bound_prefixes()
 
     def _plan(self, events: list[EngineEvent]) -> None:
         """Whether a chunk is next, which begins when the device is done with what it decodes."""
@@ -305,6 +302,13 @@ class Engine:
         unsteered = ((newcomer.request, len(newcomer.request.prompt) - 1) for newcomer in self._unsteered)
         answered = ((answer.request, len(answer.tokens)) for answer in self._answered if answer.end is not None)
         return [*self._prefills.requests(), *unsteered, *self._batch.requests(), *answered]
+
+    def _bound_prefixes(self) -> None:
+        """Running requests come before them."""
+        running = self._running()
+        needed = self._admission.reserved(running) + self._admission.working(running)
+        most = int(self._cache_limit * SHARE[self._pressure])
+        self._prefixes.limit = max(0, min(most, self._admission.low_watermark - needed))
 
     def _relieve(self, events: list[EngineEvent]) -> None:
         """When the next step could pass the limit, evict prefixes, then end the newest sequence: one error instead of

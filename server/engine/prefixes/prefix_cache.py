@@ -103,14 +103,16 @@ class PrefixCache:
         """The caches for the longest prefix of `tokens` in memory but the last one, which must be fed to the model."""
         self._clock += 1
         match = self.shelf.match(tokens[:-1], salt)
-        path = self._usable(match, disk=False)
-        for node in path:
+        shared = match.length
+        for node in self._usable(match, disk=False):
             node.segment.used = self._clock
+        # First, so that the copy finds the memory that is to be its own. What is copied goes last.
+        if self._make_room():
+            match = self.shelf.match(tokens[:-1], salt)
+        path = self._usable(match, disk=False)
         length = _reach(path, match)
         room = _whole_steps(len(tokens)) - length
-        hit = Hit(_concatenate(path, length, room) if path else None, length, match.length)
-        self._make_room()
-        return hit
+        return Hit(_concatenate(path, length, room) if path else None, length, shared)
 
     def store(
         self, tokens: list[int], layers: Layers, boundaries: Sequence[Boundary], kind: Kind, salt: str = ""
@@ -216,8 +218,11 @@ class PrefixCache:
 
     # ---- evicting
 
-    def _make_room(self) -> None:
+    def _make_room(self) -> bool:
+        """Whether there was anything to evict."""
+        is_full = self.nbytes > self.limit
         self._shrink(self.limit, write=True)
+        return is_full
 
     def _shrink(self, limit: int, *, write: bool) -> None:
         if self.nbytes <= limit:
