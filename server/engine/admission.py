@@ -66,21 +66,31 @@ class Admission:
     def fits(self, request: Request, running: Iterable[tuple[Request, int]]) -> bool:
         """Beside `running`, each with the tokens that it has now. A request that is alone may always try."""
         running = list(running)
-        together = [*running, (request, len(request.prompt))]
-        return not running or self.reserved(together) + self.working(together) <= self.low_watermark
+        return not running or self.ahead([*running, (request, len(request.prompt))]) <= self.low_watermark
+
+    def ahead(self, running: Iterable[tuple[Request, int]]) -> int:
+        """Bytes of weights and sequences, as far ahead as the horizon, and of the steps until then: a prompt that is
+        being read is as long for them as it will be."""
+        running = [(request, max(tokens, len(request.prompt))) for request, tokens in running]
+        return self.reserved(running) + self.working(running)
 
     def reserved(self, running: Iterable[tuple[Request, int]]) -> int:
         """Bytes of weights and sequences, as far ahead as the horizon. mlx-lm pads a batch to its longest sequence."""
         lengths = [self._expected_length(request, tokens) for request, tokens in running]
         return self.weights + len(lengths) * self.cost.kv_bytes(max(lengths, default=0))
 
+    def padded(self, running: Iterable[tuple[Request, int]]) -> int:
+        """Bytes of sequences as one batch, as long as they are now."""
+        lengths = [tokens for _, tokens in running]
+        return len(lengths) * self.cost.kv_bytes(max(lengths, default=0))
+
     def working(self, running: Iterable[tuple[Request, int]], *, reading: bool = True) -> int:
         """Bytes that the next step takes for as long as it lasts: when prompts are read, a chunk of whichever has the
-        longest context, or the copies of one layer when the batch changes."""
+        longest context, or the copies of one layer when the batch changes, and a token for each."""
         lengths = [tokens for _, tokens in running]
         longest = max(lengths, default=0)
         rows = _STEP_COPIES * len(lengths) if len(lengths) > 1 else _COPIES_ALONE
-        copies = rows * self.cost.per_context * longest
+        copies = rows * self.cost.per_context * longest + len(lengths) * self.cost.activation_per_token
         return max(self.cost.chunk_bytes(_LEAST_CHUNK, longest), copies) if reading else copies
 
     def max_chunk(self, active_bytes: int, context: int, factor: float = 1.0) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -26,6 +25,7 @@ from server.engine.device.device import Device
 from server.engine.device.failures import OUT_OF_MEMORY, explain
 from server.engine.device.pressure import SHARE, Pressure
 from server.engine.faults import Faults
+from server.engine.float32_logits import Float32Logits
 from server.engine.prefill_queue import PrefillQueue
 from server.engine.prefixes.disk_tier import DiskTier
 from server.engine.prefixes.prefix_cache import PrefixCache
@@ -53,23 +53,6 @@ log = logging.getLogger("configi.engine")
 
 # With nothing else to do, a step waits for a grammar no longer than this: commands must be heard.
 _GRAMMAR_WAIT_S = 0.02
-
-
-class Float32Logits:
-    """The model with its logits in float32: in bf16 they round to 3 digits, too coarse for logprobs and sampling.
-
-    Lazy like everything in MLX: during prefill nobody asks for the logits and nothing is computed.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    def __call__(self, tokens: mx.array, cache: list[Any] | None = None) -> mx.array:
-        logits: mx.array = self._model(tokens, cache=cache)
-        return logits.astype(mx.float32)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
 
 
 class Engine:
@@ -204,7 +187,7 @@ class Engine:
         return Stats(
             running=len(self._scheduler.running),
             waiting=self._scheduler.waiting,
-            kv_bytes=self._batch.nbytes + self._prefills.nbytes + sum(kv.nbytes(new.layers) for new in self._unsteered),
+            kv_bytes=self._kv_bytes,
             prefix_bytes=self._prefixes.nbytes,
             active_bytes=mx.get_active_memory(),
             peak_bytes=self._prefills.peak_bytes,
@@ -299,22 +282,32 @@ class Engine:
 
     def _running(self) -> list[tuple[Request, int]]:
         """The requests that hold a slot, with the tokens in their caches."""
-        unsteered = ((newcomer.request, len(newcomer.request.prompt) - 1) for newcomer in self._unsteered)
         answered = ((answer.request, len(answer.tokens)) for answer in self._answered if answer.end is not None)
-        return [*self._prefills.requests(), *unsteered, *self._batch.requests(), *answered]
+        return [*self._unanswered(), *answered]
+
+    def _unanswered(self) -> list[tuple[Request, int]]:
+        """Those of them that are in the batch, or join it when they are read."""
+        unsteered = ((newcomer.request, len(newcomer.request.prompt) - 1) for newcomer in self._unsteered)
+        return [*self._prefills.requests(), *unsteered, *self._batch.requests()]
+
+    @property
+    def _kv_bytes(self) -> int:
+        return self._batch.nbytes + self._prefills.nbytes + sum(kv.nbytes(new.layers) for new in self._unsteered)
 
     def _bound_prefixes(self) -> None:
         """Running requests come before them."""
-        running = self._running()
-        needed = self._admission.reserved(running) + self._admission.working(running)
-        most = int(self._cache_limit * SHARE[self._pressure])
-        self._prefixes.limit = max(0, min(most, self._admission.low_watermark - needed))
+        available = self._admission.low_watermark - self._admission.ahead(self._running())
+        self._prefixes.limit = max(0, min(int(self._cache_limit * SHARE[self._pressure]), available))
 
     def _relieve(self, events: list[EngineEvent]) -> None:
         """When the next step could pass the limit, evict prefixes, then end the newest sequence: one error instead of
         the end of all."""
         reading = any(True for _ in self._prefills.requests())
         limit = self._admission.limit - self._admission.working(self._running(), reading=reading)
+        padded = self._admission.padded(self._unanswered())
+        # Most steps are far from it, and need not look at every array.
+        if self._device.active > limit - padded:
+            limit -= max(0, padded - self._kv_bytes)
         if (over := self._device.active - limit) > 0:
             self._prefixes.shrink(max(0, self._prefixes.nbytes - over))
         running = self._scheduler.running - {answer.request.id for answer in self._answered}

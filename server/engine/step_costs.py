@@ -14,7 +14,7 @@ import mlx.nn as nn
 from server.engine.batch import Batch
 from server.engine.decoder import Newcomer
 from server.engine.device.device import Device
-from server.engine.engine import Float32Logits
+from server.engine.float32_logits import Float32Logits
 from server.engine.prefill import Prefill
 from server.engine.rehearsal import rehearse
 from server.engine_client.protocol import Generate, Sampling

@@ -63,6 +63,15 @@ def test_what_is_asked_for_counts_up_to_the_horizon_only() -> None:
     assert admission.reserved([(request(100, max_tokens=10**6), 5000)]) == kv_bytes(5000 + HORIZON)
 
 
+def test_a_prompt_that_is_being_read_counts_as_long_as_it_will_be() -> None:
+    admission = Admission(limit=10**9, weights=7, cost=KVCostModel(1000, (), 0, 0, per_context=500))
+    begun, read, short = (request(5000), 10), (request(5000), 5000), (request(20), 20)
+    assert admission.ahead([begun, short]) == admission.ahead([read, short])
+    limit = admission.ahead([read, short])
+    assert Admission(limit * 2, 7, admission.cost).fits(short[0], [begun])
+    assert not Admission(limit, 7, admission.cost).fits(short[0], [begun])
+
+
 def test_a_short_sequence_beside_a_long_one_counts_as_long_for_batches_are_padded() -> None:
     admission = Admission(limit=10**9, weights=7, cost=KVCostModel(1000, (), 0, 0))
     assert admission.reserved([(request(100), 100), (request(5000), 5000)]) == 7 + 2 * admission.cost.kv_bytes(5008)

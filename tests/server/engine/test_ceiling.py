@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 import pytest
@@ -15,6 +16,7 @@ from server.engine.rehearsal import Together
 from server.engine_client.protocol import (
     Boundary,
     Cancel,
+    EngineEvent,
     Failed,
     Finished,
     Generate,
@@ -69,43 +71,71 @@ def test_the_peak_that_is_foretold_is_within_5_percent_of_the_measured_one(model
     assert peak.predicted == pytest.approx(peak.measured, rel=0.05)
 
 
-def traffic(engine: Engine, steps: int, longest: int, seed: int) -> int:
-    """New conversations, next turns, cancellations, whatever comes, for so many steps; how many requests ended well.
-    Some end for want of memory."""
-    draw = random.Random(seed)
-    prompts: list[list[int]] = [[draw.randrange(5, VOCABULARY) for _ in range(30)]]
-    next_id, finished = 0, 0
-    running: set[int] = set()
-    for _ in range(steps):
-        if len(running) < 9 and draw.random() < 0.4:
-            old = draw.choice(prompts)[: draw.randrange(1, longest)] if draw.random() < 0.7 else []
-            more = draw.randrange(2, max(3, (longest - len(old)) // draw.choice((1, 4, 16))))
-            prompt = [*old, *(draw.randrange(5, VOCABULARY) for _ in range(more))]
-            prompts = [*prompts[-20:], prompt]
-            next_id += 1
-            running.add(next_id)
-            events = engine.handle(request(next_id, prompt, draw.choice((1, 20, 60))))
-        else:
-            events = []
-        if running and draw.random() < 0.02:
-            gone = draw.choice(sorted(running))
-            running.discard(gone)
-            events += engine.handle(Cancel(gone))
-        for event in [*events, *engine.step()]:
-            if isinstance(event, Finished | Failed) and event.id is not None:
-                running.discard(event.id)
-                finished += isinstance(event, Finished)
-                assert not isinstance(event, Failed) or event.kind in ("too_long", "memory"), event.message
-    return finished
+@dataclass
+class Traffic:
+    """Whatever comes: new conversations, next turns, cancellations. `refused`: for what they would need; `ended`: for
+    want of memory, when they ran."""
+
+    engine: Engine
+    longest: int
+    draw: random.Random
+    running: set[int] = field(default_factory=set)
+    sent: int = 0
+    finished: int = 0
+    refused: int = 0
+    ended: int = 0
+
+    def run(self, steps: int) -> None:
+        prompts: list[list[int]] = [[self.draw.randrange(5, VOCABULARY) for _ in range(30)]]
+        for _ in range(steps):
+            if len(self.running) < 9 and self.draw.random() < 0.4:
+                prompts = [*prompts[-20:], self._prompt(prompts)]
+                self.sent += 1
+                self.running.add(self.sent)
+                self._take(self.engine.handle(request(self.sent, prompts[-1], self.draw.choice((1, 20, 60)))))
+            if self.running and self.draw.random() < 0.02:
+                gone = self.draw.choice(sorted(self.running))
+                self.running.discard(gone)
+                self._take(self.engine.handle(Cancel(gone)))
+            self._take(self.engine.step())
+
+    def end(self, steps: int) -> None:
+        """Nothing more is asked: until the last of them has ended."""
+        for _ in range(steps):
+            if not self.running:
+                return
+            self._take(self.engine.step())
+        raise AssertionError(f"{sorted(self.running)} have not ended.")
+
+    def _prompt(self, before: list[list[int]]) -> list[int]:
+        old = self.draw.choice(before)[: self.draw.randrange(1, self.longest)] if self.draw.random() < 0.7 else []
+        more = self.draw.randrange(2, max(3, (self.longest - len(old)) // self.draw.choice((1, 4, 16))))
+        return [*old, *(self.draw.randrange(5, VOCABULARY) for _ in range(more))]
+
+    def _take(self, events: list[EngineEvent]) -> None:
+        for event in events:
+            match event:
+                case Finished():
+                    self.running.discard(event.id)
+                    self.finished += 1
+                case Failed(id=int(id)):
+                    self.running.discard(id)
+                    assert event.kind in ("too_long", "memory"), event.message
+                    self.refused += event.kind == "too_long"
+                    self.ended += event.kind == "memory"
 
 
 def check_ceiling(model: Model, room: int, steps: int, longest: int, seed: int) -> None:
     engine = engine_with(model, room, 128)
     ceiling = mx.get_active_memory() + room
     mx.reset_peak_memory()
-    finished = traffic(engine, steps, longest, seed)
+    traffic = Traffic(engine, longest, random.Random(seed))
+    traffic.run(steps)
+    traffic.end(20 * steps)
     peak = engine.stats().peak_bytes
-    assert finished > steps / 40
+    # Who was let in ends for want of memory where a sequence grows beyond the horizon, which is rare.
+    assert traffic.ended <= 1 + traffic.sent / 100
+    assert traffic.finished > 0
     assert peak <= ceiling, f"{(peak - ceiling) / MB:.2f} MB over, of {room / MB:.0f} MB of room"
 
 

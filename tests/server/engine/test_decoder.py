@@ -12,7 +12,7 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
 from server.engine.batch import Answered, Batch
 from server.engine.decoder import Decoder, Newcomer
-from server.engine.engine import Float32Logits
+from server.engine.float32_logits import Float32Logits
 from server.engine_client.protocol import EngineEvent, Finished, Generate, Sampling, TokenLogprob, Tokens
 from tests.support.talks import Model
 
