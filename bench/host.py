@@ -98,7 +98,7 @@ def host_ms(
         mx.synchronize()
         with HandingOver() as over:
             start = time.thread_time()
-            batch.step()
+            batch.step([], [])
             taken.append(time.thread_time() - start)
         handing.append(over.seconds)
     return 1000 * median(taken), 1000 * median(handing)

@@ -27,7 +27,10 @@ def main() -> int:
     parser.add_argument("--device", type=Path, help="simulate this one: what `configi doctor --json` wrote on a Mac")
     parser.add_argument("--before", action="store_true", help="keep the figures as those of before")
     args = parser.parse_args()
-    chips = (measured(args.device),) if args.device else CHIPS
+    try:
+        chips = (measured(args.device),) if args.device else CHIPS
+    except (OSError, msgspec.MsgspecError) as error:
+        parser.error(f"{args.device} is not what `configi doctor --json` writes when it measures: {error}")
     values = {chip.name: _values(chip) for chip in chips}
     before = msgspec.json.decode(_BEFORE.read_bytes(), type=dict[str, Values]) if _BEFORE.exists() else {}
     if args.before:

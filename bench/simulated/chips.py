@@ -58,22 +58,26 @@ class _Doctor(msgspec.Struct):
 
     sweep_s: float
     token_s: float
-    cliff_tokens: int = 64
+    cliff_tokens: int
+    cliff_factor: float
     recommended_bytes: int = 24 * GB
     chip: str = "this Mac"
+    # None where there was no time for them.
     decode_s: float | None = None
+    row_share: float | None = None
 
 
 def measured(path: Path) -> Chip:
-    """A chip of what `configi doctor --json` wrote. Raises OSError and msgspec.ValidationError."""
+    """A chip of what `configi doctor --json` wrote. Raises OSError, and msgspec.MsgspecError where passes were not
+    measured."""
     found = msgspec.json.decode(path.read_bytes(), type=_Doctor)
-    decode_s = found.decode_s or found.sweep_s / 3
     return Chip(
         name=found.chip,
         sweep_s=found.sweep_s,
         token_s=found.token_s,
         cliff_tokens=found.cliff_tokens,
-        decode_s=decode_s,
-        row_share=CHIPS[1].row_share,
+        cliff_factor=found.cliff_factor,
+        decode_s=found.sweep_s / 3 if found.decode_s is None else found.decode_s,
+        row_share=CHIPS[1].row_share if found.row_share is None else found.row_share,
         memory_bytes=found.recommended_bytes,
     )

@@ -30,6 +30,10 @@ from server.settings.types import Settings
 
 # Gemma 4 26B-A4B as the policies build it, by `configi plan`.
 _GEMMA = {"config-i": 11_990_000_000, "config-i-no2bit": 11_890_000_000, "config-i-16gb": 10_320_000_000}
+# Of what is measured, what the report has.
+_COSTS = (
+    "sweep_s", "token_s", "cliff_tokens", "cliff_factor", "chunk_seconds", "decode_s", "row_share", "step_seconds",
+)  # fmt: skip
 # Beyond the time for measuring: starting, and loading the model.
 _LOADING_S = 600
 
@@ -83,7 +87,7 @@ def examine(
             for name, size in {**_GEMMA, **here}.items()
         ],
         "measured_model": None if not found or measured is None else measured.name,
-        **{name: found.get(name) for name in ("sweep_s", "token_s", "cliff_tokens", "cliff_factor", "chunk_seconds")},
+        **{name: found.get(name) for name in _COSTS},
         "versions": {name: version(name) for name in ("configi-mlx", "mlx", "mlx-lm")},
     }
 
@@ -106,6 +110,9 @@ def _print(facts: dict[str, Any]) -> None:
             f"{facts['sweep_s'] * 1000:.1f} ms and {facts['token_s'] * 1000:.3f} ms for each token "
             f"({facts['measured_model']})" + (f"; slower below {cliff} tokens" if cliff > 1 else "")
         )
+    if facts["decode_s"] is not None:
+        more = "" if facts["row_share"] is None else f"; {facts['row_share']:.0%} of that for each further sequence"
+        lines["a decode step"] = f"{facts['decode_s'] * 1000:.1f} ms{more}"
     for name, text in lines.items():
         out.print(f"{name:16} {text}", soft_wrap=True, markup=False)
     table = Table("model", "weights", "", box=None, pad_edge=False)

@@ -29,6 +29,8 @@ class Batch:
         self._vocab_size = vocab_size
         self._merged = merged
         self._decoders: list[Decoder] = []
+        # The one that something is done with, or was done with last.
+        self._at_work: Decoder | None = None
 
     def __len__(self) -> int:
         return sum(len(decoder.rows) for decoder in self._decoders)
@@ -51,15 +53,15 @@ class Batch:
         for group in (group for group in groups if group):
             if not (self._merged and self._decoders):
                 self._decoders.append(Decoder(self._model, self._vocab_size))
-            self._decoders[-1].add(group)
+            self._at_work = self._decoders[-1]
+            self._at_work.add(group)
         return self._failures()
 
-    def step(self, *, ahead: bool = True) -> tuple[list[EngineEvent], list[Answered]]:
-        """One token for every sequence; and those that finished, of whose end nobody is told yet. `ahead`: see
-        `decoder.py`."""
-        events: list[EngineEvent] = []
-        finished: list[Answered] = []
+    def step(self, events: list[EngineEvent], answered: list[Answered], *, ahead: bool = True) -> None:
+        """One token for every sequence, added to `events`; and to `answered` those that finished, of whose end nobody
+        is told yet. `ahead`: see `decoder.py`."""
         for decoder in self._decoders:
+            self._at_work = decoder
             ended: list[tuple[DecodingSequence, Finished]] = []
             for drawn in decoder.step(ahead=ahead):
                 reason = _reason(drawn)
@@ -69,9 +71,9 @@ class Batch:
                     # Nothing can follow what is complete: as if a stop token came next.
                     end = Finished(drawn.row.request.id, "length" if reason == "length" else "stop")
                     ended.append((drawn.row, end))
-            finished += [Answered(row.request, row.tokens, decoder.extract(row), end) for row, end in ended]
+            answered += [Answered(row.request, row.tokens, decoder.extract(row), end) for row, end in ended]
             decoder.remove([row for row, _ in ended])
-        return events + self._failures(), finished
+        events += self._failures()
 
     @property
     def under_way(self) -> bool:
@@ -81,17 +83,22 @@ class Batch:
     def remove(self, id: int) -> Answered:
         """Take `id` out before it finished."""
         decoder, row = next(found for found in self._rows() if found[1].request.id == id)
+        self._at_work = decoder
         removed = Answered(row.request, row.tokens, decoder.extract(row))
         decoder.remove([row])
         self._drop_empty()
         return removed
 
+    def drop_failed(self) -> None:
+        """Forget the sequences that share all that has been left half done when `add`, `step` or `remove` failed."""
+        self._decoders = [decoder for decoder in self._decoders if decoder is not self._at_work]
+
     def _failures(self) -> list[EngineEvent]:
-        """Ends the sequences whose steerings allow nothing. Behind a step, which may have left decoders empty."""
+        """Ends the sequences whose steerings have failed. Behind a step, which may have left decoders empty."""
         events: list[EngineEvent] = []
         for decoder in self._decoders:
             failed = [(row, why) for row in decoder.rows if row.steering is not None and (why := row.steering.failed)]
-            events += [Failed(row.request.id, "invalid", why) for row, why in failed]
+            events += [Failed(row.request.id, why.kind, why.message) for row, why in failed]
             decoder.remove([row for row, _ in failed])
         self._drop_empty()
         return events

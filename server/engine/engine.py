@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -26,6 +25,7 @@ from server.engine.device.device import Device
 from server.engine.device.failures import OUT_OF_MEMORY, explain
 from server.engine.device.pressure import SHARE, Pressure
 from server.engine.faults import Faults
+from server.engine.float32_logits import Float32Logits
 from server.engine.prefill_queue import PrefillQueue
 from server.engine.prefixes.disk_tier import DiskTier
 from server.engine.prefixes.prefix_cache import PrefixCache
@@ -53,23 +53,6 @@ log = logging.getLogger("configi.engine")
 
 # With nothing else to do, a step waits for a grammar no longer than this: commands must be heard.
 _GRAMMAR_WAIT_S = 0.02
-
-
-class Float32Logits:
-    """The model with its logits in float32: in bf16 they round to 3 digits, too coarse for logprobs and sampling.
-
-    Lazy like everything in MLX: during prefill nobody asks for the logits and nothing is computed.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    def __call__(self, tokens: mx.array, cache: list[Any] | None = None) -> mx.array:
-        logits: mx.array = self._model(tokens, cache=cache)
-        return logits.astype(mx.float32)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
 
 
 class Engine:
@@ -109,8 +92,7 @@ class Engine:
             self._model, admission, self._budget, self._prefixes, trimmable=trimmable, together=together.prefill
         )
         self._faults = Faults(self._device, self._prefixes, self._homeless)
-        self._together = together
-        self._batch = self._empty_batch()
+        self._batch = Batch(self._model, vocab_size, merged=together.decode)
         self._grammars = Grammars(vocab_size)
         # Prompts that are read, and whose grammar is not compiled yet.
         self._unsteered: list[Newcomer] = []
@@ -133,7 +115,9 @@ class Engine:
         if isinstance(command, Cancel):
             events: list[EngineEvent] = []
             if self._scheduler.release(command.id):
-                self._faults.attempt(partial(self._remove, command.id), events, self._drop_batch)
+                drop = self._batch.drop_failed if command.id in self._batch else _nothing
+                self._faults.attempt(partial(self._remove, command.id), events, drop)
+                self._release(events)
             return events
         if isinstance(command, TokenTable):
             self._grammars.know(command)
@@ -158,17 +142,15 @@ class Engine:
         elif self._chunk_s and not self._batch.under_way:
             self._faults.attempt(self._prefill, events, self._prefills.drop_failed)
         else:
-            self._faults.attempt(self._decode, events, self._drop_batch)
-        self._faults.attempt(self._begin_answers, events)
+            self._faults.attempt(self._decode, events, self._batch.drop_failed)
+        self._faults.attempt(self._begin_answers, events, self._batch.drop_failed)
         self._faults.attempt(self._relieve, events)
-        for event in events:
-            if isinstance(event, Finished | Failed) and event.id is not None:
-                self._scheduler.release(event.id)
+        if self.lost:
+            # Their tokens have left.
+            events += self._ends()
+        self._release(events)
         if events and not self.lost:
-            # Running requests come before prefixes.
-            available = self._admission.low_watermark - self._admission.ahead(self._running())
-            most = int(self._cache_limit * SHARE[self._pressure])
-            self._prefixes.limit = max(0, min(most, available))
+            self._bound_prefixes()
         return events
 
     def give_back(self) -> None:
@@ -217,6 +199,8 @@ class Engine:
         for request in self._scheduler.admit(lambda r: self._admission.fits(r, self._running())):
             self._prefills.add(request)
             events.append(Prefilled(request.id, 0, len(request.prompt)))
+            # What it finds is copied into memory that prefixes may still hold.
+            self._bound_prefixes()
 
     def _plan(self, events: list[EngineEvent]) -> None:
         """Whether a chunk is next, which begins when the device is done with what it decodes."""
@@ -231,17 +215,21 @@ class Engine:
             return
         ahead = self._device.works_ahead and (not self._prefills.has_work or self._budget.decodes_again)
         begun = time.monotonic()
-        made, self._answered = self._batch.step(ahead=ahead)
+        self._batch.step(events, self._answered, ahead=ahead)
         self._drawn_at = time.monotonic()
         self._budget.record_decode(self._drawn_at - begun)
-        events += made
 
     def _keep_answers(self, events: list[EngineEvent]) -> None:
         """And tell of their ends: the next turn then finds them, and a device that has time for it."""
-        answered, self._answered = self._answered, []
-        events += [answer.end for answer in answered if answer.end is not None]
+        answered = self._answered
+        events += self._ends()
         for answer in answered:
             self._keep(answer)
+
+    def _ends(self) -> list[EngineEvent]:
+        """Of the answers that nobody was told the end of."""
+        answered, self._answered = self._answered, []
+        return [answer.end for answer in answered if answer.end is not None]
 
     def _prefill(self, events: list[EngineEvent]) -> None:
         beside = len(self._batch)
@@ -265,6 +253,10 @@ class Engine:
                 waiting.append(newcomer)
             except GrammarError as error:
                 events.append(Failed(newcomer.request.id, "invalid", str(error)))
+            except Exception as error:
+                failure = explain(error)
+                log.error("a grammar cannot be made", exc_info=error)
+                events.append(Failed(newcomer.request.id, failure.kind, failure.message))
             else:
                 ready.append(newcomer._replace(steering=steering))
         self._unsteered = waiting
@@ -281,19 +273,10 @@ class Engine:
             self._answered = [a._replace(end=None) if a.request.id == id else a for a in self._answered]
 
     def _keep(self, answered: Answered) -> None:
-        """What was read and answered, for the next turn. The answer itself is complete, whatever happens here."""
+        """What was read and answered, for the next turn."""
         request, tokens, layers, _ = answered
-        if not request.keep_answer:
-            return
-        try:
+        if request.keep_answer:
             self._prefixes.store(tokens, layers, [], "assistant", request.cache_salt)
-        except Exception as error:
-            if explain(error).lost:
-                raise
-            log.error("an answer could not be kept for the next turn", exc_info=error)
-
-    def _empty_batch(self) -> Batch:
-        return Batch(self._model, self._vocab_size, merged=self._together.decode)
 
     # ---- memory
 
@@ -310,6 +293,11 @@ class Engine:
     @property
     def _kv_bytes(self) -> int:
         return self._batch.nbytes + self._prefills.nbytes + sum(kv.nbytes(new.layers) for new in self._unsteered)
+
+    def _bound_prefixes(self) -> None:
+        """Running requests come before them."""
+        available = self._admission.low_watermark - self._admission.ahead(self._running())
+        self._prefixes.limit = max(0, min(int(self._cache_limit * SHARE[self._pressure]), available))
 
     def _relieve(self, events: list[EngineEvent]) -> None:
         """When the next step could pass the limit, evict prefixes, then end the newest sequence: one error instead of
@@ -339,6 +327,12 @@ class Engine:
         ended = {event.id for event in events if isinstance(event, Finished | Failed)}
         return self._scheduler.running - ended - {request.id for request, _ in self._running()}
 
-    def _drop_batch(self) -> None:
-        """Its sequences share all that a failed step has left half done; a new batch takes the next ones."""
-        self._batch = self._empty_batch()
+    def _release(self, events: list[EngineEvent]) -> None:
+        """The slots of those that these events are the end of."""
+        for event in events:
+            if isinstance(event, Finished | Failed) and event.id is not None:
+                self._scheduler.release(event.id)
+
+
+def _nothing() -> None:
+    pass

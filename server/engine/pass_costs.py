@@ -1,7 +1,7 @@
 """What a forward pass costs here: `python -m server.engine.pass_costs FOLDER SECONDS`, JSON on stdout.
 
-For `configi doctor`: loads the model in FOLDER, reads chunks of several sizes within about SECONDS, and fits a pass of
-n tokens as `sweep_s + n * token_s`. A process of its own, since it takes MLX and the memory of the model.
+For `configi doctor`: loads the model in FOLDER, reads chunks of several sizes and decodes, within about SECONDS, and
+fits a pass of n tokens as `sweep_s + n * token_s`. A process of its own: it takes MLX and the memory of the model.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main() -> None:
     import mlx.core as mx
     from mlx_lm.models.cache import make_prompt_cache
 
-    from server.engine import kv
+    from server.engine import kv, step_costs
     from server.engine.loading import load
 
     folder, budget_s = Path(sys.argv[1]), float(sys.argv[2])
@@ -87,11 +87,14 @@ def main() -> None:
         kv.evaluate(layers)
 
     read(SIZES[-1] if mx.metal.is_available() else SIZES[0])
-    seconds = measure(read, budget_s)
+    seconds = measure(read, budget_s / 2)
+    steps = step_costs.measure(step_costs.steps_of(model, vocab_size), budget_s / 2)
     report: dict[str, Any] = {
         **fit(seconds),
         "weight_bytes": weights,
         "chunk_seconds": {str(n): s for n, s in seconds.items()},
+        **step_costs.fit(steps["greedy"]),
+        "step_seconds": {kind: {str(rows): s for rows, s in taken.items()} for kind, taken in steps.items()},
     }
     print_json(report)
 

@@ -5,6 +5,7 @@ Runs in the engine process.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -147,11 +148,15 @@ class PrefillQueue:
         chunk, ready, begun = Chunk(), self._ready, time.monotonic()
         chosen = self._next(seconds, beside)
         self._reading = self._at_fault = [chosen.id]
+        # Copying what is found may take long.
+        enough = begun + seconds * _STARTING_SHARE if beside else math.inf
         if not chosen.started:
             chunk.events.append(self._start(chosen))
+        parts = []
+        if chosen.under_way is None and time.monotonic() <= enough:
+            parts = self._plan(chosen, ready, seconds, beside > 0, enough, chunk.events)
         spent = time.monotonic() - begun if beside else 0.0
-        if spent > seconds * _STARTING_SHARE:
-            # What was found took long to copy.
+        if time.monotonic() > enough:
             chunk.seconds = spent
             return chunk
         seconds -= spent
@@ -159,7 +164,6 @@ class PrefillQueue:
             parts = [(chosen, chosen.under_way.tokens)]
             read = self._memory.measured(parts, lambda: self._go_on(chosen, seconds, beside))
         else:
-            parts = self._plan(chosen, ready, seconds, beside > 0, chunk.events)
             read = self._begin(parts, seconds, beside)
         if not read and chosen.under_way is not None:
             chunk.events.append(Prefilled(chosen.id, chosen.progress, len(chosen.request.prompt)))
@@ -213,12 +217,15 @@ class PrefillQueue:
         ready: Sequence[Prefill],
         seconds: float,
         decoding: bool,
+        enough: float,
         events: list[EngineEvent],
     ) -> list[tuple[Prefill, int]]:
-        """What is read with `chosen`, and how many tokens of each: several where a pass over all is over in time."""
-        most = self._memory.max_chunk(chosen.done)
+        """What is read with `chosen`, and how many tokens of each: several where a pass over all is over in time. None
+        is begun after the time `enough`."""
+        most = self._memory.max_chunk(chosen)
         size = min(most, self._budget.whole_tokens(seconds))
-        room = min(most, self._budget.group_tokens(seconds, decoding=decoding))
+        most_together = self._memory.max_chunk(chosen, together=True)
+        room = min(most_together, self._budget.group_tokens(seconds, decoding=decoding))
         longest_pass = min(most, self._budget.pass_tokens(seconds, len(chosen.layers))) if chosen.batchable else size
         parts = [(chosen, self._part(chosen, longest_pass))]
         for other in ready:
@@ -226,7 +233,7 @@ class PrefillQueue:
                 continue
             # Each is padded to the longest, and padding must not cost more than reading the weights again would.
             longest = max(tokens for _, tokens in parts)
-            if longest * (len(parts) + 1) > room:
+            if longest * (len(parts) + 1) > room or time.monotonic() > enough:
                 break
             if not other.started:
                 self._at_fault = [other.id]

@@ -18,6 +18,8 @@ from server.engine_client.protocol import PeakMemory
 _MOST_FACTOR = 4.0
 
 T = TypeVar("T")
+# Of a chunk: what reads it, and whether it is of several prompts.
+_Kind = tuple[type[Prefill], bool]
 
 
 class ReadingMemory:
@@ -26,17 +28,19 @@ class ReadingMemory:
         self._prefixes = prefixes
         self._forecasts: dict[int, PeakForecast] = {}
         self._earlier_peak = 0
-        # How much more a chunk has taken, at most, than the cost model says.
-        self._factor = 1.0
+        # How much more a chunk has taken, at most, than the cost model says, by the kind of chunk: what a prompt takes
+        # that is scored, or that is padded to others, says nothing of one that is read alone.
+        self._factors: dict[_Kind, float] = {}
 
     @property
     def peak_bytes(self) -> int:
         """Of the process: MLX has one counter for it, which each chunk resets to measure itself."""
         return max(self._earlier_peak, mx.get_peak_memory())
 
-    def max_chunk(self, context: int) -> int:
-        """Tokens that fit into memory now, behind `context` others."""
-        return self._admission.max_chunk(mx.get_active_memory(), context, self._factor)
+    def max_chunk(self, prefill: Prefill, *, together: bool = False) -> int:
+        """Tokens that fit into memory now, behind those that are read of the prompt; `together` with other prompts."""
+        factor = self._factors.get((type(prefill), together), 1.0)
+        return self._admission.max_chunk(mx.get_active_memory(), prefill.done, factor)
 
     def begin(self, id: int, context: int) -> None:
         """A prompt is read from `context` on, which was found."""
@@ -63,5 +67,6 @@ class ReadingMemory:
         told = self._admission.cost.chunk_bytes(max(count, MIN_CHUNK_TOKENS), max(contexts))
         for (prefill, tokens), context in zip(parts, contexts, strict=True):
             self._forecasts[prefill.id].chunk(context, tokens, mx.get_peak_memory(), kept)
-        self._factor = min(max(self._factor, took / max(1, told)), _MOST_FACTOR)
+        kind = type(parts[0][0]), len(parts) > 1
+        self._factors[kind] = min(max(self._factors.get(kind, 1.0), took / max(1, told)), _MOST_FACTOR)
         return result

@@ -91,9 +91,9 @@ def _answer(model: nn.Module, vocab_size: int, together: Together) -> None:
     batch = Batch(model, vocab_size, merged=together.decode)
     for request, prefill in zip(requests, prefills, strict=True):
         batch.add([Newcomer(request, prefill.layers)])
-        batch.step()
+        batch.step([], [])
     while len(batch):
-        batch.step()
+        batch.step([], [])
 
 
 def _request(id: int, length: int, vocab_size: int) -> Generate:

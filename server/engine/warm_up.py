@@ -46,7 +46,7 @@ def warm_up(
     batch = Batch(model, vocab_size, merged=together.decode)
     batch.add(newcomers)
     for _ in range(_STEPS):
-        batch.step()
+        batch.step([], [])
     device.let_go()
     return read
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from bench.simulated.clients import Ask, Client
 from bench.simulated.clock import virtual_time
 from bench.simulated.machine import machine
 from server.engine import engine
+from tests.support.running import ROOT
 
 M4_MAX, M2_PRO, M1 = CHIPS
 
@@ -33,9 +37,22 @@ def test_a_small_chunk_costs_a_sweep_too_and_below_the_cliff_more_for_each_token
 
 def test_a_device_is_what_the_doctor_measured(tmp_path: Path) -> None:
     file = tmp_path / "doctor.json"
-    file.write_text('{"sweep_s": 0.03, "token_s": 0.001, "cliff_tokens": 32, "recommended_bytes": 1145, "os": "26"}')
+    found = {"sweep_s": 0.03, "token_s": 0.001, "cliff_tokens": 32, "cliff_factor": 3, "recommended_bytes": 1145}
+    file.write_text(json.dumps(found | {"decode_s": 0.02, "row_share": 0.5, "os": "26"}))
     chip = measured(file)
     assert (chip.prefill_s(32), chip.memory_bytes) == (pytest.approx(0.062), 1145)
+    assert chip.prefill_s(10) == pytest.approx(0.03 + 10 * 0.003)
+    assert [chip.decode_step_s(rows) for rows in (1, 3)] == pytest.approx([0.02, 0.04])
+
+
+def test_what_the_doctor_has_not_measured_is_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "doctor.json"
+    file.write_text('{"sweep_s": null, "token_s": null, "cliff_tokens": null, "cliff_factor": null}')
+    command = [sys.executable, "-m", "bench.simulated", "--device", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert "doctor --json" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_lone_stream_advances_by_one_decode_step_a_token() -> None:

@@ -85,6 +85,11 @@ class DiskTier:
             except OSError as error:
                 self._give_up(error)
 
+    @property
+    def hour(self) -> Path | None:
+        """Where it is remembered how much may be written."""
+        return self._root / "hour.json" if self.enabled else None
+
     def scan(self) -> list[StoredSegment]:
         """The model's segments, each behind those that hold what is before it: they start earlier, however long they
         are. Other files are removed, partial ones only when old."""
@@ -198,7 +203,7 @@ class DiskTier:
     def _files(self) -> Iterator[tuple[os.stat_result, Path]]:
         """Of all models, without what another server is writing; a link leads out of the folder and is left alone."""
         for folder in self._root.iterdir():
-            if folder.is_symlink():
+            if folder.is_symlink() or not folder.is_dir():
                 continue
             for path in folder.glob("*.safetensors"):
                 # Another server may be making room as well.

@@ -45,7 +45,7 @@ class PrefixWriter:
 
     def __init__(self, disk: DiskTier) -> None:
         self._disk = disk
-        self._allowance = Allowance(disk.hourly_limit)
+        self._allowance = Allowance(disk.hourly_limit, memory=disk.hour)
         self._thread = ThreadPoolExecutor(1, "prefix-writer")
         self._under_way: deque[tuple[CachedSegment, int, Future[StoredSegment | None]]] = deque()
 

@@ -36,6 +36,8 @@ _WORTH_OF_ANSWERS = 8
 _SMALL_BYTES = 2**22
 # While the engine works, what it used is written this often.
 _WHILE_BUSY_S = 300.0
+# Of a step, to begin with that: there may be thousands of segments, and a stream waits meanwhile.
+_BEGINNING_S = 0.005
 
 
 class Persistence:
@@ -61,6 +63,9 @@ class Persistence:
         self._reader = PrefixReader(disk)
         self._clock = clock or time.monotonic
         self._next_busy_write = self._clock() + _WHILE_BUSY_S
+        # What is to be written and was not looked at yet; and whether that goes on while the engine works.
+        self._to_write: Iterator[SegmentNode] = iter(())
+        self._writes_while_busy = False
         for stored in disk.scan():
             self._adopt(stored)
 
@@ -106,10 +111,11 @@ class Persistence:
     def tend_while_busy(self) -> None:
         self.tend()
         if self._clock() >= self._next_busy_write:
-            self._settle()
-            while self._write_next():
-                pass
+            self._to_write, self._writes_while_busy = self._in_order(), True
             self._next_busy_write = self._clock() + _WHILE_BUSY_S
+        if self._writes_while_busy:
+            self._settle()
+            self._write_for(_BEGINNING_S)
 
     # ---- writing
 
@@ -117,7 +123,10 @@ class Persistence:
         """Begin to write what was used last, when there is nothing else to do; False when all is written."""
         self.tend()
         self._next_busy_write = self._clock() + _WHILE_BUSY_S
-        return self.busy or self._write_next()
+        if self.busy or self._write_next():
+            return True
+        self._to_write, self._writes_while_busy = self._in_order(), False
+        return self._write_next()
 
     def close(self, seconds: float) -> None:
         """Write what is worth it, for so long at most."""
@@ -139,19 +148,29 @@ class Persistence:
             self._disk.delete(stored)
 
     def _write_next(self) -> bool:
-        if not self._disk.enabled:
-            return False
-        nodes = [node for node in self._wanted() if self.is_worth_writing(node)]
-        # Parents first among those used last: a segment is useless without them.
-        nodes.sort(key=lambda node: (-node.segment.used, node.end))
-        return any(self._write(node) for node in nodes)
+        return any(map(self._write_if_wanted, self._to_write))
 
-    def _wanted(self) -> Iterator[SegmentNode]:
-        """The ends in memory that a later prompt may well continue from, and that are not on disk."""
-        for node in self._shelf:
-            segment = node.segment
-            if segment.layers is not None and segment.stored is None and not segment.writing and self._is_end(node):
-                yield node
+    def _write_for(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        for node in self._to_write:
+            self._write_if_wanted(node)
+            if time.monotonic() >= deadline:
+                return
+        self._writes_while_busy = False
+
+    def _write_if_wanted(self, node: SegmentNode) -> bool:
+        return self._is_wanted(node) and self.is_worth_writing(node) and self._write(node)
+
+    def _in_order(self) -> Iterator[SegmentNode]:
+        """Parents first among those used last: a segment is useless without them."""
+        wanted = filter(self._is_wanted, self._shelf if self._disk.enabled else ())
+        return iter(sorted(wanted, key=lambda node: (-node.segment.used, node.end)))
+
+    def _is_wanted(self, node: SegmentNode) -> bool:
+        """Whether it is an end in memory that a later prompt may well continue from, and not on disk."""
+        segment = node.segment
+        is_only_here = segment.layers is not None and segment.stored is None and not segment.writing
+        return is_only_here and node.is_in_tree and self._is_end(node)
 
     def _is_end(self, node: SegmentNode) -> bool:
         if self._trimmable:
@@ -207,6 +226,8 @@ class Persistence:
             else:
                 segment.stored = stored
         removed = set() if self._writer.busy else self._disk.take_removed()
+        if not removed and all(stored is not None for _, stored in finished):
+            return
         lost = set()
         for node in self._shelf:
             segment = node.segment
@@ -238,7 +259,7 @@ class Persistence:
             return
         segment = CachedSegment(stored.kind, len(tokens) - stored.start, 0, stored.salt, stored=stored)
         if match.length < len(tokens):
-            self._shelf.extend(match, tokens, segment, match.length - stored.start)
+            self._shelf.extend(match, tokens[match.length :], segment, match.length - stored.start)
             return
         # Its tokens lie in another segment, whose state is that of its own end.
         if stored.start > 0:
@@ -267,7 +288,10 @@ def _unwritten(path: Path) -> list[CachedSegment]:
 def _last_view(node: SegmentNode, segment: CachedSegment) -> SegmentNode:
     """Where `segment`, which is on the path to `node`, ends in the tree: perhaps beside that path, and perhaps below a
     part that another segment took over."""
-    last = next(step for step in reversed(path_to(node)) if step.segment is segment)
+    last = node
+    while last.segment is not segment:
+        assert last.parent is not None
+        last = last.parent
     end = last.end - last.stop + segment.length
     below = list(last.children.values())
     while below:

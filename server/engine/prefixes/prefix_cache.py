@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from server.engine import kv
 from server.engine.compat import Layers
+from server.engine.device.failures import explain
 from server.engine.prefixes.disk_tier import DiskTier
 from server.engine.prefixes.disk_work import Restore
 from server.engine.prefixes.persistence import Persistence, unloaded
@@ -31,6 +33,8 @@ from server.engine.prefixes.shelf import (
     path_to,
 )
 from server.engine_client.protocol import Boundary, Kind
+
+log = logging.getLogger("configi.engine")
 
 _EVICTED_FIRST: dict[Kind, int] = {"assistant": 0, "user": 1, "system": 2}
 # Not used in this many look-ups: evicted before anything fresh, whatever its kind, or old system prompts would stay
@@ -99,14 +103,16 @@ class PrefixCache:
         """The caches for the longest prefix of `tokens` in memory but the last one, which must be fed to the model."""
         self._clock += 1
         match = self.shelf.match(tokens[:-1], salt)
-        path = self._usable(match, disk=False)
-        for node in path:
+        shared = match.length
+        for node in self._usable(match, disk=False):
             node.segment.used = self._clock
+        # First, so that the copy finds the memory that is to be its own. What is copied goes last.
+        if self._make_room():
+            match = self.shelf.match(tokens[:-1], salt)
+        path = self._usable(match, disk=False)
         length = _reach(path, match)
         room = _whole_steps(len(tokens)) - length
-        hit = Hit(_concatenate(path, length, room) if path else None, length, match.length)
-        self._make_room()
-        return hit
+        return Hit(_concatenate(path, length, room) if path else None, length, shared)
 
     def store(
         self, tokens: list[int], layers: Layers, boundaries: Sequence[Boundary], kind: Kind, salt: str = ""
@@ -114,8 +120,20 @@ class PrefixCache:
         """Keep `layers`, which hold `tokens`; what ends at `boundaries` is of their kinds, the rest is of `kind`.
 
         Trimmable layers are cut at the boundaries so that the parts can be evicted one by one; with others only the end
-        can be resumed.
+        can be resumed. It is for later requests, so when it fails that ends none: raised is only that the device has
+        failed.
         """
+        try:
+            self._keep(tokens, layers, boundaries, kind, salt)
+        except Exception as error:
+            failure = explain(error)
+            if failure.lost:
+                raise
+            log.error("what was read could not be kept for later", exc_info=error)
+            if failure.kind == "memory":
+                self.shrink(0)
+
+    def _keep(self, tokens: list[int], layers: Layers, boundaries: Sequence[Boundary], kind: Kind, salt: str) -> None:
         if not tokens:
             return
         known = self.shelf.match(tokens, salt).length
@@ -123,9 +141,23 @@ class PrefixCache:
             return
         # First, so that the copy finds the memory that is to be its own.
         self._shrink(self.limit - needed, write=True)
-        ends = [b for b in boundaries if b.offset < len(tokens)] if self._trimmable else []
+        match = self.shelf.match(tokens, salt)
+        for node in match.path:
+            node.segment.used = self._clock
+        if match.length == len(tokens) and not self.has(tokens, salt):
+            # Read before, but what it needs was not kept here or is gone: a segment of its own now ends here.
+            node = self.shelf.cut(match)
+            self._fill(node, layers, kind)
+            self._drop_superseded(node)
+        ends = [end for end in boundaries if end.offset < len(tokens)] if self._trimmable else []
         for end in [*ends, Boundary(len(tokens), kind)]:
-            self._store(tokens[: end.offset], layers, end.kind, salt)
+            if end.offset > match.length:
+                leaf = self._add(match, tokens[match.length : end.offset], layers, end.kind, salt)
+                match = Match([leaf], leaf.end)
+        # Another match: the one above may have ended in the middle of a node, whose rest is another prompt's now.
+        for node in self.shelf.match(tokens, salt).path:
+            if node.segment.layers is None and node.end <= len(tokens):
+                self._bring_back(node, layers)
         self._make_room()
 
     def has(self, tokens: list[int], salt: str = "") -> bool:
@@ -150,23 +182,14 @@ class PrefixCache:
 
     # ---- storing
 
-    def _store(self, tokens: list[int], layers: Layers, kind: Kind, salt: str) -> None:
-        match = self.shelf.match(tokens, salt)
-        for node in match.path:
-            node.segment.used = self._clock
-        if match.length < len(tokens):
-            segment = CachedSegment(kind, len(tokens) - match.length, self._clock, salt)
-            self.shelf.hold(segment, kv.extract(layers, match.length, len(tokens)))
-            self._drop_superseded(self.shelf.extend(match, tokens, segment, 0))
-        elif not self.has(tokens, salt):
-            # Read before, but what it needs was not kept here or is gone: a segment of its own now ends here.
-            node = self.shelf.cut(match)
-            self._fill(node, layers, kind)
-            self._drop_superseded(node)
-        # Another match: the one above may have ended in the middle of a node, whose rest is another prompt's now.
-        for node in self.shelf.match(tokens, salt).path:
-            if node.segment.layers is None and node.end <= len(tokens):
-                self._bring_back(node, layers)
+    def _add(
+        self, match: Match[CachedSegment], beyond: list[int], layers: Layers, kind: Kind, salt: str
+    ) -> SegmentNode:
+        segment = CachedSegment(kind, len(beyond), self._clock, salt)
+        self.shelf.hold(segment, kv.extract(layers, match.length, match.length + len(beyond)))
+        leaf = self.shelf.extend(match, beyond, segment, 0)
+        self._drop_superseded(leaf)
+        return leaf
 
     def _fill(self, node: SegmentNode, layers: Layers, kind: Kind) -> None:
         segment = CachedSegment(kind, len(node.label), self._clock, node.segment.salt)
@@ -195,8 +218,11 @@ class PrefixCache:
 
     # ---- evicting
 
-    def _make_room(self) -> None:
+    def _make_room(self) -> bool:
+        """Whether there was anything to evict."""
+        is_full = self.nbytes > self.limit
         self._shrink(self.limit, write=True)
+        return is_full
 
     def _shrink(self, limit: int, *, write: bool) -> None:
         if self.nbytes <= limit:
@@ -206,7 +232,7 @@ class PrefixCache:
         heapq.heapify(waiting)
         while self.nbytes > limit and waiting:
             _, _, node = heapq.heappop(waiting)
-            if node not in self.shelf or not self._can_go(node):
+            if not (node.is_in_tree and self._can_go(node)):
                 continue
             self._evict(node, write=write)
             # What was below others may be an end now.

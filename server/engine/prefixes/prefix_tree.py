@@ -25,6 +25,8 @@ class Node(Generic[S]):
     end: int
     parent: Node[S] | None = None
     children: dict[int, Node[S]] = field(default_factory=dict)
+    # Neither it nor one above it was removed.
+    is_in_tree: bool = True
 
     @property
     def stop(self) -> int:
@@ -69,10 +71,10 @@ class PrefixTree(Generic[S]):
             children = node.children
         return Match(path, length)
 
-    def extend(self, match: Match[S], tokens: list[int], segment: S, start: int) -> Node[S]:
-        """A leaf for `tokens` beyond `match` of them; they are tokens `start`.. of `segment`."""
+    def extend(self, match: Match[S], beyond: list[int], segment: S, start: int) -> Node[S]:
+        """A leaf for the tokens `beyond` the match; they are tokens `start`.. of `segment`."""
         parent = self._end_at(match)
-        leaf = Node(list(tokens[match.length :]), segment, start, len(tokens), parent)
+        leaf = Node(beyond, segment, start, match.length + len(beyond), parent)
         self._siblings(leaf)[leaf.label[0]] = leaf
         self._views[segment] += 1
         return leaf
@@ -83,11 +85,6 @@ class PrefixTree(Generic[S]):
         if node is None:
             raise ValueError("an empty match ends at no node")
         return node
-
-    def holds(self, node: Node[S]) -> bool:
-        """Whether the node has not been removed, nor one above it."""
-        siblings = self._siblings(node)
-        return siblings.get(node.label[0]) is node and (node.parent is None or self.holds(node.parent))
 
     def shows(self, segment: S) -> bool:
         return segment in self._views
@@ -104,6 +101,7 @@ class PrefixTree(Generic[S]):
         removed, pending = [], [node]
         while pending:
             last = pending.pop()
+            last.is_in_tree = False
             removed.append(last.segment)
             pending.extend(last.children.values())
         return self._without_view(removed)

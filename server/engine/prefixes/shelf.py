@@ -64,9 +64,9 @@ class Shelf:
         segment.nbytes = 0 if layers is None else kv.nbytes(layers)
         self.nbytes += segment.nbytes
 
-    def extend(self, match: Match[CachedSegment], tokens: list[int], segment: CachedSegment, start: int) -> SegmentNode:
-        """A leaf for `tokens` beyond `match` of them; they are tokens `start`.. of `segment`."""
-        return self._trees.setdefault(segment.salt, PrefixTree()).extend(match, tokens, segment, start)
+    def extend(self, match: Match[CachedSegment], beyond: list[int], segment: CachedSegment, start: int) -> SegmentNode:
+        """A leaf for the tokens `beyond` the match; they are tokens `start`.. of `segment`."""
+        return self._trees.setdefault(segment.salt, PrefixTree()).extend(match, beyond, segment, start)
 
     def cut(self, match: Match[CachedSegment]) -> SegmentNode:
         """The node that ends where `match`, not an empty one, does."""
@@ -83,10 +83,6 @@ class Shelf:
         if not self._trees[salt]:
             del self._trees[salt]
         return files
-
-    def __contains__(self, node: SegmentNode) -> bool:
-        tree = self._trees.get(node.segment.salt)
-        return tree is not None and tree.holds(node)
 
     def is_shown(self, segment: CachedSegment) -> bool:
         tree = self._trees.get(segment.salt)

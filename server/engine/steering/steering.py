@@ -6,16 +6,23 @@ the forward pass runs: see `masks`.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher
 from llguidance.numpy import fill_next_token_bitmask
 
+from server.engine.device.failures import Failure, explain
 from server.engine.steering.tokens import GrammarError, SpelledTokens, Watch
 from server.engine_client.protocol import Generate
+
+log = logging.getLogger("configi.engine")
+
+T = TypeVar("T")
 
 # One bit for each token, the first in the lowest bit of the first word.
 Bits = npt.NDArray[np.int32]
@@ -39,7 +46,7 @@ class Steering:
     with an error, `complete` that the answer cannot go on."""
 
     def __init__(self, request: Generate, tokens: SpelledTokens | None, matcher: LLMatcher | None, width: int) -> None:
-        self.failed: str | None = None
+        self.failed: Failure | None = None
         self.complete = False
         # Its masks are to be timed one by one.
         self.slow = False
@@ -84,8 +91,9 @@ class Steering:
     @property
     def restricts(self) -> bool:
         """Whether anything is ruled out for the next draw."""
-        if self.failed or self.complete:
-            return False
+        return not (self.failed or self.complete) and bool(self._guarded(self._restricts))
+
+    def _restricts(self) -> bool:
         sampling = self._request.sampling
         early = len(self._drawn) < self._request.min_tokens
         if early or sampling.banned or self._allowed is not None or self._forced or self._state == "held":
@@ -97,29 +105,36 @@ class Steering:
     def advance(self, token: int) -> None:
         """`token` was drawn."""
         self._drawn.append(token)
-        if self.failed or self.complete or token in self._stops:
-            return
+        if not (self.failed or self.complete or token in self._stops):
+            self._guarded(lambda: self._advance(token))
+
+    def _advance(self, token: int) -> None:
         if self._forced:
             self._forced.popleft()
-        try:
-            if self._state == "held":
-                self._hold(token)
-            elif self._state == "thinking":
-                self._think_on(token)
-            elif self._request.grammar is not None or self._request.thought is not None:
-                self._look(token)
-        except GrammarError as error:
-            self.failed = str(error)
+        if self._state == "held":
+            self._hold(token)
+        elif self._state == "thinking":
+            self._think_on(token)
+        elif self._request.grammar is not None or self._request.thought is not None:
+            self._look(token)
 
     def pay(self, seconds: float) -> None:
         """Its matcher took so long for a mask."""
         self.slow = seconds > MASK_S
         self._beyond_s += max(0.0, seconds - MASK_S)
         if self._beyond_s > _BEYOND_S:
-            self.failed = "The answer cannot go on by its grammar: it takes too long to find what may follow."
+            self._fail("The answer cannot go on by its grammar: it takes too long to find what may follow.")
 
     def rule_out(self, bits: Bits) -> None:
         """Clear the bits of what may not be drawn next. `bits` are those that the matcher filled, else all ones."""
+        self._guarded(lambda: self._rule_out(bits))
+        if self.failed is None and not bits.any():
+            self._fail(_NOTHING_LEFT)
+        if self.failed is not None:
+            # What is drawn now is never seen, but it must be drawn.
+            bits[:] = -1
+
+    def _rule_out(self, bits: Bits) -> None:
         if self._forced:
             bits[:] = 0
             _set(bits, self._forced[0])
@@ -135,11 +150,22 @@ class Steering:
                 if not before or self._drawn[-len(before) :] == before:
                     _clear(bits, banned[-1])
         self._check()
-        if self.failed is None and not bits.any():
-            self.failed = _NOTHING_LEFT
-        if self.failed is not None:
-            # What is drawn now is never seen, but it must be drawn.
-            bits[:] = -1
+
+    # ---- failing
+
+    def _guarded(self, work: Callable[[], T]) -> T | None:
+        """What `work` raises ends this answer, and none of those that share its steps."""
+        try:
+            return work()
+        except GrammarError as error:
+            self._fail(str(error))
+        except Exception as error:
+            self.failed = explain(error)
+            log.error("an answer cannot be steered any more", exc_info=error)
+        return None
+
+    def _fail(self, message: str) -> None:
+        self.failed = Failure("invalid", message)
 
     # ---- states
 
@@ -216,7 +242,7 @@ class Steering:
 
     def _check(self) -> None:
         if self._state == "held" and self._matcher is not None and self._matcher.is_error():
-            self.failed = f"The answer cannot go on by its grammar: {first_line(self._matcher.get_error())}"
+            self._fail(f"The answer cannot go on by its grammar: {first_line(self._matcher.get_error())}")
 
     # ---- masks
 

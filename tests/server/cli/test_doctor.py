@@ -40,6 +40,8 @@ def test_it_measures_this_machine_and_says_what_the_simulated_device_needs(tmp_p
     assert facts["sweep_s"] >= 0
     assert facts["token_s"] >= 0
     assert facts["cliff_tokens"] in (1, 64)
+    assert facts["decode_s"] > 0
+    assert facts["row_share"] >= 0
     assert facts["recommended_bytes"] == model_memory()
     assert facts["measured_model"] == "model"
     assert {row["model"]: row["fits"] for row in facts["fits"]}["tiny"] is True

@@ -10,9 +10,9 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
-from server.engine.batch import Batch
+from server.engine.batch import Answered, Batch
 from server.engine.decoder import Decoder, Newcomer
-from server.engine.engine import Float32Logits
+from server.engine.float32_logits import Float32Logits
 from server.engine_client.protocol import EngineEvent, Finished, Generate, Sampling, TokenLogprob, Tokens
 from tests.support.talks import Model
 
@@ -61,7 +61,9 @@ class Answers:
 
     def step(self, times: int = 1) -> None:
         for _ in range(times):
-            events, finished = self.batch.step(ahead=next(self._ahead))
+            events: list[EngineEvent] = []
+            finished: list[Answered] = []
+            self.batch.step(events, finished, ahead=next(self._ahead))
             self._hear([*events, *(answered.end for answered in finished if answered.end)])
             for each, tokens, layers, _ in finished:
                 assert tokens == each.prompt + self.tokens[each.id]
@@ -197,9 +199,9 @@ def test_a_stop_token_ends_an_answer_and_is_in_its_caches(model: Model) -> None:
     stop = free[4]
     decoding = Answers(model.raw)
     decoding.add(request(2, stop_tokens=[stop]))
-    finished = []
+    finished: list[Answered] = []
     while len(decoding.batch):
-        finished += decoding.batch.step()[1]
+        decoding.batch.step([], finished)
     [(asked, tokens, _, end)] = finished
     assert end == Finished(2, "stop")
     assert tokens == asked.prompt + free[: free.index(stop) + 1]

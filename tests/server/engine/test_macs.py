@@ -92,3 +92,19 @@ def test_chunks_shrink_as_the_context_grows_whatever_memory_there_is() -> None:
     chunks = [admission.max_chunk(admission.weights, context) for context in (8_000, 32_000, 65_000, 131_000, 262_000)]
     assert chunks == sorted(chunks, reverse=True)
     assert chunks[0] > 2048 > chunks[1] > 1024 > chunks[2] > 512 > chunks[4] > 64
+
+
+@pytest.mark.parametrize(
+    ("memory", "policy", "tokens"), [(16, "16gb", 8_700), (18, "config-i", 5_000), (24, "config-i", 85_000)]
+)
+def test_a_prompt_is_kept_for_the_next_turn_up_to_half_of_what_there_is(memory: int, policy: str, tokens: int) -> None:
+    """As kept beside its own caches, which it is copied from: what `docs/limits.md` says."""
+    admission = admission_on(memory, policy)
+    assert admission is not None
+
+    def is_kept(tokens: int) -> bool:
+        running: list[tuple[Request, int]] = [(request(tokens), tokens)]
+        return GEMMA.kv_bytes(tokens) <= admission.low_watermark - admission.ahead(running)
+
+    assert is_kept(tokens)
+    assert not is_kept(int(tokens * 1.1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,31 @@ def test_a_prompt_that_begins_from_much_that_is_kept_leaves_its_piece_for_later(
     # The streams go on before anything is read.
     assert tokens_of(engine.step(), 1)
     assert [event.done > begun[0].done for event in engine.step() if isinstance(event, Prefilled)] == [True]
+
+
+def test_several_that_begin_from_much_that_is_kept_do_not_do_so_in_one_step(
+    model: Model, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They came together and could be read together: the stream beside them waits for no more copies than one at a
+    time takes."""
+    monkeypatch.setattr(Batch, "step", clock.taking(0.05, Batch.step))
+    engine = engine_with(model, 0.4)
+    talks = [new_talk(50 + id).say("user", 40) for id in range(5)]
+    for id, talk in enumerate(talks):
+        engine.handle(generate(*talk.asked(), id=id))
+        finish(engine)
+    engine.handle(generate(*new_talk(60).asked(), id=9, max_tokens=60))
+    while not tokens_of(engine.step(), 9):
+        pass
+    monkeypatch.setattr(kv, "concatenate", clock.taking(0.16, kv.concatenate))
+    for id, talk in enumerate(talks):
+        engine.handle(generate(*talk.say("assistant", 2).say("user", 6).asked(), id=10 + id))
+    drawn, events = [clock.now], list[EngineEvent]()
+    while engine.busy:
+        events += (step := engine.step())
+        drawn += [clock.now] if tokens_of(step, 9) else []
+    assert max(later - earlier for earlier, later in pairwise(drawn)) <= 0.4
+    assert all(any(e.cached for e in events if isinstance(e, Prefilled) and e.id == 10 + id) for id in range(5))
 
 
 def test_what_follows_a_prompts_last_layer_is_part_of_the_gap(

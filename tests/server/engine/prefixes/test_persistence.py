@@ -248,6 +248,19 @@ def test_no_more_is_written_than_an_hour_allows(tmp_path: Path) -> None:
     assert limit / 2 < written(tmp_path) <= limit * 1.5
 
 
+def test_models_that_take_turns_write_no_more_in_an_hour_than_one(tmp_path: Path) -> None:
+    """Each has the engine's process, and the folder of its prefixes, for a moment."""
+    limit = 40_000
+    for turn in range(8):
+        tier = DiskTier(tmp_path / "prefixes", f"model{turn % 2}", 10**9, limit)
+        cache = PrefixCache(10**9, tier, trimmable=True)
+        for number in range(10):
+            tokens = [10 * turn + number, *range(200)]
+            cache.store(tokens, caches(tokens, window=False), [], "user")
+        cache.disk.close(60)
+    assert limit / 2 < written(tmp_path) <= limit * 1.5
+
+
 # ---- what
 
 

@@ -9,7 +9,7 @@ from server.engine.prefixes.prefix_tree import PrefixTree, common_prefix
 
 def put(tree: PrefixTree[str], tokens: list[int], name: str) -> None:
     match = tree.match(tokens)
-    tree.extend(match, tokens, name, 0)
+    tree.extend(match, tokens[match.length :], name, 0)
 
 
 def ranges(tree: PrefixTree[str], tokens: list[int]) -> list[tuple[str, int, int]]:
@@ -51,7 +51,7 @@ def test_every_prefix_of_many_random_sequences_is_found_whole() -> None:
     for tokens in sequences:
         match = tree.match(tokens)
         if match.length < len(tokens):
-            tree.extend(match, tokens, tuple(tokens[match.length :]), 0)
+            tree.extend(match, tokens[match.length :], tuple(tokens[match.length :]), 0)
     for tokens in sequences:
         match = tree.match(tokens)
         found = [t for n in match.path for t in n.segment[n.start : n.stop]]

@@ -1,0 +1,57 @@
+"""The memory that a prefix is copied into is free before it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from server.engine import kv
+from server.engine.admission import Admission
+from server.engine.cost_model import measure
+from server.engine.engine import Engine
+from server.engine.prefixes.disk_tier import DiskTier
+from server.engine.rehearsal import Together
+from server.engine_client.protocol import Load
+from tests.support.stepped import finish
+from tests.support.talks import Model, generate
+
+SHORT, LONG = 100, 3000
+
+
+def prompt(number: int, length: int) -> list[int]:
+    return [10 + number, *(10 + (number * 37 + at * 7) % 400 for at in range(length - 1))]
+
+
+def ask(engine: Engine, number: int, length: int) -> None:
+    engine.handle(generate(prompt(number, length), max_tokens=2))
+    finish(engine)
+
+
+def test_what_is_found_is_copied_when_prefixes_have_made_room_for_it(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short requests have filled what a long one had left, and it comes back."""
+    cost, used = measure(model.raw), mx.get_active_memory()
+    # For the long one twice, as kept and as read again, and for reading it.
+    room = 2 * cost.kv_bytes(LONG + 600) + 2 * cost.chunk_bytes(64, LONG + 600)
+    admission = Admission(used + room, used, cost)
+    options = Load(model_dir="", max_concurrent=4, prefill_step_tokens=64, decode_stall_target_s=30, cache_limit=room)
+    engine = Engine(model.raw, 448, options, admission, DiskTier(None, "", 0), Together())
+    ask(engine, 0, LONG)
+    for number in range(1, 61):
+        ask(engine, number, SHORT)
+        # Else it would be the long one that has to go.
+        engine._prefixes.find(prompt(0, LONG))
+    over: list[int] = []
+    real = kv.concatenate
+
+    def noting(*others: Any) -> Any:
+        over.append(engine._prefixes.nbytes + admission.reserved(engine._running()) - admission.low_watermark)
+        return real(*others)
+
+    monkeypatch.setattr(kv, "concatenate", noting)
+    ask(engine, 0, LONG)
+    [bytes_over] = over
+    assert bytes_over <= 0
