@@ -82,12 +82,11 @@ def solve(
         for part in ("codes", "scales", "biases")
     )
     lead = weight.shape[:-1]
-    return Solved(
-        pack(codes, spec).reshape(*lead, -1),
-        scales.astype(weight.dtype).reshape(*lead, -1),
-        biases.astype(weight.dtype).reshape(*lead, -1),
-        tuple(reports),
-    )
+    packed = pack(codes, spec).reshape(*lead, -1)
+    scales, biases = (part.astype(weight.dtype).reshape(*lead, -1) for part in (scales, biases))
+    # Else they hold every candidate, for as long as the layer is solved.
+    mx.eval(packed, scales, biases)
+    return Solved(packed, scales, biases, tuple(reports))
 
 
 class _Candidates:

@@ -48,6 +48,15 @@ def test_the_recipe_beats_weighted_grids_beats_rounding(bits: int) -> None:
     assert report.ratio == pytest.approx(errors["recipe"] / errors["rounding"])
 
 
+def test_nothing_of_the_candidates_is_kept_with_what_is_returned() -> None:
+    layer = correlated_layer(ROWS, COLUMNS, 25 * COLUMNS)
+    inputs, judged = prepare([measure(layer.inputs, layer.full)], SETTINGS), [held(layer)]
+    mx.eval([of.arrays for kinds in judged for of in kinds.values()])
+    before = mx.get_active_memory()
+    found = solve(layer.weight, inputs, judged, QuantSpec(2), SETTINGS)
+    assert mx.get_active_memory() - before <= 2 * (found.weight.nbytes + found.scales.nbytes + found.biases.nbytes)
+
+
 def test_what_is_returned_is_what_was_judged() -> None:
     layer = correlated_layer(ROWS, COLUMNS, 25 * COLUMNS)
     found = solved(layer)
