@@ -26,19 +26,21 @@ def sweep(values: mx.array, coupling: mx.array, unit: int, step: Step) -> mx.arr
     values: (E, rows, columns); coupling: (E, columns, columns). After a unit, its moves times the coupling's rows of
     that unit are taken from the values to its right.
     """
+    return _walk(values, coupling, unit, step, 0)[0]
 
-    def walk(values: mx.array, start: int) -> tuple[mx.array, mx.array]:
-        units = values.shape[-1] // unit
-        if units == 1:
-            return step(start, values)
-        half = units // 2 * unit
-        middle, stop = start + half, start + values.shape[-1]
-        left, moves = walk(values[..., :half], start)
-        carried = product(moves, coupling[:, start:middle, middle:stop])
-        right, more = walk(values[..., half:] - carried, middle)
-        joined = mx.concatenate([left, right], axis=-1), mx.concatenate([moves, more], axis=-1)
-        if stop - start >= _EVALUATED:
-            mx.eval(joined)
-        return joined
 
-    return walk(values, 0)[0]
+def _walk(values: mx.array, coupling: mx.array, unit: int, step: Step, start: int) -> tuple[mx.array, mx.array]:
+    """Decisions and moves of `values`, which begin at column `start`. A function of its own: one that is defined within
+    `sweep` and calls itself refers to itself, and would hold gigabytes until Python looks for cycles."""
+    units = values.shape[-1] // unit
+    if units == 1:
+        return step(start, values)
+    half = units // 2 * unit
+    middle, stop = start + half, start + values.shape[-1]
+    left, moves = _walk(values[..., :half], coupling, unit, step, start)
+    carried = product(moves, coupling[:, start:middle, middle:stop])
+    right, more = _walk(values[..., half:] - carried, coupling, unit, step, middle)
+    joined = mx.concatenate([left, right], axis=-1), mx.concatenate([moves, more], axis=-1)
+    if stop - start >= _EVALUATED:
+        mx.eval(joined)
+    return joined
