@@ -69,6 +69,8 @@ def solve_stage(
                 held = work.held_back(block, part, rows)
                 parts[path].append(solve(part.astype(matrix.dtype), inputs.rows(rows), held, matrix.spec, settings))
                 mx.clear_cache()
+        # Or the next block's stand beside them.
+        del inputs
     return {path: _together(solved) for path, solved in parts.items()}
 
 
