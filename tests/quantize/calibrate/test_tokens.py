@@ -22,7 +22,7 @@ class Bytes:
         return [BEGIN] * (self.begins and add_special_tokens) + list(text.encode())
 
     def apply_chat_template(self, messages: list[Any], **options: Any) -> Any:
-        raise NotImplementedError
+        raise AssertionError("a model without a template has none to apply")
 
 
 def text_of(*documents: str) -> CalibrationText:
