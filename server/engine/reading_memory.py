@@ -39,7 +39,8 @@ class ReadingMemory:
 
     def max_chunk(self, prefill: Prefill, *, together: bool = False) -> int:
         """Tokens that fit into memory now, behind those that are read of the prompt; `together` with other prompts."""
-        factor = self._factors.get((type(prefill), together), 1.0)
+        # The first chunk of a kind may take as much more as those of another one did.
+        factor = self._factors.get((type(prefill), together), max(self._factors.values(), default=1.0))
         return self._admission.max_chunk(mx.get_active_memory(), prefill.done, factor)
 
     def begin(self, id: int, context: int) -> None:
