@@ -71,9 +71,9 @@ def estimate(plan: Plan, tokens: int) -> Estimate:
     stored = sum(output.nbytes for output in solved)
     operations = sum(_operations(plan, output, tokens) for output in solved)
     memory = _BASE_BYTES + max(outside, int(_LAYERS * largest) + solving)
-    # Both streams before and behind a layer, what two of its parts returned, what its matrices are given in full
-    # precision, and of one stage in both.
-    return Estimate(memory, stored + tokens * width * (6 * hidden + 2 * given), operations)
+    # Both streams before and behind a layer, what two of its parts returned, what three norms behind its matrices and
+    # the matrices themselves are given in full precision, and of one stage in both.
+    return Estimate(memory, stored + tokens * width * (9 * hidden + 2 * given), operations)
 
 
 def _solving(output: OutputTensor) -> int:

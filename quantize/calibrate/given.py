@@ -3,7 +3,7 @@
 A token whose stream is far larger than the others' (the first of a text, in many models) is nearly all that the sums of
 a matrix that writes to the stream see. Whatever reads the stream normalizes it, so each error counts relative to its
 token's rms; but every other token attends to such a one, so it counts for many. Between these, the rows of such a
-matrix are divided by the root of the rms.
+matrix are divided by the root of the rms; and by what a norm behind the matrix divides them by.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from quantize.calibrate.stages import Stage, token_rms
+from quantize.calibrate.stages import Stage
+from quantize.calibrate.through_norms import move_before, token_rms
 from quantize.forward.hooks import Hook
 from quantize.forward.routing import by_expert
 
-# Both are measured: docs/calibration.md. The power of a token's rms that its rows are divided by.
+# Of a token's rms, by which its rows are divided. Measured: docs/calibration.md.
 _POWER = 0.5
-# What is asked of a matrix, of an error of the stream, where norms stand between: they pass on less than first order
-# says.
-_THROUGH_NORMS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
     """Of one chunk and stage: Xq, Xf and R, of equal weight for the solver, and the expert of each row, by which rows
-    are sorted."""
+    are sorted. gains: (out,), what an error of each output is worth in the stream, None where all are worth the same.
+    """
 
     inputs: mx.array
     full: mx.array
     stream: mx.array | None
     experts: npt.NDArray[np.uint32] | None
+    gains: mx.array | None = None
 
     def of(self, expert: int | None) -> tuple[mx.array, mx.array, mx.array | None]:
         if expert is None or self.experts is None:
@@ -64,9 +64,12 @@ def noting(number: int, stage: Stage, notes: dict[str, mx.array], *, behind: boo
             notes[rows_of(number)] = x.reshape(-1, x.shape[-1])
         return call(x, *args, **kwargs)
 
-    def before(call: Any, x: mx.array) -> Any:
-        notes[f"{number}-before"] = x
-        return call(x)
+    def whole(name: str) -> Hook:
+        def note(call: Any, x: mx.array) -> Any:
+            notes[name] = x
+            return call(x)
+
+        return note
 
     def rms(name: str) -> Hook:
         def note(call: Any, x: mx.array) -> Any:
@@ -77,9 +80,9 @@ def noting(number: int, stage: Stage, notes: dict[str, mx.array], *, behind: boo
 
     hooks: list[tuple[str, Hook]] = [(stage.paths[0], inputs)]
     if stage.writer is not None:
-        hooks.append((stage.writer.before, before))
+        hooks.append((stage.writer.before, whole(f"{number}-before")))
         if behind:
-            hooks += [(path, rms(f"{number}-rms-{place}")) for place, (path, _) in enumerate(stage.writer.norms)]
+            hooks += [(path, whole(f"{number}-norm-{place}")) for place, (path, _) in enumerate(stage.writer.norms)]
             if stage.writer.after is not None:
                 hooks.append((stage.writer.after, rms(f"{number}-after")))
     return hooks
@@ -105,17 +108,19 @@ def experts_of(number: int) -> str:
 def given(number: int, stage: Stage, full: Mapping[str, mx.array], quantized: Mapping[str, mx.array]) -> Given:
     """From the notes of both streams."""
     inputs, wanted = quantized[rows_of(number)].astype(mx.float32), full[rows_of(number)].astype(mx.float32)
-    stream = None
+    stream, gains = None, None
     if stage.writer is not None:
         before, after = full[f"{number}-before"], quantized[f"{number}-before"]
         stream = (before.astype(mx.float32) - after.astype(mx.float32)).reshape(-1, before.shape[-1])
-        stream = _THROUGH_NORMS * stream if stage.writer.norms else stream
-        for place, (_, gain) in enumerate(stage.writer.norms):
-            stream = stream * full[f"{number}-rms-{place}"] / gain
         counts = full[f"{number}-after"] ** -_POWER
+        for place, (_, gain) in reversed(list(enumerate(stage.writer.norms))):
+            normed = full[f"{number}-norm-{place}"].reshape(stream.shape)
+            stream = move_before(normed, gain, stream)
+            counts = counts / token_rms(normed)
+            gains = gain if gains is None else gains * gain
         inputs, wanted, stream = counts * inputs, counts * wanted, counts * stream
     experts = full.get(experts_of(number))
-    return Given(inputs, wanted, stream, None if experts is None else np.array(experts))
+    return Given(inputs, wanted, stream, None if experts is None else np.array(experts), gains)
 
 
 def _rms(stream: mx.array) -> mx.array:

@@ -23,11 +23,12 @@ ROUNDING = "rounding"
 
 @dataclass(frozen=True, slots=True)
 class HeldTokens:
-    """inputs: Xq (n, in); miss: Y - Xq W^T (n, out); output: sum |y|^2; float32."""
+    """inputs: Xq (n, in); miss: Y - Xq W^T (n, out); gains: (out,) or None; output: sum |y|^2; float32."""
 
     inputs: mx.array
     miss: mx.array
     output: float
+    gains: mx.array | None = None
 
     @property
     def tokens(self) -> int:
@@ -38,28 +39,31 @@ class HeldTokens:
         return self.inputs, self.miss
 
     def error(self, gap: mx.array) -> float:
-        return float(mx.square(self.miss + product(self.inputs, gap.T)).sum())
+        return float(mx.square(self.miss + product(self.inputs, _weighed(gap, self.gains).T)).sum())
 
     def summed(self) -> HeldSums:
         hessian, miss = product(self.inputs.T, self.inputs), product(self.miss.T, self.inputs)
-        return HeldSums(hessian, miss, float(mx.square(self.miss).sum()), self.output, self.tokens)
+        return HeldSums(hessian, miss, float(mx.square(self.miss).sum()), self.output, self.tokens, self.gains)
 
 
 @dataclass(frozen=True, slots=True)
 class HeldSums:
-    """hessian: (in, in); miss: M (out, in); energy: sum |y - W xq|^2; output: sum |y|^2; float32."""
+    """hessian: (in, in); miss: M (out, in); energy: sum |y - W xq|^2; output: sum |y|^2; gains: (out,) or
+    None; float32."""
 
     hessian: mx.array
     miss: mx.array
     energy: float
     output: float
     tokens: int
+    gains: mx.array | None = None
 
     @property
     def arrays(self) -> tuple[mx.array, mx.array]:
         return self.hessian, self.miss
 
     def error(self, gap: mx.array) -> float:
+        gap = _weighed(gap, self.gains)
         return float(((product(gap, self.hessian) + 2 * self.miss) * gap).sum()) + self.energy
 
     def summed(self) -> HeldSums:
@@ -70,16 +74,23 @@ HeldBack = HeldTokens | HeldSums
 
 
 def hold_back(
-    weight: mx.array, inputs: mx.array, full: mx.array | None = None, stream: mx.array | None = None
+    weight: mx.array,
+    inputs: mx.array,
+    full: mx.array | None = None,
+    stream: mx.array | None = None,
+    gains: mx.array | None = None,
 ) -> HeldBack:
-    """weight: W (out, in); inputs: Xq (n, in); full: Xf (n, in), None where equal; stream: R (n, out) or None."""
+    """weight: W (out, in); inputs: Xq (n, in); full: Xf (n, in), None where equal; stream: R (n, out) or None; gains:
+    (out,), what an error of each output is worth, None where all are worth the same."""
     weight, quantized = weight.astype(mx.float32), inputs.astype(mx.float32)
     gap = mx.zeros_like(quantized) if full is None else full.astype(mx.float32) - quantized
     miss = product(gap, weight.T)
     if stream is not None:
         miss = miss + stream.astype(mx.float32)
     output = product(quantized, weight.T) + miss
-    tokens = HeldTokens(quantized, miss, float(mx.square(output).sum()))
+    if gains is not None:
+        miss, output = gains * miss, gains * output
+    tokens = HeldTokens(quantized, miss, float(mx.square(output).sum()), gains)
     return tokens if _are_few(tokens.tokens, quantized.shape[1]) else tokens.summed()
 
 
@@ -89,10 +100,15 @@ def merge_held_back(first: HeldBack, second: HeldBack) -> HeldBack:
     match first, second:
         case HeldTokens(), HeldTokens() if _are_few(first.tokens + second.tokens, first.inputs.shape[1]):
             inputs, miss = (mx.concatenate(pair) for pair in ([first.inputs, second.inputs], [first.miss, second.miss]))
-            return HeldTokens(inputs, miss, output)
+            return HeldTokens(inputs, miss, output, first.gains)
     one, other = first.summed(), second.summed()
     energy = one.energy + other.energy
-    return HeldSums(one.hessian + other.hessian, one.miss + other.miss, energy, output, one.tokens + other.tokens)
+    tokens = one.tokens + other.tokens
+    return HeldSums(one.hessian + other.hessian, one.miss + other.miss, energy, output, tokens, one.gains)
+
+
+def _weighed(gap: mx.array, gains: mx.array | None) -> mx.array:
+    return gap if gains is None else gains[:, None] * gap
 
 
 def output_error(weight: mx.array, candidate: mx.array, held: HeldBack) -> float:

@@ -105,7 +105,8 @@ class _Stage:
                 if len(inputs) == 0:
                     continue
                 own = weight if expert is None else weight[place]
-                one = hold_back(own, inputs, full, None if stream is None else stream[:, rows])
+                of_rows = None if given.gains is None else given.gains[rows]
+                one = hold_back(own, inputs, full, None if stream is None else stream[:, rows], of_rows)
                 before = held[place].get(kind)
                 held[place][kind] = one if before is None else merge_held_back(before, one)
             mx.eval([one.arrays for kinds in held for one in kinds.values()])

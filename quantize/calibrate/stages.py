@@ -4,7 +4,7 @@ A stage is one input and the matrices that are given it (q, k and v; gate and up
 their calls, each on what the stages before it, quantized, really pass on.
 
 A matrix writes to the residual stream where what follows is the stream before plus what it returned. Between may stand
-norms (Gemma): to first order, an error of the stream is worth rms / gain of itself before each of them.
+norms (Gemma), whose gains tell what an error of each column is worth.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from quantize.calibrate.through_norms import token_rms
 from quantize.forward.capture import arrays_of
 from quantize.forward.hooks import Hook, hooked
 from quantize.forward.routing import by_expert
@@ -167,11 +168,6 @@ def _sum_likeness(before: mx.array, added: mx.array, after: mx.array) -> float:
 
 def _cosine(first: mx.array, second: mx.array) -> float:
     return float((first * second).sum() / mx.maximum(mx.linalg.norm(first) * mx.linalg.norm(second), 1e-20))
-
-
-def token_rms(given: mx.array) -> mx.array:
-    """(..., 1) float32."""
-    return mx.sqrt(mx.square(given.astype(mx.float32)).mean(-1, keepdims=True) + 1e-6)
 
 
 def _gain(norm: _Event) -> mx.array:
