@@ -33,11 +33,11 @@ def solved(layer: Layer, bits: int = 2) -> Solved:
     )
 
 
-def true_error(layer: Layer, weight: mx.array) -> float:
-    """From the held-back tokens themselves, in float64."""
+def true_error(layer: Layer, weight: mx.array, gains: np.ndarray | float = 1.0) -> float:
+    """From the held-back tokens themselves, in float64; each output times its gain."""
     wanted = np.array(layer.held_full, dtype=np.float64) @ np.array(layer.weight.astype(mx.float32)).T
     given = np.array(layer.held_inputs, dtype=np.float64) @ np.array(weight.astype(mx.float32)).T
-    return float(((wanted - given) ** 2).sum() / (wanted**2).sum())
+    return float(((gains * (wanted - given)) ** 2).sum() / ((gains * wanted) ** 2).sum())
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
@@ -159,6 +159,23 @@ def test_the_held_back_error_is_that_of_the_tokens_few_or_many(count: int) -> No
     together = reduce(merge_held_back, parts)
     assert together.tokens == count
     assert output_error(weight, candidate, together) == pytest.approx(true_error(layer, candidate), rel=1e-3)
+
+
+@pytest.mark.parametrize("count", [2, COLUMNS // 2 + 1, 2048])
+def test_an_output_that_a_norm_makes_small_counts_for_little(count: int) -> None:
+    layer = correlated_layer(ROWS, COLUMNS, 1)
+    layer = replace(layer, held_inputs=layer.held_inputs[:count], held_full=layer.held_full[:count])
+    gains = (10 ** np.random.default_rng(3).uniform(-3, 1, size=ROWS)).astype(np.float32)
+    weight = layer.weight.astype(mx.float32)
+    # Wrong where it hardly counts.
+    candidate = mx.where(mx.array(gains)[:, None] < 0.01, mx.zeros_like(weight), mx.round(weight * 50) / 50)
+    parts = [
+        hold_back(layer.weight, layer.held_inputs[at::2], layer.held_full[at::2], gains=mx.array(gains))
+        for at in range(2)
+    ]
+    found = output_error(weight, candidate, reduce(merge_held_back, parts))
+    assert found == pytest.approx(true_error(layer, candidate, gains), rel=1e-3)
+    assert found < 0.1 * true_error(layer, candidate)
 
 
 def test_the_guard_takes_nothing_that_is_worse_than_rounding_on_a_kind() -> None:
