@@ -175,7 +175,7 @@ def test_an_output_that_a_norm_makes_small_counts_for_little(count: int) -> None
     ]
     found = output_error(weight, candidate, reduce(merge_held_back, parts))
     assert found == pytest.approx(true_error(layer, candidate, gains), rel=1e-3)
-    assert found < 0.1 * true_error(layer, candidate)
+    assert found < 0.2 * true_error(layer, candidate)
 
 
 def test_the_guard_takes_nothing_that_is_worse_than_rounding_on_a_kind() -> None:
