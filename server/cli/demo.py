@@ -63,7 +63,8 @@ class Demo:
         self._console.print(
             f"\nServing on {self._address}/v1 until Ctrl-C. Try it from another terminal:\n\n"
             f"  curl {self._address}/v1/chat/completions -H 'Content-Type: application/json'{authorization} \\\n"
-            f'    -d \'{{"messages": [{{"role": "user", "content": "{QUESTION}"}}], "stream": true}}\'\n',
+            f'    -d \'{{"messages": [{{"role": "user", "content": "{QUESTION}"}}], '
+            f'"temperature": 0, "stream": true}}\'\n',
             soft_wrap=True,
         )
 
