@@ -21,7 +21,7 @@ from server.allocator import give_back
 from server.engine import kv
 from server.engine.admission import Admission
 from server.engine.batch import Answered, Batch
-from server.engine.checkpoints import checkpoints, kind_at
+from server.engine.checkpoints import kind_at, worth_keeping
 from server.engine.decoder import Newcomer
 from server.engine.device.device import Device
 from server.engine.device.failures import OUT_OF_MEMORY, explain
@@ -44,7 +44,6 @@ from server.engine_client.protocol import (
     Failed,
     Finished,
     Generate,
-    Kind,
     Load,
     Prefilled,
     Request,
@@ -304,16 +303,12 @@ class Engine:
     def _keep(self, answered: Answered) -> None:
         """Its caches are given up."""
         request, tokens, layers, _, aside = answered
-        kind: Kind = "assistant"
-        if len(tokens) < len(request.prompt) - 1:
-            kind = kind_at(request, len(tokens))
-        elif not request.keep_answer:
-            # The prompt alone: where it was not kept when it was read, and can be cut out now.
-            last = checkpoints(request)[-1]
-            if not (self._trimmable or (aside is not None and aside.end == last)):
-                return
-            tokens, kind = request.prompt[:last], kind_at(request, last)
-        self._prefixes.store(tokens, layers, request.boundaries, kind, request.cache_salt, aside=aside, give_up=True)
+        length, kind = worth_keeping(request, len(tokens))
+        # Not if only the prompt is, and it cannot be cut out now; it may have been kept when it was read.
+        if length == len(tokens) or self._trimmable or (aside is not None and aside.end == length):
+            self._prefixes.store(
+                tokens[:length], layers, request.boundaries, kind, request.cache_salt, aside=aside, give_up=True
+            )
 
     # ---- memory
 

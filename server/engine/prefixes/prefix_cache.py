@@ -185,23 +185,16 @@ class PrefixCache:
         if match.path and match.length < len(tokens):
             # It may end in the middle of a node, whose rest is another prompt's.
             match = Match(path_to(self.shelf.cut(match)), match.length)
-        lost = [node for node in match.path if node.segment.layers is None and node.end <= len(tokens)]
-        whole = [node for node in lost if node not in filled and (node.start, node.stop) == (0, node.segment.length)]
-        filled += [n for n in lost if n not in filled and n not in whole and n.segment.stored is None]
-        if self._trimmable:
-            ends = [end for end in boundaries if match.length < end.offset < len(tokens)]
-        else:
-            ends = [Boundary(aside.end, aside.kind)] if aside is not None and aside.end < len(tokens) else []
-        ends += [Boundary(len(tokens), kind)] if match.length < len(tokens) else []
-        starts = [match.length, *(end.offset for end in ends)]
+        # What only the disk had was read again.
+        lost = [n for n in match.path if n.segment.layers is None and n.end <= len(tokens) and n not in filled]
+        whole = [node for node in lost if (node.start, node.stop) == (0, node.segment.length)]
+        filled += [node for node in lost if node not in whole and node.segment.stored is None]
+        ends = _ends(boundaries if self._trimmable else [], aside, Boundary(len(tokens), kind), match.length)
         # The tree changes when all of it is there.
-        parts = [
-            *(kv.Part(node.end - len(node.label), node.end) for node in [*filled, *whole]),
-            *(
-                kv.Part(start, end.offset, aside.layers if aside is not None and end.offset == aside.end else None)
-                for start, end in zip(starts, ends, strict=False)
-            ),
-        ]
+        ranges = [(node.end - len(node.label), node.end) for node in [*filled, *whole]]
+        ranges += itertools.pairwise([match.length, *(end.offset for end in ends)])
+        states = {aside.end: aside.layers} if aside is not None else {}
+        parts = [kv.Part(start, stop, states.get(stop)) for start, stop in ranges]
         segments = iter(kv.extract_parts(layers, parts, give_up=give_up))
         for node in filled:
             self._fill(node, next(segments), kind if node.end == len(tokens) else node.segment.kind)
@@ -309,6 +302,13 @@ class PrefixCache:
 def _reach(path: Path, match: Match[CachedSegment]) -> int:
     """Tokens after which a sequence can resume."""
     return min(path[-1].end, match.length) if path else 0
+
+
+def _ends(inner: Sequence[Boundary], aside: Aside | None, last: Boundary, known: int) -> list[Boundary]:
+    """Where the segments behind the first `known` tokens end."""
+    ends = [*inner, *([Boundary(aside.end, aside.kind)] if aside is not None else [])]
+    between = [end for end in ends if known < end.offset < last.offset]
+    return [*between, last] if known < last.offset else []
 
 
 def _whole_steps(tokens: int) -> int:

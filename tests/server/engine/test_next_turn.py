@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -11,7 +12,7 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
-from server.engine import compat, kv
+from server.engine import kv
 from server.engine.admission import Admission
 from server.engine.cost_model import measure
 from server.engine.engine import Engine
@@ -210,18 +211,19 @@ def test_caches_become_a_prefix_and_a_prefix_caches_in_the_memory_of_a_few_layer
     expected = deep.raw(mx.array([[7]]), cache=kv.concatenate([(kv.extract(layers, 0, len(tokens)), 0, len(tokens))]))
     mx.eval(expected)
 
-    def peak_of(work: Callable[[], compat.Layers]) -> compat.Layers:
+    @contextlib.contextmanager
+    def little_memory() -> Iterator[None]:
         mx.synchronize()
         before = mx.get_active_memory()
         mx.reset_peak_memory()
-        made = work()
+        yield
         assert mx.get_peak_memory() - before <= 2 * largest
-        return made
 
     halves = [kv.Part(0, 600), kv.Part(600, len(tokens))]
-    parts: list[compat.Layers] = []
-    peak_of(lambda: parts.extend(kv.extract_parts(layers, halves, give_up=True)) or layers)
+    with little_memory():
+        parts = kv.extract_parts(layers, halves, give_up=True)
     assert layers == [None] * 12
     given = [(segment, 0, half.stop - half.start) for segment, half in zip(parts, halves, strict=True)]
-    again = peak_of(lambda: kv.concatenate(given, 0, True))
+    with little_memory():
+        again = kv.concatenate(given, 0, True)
     assert mx.array_equal(deep.raw(mx.array([[7]]), cache=again), expected)
