@@ -331,9 +331,10 @@ class Engine:
         become a prefix."""
         available = self._admission.beside(self._running(), moved) - held
         limit = min(int(self._cache_limit * SHARE[self._pressure]), available)
-        if limit < self._asides:
+        if limit < (asides := self._asides):
             self._drop_asides()
-        self._prefixes.limit = max(0, limit - self._asides)
+            asides = 0
+        self._prefixes.limit = max(0, limit - asides)
 
     @property
     def _asides(self) -> int:
