@@ -32,7 +32,7 @@ def can_go_back(layers: Layers) -> bool:
     return all(map(compat.can_go_back, layers))
 
 
-class Part(NamedTuple):
+class Stretch(NamedTuple):
     """Tokens start..stop of a sequence. `states`: the non-trimmable layers as they were after `stop`, from before."""
 
     start: int
@@ -43,11 +43,11 @@ class Part(NamedTuple):
 def extract(layers: Layers, start: int, stop: int) -> Layers:
     """The segment of tokens start..stop of one sequence; non-trimmable layers as they were after `stop`, or None where
     that is not known. Copies, evaluated."""
-    [segment] = extract_parts(layers, [Part(start, stop)])
+    [segment] = extract_parts(layers, [Stretch(start, stop)])
     return segment
 
 
-def extract_parts(layers: Layers, parts: Sequence[Part], *, give_up: bool = False) -> list[Layers]:
+def extract_parts(layers: Layers, parts: Sequence[Stretch], *, give_up: bool = False) -> list[Layers]:
     """The segment of each of the parts of one sequence; see `extract`.
 
     With `give_up` each of `layers` is None once it is copied: so it takes the memory of one layer more, not of all.

@@ -194,7 +194,7 @@ class PrefixCache:
         ranges = [(node.end - len(node.label), node.end) for node in [*filled, *whole]]
         ranges += itertools.pairwise([match.length, *(end.offset for end in ends)])
         states = {aside.end: aside.layers} if aside is not None else {}
-        parts = [kv.Part(start, stop, states.get(stop)) for start, stop in ranges]
+        parts = [kv.Stretch(start, stop, states.get(stop)) for start, stop in ranges]
         segments = iter(kv.extract_parts(layers, parts, give_up=give_up))
         for node in filled:
             self._fill(node, next(segments), kind if node.end == len(tokens) else node.segment.kind)

@@ -219,7 +219,7 @@ def test_caches_become_a_prefix_and_a_prefix_caches_in_the_memory_of_a_few_layer
         yield
         assert mx.get_peak_memory() - before <= 2 * largest
 
-    halves = [kv.Part(0, 600), kv.Part(600, len(tokens))]
+    halves = [kv.Stretch(0, 600), kv.Stretch(600, len(tokens))]
     with little_memory():
         parts = kv.extract_parts(layers, halves, give_up=True)
     assert layers == [None] * 12
