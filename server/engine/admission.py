@@ -93,6 +93,13 @@ class Admission:
         copies = rows * self.cost.per_context * longest + len(lengths) * self.cost.activation_per_token
         return max(self.cost.chunk_bytes(_LEAST_CHUNK, longest), copies) if reading else copies
 
+    def beside(self, running: Iterable[tuple[Request, int]], moved: int = 0) -> int:
+        """Bytes that are left beside `running`; while caches of `moved` tokens, which are among these bytes, become a
+        prefix, the copies of one layer of them are not."""
+        running = list(running)
+        moving = _COPIES_ALONE * self.cost.per_context * moved
+        return self.low_watermark - max(self.ahead(running), self.reserved(running) + moving)
+
     def max_chunk(self, active_bytes: int, context: int, factor: float = 1.0) -> int:
         """Prompt tokens that can be read behind `context` beside `active_bytes` in use, where a chunk takes `factor` of
         what the cost model says."""

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from server.engine import kv
 from server.engine.compat import Layers
 from server.engine.decoder import Decoder, DecodingSequence, Drawn, Newcomer
+from server.engine.prefixes.aside import Aside
 from server.engine_client.protocol import EngineEvent, Failed, Finished, Generate, Tokens
 
 
 class Answered(NamedTuple):
-    """A request that is out of the batch, the tokens that its caches hold, and the caches. `end`: what is to be told of
-    it, if it was not cancelled."""
+    """A request that is out of the batch, the tokens that its caches hold, and the caches: see `Batch.settle`. `end`:
+    what is to be told of it, if it was not cancelled."""
 
     request: Generate
     tokens: list[int]
     layers: Layers
     end: Finished | None = None
+    aside: Aside | None = None
 
 
 class Batch:
@@ -71,7 +74,7 @@ class Batch:
                     # Nothing can follow what is complete: as if a stop token came next.
                     end = Finished(drawn.row.request.id, "length" if reason == "length" else "stop")
                     ended.append((drawn.row, end))
-            answered += [Answered(row.request, row.tokens, decoder.extract(row), end) for row, end in ended]
+            answered += [_answered(decoder, row, end) for row, end in ended]
             decoder.remove([row for row, _ in ended])
         events += self._failures()
 
@@ -84,10 +87,28 @@ class Batch:
         """Take `id` out before it finished."""
         decoder, row = next(found for found in self._rows() if found[1].request.id == id)
         self._at_work = decoder
-        removed = Answered(row.request, row.tokens, decoder.extract(row))
+        removed = _answered(decoder, row, None)
         decoder.remove([row])
         self._drop_empty()
         return removed
+
+    def settle(self, answered: Sequence[Answered]) -> None:
+        """Part the caches of `answered` from those that they shared a batch with, layer by layer: until then what that
+        takes is not computed, and the buffers of all are held."""
+        shared = [decoder.layers for decoder in self._decoders] if self._merged else []
+        apart = [answer.layers for answer in answered] + shared
+        if len(apart) > 1:
+            for layers in zip(*apart, strict=True):
+                kv.evaluate(list(layers))
+
+    @property
+    def asides(self) -> int:
+        """Bytes."""
+        return sum(row.aside.nbytes for _, row in self._rows() if row.aside is not None)
+
+    def drop_asides(self) -> None:
+        for _, row in self._rows():
+            row.aside = None
 
     def drop_failed(self) -> None:
         """Forget the sequences that share all that has been left half done when `add`, `step` or `remove` failed."""
@@ -108,6 +129,10 @@ class Batch:
 
     def _rows(self) -> Iterator[tuple[Decoder, DecodingSequence]]:
         return ((decoder, row) for decoder in self._decoders for row in decoder.rows)
+
+
+def _answered(decoder: Decoder, row: DecodingSequence, end: Finished | None) -> Answered:
+    return Answered(row.request, row.tokens, decoder.extract(row), end, row.aside)
 
 
 def _reason(drawn: Drawn) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.engine_client.protocol import Request
+from server.engine_client.protocol import Generate, Kind, Request
 
 # With non-trimmable layers each checkpoint holds all their state: the system prompt's end and the latest are kept.
 _LATEST_CHECKPOINTS = 2
@@ -24,3 +24,18 @@ def checkpoints_behind(found: int, request: Request) -> list[int]:
     one is where the next turn goes on."""
     ends = checkpoints(request)
     return [end for end in ends if end == ends[-1] or not found < end <= found + _NEAR_TOKENS] if found else ends
+
+
+def worth_keeping(request: Generate, tokens: int) -> tuple[int, Kind]:
+    """How much of the `tokens` that are read of its prompt and answer, and what they end with."""
+    if tokens < len(request.prompt) - 1:
+        return tokens, kind_at(request, tokens)
+    if request.keep_answer:
+        return tokens, "assistant"
+    last = checkpoints(request)[-1]
+    return last, kind_at(request, last)
+
+
+def kind_at(request: Request, end: int) -> Kind:
+    """Of what the first `end` tokens of the prompt end with."""
+    return next((boundary.kind for boundary in request.boundaries if boundary.offset == end), "user")

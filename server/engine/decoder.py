@@ -18,6 +18,7 @@ import mlx.core as mx
 
 from server.engine.compat import Layers
 from server.engine.drawing import Drawing
+from server.engine.prefixes.aside import Aside
 from server.engine.scoring.wanted import Scored
 from server.engine.steering.masks import Masks
 from server.engine.steering.steering import Steering
@@ -30,6 +31,7 @@ class Newcomer(NamedTuple):
     request: Generate
     layers: Layers
     steering: Steering | None = None
+    aside: Aside | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -43,6 +45,7 @@ class DecodingSequence:
     unfed: list[int]
     draws: int = 0
     answered: int = 0
+    aside: Aside | None = None
 
 
 class Drawn(NamedTuple):
@@ -112,8 +115,9 @@ class Decoder:
     def add(self, newcomers: Sequence[Newcomer]) -> None:
         """They are in the next pass that is made."""
         self._merge([newcomer.layers for newcomer in newcomers])
-        for request, _, steering in newcomers:
-            self.rows.append(DecodingSequence(request, steering, request.prompt[:-1], request.prompt[-1:]))
+        for request, _, steering, aside in newcomers:
+            row = DecodingSequence(request, steering, request.prompt[:-1], request.prompt[-1:], aside=aside)
+            self.rows.append(row)
         self._drawing = None
 
     def step(self, *, ahead: bool = True) -> list[Drawn]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from functools import partial
 
 import mlx.core as mx
@@ -20,12 +21,14 @@ from server.allocator import give_back
 from server.engine import kv
 from server.engine.admission import Admission
 from server.engine.batch import Answered, Batch
+from server.engine.checkpoints import kind_at, worth_keeping
 from server.engine.decoder import Newcomer
 from server.engine.device.device import Device
 from server.engine.device.failures import OUT_OF_MEMORY, explain
 from server.engine.device.pressure import SHARE, Pressure
 from server.engine.faults import Faults
 from server.engine.float32_logits import Float32Logits
+from server.engine.prefill import Prefill
 from server.engine.prefill_queue import PrefillQueue
 from server.engine.prefixes.disk_tier import DiskTier
 from server.engine.prefixes.prefix_cache import PrefixCache
@@ -80,16 +83,16 @@ class Engine:
         self._budget = TokenBudget(options.decode_stall_target_s, options.prefill_step_tokens)
         self._cache_limit = options.cache_limit
         self._pressure = Pressure.NORMAL
-        trimmable = kv.all_trimmable(make_prompt_cache(model))
+        self._trimmable = kv.all_trimmable(make_prompt_cache(model))
         self._prefixes = PrefixCache(
             options.cache_limit,
             disk,
-            trimmable=trimmable,
+            trimmable=self._trimmable,
             prefill_rate=lambda: self._budget.prefill_tokens_per_s,
             settle=self._device.wait,
         )
         self._prefills = PrefillQueue(
-            self._model, admission, self._budget, self._prefixes, trimmable=trimmable, together=together.prefill
+            self._model, admission, self._budget, self._prefixes, trimmable=self._trimmable, together=together.prefill
         )
         self._faults = Faults(self._device, self._prefixes, self._homeless)
         self._batch = Batch(self._model, vocab_size, merged=together.decode)
@@ -223,8 +226,7 @@ class Engine:
         """And tell of their ends: the next turn then finds them, and a device that has time for it."""
         answered = self._answered
         events += self._ends()
-        for answer in answered:
-            self._keep(answer)
+        self._keep_all(answered)
 
     def _ends(self) -> list[EngineEvent]:
         """Of the answers that nobody was told the end of."""
@@ -234,8 +236,10 @@ class Engine:
     def _prefill(self, events: list[EngineEvent]) -> None:
         beside = len(self._batch)
         chunk = self._prefills.read(self._chunk_s, beside=beside)
-        read = [(prefill.request, prefill.layers) for prefill in chunk.completed]
-        self._unsteered += [Newcomer(request, layers) for request, layers in read if isinstance(request, Generate)]
+        read = [(prefill.request, prefill.layers, prefill.aside) for prefill in chunk.completed]
+        self._unsteered += [
+            Newcomer(request, layers, aside=aside) for request, layers, aside in read if isinstance(request, Generate)
+        ]
         self._budget.record_chunk(chunk.seconds, decoding=beside > 0)
         events += chunk.events
 
@@ -265,18 +269,46 @@ class Engine:
     def _remove(self, id: int, events: list[EngineEvent]) -> None:
         """Take a cancelled request out of whatever phase it is in; what was read stays read. It has no more events."""
         if id in self._prefills:
-            self._prefills.cancel(id)
+            self._keep_unread(self._prefills.remove(id))
         elif id in self._batch:
-            self._keep(self._batch.remove(id))
+            self._keep_all([self._batch.remove(id)])
         else:
+            left = [newcomer for newcomer in self._unsteered if newcomer.request.id == id]
             self._unsteered = [newcomer for newcomer in self._unsteered if newcomer.request.id != id]
             self._answered = [a._replace(end=None) if a.request.id == id else a for a in self._answered]
+            self._keep_all([Answered(request, request.prompt[:-1], layers, None, a) for request, layers, _, a in left])
+
+    def _keep_unread(self, prefill: Prefill) -> None:
+        """As much of a prompt as was read."""
+        request, tokens, layers = prefill.request, prefill.request.prompt[: prefill.done], prefill.layers
+        if isinstance(request, Generate):
+            self._keep_all([Answered(request, tokens, layers, None, prefill.aside)] if tokens else [])
+        elif tokens:
+            # What the questions go on with shares the caches, so they cannot be given up.
+            kind = kind_at(request, len(tokens))
+            self._prefixes.store(tokens, layers, request.boundaries, kind, request.cache_salt)
+
+    def _keep_all(self, answered: Sequence[Answered]) -> None:
+        """What was read and answered, for the next turn: the memory that it took becomes that of prefixes."""
+        if not answered:
+            return
+        # To what was the limit as long as they ran.
+        self._prefixes.make_room()
+        self._batch.settle(answered)
+        for index, answer in enumerate(answered):
+            others = sum(kv.nbytes(other.layers) for other in answered[index + 1 :])
+            self._bound_prefixes(moved=len(answer.tokens), held=others)
+            self._keep(answer)
 
     def _keep(self, answered: Answered) -> None:
-        """What was read and answered, for the next turn."""
-        request, tokens, layers, _ = answered
-        if request.keep_answer:
-            self._prefixes.store(tokens, layers, [], "assistant", request.cache_salt)
+        """Its caches are given up."""
+        request, tokens, layers, _, aside = answered
+        length, kind = worth_keeping(request, len(tokens))
+        # Not if only the prompt is, and it cannot be cut out now; it may have been kept when it was read.
+        if length == len(tokens) or self._trimmable or (aside is not None and aside.end == length):
+            self._prefixes.store(
+                tokens[:length], layers, request.boundaries, kind, request.cache_salt, aside=aside, give_up=True
+            )
 
     # ---- memory
 
@@ -294,10 +326,26 @@ class Engine:
     def _kv_bytes(self) -> int:
         return self._batch.nbytes + self._prefills.nbytes + sum(kv.nbytes(new.layers) for new in self._unsteered)
 
-    def _bound_prefixes(self) -> None:
-        """Running requests come before them."""
-        available = self._admission.low_watermark - self._admission.ahead(self._running())
-        self._prefixes.limit = max(0, min(int(self._cache_limit * SHARE[self._pressure]), available))
+    def _bound_prefixes(self, *, moved: int = 0, held: int = 0) -> None:
+        """Running requests come before them, and `held` bytes of others. `moved`: tokens of the caches that are to
+        become a prefix."""
+        available = self._admission.beside(self._running(), moved) - held
+        limit = min(int(self._cache_limit * SHARE[self._pressure]), available)
+        if limit < (asides := self._asides):
+            self._drop_asides()
+            asides = 0
+        self._prefixes.limit = max(0, limit - asides)
+
+    @property
+    def _asides(self) -> int:
+        """Bytes that are kept of prompts beside their caches, to be prefixes with them later."""
+        unsteered = sum(new.aside.nbytes for new in self._unsteered if new.aside is not None)
+        return unsteered + self._prefills.asides + self._batch.asides
+
+    def _drop_asides(self) -> None:
+        self._unsteered = [newcomer._replace(aside=None) for newcomer in self._unsteered]
+        self._prefills.drop_asides()
+        self._batch.drop_asides()
 
     def _relieve(self, events: list[EngineEvent]) -> None:
         """When the next step could pass the limit, evict prefixes, then end the newest sequence: one error instead of
@@ -310,6 +358,8 @@ class Engine:
             limit -= max(0, padded - self._kv_bytes)
         if (over := self._device.active - limit) > 0:
             self._prefixes.shrink(max(0, self._prefixes.nbytes - over))
+            if self._device.active > limit:
+                self._drop_asides()
         running = self._scheduler.running - {answer.request.id for answer in self._answered}
         if self._device.active <= limit or not running:
             return

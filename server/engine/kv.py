@@ -10,6 +10,7 @@ whole state at its end, or None where that was dropped. So mlx-lm's own `save_pr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -31,12 +32,48 @@ def can_go_back(layers: Layers) -> bool:
     return all(map(compat.can_go_back, layers))
 
 
+class Stretch(NamedTuple):
+    """Tokens start..stop of a sequence. `states`: the non-trimmable layers as they were after `stop`, from before."""
+
+    start: int
+    stop: int
+    states: Layers | None = None
+
+
 def extract(layers: Layers, start: int, stop: int) -> Layers:
     """The segment of tokens start..stop of one sequence; non-trimmable layers as they were after `stop`, or None where
     that is not known. Copies, evaluated."""
-    segment = _cut(layers, start, stop)
-    evaluate(segment)
+    [segment] = extract_parts(layers, [Stretch(start, stop)])
     return segment
+
+
+def extract_parts(layers: Layers, parts: Sequence[Stretch], *, give_up: bool = False) -> list[Layers]:
+    """The segment of each of the parts of one sequence; see `extract`.
+
+    With `give_up` each of `layers` is None once it is copied: so it takes the memory of one layer more, not of all.
+    """
+    segments: list[Layers] = [[] for _ in parts]
+    for index, layer in enumerate(layers):
+        copies = [
+            _cut_layer(layer, part.start, part.stop)
+            if part.states is None or is_trimmable(layer)
+            else part.states[index]
+            for part in parts
+        ]
+        evaluate(copies)
+        for segment, copy in zip(segments, copies, strict=True):
+            segment.append(copy)
+        if give_up:
+            layers[index] = layer = None
+    return segments
+
+
+def states_at(layers: Layers, stop: int) -> Layers | None:
+    """The non-trimmable layers as they were after `stop` tokens, and None for the others; nothing where one of them is
+    not known. Not evaluated."""
+    states = [None if is_trimmable(layer) else compat.state_at(layer, stop) for layer in layers]
+    known = all(state is not None or is_trimmable(layer) for state, layer in zip(states, layers, strict=True))
+    return states if known else None
 
 
 def trimmable_only(segment: Layers) -> Layers:
@@ -49,20 +86,28 @@ def is_resumable(segment: Layers | None) -> bool:
     return segment is not None and None not in segment
 
 
-def concatenate(parts: Sequence[tuple[Layers, int, int]], room: int = 0) -> Layers:
+def concatenate(parts: Sequence[tuple[Layers, int, int]], room: int = 0, give_up: bool = False) -> Layers:
     """Caches to continue from, of consecutive ranges (segment, start, stop); non-trimmable layers are the last one's.
     They have room for `room` more tokens.
 
-    Copies, evaluated: continuing changes nothing in the segments.
+    Copies, evaluated: continuing changes nothing in the segments. With `give_up` each layer of these is None once it
+    is copied: what nobody else holds takes the memory of one layer more, not of all.
     """
     layers = []
-    for index, last in enumerate(parts[-1][0]):
-        if is_trimmable(last):
-            layers.append(compat.join([(segment[index], start, stop) for segment, start, stop in parts], room))
-        else:
-            layers.append(compat.copy(last))
-    evaluate(layers)
+    for index in range(len(parts[-1][0])):
+        layers.append(_joined(index, parts, room))
+        evaluate(layers[-1:])
+        if give_up:
+            for segment, _, _ in parts:
+                segment[index] = None
     return layers
+
+
+def _joined(index: int, parts: Sequence[tuple[Layers, int, int]], room: int) -> Any:
+    last = parts[-1][0][index]
+    if not is_trimmable(last):
+        return compat.copy(last)
+    return compat.join([(segment[index], start, stop) for segment, start, stop in parts], room)
 
 
 def evaluate(layers: Layers) -> None:
@@ -76,14 +121,13 @@ def segment_bytes(layers: Layers, start: int, stop: int) -> int:
 
 def _cut(layers: Layers, start: int, stop: int) -> Layers:
     """Nothing is computed before it is evaluated."""
-    return [
-        None
-        if layer is None
-        else compat.cut(layer, start, stop)
-        if is_trimmable(layer)
-        else compat.state_at(layer, stop)
-        for layer in layers
-    ]
+    return [_cut_layer(layer, start, stop) for layer in layers]
+
+
+def _cut_layer(layer: Any, start: int, stop: int) -> Any:
+    if layer is None:
+        return None
+    return compat.cut(layer, start, stop) if is_trimmable(layer) else compat.state_at(layer, stop)
 
 
 def nbytes(segment: Layers) -> int:

@@ -11,6 +11,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from server.engine import compat, kv
 from server.engine.compat import Layers
+from server.engine.prefixes.aside import Aside
 from server.engine.prefixes.disk_work import Restore
 from server.engine_client.protocol import EngineEvent, Request
 
@@ -42,6 +43,8 @@ class Prefill:
         # Of them, those that were read for an earlier prompt.
         self.found = 0
         self.under_way: Pass | None = None
+        # By which it is kept later, where it cannot be kept beside its own caches.
+        self.aside: Aside | None = None
         # For the scheduler: see `scheduler.PendingPrefill`.
         self.age = 0
         # The id of an earlier request with the same prompt, worth waiting for: what it reads is read for both.

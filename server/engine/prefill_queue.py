@@ -15,7 +15,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from server.engine import kv
 from server.engine.admission import Admission
-from server.engine.checkpoints import checkpoints, checkpoints_behind
+from server.engine.checkpoints import checkpoints, checkpoints_behind, kind_at
 from server.engine.linear_cost import LinearCost
 from server.engine.prefill import Prefill, read_together
 from server.engine.prefixes.prefix_cache import Hit, PrefixCache
@@ -24,7 +24,7 @@ from server.engine.scheduler import PrefillScheduler
 from server.engine.scoring.deciding import Deciding
 from server.engine.scoring.prompt_logprobs import Scoring
 from server.engine.token_budget import TokenBudget
-from server.engine_client.protocol import EngineEvent, Prefilled, Request, ScoreOptions
+from server.engine_client.protocol import EngineEvent, Generate, Kind, Prefilled, Request, ScoreOptions
 
 # While others decode, nothing is read in a chunk of which more than this part went by before.
 _STARTING_SHARE = 0.5
@@ -104,17 +104,18 @@ class PrefillQueue:
             return Deciding(self._model, request, waits_for, together=self._together)
         return (Scoring if request.prompt_logprobs else Prefill)(self._model, request, waits_for)
 
-    def cancel(self, id: int) -> None:
-        """Take out `id`; what was read of its prompt is kept as a prefix."""
+    def remove(self, id: int) -> Prefill:
+        """Take out `id`, with what was read of its prompt."""
         prefill = self._prefills[id]
         self.discard(id)
         prefill.undo()
-        if prefill.started and prefill.done:
-            self._keep(prefill, prefill.done)
+        return prefill
 
     def discard(self, id: int) -> None:
         self._memory.drop(id)
         prefill = self._prefills.pop(id, None)
+        # It holds its caches.
+        self._ready = [other for other in self._ready if other.id != id]
         if prefill is not None and prefill.restore is not None:
             self._prefixes.disk.cancel(prefill.restore)
 
@@ -325,16 +326,39 @@ class PrefillQueue:
         if self._trimmable:
             self._keep(prefill, checkpoints(prefill.request)[-1])
         del self._prefills[prefill.id]
+        # It holds its caches.
+        self._ready = [other for other in self._ready if other is not prefill]
         return prefill.result()
 
     def _keep(self, prefill: Prefill, end: int) -> None:
         request = prefill.request
-        kinds = [boundary.kind for boundary in request.boundaries if boundary.offset == end]
-        kind = kinds[0] if kinds else "user"
-        begun = time.monotonic()
-        self._prefixes.store(request.prompt[:end], prefill.layers, request.boundaries, kind, request.cache_salt)
+        kind, begun = kind_at(request, end), time.monotonic()
+        kept = self._prefixes.store(request.prompt[:end], prefill.layers, request.boundaries, kind, request.cache_salt)
+        if kept:
+            self._drop_aside(prefill)
+        elif not self._trimmable and isinstance(request, Generate):
+            self._set_aside(prefill, end, kind)
         if nbytes := kv.nbytes(prefill.layers):
             self._keeping.record(nbytes, time.monotonic() - begun)
+
+    def _set_aside(self, prefill: Prefill, end: int, kind: Kind) -> None:
+        """Only the last one: it is where the next turn goes on."""
+        self._drop_aside(prefill)
+        prefill.aside = self._prefixes.set_aside(prefill.layers, end, kind)
+
+    def _drop_aside(self, prefill: Prefill) -> None:
+        if prefill.aside is not None:
+            self._prefixes.limit += prefill.aside.nbytes
+            prefill.aside = None
+
+    @property
+    def asides(self) -> int:
+        """Bytes."""
+        return sum(prefill.aside.nbytes for prefill in self._prefills.values() if prefill.aside is not None)
+
+    def drop_asides(self) -> None:
+        for prefill in self._prefills.values():
+            prefill.aside = None
 
 
 def _finds_what_is_kept_of(request: Request, other: Request) -> bool:

@@ -67,7 +67,8 @@ class ReadingMemory:
         count = sum(tokens for _, tokens in parts)
         told = self._admission.cost.chunk_bytes(max(count, MIN_CHUNK_TOKENS), max(contexts))
         for (prefill, tokens), context in zip(parts, contexts, strict=True):
-            self._forecasts[prefill.id].chunk(context, tokens, mx.get_peak_memory(), kept)
+            aside = prefill.aside.nbytes if prefill.aside is not None else 0
+            self._forecasts[prefill.id].chunk(context, tokens, mx.get_peak_memory(), kept + aside)
         kind = type(parts[0][0]), len(parts) > 1
         self._factors[kind] = min(max(self._factors.get(kind, 1.0), took / max(1, told)), _MOST_FACTOR)
         return result

@@ -13,12 +13,13 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from server.engine import kv
 from server.engine.compat import Layers
 from server.engine.device.failures import explain
+from server.engine.prefixes.aside import Aside
 from server.engine.prefixes.disk_tier import DiskTier
 from server.engine.prefixes.disk_work import Restore
 from server.engine.prefixes.persistence import Persistence, unloaded
@@ -106,25 +107,35 @@ class PrefixCache:
         shared = match.length
         for node in self._usable(match, disk=False):
             node.segment.used = self._clock
-        # First, so that the copy finds the memory that is to be its own. What is copied goes last.
-        if self._make_room():
-            match = self.shelf.match(tokens[:-1], salt)
         path = self._usable(match, disk=False)
         length = _reach(path, match)
+        parts = _parts(path, length)
+        # First, so that the copy finds the memory that is to be its own. What has to go of the path itself is not lost:
+        # it moves into the copy, layer by layer.
+        self._shrink(self.limit, write=True, moving={node.segment for node in path})
         room = _whole_steps(len(tokens)) - length
-        return Hit(_concatenate(path, length, room) if path else None, length, shared)
+        return Hit(kv.concatenate(parts, room, True) if path else None, length, shared)
 
     def store(
-        self, tokens: list[int], layers: Layers, boundaries: Sequence[Boundary], kind: Kind, salt: str = ""
-    ) -> None:
+        self,
+        tokens: list[int],
+        layers: Layers,
+        boundaries: Sequence[Boundary],
+        kind: Kind,
+        salt: str = "",
+        *,
+        aside: Aside | None = None,
+        give_up: bool = False,
+    ) -> bool:
         """Keep `layers`, which hold `tokens`; what ends at `boundaries` is of their kinds, the rest is of `kind`.
+        Whether they are kept: not what is larger than the limit.
 
-        Trimmable layers are cut at the boundaries so that the parts can be evicted one by one; with others only the end
-        can be resumed. It is for later requests, so when it fails that ends none: raised is only that the device has
-        failed.
+        Trimmable layers are cut at the boundaries so that the parts can be evicted one by one; with others only the
+        end can be resumed, and where `aside` was taken. With `give_up` each layer is let go of once it is kept. It is
+        for later requests, so when it fails that ends none: raised is only that the device has failed.
         """
         try:
-            self._keep(tokens, layers, boundaries, kind, salt)
+            return self._keep(tokens, layers, boundaries, kind, salt, aside, give_up)
         except Exception as error:
             failure = explain(error)
             if failure.lost:
@@ -132,33 +143,68 @@ class PrefixCache:
             log.error("what was read could not be kept for later", exc_info=error)
             if failure.kind == "memory":
                 self.shrink(0)
+            return False
 
-    def _keep(self, tokens: list[int], layers: Layers, boundaries: Sequence[Boundary], kind: Kind, salt: str) -> None:
+    def set_aside(self, layers: Layers, end: int, kind: Kind) -> Aside | None:
+        """The state after the first `end` tokens that `layers` hold, for when they are stored; None where there is no
+        room for it. It counts as a prefix: `limit` is less by so much."""
+        states = kv.states_at(layers, end)
+        if states is None or (needed := kv.nbytes(states)) > self.limit:
+            return None
+        self._shrink(self.limit - needed, write=True)
+        for index in range(len(states)):
+            kv.evaluate(states[index : index + 1])
+        self.limit -= needed
+        return Aside(end, kind, states)
+
+    def _keep(
+        self,
+        tokens: list[int],
+        layers: Layers,
+        boundaries: Sequence[Boundary],
+        kind: Kind,
+        salt: str,
+        aside: Aside | None,
+        give_up: bool,
+    ) -> bool:
         if not tokens:
-            return
+            return False
         known = self.shelf.match(tokens, salt).length
-        if (needed := kv.segment_bytes(layers, known, len(tokens))) > self.limit:
-            return
+        if aside is not None and not known < aside.end <= len(tokens):
+            aside = None
+        needed = kv.segment_bytes(layers, known, len(tokens)) + (aside.nbytes if aside is not None else 0)
+        if needed > self.limit:
+            return False
         # First, so that the copy finds the memory that is to be its own.
         self._shrink(self.limit - needed, write=True)
         match = self.shelf.match(tokens, salt)
         for node in match.path:
             node.segment.used = self._clock
-        if match.length == len(tokens) and not self.has(tokens, salt):
-            # Read before, but what it needs was not kept here or is gone: a segment of its own now ends here.
-            node = self.shelf.cut(match)
-            self._fill(node, layers, kind)
-            self._drop_superseded(node)
-        ends = [end for end in boundaries if end.offset < len(tokens)] if self._trimmable else []
-        for end in [*ends, Boundary(len(tokens), kind)]:
-            if end.offset > match.length:
-                leaf = self._add(match, tokens[match.length : end.offset], layers, end.kind, salt)
-                match = Match([leaf], leaf.end)
-        # Another match: the one above may have ended in the middle of a node, whose rest is another prompt's now.
-        for node in self.shelf.match(tokens, salt).path:
-            if node.segment.layers is None and node.end <= len(tokens):
-                self._bring_back(node, layers)
-        self._make_room()
+        # Read before, but what it needs was not kept here or is gone: a segment of its own now ends here.
+        filled = [self.shelf.cut(match)] if match.length == len(tokens) and not self.has(tokens, salt) else []
+        if match.path and match.length < len(tokens):
+            # It may end in the middle of a node, whose rest is another prompt's.
+            match = Match(path_to(self.shelf.cut(match)), match.length)
+        # What only the disk had was read again.
+        lost = [n for n in match.path if n.segment.layers is None and n.end <= len(tokens) and n not in filled]
+        whole = [node for node in lost if (node.start, node.stop) == (0, node.segment.length)]
+        filled += [node for node in lost if node not in whole and node.segment.stored is None]
+        ends = _ends(boundaries if self._trimmable else [], aside, Boundary(len(tokens), kind), match.length)
+        # The tree changes when all of it is there.
+        ranges = [(node.end - len(node.label), node.end) for node in [*filled, *whole]]
+        ranges += itertools.pairwise([match.length, *(end.offset for end in ends)])
+        states = {aside.end: aside.layers} if aside is not None else {}
+        parts = [kv.Stretch(start, stop, states.get(stop)) for start, stop in ranges]
+        segments = iter(kv.extract_parts(layers, parts, give_up=give_up))
+        for node in filled:
+            self._fill(node, next(segments), kind if node.end == len(tokens) else node.segment.kind)
+        for node in whole:
+            self.shelf.hold(node.segment, next(segments))
+        for end in ends:
+            leaf = self._add(match, tokens[match.length : end.offset], next(segments), end.kind, salt)
+            match = Match([leaf], leaf.end)
+        self.make_room()
+        return True
 
     def has(self, tokens: list[int], salt: str = "") -> bool:
         """Whether a sequence can resume just after `tokens` without reading the disk."""
@@ -168,6 +214,10 @@ class PrefixCache:
     def shrink(self, limit: int) -> None:
         """Evict until at most `limit` bytes of memory are used; what is not on disk is gone."""
         self._shrink(limit, write=False)
+
+    def make_room(self) -> None:
+        """Evict what is over the limit."""
+        self._shrink(self.limit, write=True)
 
     # ---- finding
 
@@ -186,23 +236,16 @@ class PrefixCache:
         self, match: Match[CachedSegment], beyond: list[int], layers: Layers, kind: Kind, salt: str
     ) -> SegmentNode:
         segment = CachedSegment(kind, len(beyond), self._clock, salt)
-        self.shelf.hold(segment, kv.extract(layers, match.length, match.length + len(beyond)))
+        self.shelf.hold(segment, layers)
         leaf = self.shelf.extend(match, beyond, segment, 0)
         self._drop_superseded(leaf)
         return leaf
 
     def _fill(self, node: SegmentNode, layers: Layers, kind: Kind) -> None:
         segment = CachedSegment(kind, len(node.label), self._clock, node.segment.salt)
-        self.shelf.hold(segment, kv.extract(layers, node.end - len(node.label), node.end))
+        self.shelf.hold(segment, layers)
         self.disk.delete(self.shelf.replace(node, segment, 0))
-
-    def _bring_back(self, node: SegmentNode, layers: Layers) -> None:
-        """What only the disk had was read again."""
-        segment = node.segment
-        if (node.start, node.stop) == (0, segment.length):
-            self.shelf.hold(segment, kv.extract(layers, node.end - segment.length, node.end))
-        elif segment.stored is None:
-            self._fill(node, layers, segment.kind)
+        self._drop_superseded(node)
 
     def _drop_superseded(self, newest: SegmentNode) -> None:
         """The states before `newest` that no later turn continues from."""
@@ -218,13 +261,8 @@ class PrefixCache:
 
     # ---- evicting
 
-    def _make_room(self) -> bool:
-        """Whether there was anything to evict."""
-        is_full = self.nbytes > self.limit
-        self._shrink(self.limit, write=True)
-        return is_full
-
-    def _shrink(self, limit: int, *, write: bool) -> None:
+    def _shrink(self, limit: int, *, write: bool, moving: Collection[CachedSegment] = ()) -> None:
+        """What is `moving` into caches is not written: it comes back with them."""
         if self.nbytes <= limit:
             return
         order = itertools.count()
@@ -234,7 +272,7 @@ class PrefixCache:
             _, _, node = heapq.heappop(waiting)
             if not (node.is_in_tree and self._can_go(node)):
                 continue
-            self._evict(node, write=write)
+            self._evict(node, write=write and node.segment not in moving)
             # What was below others may be an end now.
             parent = node.parent
             if parent is not None and self._can_go(parent):
@@ -266,14 +304,22 @@ def _reach(path: Path, match: Match[CachedSegment]) -> int:
     return min(path[-1].end, match.length) if path else 0
 
 
+def _ends(inner: Sequence[Boundary], aside: Aside | None, last: Boundary, known: int) -> list[Boundary]:
+    """Where the segments behind the first `known` tokens end."""
+    ends = [*inner, *([Boundary(aside.end, aside.kind)] if aside is not None else [])]
+    between = [end for end in ends if known < end.offset < last.offset]
+    return [*between, last] if known < last.offset else []
+
+
 def _whole_steps(tokens: int) -> int:
     return -(-tokens // _STEP) * _STEP
 
 
-def _concatenate(path: Path, length: int, room: int) -> Layers:
+def _parts(path: Path, length: int) -> list[tuple[Layers, int, int]]:
+    """Segments of the path and ranges of them, up to `length`; as lists of their own."""
     parts = []
     for node in path:
         if node.segment.layers is None:
             raise RuntimeError("a segment is used before it was loaded")
-        parts.append((node.segment.layers, node.start, node.stop - max(0, node.end - length)))
-    return kv.concatenate(parts, room)
+        parts.append((list(node.segment.layers), node.start, node.stop - max(0, node.end - length)))
+    return parts

@@ -65,7 +65,7 @@ class Answers:
             finished: list[Answered] = []
             self.batch.step(events, finished, ahead=next(self._ahead))
             self._hear([*events, *(answered.end for answered in finished if answered.end)])
-            for each, tokens, layers, _ in finished:
+            for each, tokens, layers, *_ in finished:
                 assert tokens == each.prompt + self.tokens[each.id]
                 assert {int(layer.offset) for layer in layers} == {len(tokens)}
 
@@ -111,7 +111,7 @@ def test_one_that_is_cancelled_leaves_the_others_as_they_were(model: Model) -> N
     answers.add(*requests[:2])
     answers.step(3)
     answers.add(requests[2])
-    gone, tokens, _, _ = answers.batch.remove(2)
+    gone, tokens, *_ = answers.batch.remove(2)
     assert tokens == gone.prompt + answers.tokens[2]
     # It has not been in a pass yet.
     assert answers.batch.remove(3)[1] == requests[2].prompt[:-1]
@@ -202,6 +202,6 @@ def test_a_stop_token_ends_an_answer_and_is_in_its_caches(model: Model) -> None:
     finished: list[Answered] = []
     while len(decoding.batch):
         decoding.batch.step([], finished)
-    [(asked, tokens, _, end)] = finished
+    [(asked, tokens, _, end, _)] = finished
     assert end == Finished(2, "stop")
     assert tokens == asked.prompt + free[: free.index(stop) + 1]
