@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from functools import partial
 
 import mlx.core as mx
@@ -21,22 +20,21 @@ from server.allocator import give_back
 from server.engine import kv
 from server.engine.admission import Admission
 from server.engine.batch import Answered, Batch
-from server.engine.checkpoints import kind_at, worth_keeping
 from server.engine.decoder import Newcomer
 from server.engine.device.device import Device
-from server.engine.device.failures import OUT_OF_MEMORY, explain
+from server.engine.device.failures import OUT_OF_MEMORY
 from server.engine.device.pressure import SHARE, Pressure
 from server.engine.faults import Faults
 from server.engine.float32_logits import Float32Logits
-from server.engine.prefill import Prefill
+from server.engine.keeping import Keeping
 from server.engine.prefill_queue import PrefillQueue
 from server.engine.prefixes.disk_tier import DiskTier
 from server.engine.prefixes.prefix_cache import PrefixCache
 from server.engine.rehearsal import Together
 from server.engine.scheduler import Scheduler
-from server.engine.steering.grammar import GrammarPending, Grammars
-from server.engine.steering.tokens import GrammarError
+from server.engine.steering.grammar import Grammars
 from server.engine.token_budget import TokenBudget
+from server.engine.unsteered import Unsteered
 from server.engine.vocabulary import invalid_token
 from server.engine_client.protocol import (
     Cancel,
@@ -53,9 +51,6 @@ from server.engine_client.protocol import (
 )
 
 log = logging.getLogger("configi.engine")
-
-# With nothing else to do, a step waits for a grammar no longer than this: commands must be heard.
-_GRAMMAR_WAIT_S = 0.02
 
 
 class Engine:
@@ -97,8 +92,8 @@ class Engine:
         self._faults = Faults(self._device, self._prefixes, self._homeless)
         self._batch = Batch(self._model, vocab_size, merged=together.decode)
         self._grammars = Grammars(vocab_size)
-        # Prompts that are read, and whose grammar is not compiled yet.
-        self._unsteered: list[Newcomer] = []
+        self._unsteered = Unsteered(self._grammars)
+        self._keeping = Keeping(self._prefixes, self._batch, self._trimmable, self._bound_prefixes)
         # Of whose end nobody was told.
         self._answered: list[Answered] = []
         # For a chunk in this step; 0 when it is not for prefill.
@@ -226,7 +221,7 @@ class Engine:
         """And tell of their ends: the next turn then finds them, and a device that has time for it."""
         answered = self._answered
         events += self._ends()
-        self._keep_all(answered)
+        self._keeping.answers(answered)
 
     def _ends(self) -> list[EngineEvent]:
         """Of the answers that nobody was told the end of."""
@@ -237,78 +232,27 @@ class Engine:
         beside = len(self._batch)
         chunk = self._prefills.read(self._chunk_s, beside=beside)
         read = [(prefill.request, prefill.layers, prefill.aside) for prefill in chunk.completed]
-        self._unsteered += [
-            Newcomer(request, layers, aside=aside) for request, layers, aside in read if isinstance(request, Generate)
-        ]
+        self._unsteered.add(
+            [Newcomer(request, layers, aside=aside) for request, layers, aside in read if isinstance(request, Generate)]
+        )
         self._budget.record_chunk(chunk.seconds, decoding=beside > 0)
         events += chunk.events
 
     def _begin_answers(self, events: list[EngineEvent]) -> None:
         """Decode what is read, once its grammar is there."""
-        if not self._unsteered:
-            return
-        if len(self._unsteered) == len(self._scheduler.running):
-            self._grammars.wait([newcomer.request for newcomer in self._unsteered], _GRAMMAR_WAIT_S)
-        ready, waiting = [], []
-        for newcomer in self._unsteered:
-            try:
-                steering = self._grammars.steering(newcomer.request)
-            except GrammarPending:
-                waiting.append(newcomer)
-            except GrammarError as error:
-                events.append(Failed(newcomer.request.id, "invalid", str(error)))
-            except Exception as error:
-                failure = explain(error)
-                log.error("a grammar cannot be made", exc_info=error)
-                events.append(Failed(newcomer.request.id, failure.kind, failure.message))
-            else:
-                ready.append(newcomer._replace(steering=steering))
-        self._unsteered = waiting
-        events += self._batch.add(ready)
+        if ready := self._unsteered.ready(events, wait=len(self._unsteered) == len(self._scheduler.running)):
+            events += self._batch.add(ready)
 
     def _remove(self, id: int, events: list[EngineEvent]) -> None:
         """Take a cancelled request out of whatever phase it is in; what was read stays read. It has no more events."""
         if id in self._prefills:
-            self._keep_unread(self._prefills.remove(id))
+            self._keeping.unread(self._prefills.remove(id))
         elif id in self._batch:
-            self._keep_all([self._batch.remove(id)])
+            self._keeping.answers([self._batch.remove(id)])
+        elif newcomer := self._unsteered.remove(id):
+            self._keeping.unsteered(newcomer)
         else:
-            left = [newcomer for newcomer in self._unsteered if newcomer.request.id == id]
-            self._unsteered = [newcomer for newcomer in self._unsteered if newcomer.request.id != id]
             self._answered = [a._replace(end=None) if a.request.id == id else a for a in self._answered]
-            self._keep_all([Answered(request, request.prompt[:-1], layers, None, a) for request, layers, _, a in left])
-
-    def _keep_unread(self, prefill: Prefill) -> None:
-        """As much of a prompt as was read."""
-        request, tokens, layers = prefill.request, prefill.request.prompt[: prefill.done], prefill.layers
-        if isinstance(request, Generate):
-            self._keep_all([Answered(request, tokens, layers, None, prefill.aside)] if tokens else [])
-        elif tokens:
-            # What the questions go on with shares the caches, so they cannot be given up.
-            kind = kind_at(request, len(tokens))
-            self._prefixes.store(tokens, layers, request.boundaries, kind, request.cache_salt)
-
-    def _keep_all(self, answered: Sequence[Answered]) -> None:
-        """What was read and answered, for the next turn: the memory that it took becomes that of prefixes."""
-        if not answered:
-            return
-        # To what was the limit as long as they ran.
-        self._prefixes.make_room()
-        self._batch.settle(answered)
-        for index, answer in enumerate(answered):
-            others = sum(kv.nbytes(other.layers) for other in answered[index + 1 :])
-            self._bound_prefixes(moved=len(answer.tokens), held=others)
-            self._keep(answer)
-
-    def _keep(self, answered: Answered) -> None:
-        """Its caches are given up."""
-        request, tokens, layers, _, aside = answered
-        length, kind = worth_keeping(request, len(tokens))
-        # Not if only the prompt is, and it cannot be cut out now; it may have been kept when it was read.
-        if length == len(tokens) or self._trimmable or (aside is not None and aside.end == length):
-            self._prefixes.store(
-                tokens[:length], layers, request.boundaries, kind, request.cache_salt, aside=aside, give_up=True
-            )
 
     # ---- memory
 
@@ -319,14 +263,13 @@ class Engine:
 
     def _unanswered(self) -> list[tuple[Request, int]]:
         """Those of them that are in the batch, or join it when they are read."""
-        unsteered = ((newcomer.request, len(newcomer.request.prompt) - 1) for newcomer in self._unsteered)
-        return [*self._prefills.requests(), *unsteered, *self._batch.requests()]
+        return [*self._prefills.requests(), *self._unsteered.requests(), *self._batch.requests()]
 
     @property
     def _kv_bytes(self) -> int:
-        return self._batch.nbytes + self._prefills.nbytes + sum(kv.nbytes(new.layers) for new in self._unsteered)
+        return self._batch.nbytes + self._prefills.nbytes + self._unsteered.nbytes
 
-    def _bound_prefixes(self, *, moved: int = 0, held: int = 0) -> None:
+    def _bound_prefixes(self, moved: int = 0, held: int = 0) -> None:
         """Running requests come before them, and `held` bytes of others. `moved`: tokens of the caches that are to
         become a prefix."""
         available = self._admission.beside(self._running(), moved) - held
@@ -339,11 +282,10 @@ class Engine:
     @property
     def _asides(self) -> int:
         """Bytes that are kept of prompts beside their caches, to be prefixes with them later."""
-        unsteered = sum(new.aside.nbytes for new in self._unsteered if new.aside is not None)
-        return unsteered + self._prefills.asides + self._batch.asides
+        return self._unsteered.asides + self._prefills.asides + self._batch.asides
 
     def _drop_asides(self) -> None:
-        self._unsteered = [newcomer._replace(aside=None) for newcomer in self._unsteered]
+        self._unsteered.drop_asides()
         self._prefills.drop_asides()
         self._batch.drop_asides()
 
@@ -365,7 +307,7 @@ class Engine:
             return
         newest = max(running)
         self._prefills.discard(newest)
-        self._unsteered = [newcomer for newcomer in self._unsteered if newcomer.request.id != newest]
+        self._unsteered.remove(newest)
         if newest in self._batch:
             self._batch.remove(newest)
         events.append(Failed(newest, "memory", OUT_OF_MEMORY))
