@@ -80,6 +80,11 @@ def test_what_is_returned_is_what_was_judged() -> None:
     assert true_error(layer, weight) == pytest.approx(report.errors["prose"][report.chosen], rel=1e-3)
 
 
+def row_error(layer: Layer, weight: mx.array, row: int) -> float:
+    part = replace(layer, weight=layer.weight[row : row + 1])
+    return true_error(part, weight[row : row + 1])
+
+
 def test_a_starved_expert_is_not_worse_than_weighted_grids() -> None:
     layer = correlated_layer(ROWS, COLUMNS, 3 * COLUMNS)
     [report] = solved(layer).reports
@@ -132,11 +137,20 @@ def test_the_same_input_gives_the_same_bytes() -> None:
 
 
 def test_rows_with_the_same_inputs_may_be_stacked() -> None:
+    """Another number of rows may add up in another order, and tip codes where two are as good: on which rows differs
+    from processor to processor. No row is worse for it."""
     layer = correlated_layer(ROWS, COLUMNS, 8 * COLUMNS)
     inputs = prepare([measure(layer.inputs, layer.full)], SETTINGS)
     whole = solve(layer.weight, inputs, [{}], QuantSpec(2), SETTINGS)
     part = solve(layer.weight[:32], inputs, [{}], QuantSpec(2), SETTINGS)
-    assert np.mean(np.array(whole.scales[:32] == part.scales)) > 0.98
+    first, alone = (
+        mx.dequantize(one.weight[:32], one.scales[:32], one.biases[:32], 64, 2).astype(mx.float32)
+        for one in (whole, part)
+    )
+    errors = [[row_error(layer, weight, row) for row in range(32)] for weight in (first, alone)]
+    np.testing.assert_allclose(*errors, rtol=0.05)
+    assert sum(errors[0]) == pytest.approx(sum(errors[1]), rel=0.005)
+    assert np.mean(np.array(mx.all(first == alone, axis=1))) > 0.8
 
 
 def test_what_does_not_belong_together_is_refused() -> None:
