@@ -25,7 +25,11 @@ def hooked(hooks: Iterable[tuple[Any, Hook]]) -> Iterator[None]:
         yield
     finally:
         for module, cls in own:
+            made = type(module)
             _set_class(module, cls)
+            # A class refers to itself, and would hold what its hook does, a layer's weights say, until Python looks for
+            # cycles.
+            del made.__call__
 
 
 def _subclass(cls: type[Any], hook: Hook) -> type:

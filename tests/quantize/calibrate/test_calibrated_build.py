@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import itertools
 import json
@@ -310,6 +311,26 @@ def test_a_budget_is_kept_and_gate_and_up_keep_one_width(source: Path, data: Pat
     gates = [name for name in widths if "gate_proj" in name]
     assert gates
     assert all(widths[name] == widths[name.replace("gate_proj", "up_proj")] for name in gates)
+
+
+def test_nothing_of_a_layer_stays_in_memory_while_the_next_is_calibrated(data: Path, tmp_path: Path) -> None:
+    """Without the collector, which may not come by for as long as a layer lasts."""
+    folder = write(tmp_path, *gemma4(Gemma4Sizes(hidden=64, layers=6, full_every=6, experts=16, mlp_width=256)))
+    active: list[int] = []
+
+    def note(phase: str, *_: Any) -> None:
+        if phase == "calibrating":
+            active.append(mx.get_active_memory())
+
+    gc.collect()
+    gc.disable()
+    try:
+        calibrated(folder, tmp_path / "out", data, note)
+    finally:
+        gc.enable()
+    starts = active[:: len(active) // 6]
+    # Of which a layer has 12 MB.
+    assert max(starts[1:]) - min(starts[1:]) < 1_000_000
 
 
 @pytest.mark.slow
