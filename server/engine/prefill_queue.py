@@ -15,8 +15,8 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from server.engine import kv
 from server.engine.admission import Admission
-from server.engine.checkpoints import checkpoints, checkpoints_behind, kind_at
-from server.engine.linear_cost import LinearCost
+from server.engine.checkpoint_keeping import CheckpointKeeping
+from server.engine.checkpoints import checkpoints_behind
 from server.engine.prefill import Prefill, read_together
 from server.engine.prefixes.prefix_cache import Hit, PrefixCache
 from server.engine.reading_memory import ReadingMemory
@@ -24,12 +24,10 @@ from server.engine.scheduler import PrefillScheduler
 from server.engine.scoring.deciding import Deciding
 from server.engine.scoring.prompt_logprobs import Scoring
 from server.engine.token_budget import TokenBudget
-from server.engine_client.protocol import EngineEvent, Generate, Kind, Prefilled, Request, ScoreOptions
+from server.engine_client.protocol import EngineEvent, Prefilled, Request, ScoreOptions
 
 # While others decode, nothing is read in a chunk of which more than this part went by before.
 _STARTING_SHARE = 0.5
-# At which a prompt is kept, before that was measured.
-_ASSUMED_BYTES_PER_S = 1e9
 # With nothing to do but wait for the disk, a step does so no longer than this: commands must be heard.
 _DISK_WAIT_S = 0.02
 
@@ -44,7 +42,7 @@ class Chunk:
 
 
 class PrefillQueue:
-    """`trimmable`: whether all layers of the model are, so that any prefix can be cut out of a cache later.
+    """`trimmable`: whether all layers of the model are.
     `together`: several prompts can be read in one forward pass."""
 
     def __init__(
@@ -60,7 +58,6 @@ class PrefillQueue:
         self._model = model
         self._budget = budget
         self._prefixes = prefixes
-        self._trimmable = trimmable
         # Whether a checkpoint can be cut out of the caches after the pass that went beyond it.
         self._can_go_back = kv.can_go_back(make_prompt_cache(model))
         self._together = together
@@ -70,8 +67,7 @@ class PrefillQueue:
         self._ready: list[Prefill] = []
         # What is left of the turn of the prompt that was read last, and who could be read then.
         self._turn_s, self._turn_of = 0.0, set[int]()
-        # Seconds to keep a prompt, by the bytes of its caches.
-        self._keeping = LinearCost()
+        self._checkpoints = CheckpointKeeping(prefixes, trimmable=trimmable)
         # Those that the chunk under way is of.
         self._reading: list[int] = []
         # Those that something is done for at this moment, and ends when that fails.
@@ -187,20 +183,6 @@ class PrefillQueue:
         self._turn_of = ids
         return last
 
-    def _closing_s(self, prefill: Prefill, beside: int) -> float:
-        """What follows the last layer of its pass before tokens are drawn again: it is kept, and when it is read it
-        joins those that decode, whose caches are then made anew, each as long as its own."""
-        assert prefill.under_way is not None
-        end, is_last = prefill.done + prefill.under_way.tokens, prefill.under_way.tokens == prefill.unread
-        kept = (
-            is_last
-            if self._trimmable
-            else sum(prefill.done < at <= end for at in checkpoints_behind(prefill.found, prefill.request))
-        )
-        copies = kept + (1 + beside if is_last else 0)
-        nbytes = kv.nbytes(prefill.layers)
-        return copies * (self._keeping.seconds(nbytes) if self._keeping.known else nbytes / _ASSUMED_BYTES_PER_S)
-
     # ---- planning
 
     def _is_ready(self, prefill: Prefill) -> bool:
@@ -285,7 +267,7 @@ class PrefillQueue:
         under_way, layers = prefill.under_way, len(prefill.layers)
         assert under_way is not None
         seconds = self._budget.piece_s(seconds, decoding=beside > 0)
-        closing_s = self._closing_s(prefill, beside) if beside else 0.0
+        closing_s = self._checkpoints.closing_s(prefill, beside) if beside else 0.0
         first, begun = under_way.evaluated, time.monotonic()
         while prefill.under_way is not None:
             left_s, left = seconds - (time.monotonic() - begun), layers - under_way.evaluated
@@ -311,10 +293,7 @@ class PrefillQueue:
 
     def _advanced(self, prefill: Prefill, tokens: int) -> EngineEvent:
         request = prefill.request
-        if not self._trimmable:
-            for end in checkpoints_behind(prefill.found, prefill.request):
-                if prefill.done - tokens < end <= prefill.done:
-                    self._keep(prefill, end)
+        self._checkpoints.passed(prefill, tokens)
         return Prefilled(
             request.id,
             prefill.done,
@@ -323,33 +302,11 @@ class PrefillQueue:
         )
 
     def _complete(self, prefill: Prefill) -> list[EngineEvent]:
-        if self._trimmable:
-            self._keep(prefill, checkpoints(prefill.request)[-1])
+        self._checkpoints.completed(prefill)
         del self._prefills[prefill.id]
         # It holds its caches.
         self._ready = [other for other in self._ready if other is not prefill]
         return prefill.result()
-
-    def _keep(self, prefill: Prefill, end: int) -> None:
-        request = prefill.request
-        kind, begun = kind_at(request, end), time.monotonic()
-        kept = self._prefixes.store(request.prompt[:end], prefill.layers, request.boundaries, kind, request.cache_salt)
-        if kept:
-            self._drop_aside(prefill)
-        elif not self._trimmable and isinstance(request, Generate):
-            self._set_aside(prefill, end, kind)
-        if nbytes := kv.nbytes(prefill.layers):
-            self._keeping.record(nbytes, time.monotonic() - begun)
-
-    def _set_aside(self, prefill: Prefill, end: int, kind: Kind) -> None:
-        """Only the last one: it is where the next turn goes on."""
-        self._drop_aside(prefill)
-        prefill.aside = self._prefixes.set_aside(prefill.layers, end, kind)
-
-    def _drop_aside(self, prefill: Prefill) -> None:
-        if prefill.aside is not None:
-            self._prefixes.limit += prefill.aside.nbytes
-            prefill.aside = None
 
     @property
     def asides(self) -> int:
