@@ -10,8 +10,8 @@ import mlx.core as mx
 import pytest
 from mlx_lm.utils import load_model
 
+from server.engine import checkpoint_keeping, kv, prefill_queue
 from server.engine import engine as engine_module
-from server.engine import kv, prefill_queue
 from server.engine.admission import Admission
 from server.engine.batch import Batch
 from server.engine.cost_model import measure
@@ -49,7 +49,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (engine_module, prefill_queue):
+    for module in (engine_module, prefill_queue, checkpoint_keeping):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
