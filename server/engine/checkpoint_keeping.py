@@ -1,4 +1,4 @@
-"""What is kept of a prompt while it is read, for later requests, and what time that takes. Runs in the engine process."""
+"""What is kept of a prompt while it is read, for later requests, and what time it takes. In the engine process."""
 
 from __future__ import annotations
 
