@@ -11,7 +11,8 @@ import numpy as np
 from llguidance import LLExecutor, LLMatcher
 from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 
-from server.engine.steering.steering import MASK_S, Steering, words
+from server.engine.steering.bits import words
+from server.engine.steering.steering import MASK_S, Steering
 
 
 class Masks:

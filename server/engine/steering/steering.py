@@ -12,20 +12,17 @@ from collections.abc import Callable
 from typing import Literal, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from llguidance import LLMatcher
 from llguidance.numpy import fill_next_token_bitmask
 
 from server.engine.device.failures import Failure, explain
+from server.engine.steering.bits import Bits, allow, bits_of, forbid
 from server.engine.steering.tokens import GrammarError, SpelledTokens, Watch
 from server.engine_client.protocol import Generate
 
 log = logging.getLogger("configi.engine")
 
 T = TypeVar("T")
-
-# One bit for each token, the first in the lowest bit of the first word.
-Bits = npt.NDArray[np.int32]
 
 # What a mask may take, about a forward pass of a large model; the rows beside it wait for what it takes beyond. An
 # answer's masks may take so much beyond, all together.
@@ -55,7 +52,7 @@ class Steering:
         self._width = width
         self._drawn: list[int] = []
         self._stops = frozenset(request.stop_tokens)
-        self._allowed = None if request.sampling.allowed is None else _bits_of(request.sampling.allowed, width)
+        self._allowed = None if request.sampling.allowed is None else bits_of(request.sampling.allowed, width)
         self._forced: deque[int] = deque()
         self._state: Literal["free", "thinking", "held"] = "free"
         if tokens is not None:
@@ -137,7 +134,7 @@ class Steering:
     def _rule_out(self, bits: Bits) -> None:
         if self._forced:
             bits[:] = 0
-            _set(bits, self._forced[0])
+            allow(bits, self._forced[0])
         else:
             self._rule_out_ends(bits)
             if self._state == "free":
@@ -148,7 +145,7 @@ class Steering:
             for banned in self._request.sampling.banned:
                 before = banned[:-1]
                 if not before or self._drawn[-len(before) :] == before:
-                    _clear(bits, banned[-1])
+                    forbid(bits, banned[-1])
         self._check()
 
     # ---- failing
@@ -252,19 +249,19 @@ class Steering:
             if not self._matcher.is_accepting():
                 # An end that is allowed now is a marker of the grammar's.
                 if self._begin:
-                    _set(bits, self._begin[0])
+                    allow(bits, self._begin[0])
                 return
             for token in self._tokens.ends:
-                _clear(bits, token)
+                forbid(bits, token)
             if may_end:
                 for token in self._stops:
-                    _set(bits, token)
+                    allow(bits, token)
                 return
         elif self._state == "thinking" and self._must_answer:
             may_end = False
         if not may_end:
             for token in self._stops:
-                _clear(bits, token)
+                forbid(bits, token)
 
     def _overruns(self) -> list[tuple[bytes, int, list[int]]]:
         """Openings that one token may complete and run beyond: how much is written, and those tokens."""
@@ -287,27 +284,8 @@ class Steering:
         matcher.consume_tokens(self._tokens.spell(opening[:written]))
         allowed = np.zeros((1, len(bits)), np.int32)
         fill_next_token_bitmask(matcher, allowed)
-        bits &= ~_bits_of(beyond, self._width) | allowed[0]
+        bits &= ~bits_of(beyond, self._width) | allowed[0]
 
 
 def first_line(error: str) -> str:
     return (error.strip().splitlines() or ["unknown error"])[0][:300]
-
-
-def words(width: int) -> int:
-    return (width + 31) // 32
-
-
-def _bits_of(tokens: list[int], width: int) -> Bits:
-    places = np.zeros(words(width) * 32, np.uint8)
-    places[tokens] = 1
-    bits: Bits = np.packbits(places, bitorder="little").view(np.int32)
-    return bits
-
-
-def _set(bits: Bits, token: int) -> None:
-    bits.view(np.uint32)[token // 32] |= np.uint32(1 << token % 32)
-
-
-def _clear(bits: Bits, token: int) -> None:
-    bits.view(np.uint32)[token // 32] &= np.uint32(~(1 << token % 32) & 0xFFFFFFFF)
