@@ -16,12 +16,23 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from quantize.calibrate.given import Given, experts_of, given, note_returned, noting, rows_for, rows_of
+from quantize.calibrate.given import (
+    Given,
+    experts_of,
+    given,
+    given_to_experts,
+    note_returned,
+    note_worths,
+    noting,
+    rows_for,
+    rows_of,
+)
 from quantize.calibrate.recipe import Solved
+from quantize.calibrate.row_worths import Call, noting_call
 from quantize.calibrate.settings import SolverSettings
 from quantize.calibrate.settled import SettledParts
 from quantize.calibrate.stage_solution import Matrix, solve_stage
-from quantize.calibrate.stages import Stage, find_stages
+from quantize.calibrate.stages import Stage, find_stages, parts_of_experts
 from quantize.calibrate.tokens import TextChunk
 from quantize.folder.quant_spec import QuantSpec
 from quantize.forward.capture import arrays_of
@@ -87,11 +98,14 @@ class LayerPass:
         for chunk in range(len(self.chunks)):
             args, kwargs = self.streams.full.inputs(self.number, chunk)
             notes: dict[str, mx.array] = {}
-            hooks = [hook for number, stage in enumerate(self._stages) for hook in noting(number, stage, notes)]
+            calls: dict[str, Call] = {}
+            hooks = [noting_call(path, calls) for path in parts_of_experts(self._stages)]
+            hooks += [hook for number, stage in enumerate(self._stages) for hook in noting(number, stage, notes)]
             with recorded(routers) as choices, hooked(joined(modules, hooks)):
                 returned = layer(*args, **kwargs)
             self.streams.full.keep(self.number, chunk, returned)
             note_returned(self._stages, arrays_of(returned)[0], notes)
+            note_worths(self._stages, modules, calls, notes)
             self.taps.put(_key("full", chunk), notes)
             mx.eval(choices)
             self._choices.append(choices)
@@ -133,14 +147,17 @@ class LayerPass:
             full, quantized = (_key(stream, chunk) for stream in ("full", "quantized"))
             if block is None:
                 return given(number, stage, self.taps.get(full), self.taps.get(quantized))
-            experts = np.array(self.taps.get(full)[experts_of(number)])
-            rows = rows_for(experts, block)
+            notes = self.taps.get(full)
+            rows = rows_for(np.array(notes[experts_of(number)]), block)
             inputs, wanted = (
                 self.taps.rows(key, rows_of(number), rows).astype(mx.float32) for key in (quantized, full)
             )
-            return Given(inputs, wanted, None, experts[rows.start : rows.stop])
+            return given_to_experts(number, stage, notes, inputs, wanted, rows)
 
-        return solve_stage(self.number, weights, self.matrices, self.chunks, read, self.settings, experts=stage.experts)
+        # Heads that are given the same are one matrix.
+        flat = weights if stage.experts else {path: one.reshape(-1, one.shape[-1]) for path, one in weights.items()}
+        solved = solve_stage(self.number, flat, self.matrices, self.chunks, read, self.settings, experts=stage.experts)
+        return {path: one.stacked_as(weights[path].shape) for path, one in solved.items()}
 
 
 class _Ended(Exception):

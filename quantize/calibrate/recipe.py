@@ -54,6 +54,13 @@ class Solved:
     biases: mx.array
     reports: tuple[Report, ...]
 
+    def stacked_as(self, shape: Sequence[int]) -> Solved:
+        """With the leading axes of `shape`."""
+        weight, scales, biases = (
+            part.reshape(*shape[:-1], part.shape[-1]) for part in (self.weight, self.scales, self.biases)
+        )
+        return Solved(weight, scales, biases, self.reports)
+
 
 def solve(
     weight: mx.array,

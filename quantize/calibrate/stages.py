@@ -3,14 +3,16 @@
 A stage is one input and the matrices that are given it (q, k and v; gate and up). Stages are solved in the order of
 their calls, each on what the stages before it, quantized, really pass on.
 
-A matrix writes to the residual stream where what follows is the stream before plus what it returned. Between may stand
-norms (Gemma), whose gains tell what an error of each column is worth.
+A matrix writes to the residual stream where what follows is the stream before plus what it returned; stacked experts,
+where it is that plus what the child of the layer that they are in makes of them. Between may stand norms (Gemma), whose
+gains tell what an error of each column is worth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import mlx.core as mx
@@ -36,6 +38,11 @@ class Writer:
     after: str | None
     norms: Sequence[tuple[str, mx.array]]
 
+    @property
+    def gains(self) -> mx.array | None:
+        """(columns,): those of all norms, None where there is none."""
+        return reduce(mx.multiply, (gain for _, gain in self.norms)) if self.norms else None
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -58,13 +65,17 @@ class _Event:
 
 
 def find_stages(layer: Any, modules: Mapping[str, Any], args: Any, kwargs: Any) -> list[Stage]:
-    """`modules`: the matrices to be solved, by path below `layer`; those that are not called are in no stage."""
+    """`modules`: the matrices to be solved, by path below `layer`.
+
+    In no stage are those that are not called; nor, of latent attention, those whose transpose is (keys): what that is
+    given tells nothing of the columns; nor heads that are not given the same.
+    """
     events: list[_Event] = []
     within = dict(layer.named_modules())
     norms = {path: module for path, module in within.items() if _is_norm(module)}
     parents = {child_of(path) for path in modules} & within.keys() - modules.keys()
     parts: dict[str, list[Any]] = {path: [] for path in parents}
-    watches = [(module, _watch(path, path in norms, events)) for path, module in {**modules, **norms}.items()]
+    watches = [(module, _watch(path, module, events)) for path, module in {**modules, **norms}.items()]
     with hooked([*watches, *((within[path], _keep(kept)) for path, kept in parts.items())]):
         returned = arrays_of(layer(*args, **kwargs))[0]
     mx.eval(returned, [[event.given, event.returned] for event in events], parts)
@@ -81,7 +92,7 @@ def find_stages(layer: Any, modules: Mapping[str, Any], args: Any, kwargs: Any) 
         Stage(
             tuple(event.path for event in group),
             group[0].experts is not None,
-            _writer(group[0], events, entering, returned) if len(group) == 1 else None,
+            _writer(group[0], _added_up(group[0], parts), events, entering, returned) if len(group) == 1 else None,
             _ended(group[0], parts) if len(group) == 1 else None,
         )
         for group in groups
@@ -93,19 +104,28 @@ def child_of(path: str) -> str:
     return path.partition(".")[0]
 
 
+def parts_of_experts(stages: Sequence[Stage]) -> list[str]:
+    """The children of the layer whose experts write to the stream."""
+    return sorted({child_of(stage.paths[0]) for stage in stages if stage.experts and stage.writer is not None})
+
+
 def _is_norm(module: Any) -> bool:
     weight = module.get("weight") if isinstance(module, nn.Module) else None
     return isinstance(weight, mx.array) and weight.ndim == 1 and not module.children()
 
 
-def _watch(path: str, norm: bool, events: list[_Event]) -> Hook:
+def _watch(path: str, module: Any, events: list[_Event]) -> Hook:
+    axes = module.weight.ndim
+
     def watch(call: Any, x: mx.array, *args: Any, **kwargs: Any) -> Any:
         returned = call(x, *args, **kwargs)
-        if args and isinstance(args[0], mx.array) and not norm:
+        if axes == 3 and args and isinstance(args[0], mx.array):
             rows, experts = by_expert(x, args[0])
-            events.append(_Event(path, rows, returned, experts, norm))
-        elif isinstance(returned, mx.array):
-            events.append(_Event(path, x, returned, None, norm))
+            events.append(_Event(path, rows, returned, experts, norm=False))
+        elif axes == 1 and isinstance(returned, mx.array):
+            events.append(_Event(path, x, returned, None, norm=True))
+        elif axes == 2 or (axes == 3 and x.shape[-3] == 1 and kwargs.get("transpose", True)):
+            events.append(_Event(path, x, returned, None, norm=False))
         return returned
 
     return watch
@@ -127,15 +147,27 @@ def _ended(event: _Event, parts: Mapping[str, list[Any]]) -> str | None:
     return None
 
 
+def _added_up(event: _Event, parts: Mapping[str, list[Any]]) -> mx.array | None:
+    """What may reach the stream of a matrix; of experts, what their part of the layer makes of all of them."""
+    if event.experts is None:
+        return event.returned
+    match parts.get(child_of(event.path)):
+        case [mx.array() as returned]:
+            return returned
+    return None
+
+
 def _same_input(first: _Event, other: _Event) -> bool:
     if first.given.shape != other.given.shape or (first.experts is None) != (other.experts is None):
         return False
     return bool(mx.array_equal(first.given, other.given).item())
 
 
-def _writer(event: _Event, events: Sequence[_Event], entering: mx.array, leaving: mx.array) -> Writer | None:
+def _writer(
+    event: _Event, returned: mx.array | None, events: Sequence[_Event], entering: mx.array, leaving: mx.array
+) -> Writer | None:
     at = events.index(event)
-    if event.experts is not None or event.returned.shape != entering.shape:
+    if returned is None or returned.shape != entering.shape:
         return None
     wide = [(n, e) for n, e in enumerate(events) if e.norm and e.given.shape == entering.shape]
     before = next((e for n, e in reversed(wide) if n < at), None)
@@ -144,8 +176,8 @@ def _writer(event: _Event, events: Sequence[_Event], entering: mx.array, leaving
     later = [e for n, e in wide if n > at]
     streams = [*((e.path, e.given) for e in later), (None, leaving)]
     # What may be added to the stream: what is returned itself or, where a norm is given it, what that or one more made.
-    added: list[tuple[int, list[_Event], mx.array]] = [(0, [], event.returned)]
-    if later and bool(mx.array_equal(later[0].given, event.returned).item()):
+    added: list[tuple[int, list[_Event], mx.array]] = [(0, [], returned)]
+    if later and bool(mx.array_equal(later[0].given, returned).item()):
         added = [(n + 1, [later[0], one] if n else [one], one.returned) for n, one in enumerate(later)]
     found = [
         (_sum_likeness(before.given, value, stream), after, norms)

@@ -33,10 +33,12 @@ def test_the_matrices_that_write_to_the_stream_are_found_with_all_that_stands_be
     writers = {stage.paths: stage.writer for stage in stages if stage.writer is not None}
     found = {paths: (one.before, one.after, [norm for norm, _ in one.norms]) for paths, one in writers.items()}
     if "post_feedforward_layernorm" in dict(layer.named_modules()):
+        after_experts = ["post_feedforward_layernorm_2", "post_feedforward_layernorm"]
         after_mlp = ["post_feedforward_layernorm_1", "post_feedforward_layernorm"]
         assert found == {
             ("self_attn.o_proj",): ("input_layernorm", "pre_feedforward_layernorm", ["post_attention_layernorm"]),
             ("mlp.down_proj",): ("pre_feedforward_layernorm", None, after_mlp),
+            ("experts.switch_glu.down_proj",): ("pre_feedforward_layernorm_2", None, after_experts),
         }
     else:
         assert found == {
