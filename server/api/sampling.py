@@ -88,12 +88,8 @@ def checked_options(
     if fields.stream_options.include_usage is not None and not fields.stream:
         raise InvalidRequest("stream_options is only possible with stream: true.", param="stream_options")
     stop_name, stops = stop or ("stop", fields.stop)
-    limit = None if max_tokens in _UNLIMITED else max_tokens
-    if limit is not None and fields.min_tokens > limit:
-        message = f"min_tokens is {fields.min_tokens}, and at most {limit} tokens are asked for."
-        raise InvalidRequest(message, param="min_tokens")
     return GenerationOptions(
-        max_tokens=limit,
+        max_tokens=_limit(max_tokens, fields.min_tokens),
         temperature=fields.temperature,
         top_p=fields.top_p,
         top_k=None if fields.top_k is None else max(0, fields.top_k),
@@ -123,6 +119,14 @@ def checked_options(
 def model_name(model: str | None) -> str | None:
     """None for absent, empty or blank: the default model. Anything else is left to the catalog as it is."""
     return model if model and model.strip() else None
+
+
+def _limit(most: int | None, least: int) -> int | None:
+    limit = None if most in _UNLIMITED else most
+    if limit is not None and least > limit:
+        message = f"min_tokens is {least}, and at most {limit} tokens are asked for."
+        raise InvalidRequest(message, param="min_tokens")
+    return limit
 
 
 def _texts(texts: list[str], name: str, most: int, limits: LimitSettings) -> tuple[str, ...]:
