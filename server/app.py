@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from server.api import operations
 from server.api.anthropic import messages
-from server.api.compat import llama_server, lm_studio, ollama, tokenize, vllm
+from server.api.compat import elsewhere, llama_server, lm_studio, ollama, tokenize, vllm
 from server.api.openai import chat_completions, completions, embeddings
 from server.api.openai import models as model_routes
 from server.api.openai.decisions import routes as decisions
@@ -44,6 +44,7 @@ PROTOCOLS: tuple[WireProtocol, ...] = (
     llama_server,
     lm_studio,
     vllm,
+    elsewhere,
     # Last: what it refuses is all that is left below /api.
     ollama,
 )

@@ -10,6 +10,7 @@ from server.api.keep_alive import KeepAlive
 from server.api.shape_fields import ShapeFields, asked_shape
 from server.api.wire import Whole, Wire, shown
 from server.chat.conversation import GenerationOptions, Reasoning
+from server.chat.shapes import Shape
 from server.chat.tools import FREE, ToolChoice
 from server.errors import InvalidRequest
 from server.settings.types import LimitSettings
@@ -56,7 +57,8 @@ class SamplingFields(ShapeFields):
     logit_bias: dict[str, Any] = Field({})
     allowed_token_ids: TokenIds = Field([])
     bad_words: TextList = Field([])
-    seed: Whole | None = Field(None, ge=-(2**63), lt=2**63)
+    # Not `lt=2**63`: pydantic words a bound that needs more than 63 bits as a rounded float.
+    seed: Whole | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stop: TextList = Field([])
     n: Whole = Field(1, ge=1)
     return_token_ids: bool = False
@@ -72,20 +74,22 @@ def checked_options(
     max_tokens: int | None,
     top_logprobs: int | None,
     prompt_logprobs: bool = False,
+    shape: tuple[str, Shape | None] = ("", None),
+    stop: tuple[str, list[str]] | None = None,
     tool_choice: ToolChoice = FREE,
     reasoning: Reasoning | None = None,
 ) -> GenerationOptions:
-    """The options of `fields` within `limits`; `max_tokens` -1 and None both mean up to the context."""
+    """The options of `fields` within `limits`; `max_tokens` -1 and None both mean up to the context.
+
+    `shape`, `stop`: a dialect's own fields for the form of the answer and the stop strings, with what they ask for.
+    """
     if fields.n > limits.max_n:
         raise InvalidRequest(f"n is {fields.n}; at most {limits.max_n} choices are possible.", param="n")
     if fields.stream_options.include_usage is not None and not fields.stream:
         raise InvalidRequest("stream_options is only possible with stream: true.", param="stream_options")
-    limit = None if max_tokens in _UNLIMITED else max_tokens
-    if limit is not None and fields.min_tokens > limit:
-        message = f"min_tokens is {fields.min_tokens}, and at most {limit} tokens are asked for."
-        raise InvalidRequest(message, param="min_tokens")
+    stop_name, stops = stop or ("stop", fields.stop)
     return GenerationOptions(
-        max_tokens=limit,
+        max_tokens=_limit(max_tokens, fields.min_tokens),
         temperature=fields.temperature,
         top_p=fields.top_p,
         top_k=None if fields.top_k is None else max(0, fields.top_k),
@@ -95,7 +99,7 @@ def checked_options(
         frequency_penalty=fields.frequency_penalty,
         logit_bias=_logit_bias(fields.logit_bias, limits),
         seed=None if fields.seed in (None, _ANY_SEED) else fields.seed % 2**64,
-        stop=_texts(fields.stop, "stop", limits.max_stop, limits),
+        stop=_texts(stops, stop_name, limits.max_stop, limits),
         n=fields.n,
         # Token ids travel with the logprobs of their tokens.
         top_logprobs=0 if top_logprobs is None and fields.return_token_ids else top_logprobs,
@@ -106,7 +110,7 @@ def checked_options(
         bad_words=_texts(fields.bad_words, "bad_words", limits.max_bad_words, limits),
         xtc_probability=fields.xtc_probability,
         xtc_threshold=fields.xtc_threshold,
-        shape=asked_shape(fields),
+        shape=asked_shape(fields, shape),
         tool_choice=tool_choice,
         reasoning=reasoning or Reasoning(),
     )
@@ -115,6 +119,14 @@ def checked_options(
 def model_name(model: str | None) -> str | None:
     """None for absent, empty or blank: the default model. Anything else is left to the catalog as it is."""
     return model if model and model.strip() else None
+
+
+def _limit(most: int | None, least: int) -> int | None:
+    limit = None if most in _UNLIMITED else most
+    if limit is not None and least > limit:
+        message = f"min_tokens is {least}, and at most {limit} tokens are asked for."
+        raise InvalidRequest(message, param="min_tokens")
+    return limit
 
 
 def _texts(texts: list[str], name: str, most: int, limits: LimitSettings) -> tuple[str, ...]:

@@ -36,9 +36,12 @@ class ShapeFields(Wire):
     json_mode: bool = False
 
 
-def asked_shape(fields: ShapeFields) -> Shape | None:
-    """Raises InvalidRequest for a shape that is malformed, and for two."""
-    shapes = [(where, shape) for where, shape in _shapes(fields) if shape is not None]
+def asked_shape(fields: ShapeFields, own: tuple[str, Shape | None] = ("", None)) -> Shape | None:
+    """`own`: a dialect's own field for it, with what that asks for.
+
+    Raises InvalidRequest for a shape that is malformed, and for two.
+    """
+    shapes = [(where, shape) for where, shape in (own, *_shapes(fields)) if shape is not None]
     if len(shapes) > 1:
         (first, _), (second, _) = shapes[:2]
         raise InvalidRequest(f"{first} and {second} both say what the answer must be; give one.", param=second)

@@ -25,6 +25,7 @@ cli = typer.Typer(
     help="Local inference server for Apple Silicon: Config-I quantized MLX models behind the OpenAI API.",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 

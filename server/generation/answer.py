@@ -74,10 +74,7 @@ async def answer(
                 yield Finish(choice, _reason(event.reason, outputs[choice]), completion_tokens[choice])
             case Prefilled():
                 on_slot()
-                if event.shared:
-                    _log_prefix(request.id, event)
-                if event.peak is not None:
-                    _log_memory(request.id, event.total, event.peak)
+                _log_reading(request.id, event)
                 # The others find what the first has read.
                 if choice == 0:
                     yield prefill.progress(event)
@@ -156,6 +153,13 @@ def _placed(token: ScoredToken, text: str, at: int) -> ScoredToken:
     shorter = token.text.removeprefix(" ")
     only_spelled = not text.startswith(token.text, at) and text.startswith(shorter, at)
     return replace(token, text=shorter if only_spelled else token.text, offset=at)
+
+
+def _log_reading(request_id: str, event: Prefilled) -> None:
+    if event.shared:
+        _log_prefix(request_id, event)
+    if event.peak is not None:
+        _log_memory(request_id, event.total, event.peak)
 
 
 def _log_memory(request_id: str, tokens: int, peak: PeakMemory) -> None:

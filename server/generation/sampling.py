@@ -10,6 +10,7 @@ from server.chat.conversation import Client, GenerationOptions, Reasoning
 from server.chat.encoded import EncodedInquiry, EncodedPrompt, EncodedQuestion, End
 from server.chat.formats.format import ThoughtMarkers
 from server.chat.grammar.constraint import FREE, Constraint
+from server.chat.model_files import SamplingDefaults
 from server.chat.parts import Role
 from server.chat.tokenizers.vocabulary import Vocabulary
 from server.engine_client.protocol import Boundary, Branch, Generate, Kind, Sampling, ScoreOptions, Thought
@@ -37,7 +38,6 @@ def generate_commands(
         InvalidRequest: `logit_bias` or `allowed_token_ids` name a token that the model does not have.
     """
     _check_tokens(options, vocabulary)
-    defaults = vocabulary.defaults
     room = vocabulary.context_length - len(prompt.ids)
     seed = secrets.randbits(64) if options.seed is None else options.seed
     return [
@@ -57,25 +57,30 @@ def generate_commands(
             thought=thought,
             top_logprobs=options.top_logprobs,
             prompt_logprobs=options.prompt_logprobs,
-            sampling=Sampling(
-                # Each choice has its own stream of random numbers; the first is that of n = 1.
-                seed=(seed + choice * _CHOICE_STRIDE) % 2**64,
-                temperature=_given(options.temperature, defaults.temperature),
-                top_p=_given(options.top_p, defaults.top_p),
-                top_k=_given(options.top_k, defaults.top_k),
-                min_p=_given(options.min_p, defaults.min_p),
-                repetition_penalty=_given(options.repetition_penalty, defaults.repetition_penalty),
-                presence_penalty=options.presence_penalty,
-                frequency_penalty=options.frequency_penalty,
-                logit_bias=options.logit_bias,
-                allowed=None if options.allowed_token_ids is None else list(options.allowed_token_ids),
-                banned=constraint.banned,
-                xtc_probability=options.xtc_probability,
-                xtc_threshold=options.xtc_threshold,
-            ),
+            # Each choice has its own stream of random numbers; the first is that of n = 1.
+            sampling=_sampling(options, vocabulary.defaults, (seed + choice * _CHOICE_STRIDE) % 2**64, constraint),
         )
         for choice in range(options.n)
     ]
+
+
+def _sampling(options: GenerationOptions, defaults: SamplingDefaults, seed: int, constraint: Constraint) -> Sampling:
+    """What the request leaves open is the model's own default."""
+    return Sampling(
+        seed=seed,
+        temperature=_given(options.temperature, defaults.temperature),
+        top_p=_given(options.top_p, defaults.top_p),
+        top_k=_given(options.top_k, defaults.top_k),
+        min_p=_given(options.min_p, defaults.min_p),
+        repetition_penalty=_given(options.repetition_penalty, defaults.repetition_penalty),
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        logit_bias=options.logit_bias,
+        allowed=None if options.allowed_token_ids is None else list(options.allowed_token_ids),
+        banned=constraint.banned,
+        xtc_probability=options.xtc_probability,
+        xtc_threshold=options.xtc_threshold,
+    )
 
 
 def _check_tokens(options: GenerationOptions, vocabulary: Vocabulary) -> None:

@@ -15,6 +15,7 @@ from functools import partial
 from server.chat.conversation import Conversation, DecisionRequest, GenerationRequest, Prompt
 from server.chat.deltas import Decided, Event, ReasoningDelta, Started, TextDelta, TokenArray, ToolCallDelta
 from server.chat.description import Description
+from server.chat.encoded import EncodedPrompt
 from server.chat.formats.format import WireFormat
 from server.chat.grammar.constraint import FREE, Constraint
 from server.errors import ContextLengthExceeded
@@ -65,16 +66,7 @@ class Generation:
                 yield pending
             text = opening.result()
             chosen = wire_format(entry, text.vocabulary)
-            constraining = asyncio.ensure_future(self._constraint(request, text, chosen))
-            # The prompt's error comes first, and then nobody asks for this one.
-            constraining.add_done_callback(lambda task: task.cancelled() or task.exception())
-            try:
-                prompt = await text.encode_prompt(
-                    request.prompt, request.client.group, with_offsets=options.prompt_logprobs
-                )
-                constraint = await constraining
-            finally:
-                constraining.cancel()
+            prompt, constraint = await self._encoded(request, text, chosen)
             _log_notes(request, request.notes)
             self._log_text(request, "prompt", prompt.text)
             thought = thought_of(chosen.thought, options.reasoning, prompt, constraint)
@@ -104,6 +96,20 @@ class Generation:
                         measured.event(event)
                         self._log_answer(request, event)
                         yield event
+
+    async def _encoded(
+        self, request: GenerationRequest, text: TextProcess, chosen: WireFormat
+    ) -> tuple[EncodedPrompt, Constraint]:
+        """The prompt, and beside it what is asked of the answer."""
+        constraining = asyncio.ensure_future(self._constraint(request, text, chosen))
+        # The prompt's error comes first, and then nobody asks for this one.
+        constraining.add_done_callback(lambda task: task.cancelled() or task.exception())
+        try:
+            offsets = request.options.prompt_logprobs
+            prompt = await text.encode_prompt(request.prompt, request.client.group, with_offsets=offsets)
+            return prompt, await constraining
+        finally:
+            constraining.cancel()
 
     async def decide(self, request: DecisionRequest) -> Decided:
         """How likely the options of each question are.

@@ -31,7 +31,7 @@ from server.http.dialect import Dialects
 from server.http.exchange import Body, Exchange, owed_bytes, too_large
 from server.http.origins import allowed_names, host_is_allowed, host_name, is_local, origin_is_allowed
 from server.http.parser import BodyParser
-from server.http.paths import tidied
+from server.http.paths import tidied, without_authority
 from server.settings.names import can_be_listed, is_host
 from server.settings.types import ServerSettings
 
@@ -88,7 +88,8 @@ class Guard:
                 await self._parser.close()
             return
         headers = Headers(scope=scope)
-        scope["path"] = tidied(scope["path"])
+        authority, path = without_authority(scope["path"])
+        scope["path"] = tidied(path)
         unreadable = _unreadable(scope["method"], headers)
         share = self._budget.share()
         body = Body(receive, self._settings, share, self._drains, owed_bytes(headers), unreadable)
@@ -96,7 +97,7 @@ class Guard:
         scope["state"] |= {"request_id": exchange.request_id, "parser": self._parser}
         try:
             _check_size(headers)
-            self._check_host(headers)
+            self._check_host(headers.getlist("host"), authority)
             self._check_origin(headers, exchange)
             if _is_preflight(scope, headers):
                 await exchange.answer(204, b"", _preflight_headers(headers))
@@ -131,13 +132,14 @@ class Guard:
         self._giving_back = None
         asyncio.get_running_loop().run_in_executor(None, give_back)
 
-    def _check_host(self, headers: Headers) -> None:
-        values = headers.getlist("host")
-        name = host_name(values[0]) if len(values) == 1 else None
-        if name is None:
+    def _check_host(self, values: list[str], authority: str | None) -> None:
+        """`authority`: of the request's URL, where that is a whole one."""
+        names = [host_name(value) for value in (*values, *([] if authority is None else [authority]))]
+        if len(values) != 1 or None in names:
             raise InvalidRequest("The request needs one valid Host header.")
-        if not host_is_allowed(name, self._names, bound_to_all=self._bound_to_all):
-            raise Forbidden(f"This host name is not served; add {_entry(name, is_host)} to server.allowed_hosts.")
+        for name in filter(None, names):
+            if not host_is_allowed(name, self._names, bound_to_all=self._bound_to_all):
+                raise Forbidden(f"This host name is not served; add {_entry(name, is_host)} to server.allowed_hosts.")
 
     def _check_origin(self, headers: Headers, exchange: Exchange) -> None:
         origin = headers.get("origin")
@@ -209,7 +211,10 @@ def _is_preflight(scope: Scope, headers: Headers) -> bool:
 
 
 def _preflight_headers(headers: Headers) -> dict[str, str]:
+    # Browsers ask this for a page of the web that calls a machine of the user's; such a page was listed.
+    private = headers.get("access-control-request-private-network") == "true"
     return {
+        **({"access-control-allow-private-network": "true"} if private else {}),
         "access-control-allow-methods": "GET, POST, DELETE",
         "access-control-allow-headers": headers.get("access-control-request-headers", "content-type"),
         "access-control-max-age": "600",

@@ -14,7 +14,15 @@ _ENDPOINTS = f"{_PASTED}|models"
 _DOUBLED_VERSION = re.compile("^(/v1)+(?=/(v1|api)(/|$))")
 # Not /models: any id can stand behind it. Those of responses are the server's own.
 _PASTED_ENDPOINT = re.compile(f"^(/v1)?/({_PASTED})(?=(/v1)?/({_ENDPOINTS})(/|$))")
+_WHOLE = re.compile("^https?://(?P<authority>[^/]*)(?P<path>/.*)?$", re.IGNORECASE | re.DOTALL)
 _ENDPOINT_BELOW = re.compile(f"^/.+?/({_ENDPOINTS})$")
+
+
+def without_authority(path: str) -> tuple[str | None, str]:
+    """The host of a whole URL and its path: what is sent to a proxy may be sent to any server. None where it is a path
+    alone, as usual."""
+    whole = _WHOLE.match(path)
+    return (whole["authority"], whole["path"] or "/") if whole else (None, path)
 
 
 def tidied(path: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ByteSize, Field
 
 from server.settings.chip import defaults_here
-from server.settings.section import Section
+from server.settings.section import Section, Size
 
 
 class EngineSettings(Section):
@@ -53,15 +53,15 @@ class EngineSettings(Section):
 class CacheSettings(Section):
     """The KV cache of prompts that were read before, so that the next turn of a conversation reads only what is new."""
 
-    memory_limit: ByteSize = Field(
+    memory_limit: Size = Field(
         ByteSize(4 * 10**9), ge=0, description="Memory for prefixes, if the running requests leave it; 0 keeps none."
     )
-    disk_limit: ByteSize = Field(
+    disk_limit: Size = Field(
         ByteSize(10 * 10**9),
         ge=0,
         description="Disk for prefixes, which survive restarts there and hold prompts; 0 keeps none.",
     )
-    disk_hourly_limit: ByteSize = Field(
+    disk_hourly_limit: Size = Field(
         ByteSize(4 * 10**9), ge=0, description="Prefixes written to disk in an hour at most: writing wears it."
     )
     share: Literal["auto", "all", "key"] = Field(

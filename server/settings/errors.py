@@ -6,8 +6,9 @@ Knows pydantic's errors and the shape "sections of keys", nothing of the setting
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -45,6 +46,26 @@ def unknown_environment(
             same_key = [key for key in keys if key.endswith(f"__{last}")]
             return f"environment: unknown variable {name}{did_you_mean(upper, same_key or keys) or '.'}"
     return None
+
+
+def unreadable_environment(root: type[BaseModel], environ: Mapping[str, str], prefix: str) -> str:
+    """The first variable that should hold JSON and does not; the prefix when it cannot be told."""
+    sections = _sections(root)
+    in_json = {f"{prefix}{section}".upper() for section in sections} | {
+        f"{prefix}{section}__{key}".upper()
+        for section, fields in sections.items()
+        for key, field in fields.items()
+        if get_origin(field.annotation) in (list, dict)
+    }
+    return next((name for name in sorted(environ) if name.upper() in in_json and not _is_json(environ[name])), prefix)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

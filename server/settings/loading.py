@@ -47,8 +47,9 @@ def load_settings(config_file: Path | None, overrides: Mapping[str, Any]) -> Set
         settings = _read_sources(file, overrides)
     except ValidationError as error:
         raise SetupError(errors.sentence(Settings, error, _source_of(overrides))) from None
-    except SettingsError as error:
-        raise SetupError(f"environment: {error}; lists and tables are written as JSON.") from None
+    except SettingsError:
+        name = errors.unreadable_environment(Settings, os.environ, _ENV_PREFIX)
+        raise SetupError(f"environment: {name} is not valid JSON; lists and tables are written as JSON.") from None
     _check_models(settings)
     _check_server(settings)
     return settings
@@ -84,9 +85,14 @@ def _check_file(file: Path) -> None:
     except OSError as error:
         raise SetupError(f"{file}: cannot be read: {error.strerror}.") from None
     try:
-        Settings.model_validate_json(json.dumps(values, default=str), strict=True)
+        Settings.model_validate_json(json.dumps(values, default=_not_text), strict=True)
     except ValidationError as error:
         raise SetupError(errors.sentence(Settings, error, lambda _: str(file))) from None
+
+
+def _not_text(value: object) -> list[str]:
+    """A date or a time, which no setting is: what no text setting takes for one either."""
+    return [str(value)]
 
 
 def _read_sources(file: Path | None, overrides: Mapping[str, Any]) -> Settings:

@@ -10,7 +10,7 @@ from typing import Literal
 import platformdirs
 from pydantic import ByteSize, Field, model_validator
 
-from server.settings.section import Section, UserPath
+from server.settings.section import Section, Size, UserPath
 
 Acquire = Literal["fetch-or-build", "fetch", "build", "local"]
 # The names of `chat/formats`, and the choice by the model's own template.
@@ -43,13 +43,13 @@ class LifecycleSettings(Section):
     failed_retry_s: float = Field(
         30, ge=0, description="How long a failed model refuses requests before the next one tries again."
     )
-    memory_headroom: ByteSize = Field(
+    memory_headroom: Size = Field(
         ByteSize(512 * 10**6),
         ge=2**20,
         description="A model loads only if its weights and this, or as much again if that is less, fit in the memory "
         "available.",
     )
-    memory_limit: ByteSize = Field(
+    memory_limit: Size = Field(
         ByteSize(0), ge=0, description="Memory a model may use; 0 means what the system reports as available."
     )
 

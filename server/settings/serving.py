@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import ByteSize, Field, SecretStr, field_validator
 
 from server.settings import keys, names
-from server.settings.section import Section
+from server.settings.section import Section, Size
 
 
 class ServerSettings(Section):
@@ -33,8 +33,8 @@ class ServerSettings(Section):
     local_origins: bool = Field(
         True, description="Whether loopback pages, on any port, and pages of desktop apps may call unlisted."
     )
-    max_body: ByteSize = Field(ByteSize(8 * 10**6), ge=1024, description="Largest request body; larger is 413.")
-    body_budget: ByteSize = Field(
+    max_body: Size = Field(ByteSize(8 * 10**6), ge=1024, description="Largest request body; larger is 413.")
+    body_budget: Size = Field(
         ByteSize(64 * 10**6),
         ge=0,
         description="Request bodies on their way in, of all clients together; beyond is 503.",
@@ -63,6 +63,13 @@ class ServerSettings(Section):
     def _can_all_be_sent(cls, named: dict[str, SecretStr]) -> dict[str, SecretStr]:
         keys.check_named(named)
         return named
+
+    @field_validator("host")
+    @classmethod
+    def _can_be_listened_on(cls, host: str) -> str:
+        if host and not names.is_host(host):
+            raise ValueError(f"'{host}' is no address to listen on: write it without scheme, port or brackets")
+        return host
 
     @field_validator("allowed_hosts")
     @classmethod
@@ -109,11 +116,11 @@ class LimitSettings(Section):
         "refuse", description='"omit" puts a note in the place of images, which no model here sees, instead of a 400.'
     )
     max_n: int = Field(8, ge=1, description="Choices per request; each takes a slot.")
-    stored_responses: ByteSize = Field(
+    stored_responses: Size = Field(
         ByteSize(64 * 10**6), ge=0, description="Memory for responses that clients may ask for again; 0 keeps none."
     )
     stored_response_age_s: float = Field(86400, gt=0, description="How long such a response is kept.")
-    max_grammar_bytes: ByteSize = Field(
+    max_grammar_bytes: Size = Field(
         ByteSize(10**6), ge=1024, description="A grammar: all tools and the shape of the answer, schemas included."
     )
     grammar_timeout_s: float = Field(
@@ -124,7 +131,7 @@ class LimitSettings(Section):
         gt=0,
         description="Longest processor time to render and tokenize one request; then it is a 400 and its process ends.",
     )
-    text_memory_limit: ByteSize = Field(
+    text_memory_limit: Size = Field(
         ByteSize(4 * 10**9),
         ge=2**28,
         description="Memory to render and tokenize one request, the tokenizer included.",

@@ -114,8 +114,10 @@ class _Reader:
             case "image":
                 yield self._image(where)
             case "document":
+                yield from self._labels(block, ("title", "context"), where)
                 yield TextPart(self._document(block.get("source"), where))
             case "search_result":
+                yield from self._labels(block, ("title", "source"), where)
                 yield from self._text_parts(block.get("content"), f"{where}.content")
             case "tool_addition" | "tool_removal":
                 self.changes.append((where, block))
@@ -162,6 +164,12 @@ class _Reader:
             return TextPart(OMITTED_IMAGE)
         message = f'{where} is an image, and no model here sees images; limits.images = "omit" leaves them out.'
         raise UnsupportedField(message, param=where)
+
+    def _labels(self, block: dict[str, Any], keys: tuple[str, ...], where: str) -> Iterator[TextPart]:
+        """What tells the model what it reads: a line each in front of the text."""
+        for key in keys:
+            if block.get(key):
+                yield TextPart(f"{key}: {_string(block, key, where)}\n")
 
     def _document(self, source: Any, where: str) -> str:
         match source:

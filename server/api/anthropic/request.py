@@ -13,6 +13,7 @@ from server.api.anthropic.tools import asked_tools, tool_choice
 from server.api.fields import Screened, screen, unread
 from server.api.markers import notes, without_markers
 from server.api.sampling import SamplingFields, TextList, checked_options, model_name
+from server.api.tool_checks import check_count
 from server.api.wire import Whole, Wire, shown, validated
 from server.chat.conversation import Conversation, GenerationOptions, Reasoning
 from server.chat.shapes import JsonSchema, Shape
@@ -63,23 +64,25 @@ class MessagesCall:
 
 def parse_messages(raw: bytes, limits: LimitSettings) -> MessagesCall:
     screened = screen(json_object(raw, limits), MESSAGES)
-    fields = validated(MessageFields, screened.values)
+    fields = validated(MessageFields, screened.values, screened.spelled)
     said = conversation(fields.system, fields.messages, omit_images=limits.images == "omit")
     messages, markers = without_markers(said.messages)
     tools, dropped = asked_tools(fields.tools, said.changes)
+    check_count(tools, limits)
     reasoning = _reasoning(fields)
     options = checked_options(
-        fields.model_copy(update={"stop": fields.stop_sequences}),
+        fields,
         limits,
         max_tokens=fields.max_tokens,
         top_logprobs=None,
+        shape=("output_config.format", _shape(fields.output_config.format)),
+        stop=(screened.spelled.get("stop_sequences", "stop_sequences"), fields.stop_sequences),
     )
     return MessagesCall(
         model=model_name(fields.model),
         conversation=Conversation(messages, tools, reasoning=reasoning),
         options=replace(
             options,
-            shape=_shape(fields.output_config.format),
             tool_choice=tool_choice(fields.tool_choice, tools),
             reasoning=reasoning,
         ),

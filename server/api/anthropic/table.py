@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from server.api.adopted import adopted
 from server.api.fields import Fields, Refusal
 from server.api.other_servers import CACHE_SALT, KEEP_ALIVE, RETURN_PROGRESS
 
-MESSAGES = Fields(
+_OWN = Fields(
     works={
         "model": "The model's id or an alias; absent, blank or `default` means the default model.",
         "messages": "user, assistant and system; content is a string or blocks. A last assistant message is continued.",
@@ -42,5 +43,19 @@ MESSAGES = Fields(
         "output_format": Refusal("use output_config.format"),
         "max_tokens_to_sample": Refusal("use max_tokens"),
         "prompt": Refusal("this endpoint takes messages"),
+    },
+    aliases={"stop": "stop_sequences"},
+)
+
+MESSAGES = adopted(
+    _OWN,
+    length="max_tokens",
+    thoughts="thinking",
+    shape="output_config.format",
+    instead={
+        "reasoning_effort": Refusal("use thinking, and output_config.effort"),
+        "parallel_tool_calls": Refusal("use tool_choice.disable_parallel_tool_use", (True,)),
+        "stream_options": Refusal("every stream tells its usage", ({}, {"include_usage": True})),
+        "system_prompt": Refusal("use system", ("",)),
     },
 )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from server.api.fields import unread
+from server.api.tool_checks import described, flag, schema, tool_name
 from server.api.wire import shown
 from server.chat.tools import Tool, ToolChoice
 from server.errors import InvalidRequest
@@ -41,7 +42,7 @@ def asked_tools(
 
 def tool_choice(asked: dict[str, Any] | None, tools: tuple[Tool, ...]) -> ToolChoice:
     asked = {"type": "auto"} if asked is None else asked
-    parallel = asked.get("disable_parallel_tool_use") is not True
+    parallel = not flag(asked, "disable_parallel_tool_use", "tool_choice")
     match asked.get("type"):
         case "auto":
             return ToolChoice(parallel=parallel)
@@ -89,14 +90,15 @@ def _client_tool(item: Any, where: str, dropped: dict[str, None]) -> Tool | None
     if not isinstance(item, dict):
         raise InvalidRequest(f"{where} must be an object, not {shown(item)}.", param=where)
     kind = item.get("type")
+    if kind == "function":
+        message = f"{where} is declared as for chat completions; here a tool is its name, description and input_schema."
+        raise InvalidRequest(message, param=f"{where}.type")
     if isinstance(kind, str) and kind != "custom":
         dropped[f"tools.{kind}"] = None
         return None
-    name, schema, described = item.get("name"), item.get("input_schema"), item.get("description")
-    if not isinstance(name, str) or not name:
-        message = f"{where}.name must be a string that is not empty, not {shown(name)}."
-        raise InvalidRequest(message, param=f"{where}.name")
-    if schema is not None and not isinstance(schema, dict):
-        message = f"{where}.input_schema must be an object, not {shown(schema)}."
-        raise InvalidRequest(message, param=f"{where}.input_schema")
-    return Tool(name, described if isinstance(described, str) else "", schema, item.get("strict") is True)
+    return Tool(
+        tool_name(item.get("name"), f"{where}.name"),
+        described(item, where),
+        schema(item, "input_schema", where),
+        flag(item, "strict", where),
+    )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from server.api.fields import Fields, Refusal
-from server.api.openai.table import CHAT, COMPLETIONS, SAMPLING, SHAPE, SWITCHES, TEXT_ALIASES
+from server.api.openai.table import CHAT, COMPLETIONS, SWITCHES, TEXT_ALIASES
 from server.api.other_servers import INSIDE
+from server.api.shared_fields import SAMPLING, SHAPE
 
 _INFILL_WORKS = {
     "input_prefix": "The text before the gap, up to the line that is being written.",

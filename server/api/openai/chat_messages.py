@@ -6,11 +6,11 @@ dropped, and named to the client like fields that are in no table. HTTP process.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from server.api.openai.content import ACCEPTED_KEY, ContentRules, content_parts, dropped_keys, images_part
+from server.api.tool_checks import arguments_text
 from server.api.wire import shown
 from server.chat.parts import Message, Part, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart
 from server.errors import InvalidRequest, UnsupportedField
@@ -156,15 +156,9 @@ def _call(call: Any, id_of_place: str, where: str) -> ToolCallPart:
 
 
 def _function(function: Any, id: str, where: str) -> ToolCallPart:
-    """The arguments are JSON text; some clients send them as an object, and leave them out where there are none."""
     if not isinstance(function, dict):
         raise InvalidRequest(f"{where} must be an object, not {shown(function)}.", param=where)
-    name, arguments = function.get("name"), function.get("arguments")
+    name = function.get("name")
     if not isinstance(name, str) or not name:
         raise InvalidRequest(f"{where}.name must be a name, not {shown(name)}.", param=f"{where}.name")
-    if isinstance(arguments, dict):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    elif arguments is not None and not isinstance(arguments, str):
-        message = f"{where}.arguments must be a string, not {shown(arguments)}."
-        raise InvalidRequest(message, param=f"{where}.arguments")
-    return ToolCallPart(id, name, arguments if arguments and arguments.strip() else "{}")
+    return ToolCallPart(id, name, arguments_text(function.get("arguments"), f"{where}.arguments"))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from server.api.opaque import encloses, opened
+from server.api.tool_checks import arguments_text
 from server.api.wire import shown
 from server.chat.parts import Message, Part, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart
 from server.errors import InvalidRequest, UnsupportedField
@@ -80,7 +81,10 @@ class _Reader:
                 role = self._role(item.get("role"), f"{where}.role")
                 yield role, tuple(self._content(item.get("content"), f"{where}.content"))
             case "function_call":
-                yield "assistant", (self._call(item, where, self._string(item, "arguments", where)),)
+                yield (
+                    "assistant",
+                    (self._call(item, where, arguments_text(item.get("arguments"), f"{where}.arguments")),),
+                )
             case "custom_tool_call":
                 written = json.dumps({"input": self._string(item, "input", where)}, ensure_ascii=False)
                 yield "assistant", (self._call(item, where, written),)
@@ -131,10 +135,16 @@ class _Reader:
         raise InvalidRequest(f"{where} must be a part with a type of text, not {shown(part)}.", param=where)
 
     def _call(self, item: dict[str, Any], where: str, arguments: str) -> ToolCallPart:
-        call = ToolCallPart(self._string(item, "call_id", where), self._string(item, "name", where), arguments)
+        """A call without the id that results name has its own, or one of its place: the same at every turn."""
+        id = self._id_of(item, where) or f"call_{where.rpartition('.')[2]}"
+        call = ToolCallPart(id, self._string(item, "name", where), arguments)
         self._tool_names[call.id] = call.name
         self._unanswered[call.id] = None
         return call
+
+    def _id_of(self, item: dict[str, Any], where: str) -> str | None:
+        key = "id" if item.get("call_id") is None else "call_id"
+        return None if item.get(key) is None else self._string(item, key, where)
 
     def _result(self, item: dict[str, Any], where: str) -> ToolResultPart:
         """Without the id of a call, of the last one of that tool, or of the first that has no result yet."""

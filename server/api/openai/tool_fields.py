@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import FailFast, Field
 
 from server.api.fields import unread
+from server.api.tool_checks import check_count, described, flag, schema, tool_name
 from server.api.wire import Wire, shown
 from server.chat.tools import Tool, ToolChoice
 from server.errors import InvalidRequest, UnsupportedField
@@ -15,7 +16,6 @@ from server.settings.types import LimitSettings
 
 _TOOL_KEYS = frozenset({"type", "function", "cache_control"})
 _FUNCTION_KEYS = frozenset({"name", "description", "parameters", "strict"})
-_NAME_CHARS = 256
 # `any` is what Mistral calls required.
 _MODES = {"none": "none", "auto": "auto", "required": "required", "any": "required"}
 
@@ -43,8 +43,7 @@ def asked_tools(fields: ToolFields, limits: LimitSettings) -> AskedTools:
     if fields.functions and fields.tools:
         raise InvalidRequest("tools and functions are one thing; give tools only.", param="functions")
     name, given = ("functions", fields.functions) if legacy else ("tools", fields.tools)
-    if len(given) > limits.max_tools:
-        raise InvalidRequest(f"{name} has {len(given)} entries; at most {limits.max_tools} are possible.", param=name)
+    check_count(given, limits, name)
     if legacy:
         tools = tuple(function_tool(item, f"functions.{index}") for index, item in enumerate(given))
         choice = _function_call(fields.function_call, tools)
@@ -58,27 +57,15 @@ def asked_tools(fields: ToolFields, limits: LimitSettings) -> AskedTools:
 
 
 def function_tool(function: Any, where: str) -> Tool:
-    """A function's declaration. `parameters` may be missing; what stands in a schema is looked at by whoever enforces
-    it."""
+    """A function's declaration. `parameters` may be missing."""
     if not isinstance(function, dict):
         raise InvalidRequest(f"{where} must be an object, not {shown(function)}.", param=where)
-    name, parameters = tool_name(function.get("name"), f"{where}.name"), function.get("parameters")
-    if parameters is not None and not isinstance(parameters, dict):
-        message = f"{where}.parameters must be a JSON Schema, not {shown(parameters)}."
-        raise InvalidRequest(message, param=f"{where}.parameters")
     return Tool(
-        name,
-        _optional(function, "description", str, where) or "",
-        parameters,
-        bool(_optional(function, "strict", bool, where)),
+        tool_name(function.get("name"), f"{where}.name"),
+        described(function, where),
+        schema(function, "parameters", where),
+        flag(function, "strict", where),
     )
-
-
-def tool_name(name: Any, where: str) -> str:
-    if not isinstance(name, str) or not name or len(name) > _NAME_CHARS or not name.isprintable():
-        message = f"{where} must be a name of 1 to {_NAME_CHARS} printable characters, not {shown(name)}."
-        raise InvalidRequest(message, param=where)
-    return name
 
 
 def _tool(item: Any, where: str) -> Tool:
@@ -89,14 +76,6 @@ def _tool(item: Any, where: str) -> Tool:
         message = f"{where} is of type {shown(kind)}, which is not supported: tools are functions."
         raise UnsupportedField(message, param=f"{where}.type")
     return function_tool(item.get("function"), f"{where}.function")
-
-
-def _optional(function: dict[str, Any], key: str, kind: type, where: str) -> Any:
-    value = function.get(key)
-    if value is not None and type(value) is not kind:
-        word = "a string" if kind is str else "a boolean"
-        raise InvalidRequest(f"{where}.{key} must be {word}, not {shown(value)}.", param=f"{where}.{key}")
-    return value
 
 
 def _distinct(tools: tuple[Tool, ...], param: str) -> tuple[Tool, ...]:

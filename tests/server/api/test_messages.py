@@ -240,3 +240,25 @@ def test_errors_are_worded_as_anthropic_words_them(
 def test_what_cannot_be_done_is_named(client: Anthropic, changed: dict[str, Any], named: str) -> None:
     with pytest.raises(anthropic.BadRequestError, match=named):
         client.post("/v1/messages", body={"model": MODEL, "max_tokens": 9, "messages": HI} | changed, cast_to=object)
+
+
+def test_what_a_document_is_called_reaches_the_model(client: Anthropic, service: ScriptedEvents) -> None:
+    text = {"type": "text", "media_type": "text/plain", "data": "Sales rose."}
+    blocks: Any = [
+        {"type": "document", "source": text, "title": "Q3.txt", "context": "Draft.", "citations": {"enabled": True}},
+        {"type": "document", "source": text, "title": None},
+        {
+            "type": "search_result",
+            "source": "https://a.example",
+            "title": "A",
+            "content": [{"type": "text", "text": "B"}],
+        },
+        {"type": "text", "text": "Which file?"},
+    ]
+    client.messages.create(model=MODEL, max_tokens=9, messages=[{"role": "user", "content": blocks}])
+    assert service.asked.messages[0].text == (
+        "title: Q3.txt\ncontext: Draft.\nSales rose.Sales rose.title: A\nsource: https://a.example\nBWhich file?"
+    )
+    odd: Any = [{"role": "user", "content": [{"type": "document", "source": text, "title": 5}]}]
+    with pytest.raises(anthropic.BadRequestError, match=r"messages\.0\.content\.0\.title must be a string"):
+        client.messages.create(model=MODEL, max_tokens=9, messages=odd)

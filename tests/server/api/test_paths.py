@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from anthropic import Anthropic
+from anthropic import Anthropic, BadRequestError
 from openai import OpenAI
 
 from tests.support.scripted_service import MODEL, Running, ScriptedService, running
@@ -58,7 +58,13 @@ def test_the_base_url_of_another_server_is_told_the_right_one(server: Running, p
 
 @pytest.mark.parametrize(
     ("path", "status"),
-    [("/v1/audio/transcriptions", 404), ("/v1/embeddings", 400), ("/v1/responses/resp_1/cancel", 404), (CHAT, 415)],
+    [
+        ("/v1/nowhere", 404),
+        ("/v1/audio/transcriptions", 400),
+        ("/v1/embeddings", 400),
+        ("/v1/responses/resp_1/cancel", 404),
+        (CHAT, 415),
+    ],
 )
 def test_who_does_not_read_a_body_does_not_judge_its_type(server: Running, path: str, status: int) -> None:
     reply = server.send("POST", path, b"--x", **{"content-type": "multipart/form-data; boundary=x"})
@@ -93,3 +99,36 @@ def test_a_wrong_method_is_told_all_that_work(server: Running, method: str, path
 def test_options_tells_what_a_path_takes(server: Running, path: str, allowed: str) -> None:
     reply = server.send("OPTIONS", path)
     assert (reply.status, reply.headers["allow"], reply.body) == (204, allowed, b"")
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/completion", "use POST /v1/completions"),
+        ("/v1/rerank", "no model for ranking"),
+        ("/v1/audio/transcriptions", "reads and writes text"),
+        ("/v1/images/generations", "reads and writes text"),
+        ("/v1/threads/abc/runs", "use POST /v1/responses"),
+        ("/v1/files", "keeps no files"),
+        ("/api/v1/chat", "use POST /v1/chat/completions"),
+        ("/api/v1/models/load", "loaded by the first request"),
+        ("/generate", "use POST /v1/completions"),
+    ],
+)
+def test_what_only_other_servers_have_is_refused_with_what_does_it_here(server: Running, path: str, words: str) -> None:
+    """Not as a 404, which clients take for a model that is missing."""
+    reply = server.send("POST", path, {"model": MODEL})
+    assert reply.status == 400
+    assert reply.json()["error"]["message"].startswith(f"{path}"[:5]) and words in reply.json()["error"]["message"]
+
+
+def test_so_are_anthropics_batches_in_its_own_envelope(server: Running) -> None:
+    with Anthropic(base_url=server.url, api_key="any", max_retries=0, timeout=20) as sdk:
+        for call in (
+            lambda: sdk.messages.batches.create(requests=[]),
+            lambda: sdk.messages.batches.retrieve("batch_1"),
+        ):
+            with pytest.raises(BadRequestError) as refused:
+                call()
+            assert refused.value.body["error"]["type"] == "invalid_request_error"
+            assert "send each of its messages to POST /v1/messages" in refused.value.body["error"]["message"]

@@ -231,3 +231,9 @@ def test_the_demo_answers_whatever_the_settings_and_the_environment_say(tmp_path
     assert done.returncode == 0, done.stderr
     assert "Paris" in done.stdout
     assert "tokens/s" in done.stdout
+
+
+def test_help_has_its_short_name() -> None:
+    for words in ((), ("serve",), ("status",)):
+        short, long = (configi(*words, option).stdout for option in ("-h", "--help"))
+        assert short == long and "Usage: " in short

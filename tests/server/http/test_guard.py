@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from server.http.origins import allowed_names, host_is_allowed, host_name, origin_is_allowed
-from tests.support.http_raw import exchange, request
+from tests.support.http_raw import exchange, read_answer, request
 from tests.support.running import Running, serving_script
 
 CHAT = "/v1/chat/completions"
@@ -224,3 +224,60 @@ def test_health_needs_no_key(locked: Running) -> None:
     answer = exchange(locked.port, request("GET", "/health"))
     assert answer is not None
     assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    "target", ["http://localhost:8080/v1/models", "HTTP://127.0.0.1//v1/models/", "https://[::1]/models"]
+)
+def test_a_whole_url_is_the_path_in_it(server: Running, target: str) -> None:
+    """RFC 9112, 3.2.2: every server takes what is meant for a proxy."""
+    answer = exchange(server.port, request("GET", target))
+    assert answer is not None
+    assert answer.status == 200
+    assert b"context_length" in answer.body
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        ("http://evil.example/v1/models", "localhost", 403),
+        ("http://localhost/v1/models", "evil.example", 403),
+        ("http://a@localhost/v1/models", "localhost", 400),
+        ("http:///v1/models", "localhost", 400),
+        ("http://localhost", "localhost", 404),
+        ("ftp://localhost/v1/models", "localhost", 404),
+    ],
+)
+def test_the_host_of_a_whole_url_is_one_that_is_served(server: Running, target: str, host: str, status: int) -> None:
+    answer = exchange(server.port, request("GET", target, host=host))
+    assert answer is not None
+    assert (answer.status, bool(answer.error)) == (status, True)
+
+
+def test_a_listed_page_of_the_web_may_call_a_private_address(server: Running) -> None:
+    asked = {"access_control_request_method": "POST", "access_control_request_private_network": "true"}
+    for origin, granted in (("https://app.example", "true"), ("https://evil.example", None)):
+        preflight = exchange(server.port, request("OPTIONS", CHAT, origin=origin, **asked))
+        assert preflight is not None
+        assert preflight.headers.get("access-control-allow-private-network") == granted
+    plain = exchange(
+        server.port, request("OPTIONS", CHAT, origin="https://app.example", access_control_request_method="POST")
+    )
+    assert plain is not None and "access-control-allow-private-network" not in plain.headers
+
+
+@pytest.mark.parametrize("framing", ["content-length", "chunked"])
+def test_an_offer_of_http_2_is_declined_by_answering(server: Running, framing: str) -> None:
+    """Java's client sends one with its first request, body and all; other servers lost the body or hung."""
+    offer = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2_settings": "AAMAAABkAARAAAAAAAIAAAAA"}
+    body, length = (
+        (GOOD, str(len(GOOD))) if framing == "content-length" else (b"%x\r\n%b\r\n0\r\n\r\n" % (len(GOOD), GOOD), None)
+    )
+    coding = None if length else "chunked"
+    asked = request("POST", CHAT, body, content_length=length, transfer_encoding=coding, **offer)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
+        for _ in range(2):
+            sock.sendall(asked)
+            answer = read_answer(sock)
+            assert answer is not None
+            assert (answer.status, answer.closed) == (200, False)

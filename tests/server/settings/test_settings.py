@@ -263,3 +263,59 @@ def test_a_mac_gets_its_memory_back_after_half_an_hour_unless_told_otherwise(
 ) -> None:
     monkeypatch.setattr("sys.platform", platform)
     assert LifecycleSettings(idle_unload_s=given).idle_s == seconds
+
+
+@pytest.mark.parametrize("size", ['"80%"', '"1,5GB"', '"4 gigs"', '"4GB extra"', '"-1GB"', '""', "4.5", "true"])
+def test_a_size_is_read_whole_or_not_at_all(size: str) -> None:
+    """pydantic took 80 bytes for "80%", and one for "1,5GB"."""
+    write(f"[cache]\nmemory_limit = {size}\n")
+    said = sentence()
+    assert said.startswith("config.toml: cache.memory_limit: ") and "is no size" in said
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ("5", 5),
+        ('"5"', 5),
+        ('"4GB"', 4 * 10**9),
+        ('"1.5 GB"', 15 * 10**8),
+        ('"512mib"', 2**29),
+        ('"2kB"', 2000),
+        ('"7b"', 7),
+    ],
+)
+def test_a_size_has_a_unit_or_is_bytes(size: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(f"[cache]\nmemory_limit = {size}\n")
+    assert load_settings(None, {}).cache.memory_limit == expected
+    write("")
+    monkeypatch.setenv("CONFIGI_CACHE__MEMORY_LIMIT", size.strip('"'))
+    assert load_settings(None, {}).cache.memory_limit == expected
+
+
+@pytest.mark.parametrize("host", ["http://127.0.0.1", "127.0.0.1:8080", "[::1]", "*", "a b"])
+def test_an_address_to_listen_on_is_an_address(host: str) -> None:
+    write(f'[server]\nhost = "{host}"\n')
+    assert sentence().startswith(f"config.toml: server.host: '{host}' is no address to listen on")
+    write("")
+    assert sentence(overrides={"server": {"host": host}}).startswith(f"--host: server.host: '{host}' is no address")
+
+
+@pytest.mark.parametrize("host", ["::1", "0.0.0.0", "localhost", "my-mac.local", "fe80::1", ""])
+def test_so_are_these(host: str) -> None:
+    assert load_settings(None, {"server": {"host": host}}).server.host == host
+
+
+def test_a_date_is_no_text_and_blamed_on_the_file() -> None:
+    write("[server]\nhost = 2026-01-01\n")
+    assert sentence().startswith("config.toml: server.host: input should be a valid string")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("CONFIGI_SERVER__ALLOWED_HOSTS", "a,b"), ("CONFIGI_SERVER__API_KEYS", "a=b"), ("CONFIGI_MODELS", "x")],
+)
+def test_a_variable_that_is_no_json_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONFIGI_SERVER__HOST", "plain")
+    monkeypatch.setenv(name, value)
+    assert sentence() == f"environment: {name} is not valid JSON; lists and tables are written as JSON."

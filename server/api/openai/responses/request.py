@@ -16,6 +16,7 @@ from server.api.openai.responses.store import ResponseStore
 from server.api.openai.responses.table import RESPONSES
 from server.api.openai.responses.tools import ToolSet, tool_choice, tool_set
 from server.api.sampling import SamplingFields, TokenLimit, checked_options, model_name
+from server.api.tool_checks import check_count, flag
 from server.api.wire import TextOrList, Whole, Wire, shown, validated
 from server.chat.conversation import Conversation, GenerationOptions, Reasoning
 from server.chat.parts import Message
@@ -104,9 +105,9 @@ class ResponseCall:
 
 def parse_response(raw: bytes, limits: LimitSettings) -> ParsedResponse:
     screened = screen(json_object(raw, limits), RESPONSES)
-    fields = validated(ResponseFields, screened.values)
+    fields = validated(ResponseFields, screened.values, screened.spelled)
     items = [{"role": "user", "content": fields.input}] if isinstance(fields.input, str) else fields.input
-    needs_store = any(map(_refers, items)) or fields.previous_response_id is not None
+    needs_store = any(map(_refers, items)) or bool(fields.previous_response_id)
     understood = None if needs_store else _understood(fields, items, limits)
     return ParsedResponse(fields, items, understood, screened)
 
@@ -134,6 +135,7 @@ def response_call(parsed: ParsedResponse, limits: LimitSettings, store: Response
 def _understood(fields: ResponseFields, items: list[Any], limits: LimitSettings) -> Understood:
     said, changed = _said(items, limits), changes(items)
     tools = tool_set(fields.tools, changed.tools)
+    check_count(tools.tools, limits)
     return Understood(said, _options(fields, changed, limits, tools), tools)
 
 
@@ -171,7 +173,8 @@ def _resolved(items: list[Any], store: ResponseStore, owner: str) -> Iterator[An
 
 
 def _previous(fields: ResponseFields, store: ResponseStore, owner: str) -> list[Any]:
-    if fields.previous_response_id is None:
+    # Some clients send an empty one for the first turn.
+    if not fields.previous_response_id:
         return []
     try:
         before = store.get(owner, fields.previous_response_id)
@@ -198,11 +201,14 @@ def _options(fields: ResponseFields, changed: Changes, limits: LimitSettings, to
         message = f"top_logprobs is {top}; at most {limits.max_top_logprobs} are possible."
         raise InvalidRequest(message, param="top_logprobs")
     options = checked_options(
-        fields, limits, max_tokens=fields.max_output_tokens, top_logprobs=top if wants_logprobs else None
+        fields,
+        limits,
+        max_tokens=fields.max_output_tokens,
+        top_logprobs=top if wants_logprobs else None,
+        shape=("text.format", _shape(changed.format or fields.text.format)),
     )
     return replace(
         options,
-        shape=_shape(changed.format or fields.text.format),
         tool_choice=tool_choice(fields.tool_choice, tools, fields.parallel_tool_calls),
         reasoning=_reasoning(fields.reasoning, changed.effort or fields.reasoning.effort),
     )
@@ -222,7 +228,7 @@ def _shape(form: dict[str, Any] | None) -> Shape | None:
         case {"type": "json_object"}:
             return AnyJson()
         case {"type": "json_schema", "schema": dict(schema)}:
-            return JsonSchema(schema, form.get("strict") is True, "text.format")
+            return JsonSchema(schema, flag(form, "strict", "text.format"), "text.format")
     raise InvalidRequest(
         f"text.format must be of type text, json_object, or json_schema with a schema, not {shown(form)}.",
         param="text.format",

@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request
-from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
 from server.api.asked import caller
@@ -18,24 +17,22 @@ from server.api.collected import collect
 from server.api.default_dialect import OPENAI, envelope
 from server.api.openai.responses.answer import GrowingResponse, ResponseStream
 from server.api.openai.responses.compact import compacted, compaction_request
+from server.api.openai.responses.listed import page
 from server.api.openai.responses.request import ResponseCall, parse_response, response_call
 from server.api.openai.responses.store import ResponseStore
 from server.api.openai.responses.truncation import generate
 from server.api.service import Service
 from server.chat.conversation import GenerationRequest
 from server.chat.deltas import Event
-from server.errors import ConfigiError, InvalidRequest, NotFound, ResponseCancelled, UnsupportedField
+from server.errors import ConfigiError, NotFound, ResponseCancelled, UnsupportedField
 from server.http.body import parsed_body
 from server.http.dialect import Dialect
 from server.http.disconnect import while_connected
 from server.http.sse import stream
 
-_PAGE = 20
-_LONGEST_PAGE = 100
-
 
 def _error_event(error: ConfigiError) -> bytes:
-    body = {"type": "error", **envelope(error)["error"]}
+    body = {**envelope(error)["error"], "type": "error"}
     return b"event: error\ndata: " + msgspec.json.encode(body) + b"\n\n"
 
 
@@ -47,25 +44,16 @@ def router(service: Service) -> APIRouter:
     limits = service.settings.limits
     store = ResponseStore(limits.stored_responses, limits.stored_response_age_s)
     making = _Making(service, store)
+    _add_asking(routes, service, store, making)
+    _add_stored(routes, service, store, making)
+    return routes
+
+
+def _add_asking(routes: APIRouter, service: Service, store: ResponseStore, making: _Making) -> None:
+    """What takes a whole request: to answer it, to count it, to sum it up."""
 
     async def call_of(request: Request) -> tuple[ResponseCall, GenerationRequest]:
-        parsed = await parsed_body(request, partial(parse_response, limits=limits))
-        who = caller(request, service.settings, parsed.fields.cache_salt)
-        call = response_call(parsed, limits, store, who.client.group)
-        asked = GenerationRequest(
-            who.request_id,
-            call.model,
-            call.conversation,
-            call.options,
-            who.client,
-            wait_for_model=call.fields.stream,
-            keep_alive_s=call.fields.keep_alive,
-            notes=call.notes,
-        )
-        return call, asked
-
-    def owner(request: Request) -> str:
-        return caller(request, service.settings).client.group
+        return await _call_of(request, service, store)
 
     @routes.post("/v1/responses")
     @routes.post("/responses")
@@ -91,6 +79,13 @@ def router(service: Service) -> APIRouter:
         call, asked = await call_of(request)
         return await while_connected(request, _compact(service, call, asked))
 
+
+def _add_stored(routes: APIRouter, service: Service, store: ResponseStore, making: _Making) -> None:
+    """What is done with a response by its id. Behind the others: an id may be any word."""
+
+    def owner(request: Request) -> str:
+        return caller(request, service.settings).client.group
+
     @routes.get("/v1/responses/{id}")
     @routes.get("/responses/{id}")
     async def get(request: Request, id: str) -> Response:
@@ -107,16 +102,30 @@ def router(service: Service) -> APIRouter:
     @routes.get("/v1/responses/{id}/input_items")
     @routes.get("/responses/{id}/input_items")
     async def input_items(request: Request, id: str) -> Response:
-        return _json(_page(store.get(owner(request), id).items, request.query_params))
+        return _json(page(store.get(owner(request), id).items, request.query_params))
 
     @routes.post("/v1/responses/{id}/cancel")
     @routes.post("/responses/{id}/cancel")
     async def cancel(request: Request, id: str) -> Response:
-        if making.cancel(owner(request), id):
-            return _json({"id": id, "object": "response", "status": "cancelled"})
-        return _json(store.get(owner(request), id).body)
+        return _json(making.cancel(owner(request), id) or store.get(owner(request), id).body)
 
-    return routes
+
+async def _call_of(request: Request, service: Service, store: ResponseStore) -> tuple[ResponseCall, GenerationRequest]:
+    limits = service.settings.limits
+    parsed = await parsed_body(request, partial(parse_response, limits=limits))
+    who = caller(request, service.settings, parsed.fields.cache_salt)
+    call = response_call(parsed, limits, store, who.client.group)
+    asked = GenerationRequest(
+        who.request_id,
+        call.model,
+        call.conversation,
+        call.options,
+        who.client,
+        wait_for_model=call.fields.stream,
+        keep_alive_s=call.fields.keep_alive,
+        notes=call.notes,
+    )
+    return call, asked
 
 
 class _Making:
@@ -125,20 +134,22 @@ class _Making:
     def __init__(self, service: Service, store: ResponseStore) -> None:
         self._service = service
         self._store = store
-        self._running: dict[tuple[str, str], bool] = {}
+        self._running: dict[tuple[str, str], GrowingResponse] = {}
+        self._cancelled: set[tuple[str, str]] = set()
 
-    def cancel(self, owner: str, id: str) -> bool:
-        """Whether it was being made; it ends at its next event."""
-        if (owner, id) not in self._running:
-            return False
-        self._running[owner, id] = False
-        return True
+    def cancel(self, owner: str, id: str) -> dict[str, Any] | None:
+        """What there is of it; it ends at its next event. None when it is not being made."""
+        response = self._running.get((owner, id))
+        if response is None:
+            return None
+        self._cancelled.add((owner, id))
+        return response.body("cancelled")
 
     async def respond(self, call: ResponseCall, asked: GenerationRequest) -> Response:
         owner = asked.client.group
         keep = partial(self._store.put, owner, items=call.items) if call.fields.store else None
         response = GrowingResponse(call, keep)
-        events = self._events(asked, call.fields.truncation == "auto", (owner, response.id))
+        events = self._events(asked, call.fields.truncation == "auto", owner, response)
         if call.fields.stream:
             renderer = ResponseStream(response, call.fields.return_progress)
             dialect = replace(DIALECT, error_event=renderer.error)
@@ -151,17 +162,19 @@ class _Making:
         return _json(body, {**call.headers, **response.cache_headers()})
 
     async def _events(
-        self, asked: GenerationRequest, truncate: bool, key: tuple[str, str]
+        self, asked: GenerationRequest, truncate: bool, owner: str, response: GrowingResponse
     ) -> AsyncGenerator[Event, None]:
-        self._running[key] = True
+        key = (owner, response.id)
+        self._running[key] = response
         try:
             async with aclosing(generate(self._service, asked, truncate)) as events:
                 async for event in events:
-                    if not self._running[key]:
+                    if key in self._cancelled:
                         raise ResponseCancelled("The response was cancelled.")
                     yield event
         finally:
             del self._running[key]
+            self._cancelled.discard(key)
 
 
 async def _count(service: Service, call: ResponseCall, client: str) -> Response:
@@ -172,25 +185,6 @@ async def _count(service: Service, call: ResponseCall, client: str) -> Response:
 async def _compact(service: Service, call: ResponseCall, asked: GenerationRequest) -> Response:
     answer = await collect(service.generate(compaction_request(asked)), 1)
     return _json(compacted(answer, call), call.headers)
-
-
-def _page(items: list[Any], asked: QueryParams) -> dict[str, Any]:
-    """The newest first unless asked otherwise, as OpenAI lists them. Items that came without an id have their place."""
-    named = [{"id": f"item_{index}", "type": "message", **item} for index, item in enumerate(items)]
-    if asked.get("order") != "asc":
-        named.reverse()
-    after = asked.get("after")
-    if after is not None:
-        places = [index for index, item in enumerate(named) if item["id"] == after]
-        if not places:
-            raise InvalidRequest("after names no item of this response.", param="after")
-        named = named[places[0] + 1 :]
-    limit = asked.get("limit", str(_PAGE))
-    if not limit.isdecimal() or not 1 <= int(limit[:4]) <= _LONGEST_PAGE:
-        raise InvalidRequest(f"limit must be a whole number from 1 to {_LONGEST_PAGE}.", param="limit")
-    page = named[: int(limit)]
-    ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
-    return {"object": "list", "data": page, **ends, "has_more": len(named) > len(page)}
 
 
 def _json(payload: dict[str, Any], headers: dict[str, str] | None = None) -> Response:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from server.api.adopted import adopted
 from server.api.fields import Fields, Refusal
 from server.api.other_servers import CACHE_SALT, KEEP_ALIVE, RETURN_PROGRESS
 
-RESPONSES = Fields(
+_OWN = Fields(
     works={
         "model": "The model's id or an alias; absent, blank or `default` means the default model.",
         "input": "A string, or a list of items; an empty one only warms the model up with what stands before it.",
@@ -57,9 +58,19 @@ RESPONSES = Fields(
         "conversation": Refusal("conversations are the client's; use previous_response_id"),
         "prompt": Refusal("there are no stored prompts; use instructions and input"),
         "n": Refusal("a response is one answer", (1,)),
-        "logit_bias": Refusal("use it with chat completions", ({},)),
         "messages": Refusal("this endpoint takes input"),
         "max_tokens": Refusal("use max_output_tokens"),
-        "response_format": Refusal("use text.format"),
+    },
+)
+
+RESPONSES = adopted(
+    _OWN,
+    length="max_output_tokens",
+    thoughts="reasoning",
+    shape="text.format",
+    instead={
+        "logprobs": Refusal("use include, with message.output_text.logprobs", (False,)),
+        "system": Refusal("use instructions", ("",)),
+        "system_prompt": Refusal("use instructions", ("",)),
     },
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.api.fields import unread
+from server.api.tool_checks import described, flag, schema, tool_name
 from server.api.wire import shown
 from server.chat.tools import Tool, ToolChoice
 from server.errors import InvalidRequest, UnsupportedField
@@ -52,14 +53,14 @@ def tool_set(raw: list[Any], later: Iterable[tuple[str, Any]] = ()) -> ToolSet:
     read: list[dict[str, Any]] = []
 
     def add(item: dict[str, Any], where: str, namespace: str | None, *, late: bool) -> None:
-        name = _name(item, where)
+        name = tool_name(item.get("name"), f"{where}.name")
         if late and any((known.name, known.namespace) == (name, namespace) for known in declared.values()):
             return
         spoken = name if namespace is None or name not in tools else f"{namespace}__{name}"
         if spoken in tools:
             raise InvalidRequest(f"{where}.name is {shown(name)}, as that of another tool.", param=f"{where}.name")
         custom = item.get("type") == "custom"
-        tools[spoken] = _custom(item, spoken) if custom else _function(item, spoken, where)
+        tools[spoken] = _custom(item, spoken, where) if custom else _function(item, spoken, where)
         declared[spoken] = Declared(name, namespace, custom)
 
     first = [(f"tools.{index}", item) for index, item in enumerate(raw)]
@@ -76,7 +77,7 @@ def tool_set(raw: list[Any], later: Iterable[tuple[str, Any]] = ()) -> ToolSet:
                 for place, tool in enumerate(inner if isinstance(inner, list) else ()):
                     if isinstance(tool, dict) and tool.get("type") in ("function", "custom"):
                         read.append(tool)
-                        add(tool, f"{where}.tools.{place}", _name(item, where), late=late)
+                        add(tool, f"{where}.tools.{place}", tool_name(item.get("name"), f"{where}.name"), late=late)
             case str() as kind:
                 dropped[f"tools.{kind}"] = None
             case other:
@@ -93,8 +94,11 @@ def tool_choice(raw: Any, tools: ToolSet, parallel: bool) -> ToolChoice:
             if raw == "required" and not tools.tools:
                 raise InvalidRequest("tool_choice is required, and there are no tools.", param="tool_choice")
             return ToolChoice(raw, parallel=parallel)
-        case {"type": "function" | "custom", "name": str()}:
+        # The second as in chat completions.
+        case {"type": "function" | "custom", "name": str()} | {"type": "function", "function": {"name": str()}}:
             return ToolChoice("required", (_spoken(raw, tools),), parallel)
+        case {"type": "function" | "custom"}:
+            raise InvalidRequest("tool_choice.name must be the name of a tool.", param="tool_choice.name")
         case {"type": "allowed_tools", "tools": list(listed)}:
             names = tuple(_spoken(tool, tools) for tool in listed if isinstance(tool, dict) and "name" in tool)
             mode = raw.get("mode", "auto")
@@ -111,38 +115,22 @@ def tool_choice(raw: Any, tools: ToolSet, parallel: bool) -> ToolChoice:
 
 
 def _spoken(asked: dict[str, Any], tools: ToolSet) -> str:
+    inner = asked.get("function")
+    name = inner.get("name") if isinstance(inner, dict) and "name" not in asked else asked.get("name")
     for spoken, known in tools.declared.items():
-        if known.name == asked.get("name") and asked.get("namespace") in (None, known.namespace):
+        if known.name == name and asked.get("namespace") in (None, known.namespace):
             return spoken
-    raise InvalidRequest(
-        f"tool_choice names {shown(asked.get('name'))}, which is not among the tools.", param="tool_choice"
-    )
-
-
-def _name(item: dict[str, Any], where: str) -> str:
-    name = item.get("name")
-    if not isinstance(name, str) or not name:
-        raise InvalidRequest(f"{where}.name must be a string that is not empty, not {shown(name)}.", param=where)
-    return name
+    raise InvalidRequest(f"tool_choice names {shown(name)}, which is not among the tools.", param="tool_choice")
 
 
 def _function(item: dict[str, Any], name: str, where: str) -> Tool:
-    parameters = item.get("parameters")
-    if parameters is not None and not isinstance(parameters, dict):
-        message = f"{where}.parameters must be an object, not {shown(parameters)}."
-        raise InvalidRequest(message, param=f"{where}.parameters")
-    return Tool(name, _description(item), parameters, item.get("strict") is True)
+    return Tool(name, described(item, where), schema(item, "parameters", where), flag(item, "strict", where))
 
 
-def _custom(item: dict[str, Any], name: str) -> Tool:
+def _custom(item: dict[str, Any], name: str, where: str) -> Tool:
     """With its grammar, where it has one, told to the model in words."""
-    described = _description(item)
+    told = described(item, where)
     form = item.get("format")
     if isinstance(form, dict) and isinstance(form.get("definition"), str):
-        described += f"\n\nThe input follows this {form.get('syntax', '')} grammar:\n{form['definition']}"
-    return Tool(name, described.strip(), _FREE_TEXT)
-
-
-def _description(item: dict[str, Any]) -> str:
-    described = item.get("description")
-    return described if isinstance(described, str) else ""
+        told += f"\n\nThe input follows this {form.get('syntax', '')} grammar:\n{form['definition']}"
+    return Tool(name, told.strip(), _FREE_TEXT)

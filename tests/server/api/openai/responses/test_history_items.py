@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import openai
+import pytest
 from openai import OpenAI
 
 from server.api.opaque import enclosed
 from server.chat.conversation import GenerationRequest
-from server.chat.parts import Message, ToolResultPart
+from server.chat.parts import Message, ToolCallPart, ToolResultPart
 from server.chat.shapes import JsonSchema
 from tests.support.scripted_events import ScriptedEvents
 from tests.support.scripted_service import MODEL
@@ -100,3 +102,34 @@ def test_keys_that_mean_nothing_here_are_named(client: OpenAI, service: Scripted
     tool = {**WEATHER, "output_schema": {"type": "object"}, "defer_loading": True}
     _, ignored = _asked(client, service, reasoning={"mode": "pro", "effort": "low"}, text={"voice": "x"}, tools=[tool])
     assert ignored == "reasoning.mode, text.voice, tools.output_schema"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "read"),
+    [({"city": "Rome"}, '{"city": "Rome"}'), (None, "{}"), ("", "{}"), (" ", "{}"), ('{"a": 1}', '{"a": 1}')],
+)
+def test_arguments_come_in_every_form(client: OpenAI, service: ScriptedEvents, arguments: Any, read: str) -> None:
+    call: Any = {"type": "function_call", "call_id": "c", "name": "weather", "arguments": arguments}
+    client.responses.create(model=MODEL, input=[call, {"type": "function_call_output", "call_id": "c", "output": "1"}])
+    assert service.asked.messages[0].parts == (ToolCallPart("c", "weather", read),)
+
+
+def test_a_call_has_an_id_of_its_own_or_one_of_its_place(client: OpenAI, service: ScriptedEvents) -> None:
+    call = {"type": "function_call", "name": "weather", "arguments": "{}"}
+    items: Any = [
+        {**call, "id": "fc_1"}, call, {**call, "call_id": None},
+        {"type": "function_call_output", "call_id": "fc_1", "output": "a"},
+        {"type": "function_call_output", "output": "b"},
+    ]  # fmt: skip
+    client.responses.create(model=MODEL, input=items)
+    asked = service.asked.messages
+    assert [part.id for part in asked[0].parts if isinstance(part, ToolCallPart)] == ["fc_1", "call_1", "call_2"]
+    results = [part for message in asked[1:] for part in message.parts if isinstance(part, ToolResultPart)]
+    assert [(result.call_id, result.text) for result in results] == [("fc_1", "a"), ("call_1", "b")]
+
+
+def test_arguments_that_are_no_object_are_refused(client: OpenAI) -> None:
+    call: Any = {"type": "function_call", "call_id": "c", "name": "weather", "arguments": [1]}
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(model=MODEL, input=[call])
+    assert refused.value.param == "input.0.arguments"

@@ -145,7 +145,7 @@ def test_a_conversation_that_is_too_long_loses_its_oldest_turns_when_that_is_all
             "input.0.content.0",
         ),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input.0"),
-        ({"input": "x", "tools": [{"type": "function"}]}, "tools.0"),
+        ({"input": "x", "tools": [{"type": "function"}]}, "tools.0.name"),
         ({"input": "x", "tool_choice": {"type": "function", "name": "gone"}}, "tool_choice"),
         ({"input": "x", "tool_choice": {"type": "web_search"}}, "tool_choice"),
         ({"input": "x", "text": {"format": {"type": "xml"}}}, "text.format"),

@@ -8,6 +8,9 @@ from typing import Any
 import openai
 import pytest
 from openai import OpenAI
+from openai.types.responses import Response
+from openai.types.responses.response_item import ResponseItem
+from pydantic import TypeAdapter
 
 from server.chat.deltas import Finish, TextDelta, Usage
 from server.chat.parts import ReasoningPart, TextPart, ToolCallPart
@@ -71,7 +74,14 @@ def test_a_response_can_be_cancelled_while_it_is_made(client: OpenAI, service: S
     with client.responses.create(model=MODEL, input="x", stream=True) as stream:
         created = next(stream)
         assert created.type == "response.created"
-        assert client.responses.cancel(created.response.id).status == "cancelled"
+        cancelled = client.responses.cancel(created.response.id)
+        # Whole, as the type of the SDK has it.
+        assert (cancelled.status, cancelled.output_text, cancelled.created_at) == (
+            "cancelled",
+            "",
+            created.response.created_at,
+        )
+        Response.model_validate(cancelled.to_dict())
         service.go_on.set()
         last = list(stream)[-1]
     assert last.type == "response.failed" and last.response.status == "cancelled"
@@ -97,3 +107,40 @@ def test_a_large_input_is_read_like_a_small_one(client: OpenAI, service: Scripte
     first = client.responses.create(model=MODEL, input=text, tools=tools, tool_choice="required")
     client.responses.create(model=MODEL, input=text, previous_response_id=first.id)
     assert [len(message.text) for message in service.asked.messages] == [len(text), len("Paris."), len(text)]
+
+
+def test_input_items_are_listed_in_the_form_of_the_sdk(client: OpenAI, service: ScriptedEvents) -> None:
+    """Whatever form they were sent in: texts alone, nulls, no ids."""
+    items: Any = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "Weather?", "id": None, "status": None},
+        {"type": "function_call", "call_id": "c", "name": "weather", "arguments": "{}", "id": None},
+        {"type": "function_call_output", "call_id": "c", "output": "18", "id": None},
+        {"role": "assistant", "content": "18 degrees."},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "And Rome?"}]},
+    ]
+    stored = client.responses.create(model=MODEL, input=items)
+    listed = client.responses.input_items.list(stored.id, order="asc").data
+    read: TypeAdapter[ResponseItem] = TypeAdapter(ResponseItem)
+    for item in listed:
+        read.validate_python(item.to_dict(), strict=True)
+    assert [item.id for item in listed] == [f"item_{index}" for index in range(6)]
+    parts = [(item.content[0].type, item.content[0].text) for item in listed if item.type == "message"]
+    assert parts == [
+        ("input_text", "Be brief."), ("input_text", "Weather?"), ("output_text", "18 degrees."),
+        ("input_text", "And Rome?"),
+    ]  # fmt: skip
+    assert client.responses.input_items.list(stored.id, order="asc", after="item_4").data[0].id == "item_5"
+
+
+def test_an_order_that_there_is_not_is_refused(client: OpenAI) -> None:
+    stored = client.responses.create(model=MODEL, input="x")
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.input_items.list(stored.id, extra_query={"order": "newest"})
+    assert refused.value.param == "order"
+
+
+def test_an_empty_id_of_the_response_before_is_none(client: OpenAI, service: ScriptedEvents) -> None:
+    """As in the first turn of clients whose language has no null for it."""
+    assert client.responses.create(model=MODEL, input="x", previous_response_id="").output_text == "Paris."
+    assert [message.text for message in service.asked.messages] == ["x"]
