@@ -48,10 +48,10 @@ def snapshot_folder(repo: str, commit: str) -> Path:
     return compat.storage_folder(repo) / "snapshots" / checked_commit(commit)
 
 
-def remember_revision(repo: str, revision: str | None, commit: str) -> None:
-    """Write refs/REVISION as the Hub's tools do, so that `cached_folder` finds what was fetched."""
+def remember_revision(repo: str, revision: str | None, commit: str, kind: str = "model") -> None:
+    """Write refs/REVISION as the Hub's tools do, so that what was fetched is found."""
     if revision != commit:
-        ref = compat.storage_folder(repo) / "refs" / checked_path(revision or "main")
+        ref = compat.storage_folder(repo, kind) / "refs" / checked_path(revision or "main")
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(commit)
 
