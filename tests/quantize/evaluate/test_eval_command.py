@@ -134,6 +134,25 @@ def test_what_would_fail_at_the_end_is_said_before_the_work(
         evaluate(models[0], "owner/name", Wishes(hub=HubOptions(offline=True), **wish))
 
 
+def test_a_tokenizer_that_transformers_panics_over_is_a_sentence(
+    models: tuple[Path, Path], text: Path, tmp_path: Path
+) -> None:
+    """Its checks of config.json raise errors of a class of their own."""
+    broken = tmp_path / "broken"
+    shutil.copytree(models[0], broken)
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"layer_types": ["no such layer"]}))
+    (broken / "tokenizer_config.json").unlink()
+    with pytest.raises(SourceError, match=r"The tokenizer of broken cannot be loaded: .*layer_types"):
+        evaluate(broken, str(models[1]), Wishes(texts=[text], length=128))
+
+
+def test_a_long_text_is_judged_without_a_warning(models: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("The keeper of the lighthouse counted the waves. " * 400)
+    call = ["eval", str(models[0]), "--reference", str(models[1]), "--text", str(tmp_path / "long.txt")]
+    assert configi(*call, "--passages", "1", "--generate", "0", "--json").stderr == ""
+
+
 def test_a_report_that_fails_at_the_end_costs_no_figure(models: tuple[Path, Path], text: Path, tmp_path: Path) -> None:
     (tmp_path / "report.json").mkdir()
     call = ["eval", str(models[0]), "--reference", str(models[1]), "--text", str(text), "--passages", "2"]

@@ -17,7 +17,11 @@ from mlx_lm.utils import load_model
 
 from quantize.build.build import build
 from quantize.errors import SourceError
+from quantize.forward.capture import finish
 from quantize.forward.loading import load_folder
+from quantize.forward.models import open_model
+from quantize.forward.store import InMemory
+from quantize.forward.stream import Stream
 from quantize.plan.plan import Plan, make_plan
 from quantize.source.checkpoint import HubOptions
 from quantize.source.sources import open_checkpoint
@@ -57,6 +61,18 @@ def test_names_may_begin_otherwise(tied: bool, rename: Callable[[str], str], tmp
     usual = built(write(tmp_path / "usual", config, shapes), tmp_path / "a")
     other = built(write(tmp_path / "other", config, {rename(n): s for n, s in shapes.items()}), tmp_path / "b")
     assert (other / "model.safetensors").read_bytes() == (usual / "model.safetensors").read_bytes()
+
+
+def test_other_beginnings_are_loaded_and_streamed_too(tmp_path: Path) -> None:
+    """By the server and by a calibration, which read the source themselves."""
+    config, shapes = llama(layers=2)
+    usual = write(tmp_path / "usual", config, shapes)
+    other = write(tmp_path / "other", config, {name.removeprefix("model."): shape for name, shape in shapes.items()})
+    expected = load_model(usual)[0](TOKENS)
+    assert mx.array_equal(load_folder(other)(TOKENS), expected)
+    stream = Stream(open_model(str(other), HubOptions()), [TOKENS], InMemory())
+    stream.run()
+    assert mx.array_equal(finish(stream.model.make(None), TOKENS, stream.hidden(0)), expected)
 
 
 def test_where_no_beginning_helps_the_name_in_the_file_is_told(tmp_path: Path) -> None:
