@@ -9,6 +9,7 @@ norms (Gemma), whose gains tell what an error of each column is worth.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from quantize.calibrate.through_norms import token_rms
+from quantize.errors import SourceError
 from quantize.forward.capture import arrays_of
 from quantize.forward.hooks import Hook, hooked
 from quantize.forward.routing import by_expert
@@ -24,6 +26,7 @@ from quantize.forward.routing import by_expert
 # The cosine: bfloat16 adds a little to a large stream with a large error.
 _ALIKE = 0.9
 _SMALLEST_GAIN = 1e-3
+_MOST_CALLS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,8 @@ class Stage:
     ends: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+# By identity: a module may be called more than once, and arrays compare by element.
+@dataclass(frozen=True, slots=True, eq=False)
 class _Event:
     path: str
     given: mx.array
@@ -58,7 +62,10 @@ class _Event:
 
 
 def find_stages(layer: Any, modules: Mapping[str, Any], args: Any, kwargs: Any) -> list[Stage]:
-    """`modules`: the matrices to be solved, by path below `layer`; those that are not called are in no stage."""
+    """`modules`: the matrices to be solved, by path below `layer`; those that are not called are in no stage.
+
+    Raises SourceError for a layer that is computed in a loop over the tokens (Mamba).
+    """
     events: list[_Event] = []
     within = dict(layer.named_modules())
     norms = {path: module for path, module in within.items() if _is_norm(module)}
@@ -70,6 +77,9 @@ def find_stages(layer: Any, modules: Mapping[str, Any], args: Any, kwargs: Any) 
     mx.eval(returned, [[event.given, event.returned] for event in events], parts)
     entering = arrays_of([args, kwargs])[0]
     called = [event for event in events if not event.norm]
+    often = Counter(event.path for event in called).most_common(1)
+    if often and often[0][1] > _MOST_CALLS:
+        raise SourceError(f"The model calls {often[0][0]} token by token, which a calibration cannot follow.")
     groups: list[list[_Event]] = []
     for event in called:
         group = next((g for g in groups if _same_input(g[0], event)), None)
