@@ -17,6 +17,23 @@ from typer.core import TyperCommand
 from quantize.errors import QuantizeError
 from quantize.evaluate import command as evaluation
 from quantize.mlx_lm_alone import import_mlx_lm_alone
+from quantize.options import (
+    BpwOption,
+    CalibrateOption,
+    DiscardOption,
+    FitMacOption,
+    JsonOption,
+    JsonProgressOption,
+    MaxBytesOption,
+    MemoryOption,
+    OfflineOption,
+    OutputArgument,
+    PolicyOption,
+    SourceArgument,
+    TimeoutOption,
+    TokensOption,
+    WatchOption,
+)
 
 if TYPE_CHECKING:
     from quantize.calibrate.calibration import Calibration
@@ -25,35 +42,8 @@ if TYPE_CHECKING:
     from quantize.progress import Progress
     from quantize.source.checkpoint import HubOptions
 
-SourceArgument = Annotated[
-    str, typer.Argument(help="A folder, a .gguf file, or a Hub repository with an optional @revision.")
-]
-PolicyOption = Annotated[str, typer.Option(help="Name of a policy, or a .toml file with one.")]
-MemoryOption = Annotated[
-    str | None,
-    typer.Option(help="Memory the build may use, such as 3GB.", show_default="3GB, or 8GB to calibrate"),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-DiscardOption = Annotated[bool, typer.Option("--discard-source", help="Do not keep what was downloaded from the Hub.")]
-OfflineOption = Annotated[bool, typer.Option("--offline", help="Do not contact the Hub; use what is on this machine.")]
-
-
 # Alone, as the last argument or before another option, it is the shipped text.
 _SHIPPED_TEXT = ""
-CalibrateOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Calibrate, on the text that ships with the project or on yours: a file, or a folder of files.",
-        metavar="[DATA]",
-        show_default=False,
-    ),
-]
-FitMacOption = Annotated[
-    str | None, typer.Option(help="Memory of a Mac, such as 16GB, that is to hold the model.", show_default=False)
-]
-TokensOption = Annotated[
-    int | None, typer.Option(min=32, help="Tokens to calibrate on.", show_default="131072 with --calibrate")
-]
 # calibration.DEFAULT_TOKENS, which is read only by who calibrates: its module imports MLX.
 _TOKENS = 131_072
 
@@ -114,60 +104,62 @@ def plan(
 
 def build(
     source: SourceArgument,
-    output: Annotated[Path, typer.Argument(help="The model folder to create.")],
+    output: OutputArgument,
     policy: PolicyOption = "config-i",
     calibrate: CalibrateOption = None,
     calibration_tokens: TokensOption = None,
-    target_bpw: Annotated[
-        float | None, typer.Option(min=2, max=32, help="Bits per weight of the model, spent where they are worth most.")
-    ] = None,
-    max_bytes: Annotated[
-        str | None, typer.Option(help="Size of the model's tensors, such as 10GB, spent where it is worth most.")
-    ] = None,
+    target_bpw: BpwOption = None,
+    max_bytes: MaxBytesOption = None,
     fit_mac: FitMacOption = None,
     memory_limit: MemoryOption = None,
     discard_source: DiscardOption = False,
     offline: OfflineOption = False,
-    hub_timeout: Annotated[float, typer.Option(help="Seconds without data from the Hub before a retry.")] = 30,
-    json_progress: Annotated[
-        bool, typer.Option("--json-progress", help="Report progress as JSON lines on stdout.")
-    ] = False,
-    watch_stdin: Annotated[bool, typer.Option("--watch-stdin", help="Exit when stdin closes.")] = False,
+    hub_timeout: TimeoutOption = 30,
+    json_progress: JsonProgressOption = False,
+    watch_stdin: WatchOption = False,
 ) -> None:
     """Build a quantized MLX model. Run the same command again to resume an interrupted build."""
     if calibrate is None:
         import_mlx_lm_alone()
-    from quantize.console import console
-    from quantize.printable import echo
-    from quantize.progress import on_terminal
     from quantize.source.checkpoint import HubOptions
-    from quantize.worker import JsonLines, exit_with_parent
+    from quantize.worker import exit_with_parent
 
-    if calibrate is None and (target_bpw, max_bytes, fit_mac) != (None, None, None):
+    budgets = target_bpw, max_bytes, fit_mac
+    if calibrate is None and budgets != (None, None, None):
         raise typer.BadParameter(
             "--target-bpw, --max-bytes and --fit-mac measure losses on text: give --calibrate too."
         )
     if watch_stdin:
         exit_with_parent(sys.stdin.buffer)
     hub = HubOptions(keep=not discard_source, offline=offline, timeout_s=hub_timeout)
-    budgets = target_bpw, max_bytes, fit_mac
     tokens = _tokens(calibrate, calibration_tokens)
     wish = _Wish(source, output, policy, memory_limit, hub, calibrate, tokens, *budgets)
-    if json_progress:
-        lines = JsonLines(sys.stdout)
-        try:
-            lines.folder(str(_build(wish, lines)))
-        except QuantizeError as error:
-            lines.error(error.message, retryable=error.retryable)
-            raise
-        return
+    _build_for_programs(wish) if json_progress else _build_for_people(wish)
+
+
+def _build_for_programs(wish: _Wish) -> None:
+    from quantize.worker import JsonLines
+
+    lines = JsonLines(sys.stdout)
+    try:
+        lines.folder(str(_build(wish, lines)))
+    except QuantizeError as error:
+        lines.error(error.message, retryable=error.retryable)
+        raise
+
+
+def _build_for_people(wish: _Wish) -> None:
+    from quantize.console import console
+    from quantize.printable import echo
+    from quantize.progress import on_terminal
+
     try:
         with on_terminal(console(stderr=True)) as progress:
             _build(wish, progress)
     except KeyboardInterrupt:
         echo("Interrupted. Finished work is kept; run the same command to resume.", err=True)
         raise typer.Exit(130) from None
-    echo(str(output))
+    echo(str(wish.output))
 
 
 def verify(

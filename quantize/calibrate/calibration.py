@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,13 +27,13 @@ from quantize.calibrate.results import Results
 from quantize.calibrate.settings import SolverSettings
 from quantize.calibrate.stage_solution import BLOCK_BYTES, Matrix
 from quantize.calibrate.tokens import LENGTH, TextChunk, cut
-from quantize.errors import SourceError, first_line
 from quantize.files import sync
 from quantize.folder.manifest import TensorCalibration as Figures
 from quantize.folder.quant_spec import QuantSpec
 from quantize.forward.models import LazyModel, open_model
 from quantize.forward.store import InFolder
 from quantize.forward.stream import Stream
+from quantize.forward.tokenizer import tokenizer_of
 from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.plan import Plan
 from quantize.progress import Progress
@@ -73,7 +72,7 @@ class Calibration:
     ) -> CalibratedWeights:
         """`folder` keeps the work. Raises QuantizeError."""
         folder.mkdir(parents=True, exist_ok=True)
-        chunks = cut(self.text, _tokenizer(plan.config, auxiliary), self.tokens)
+        chunks = cut(self.text, tokenizer_of(plan.config, auxiliary, "the source"), self.tokens)
         own = folder / _name(plan, chunks, model)
         for other in folder.iterdir():
             if other != own:
@@ -112,7 +111,7 @@ def allocated(
     progress: Progress,
 ) -> dict[str, QuantSpec]:
     """Widths within `budget` bytes of tensors, by loss on some of the calibration's text. Raises PolicyError."""
-    chunks = cut(calibration.text, _tokenizer(plan.config, auxiliary), CHUNKS * LENGTH)
+    chunks = cut(calibration.text, tokenizer_of(plan.config, auxiliary, "the source"), CHUNKS * LENGTH)
     used = [chunk for chunk in chunks if not chunk.held_back][:CHUNKS]
     return widths_within(budget, plan, model, [mx.array([list(chunk.tokens)]) for chunk in used], progress)
 
@@ -213,18 +212,3 @@ def _name(plan: Plan, chunks: Sequence[TextChunk], model: LazyModel) -> str:
     given = [[chunk.kind, list(chunk.tokens), chunk.held_back] for chunk in chunks]
     facts = [plan.fingerprint, model.identity, tools, str(mx.default_device()), given]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
-
-
-def _tokenizer(config: Mapping[str, Any], auxiliary: Mapping[str, bytes]) -> Any:
-    from mlx_lm.utils import load_tokenizer
-
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for file, content in auxiliary.items():
-            (folder / file).write_bytes(content)
-        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        try:
-            # Whole documents are encoded, however long.
-            return load_tokenizer(folder, {"model_max_length": 10**9})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SourceError(f"The tokenizer of the source cannot be loaded: {first_line(error)}") from error

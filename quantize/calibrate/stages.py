@@ -10,6 +10,7 @@ gains tell what an error of each column is worth.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -19,6 +20,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from quantize.calibrate.through_norms import token_rms
+from quantize.errors import SourceError
 from quantize.forward.capture import arrays_of
 from quantize.forward.hooks import Hook, hooked
 from quantize.forward.routing import by_expert
@@ -26,6 +28,7 @@ from quantize.forward.routing import by_expert
 # The cosine: bfloat16 adds a little to a large stream with a large error.
 _ALIKE = 0.9
 _SMALLEST_GAIN = 1e-3
+_MOST_CALLS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,8 @@ class Stage:
     ends: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+# By identity: a module may be called more than once, and arrays compare by element.
+@dataclass(frozen=True, slots=True, eq=False)
 class _Event:
     path: str
     given: mx.array
@@ -69,6 +73,8 @@ def find_stages(layer: Any, modules: Mapping[str, Any], args: Any, kwargs: Any) 
 
     In no stage are those that are not called; nor, of latent attention, those whose transpose is (keys): what that is
     given tells nothing of the columns; nor heads that are not given the same.
+
+    Raises SourceError for a layer that is computed in a loop over the tokens (Mamba).
     """
     events: list[_Event] = []
     within = dict(layer.named_modules())
@@ -81,6 +87,9 @@ def find_stages(layer: Any, modules: Mapping[str, Any], args: Any, kwargs: Any) 
     mx.eval(returned, [[event.given, event.returned] for event in events], parts)
     entering = arrays_of([args, kwargs])[0]
     called = [event for event in events if not event.norm]
+    often = Counter(event.path for event in called).most_common(1)
+    if often and often[0][1] > _MOST_CALLS:
+        raise SourceError(f"The model calls {often[0][0]} token by token, which a calibration cannot follow.")
     groups: list[list[_Event]] = []
     for event in called:
         group = next((g for g in groups if _same_input(g[0], event)), None)

@@ -14,8 +14,9 @@ import msgspec
 
 from quantize.errors import QuantizeError
 from quantize.evaluate.tasks import mmlu, niah, tool_calls
-from quantize.evaluate.tasks.mmlu import Question, Score
+from quantize.evaluate.tasks.mmlu import Score
 from quantize.evaluate.tasks.niah import Cell
+from quantize.evaluate.tasks.questions import Question
 from quantize.evaluate.tasks.tool_calls import DeclaredTool, ToolCalls, WrittenCall
 
 _TIMEOUT_S = 600
@@ -84,7 +85,7 @@ class _Part(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    completion_tokens: int | None = None
+    completion_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 class _Chunk(msgspec.Struct):
@@ -166,14 +167,23 @@ class Endpoint:
 
 
 def evaluate_endpoint(
-    endpoint: Endpoint, *, tools: bool, questions: Sequence[Question], needles: int, generate: int
+    endpoint: Endpoint,
+    *,
+    tools: bool,
+    questions: Sequence[Question],
+    needles: int,
+    generate: int,
+    most_questions: int | None = None,
 ) -> EndpointEvaluation:
-    """`needles`: tries a cell, `generate`: tokens of the timed reply; 0 for none. Raises EndpointError."""
+    """`needles`: tries a cell, `generate`: tokens of the timed reply; 0 for none. `most_questions`: of each subject.
+
+    Raises EndpointError.
+    """
     return EndpointEvaluation(
         endpoint=endpoint.url,
         model=endpoint.model,
         tool_calls=tool_calls.measure(endpoint.calls) if tools else None,
-        mmlu_chat=mmlu.in_chat(questions, endpoint.ask) if questions else None,
+        mmlu_chat=mmlu.in_chat(questions, endpoint.ask, most_questions) if questions else None,
         needles=niah.run(endpoint.ask, lambda text: len(text) // _CHARACTERS, tries=needles) if needles else None,
         reply=endpoint.timed(generate) if generate else None,
     )

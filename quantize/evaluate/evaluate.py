@@ -15,18 +15,21 @@ import numpy as np
 
 from quantize.calibrate.corpus import calibration_text
 from quantize.calibrate.overlap import shared_runs
-from quantize.errors import SourceError, first_line, output_error
+from quantize.errors import SourceError, output_error
 from quantize.evaluate.divergence import TokenFigures, joined
 from quantize.evaluate.evaluation import NOT_MEASURED, Evaluation, Generated, Histogram, Protocol
 from quantize.evaluate.generation import Generator
 from quantize.evaluate.measure import EvaluationProgress, measure, state_key
+from quantize.evaluate.same_tokens import check_same_tokens
 from quantize.evaluate.summary import summarize
 from quantize.evaluate.tasks import mmlu, niah, tool_calls
-from quantize.evaluate.tasks.mmlu import Question, Score
+from quantize.evaluate.tasks.mmlu import Score
+from quantize.evaluate.tasks.questions import Question
 from quantize.evaluate.texts import COVERED, OWN, Passage, Text, passages, read_texts
 from quantize.folder.manifest import TextSummary, read_manifest
 from quantize.forward.models import LazyModel, open_model
 from quantize.forward.store import InFolder, InMemory, Store
+from quantize.forward.tokenizer import tokenizer_in
 from quantize.source.checkpoint import HubOptions
 from quantize.source.sources import check_name
 
@@ -43,7 +46,7 @@ class Wishes:
     the user's own text that the model was calibrated on.
 
     `states`: where the reference's hidden states are kept. `generate`: tokens of each greedy reply, 0 for none.
-    `needles`: tries a cell, 0 for none.
+    `needles`: tries a cell, 0 for none. `most_questions`: of each subject.
     """
 
     texts: Sequence[Path] = ()
@@ -55,6 +58,7 @@ class Wishes:
     states: Path | None = None
     generate: int = 0
     questions: Sequence[Question] = ()
+    most_questions: int | None = None
     needles: int = 0
     needle_lengths: Sequence[int] = niah.LENGTHS
     reference_needles: bool = False
@@ -69,6 +73,9 @@ def evaluate(
     if not (folder / "config.json").is_file():
         raise SourceError(f"{folder} has no config.json, so it is not an MLX model.")
     check_name(reference)
+    mmlu.check_questions(wishes.questions)
+    if wishes.reference_needles and not Path(reference).expanduser().is_dir():
+        raise SourceError("The reference's needles need the reference as a folder that mlx-lm loads into memory.")
     calibration = _calibration(folder)
     texts = [text for file in wishes.texts or (OWN,) for text in read_texts(file)]
     covered = wishes.covered or (COVERED if calibration is None else list(calibration.kinds))
@@ -76,9 +83,11 @@ def evaluate(
     kinds = {text.kind for text in texts}
     if unknown := sorted(set(wishes.covered or ()) - kinds):
         raise SourceError(f"No text is of the kind {unknown[0]}; there are {', '.join(sorted(kinds))}.")
-    found = _chosen(passages(texts, _tokenizer(folder), wishes.length), wishes.most_passages)
+    tokenizer = tokenizer_in(folder, folder.name)
+    found = _chosen(passages(texts, tokenizer, wishes.length), wishes.most_passages)
     if not found:
         raise SourceError("The text has no answer that is long enough to be judged on.")
+    check_same_tokens(found, tokenizer, reference, wishes.hub)
     # MLX's CPU backend has no experts in bfloat16, and float32 is what it computes fastest.
     float32 = wishes.float32 if wishes.float32 is not None else mx.default_device() == mx.Device(mx.cpu)
     source = open_model(reference, wishes.hub, float32=float32)
@@ -86,7 +95,8 @@ def evaluate(
     with _states(wishes.states, source, found) as states:
         by_kind = measure(source, model, found, states=states, told=told)
     generator = Generator(folder) if wishes.generate or wishes.questions or wishes.needles else None
-    letters, chat = _mmlu(generator, wishes.questions) if generator and wishes.questions else (None, None)
+    letters, chat = _mmlu(generator, wishes) if generator and wishes.questions else (None, None)
+    compared = Generator(Path(reference).expanduser()) if wishes.reference_needles else None
     return Evaluation(
         model=folder.resolve().name,
         reference=source.label,
@@ -98,18 +108,9 @@ def evaluate(
         mmlu_letters=letters,
         mmlu_chat=chat,
         needles=_needles(generator, wishes) if generator and wishes.needles else None,
-        reference_needles=_reference_needles(reference, wishes) if wishes.reference_needles else None,
+        reference_needles=_needles(compared, wishes) if compared else None,
         tool_calls=_tool_calls(generator) if generator and wishes.generate else NOT_MEASURED,
     )
-
-
-def _tokenizer(folder: Path) -> object:
-    from mlx_lm.utils import load_tokenizer
-
-    try:
-        return load_tokenizer(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"The tokenizer of {folder.name} cannot be loaded: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -200,9 +201,10 @@ def _tool_calls(generator: Generator) -> str:
     return str(tool_calls.measure(generator.calls))
 
 
-def _mmlu(generator: Generator, questions: Sequence[Question]) -> tuple[Score, Score | None]:
-    letters = mmlu.by_letters(questions, generator.tokenizer.encode, generator.next_logits)
-    chat = mmlu.in_chat(questions, generator.ask) if generator.tokenizer.has_chat_template else None
+def _mmlu(generator: Generator, wishes: Wishes) -> tuple[Score, Score | None]:
+    asked, most = wishes.questions, wishes.most_questions
+    letters = mmlu.by_letters(asked, generator.tokenizer.encode, generator.next_logits, most)
+    chat = mmlu.in_chat(asked, generator.ask, most) if generator.tokenizer.has_chat_template else None
     return letters, chat
 
 
@@ -211,10 +213,3 @@ def _needles(generator: Generator, wishes: Wishes) -> list[niah.Cell]:
         return len(generator.tokenizer.encode(text))
 
     return niah.run(generator.ask, count, lengths=wishes.needle_lengths, tries=wishes.needles)
-
-
-def _reference_needles(reference: str, wishes: Wishes) -> list[niah.Cell]:
-    folder = Path(reference).expanduser()
-    if not folder.is_dir():
-        raise SourceError("The reference's needles need the reference as a folder that mlx-lm loads into memory.")
-    return _needles(Generator(folder), wishes)

@@ -13,6 +13,8 @@ import msgspec
 from quantize.errors import SourceError, first_line
 from quantize.evaluate.loops import Loop, find_loop
 from quantize.evaluate.tasks.tool_calls import DeclaredTool, WrittenCall
+from quantize.forward.loading import load_folder
+from quantize.forward.tokenizer import tokenizer_in
 
 _CALL_TOKENS = 256
 
@@ -40,11 +42,10 @@ class Generator:
     """Raises SourceError when mlx-lm cannot load the folder."""
 
     def __init__(self, folder: Path) -> None:
-        from mlx_lm.utils import load
-
+        self.tokenizer = tokenizer_in(folder, folder.name)
         try:
-            self.model, self.tokenizer = load(str(folder))[:2]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            self.model = load_folder(folder)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SourceError) as error:
             raise SourceError(f"mlx-lm cannot load {folder.name}: {first_line(error)}") from error
 
     def encode(self, messages: Sequence[Any]) -> list[int]:

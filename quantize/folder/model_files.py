@@ -40,10 +40,14 @@ def weight_files(names: Iterable[str], index: Mapping[str, str] | None) -> list[
     return found
 
 
-def lost(headers: Mapping[str, Header], index: Mapping[str, str] | None) -> tuple[str, str] | None:
-    """A tensor that the index names and no file has, and the file that should; None if all of them are somewhere."""
+def lost_shard(headers: Mapping[str, Header], index: Mapping[str, str] | None) -> str | None:
+    """A file that is not there, by an index that has a tensor in it which no other file has; None if there is none.
+
+    What the index has in a file that is there, and is not in it, may be needed by nobody: a head that is tied is often
+    left in the index. Whether it is, the model tells.
+    """
     there = {name for header in headers.values() for name in header.entries}
-    return next(((name, shard) for name, shard in (index or {}).items() if name not in there), None)
+    return next((shard for name, shard in (index or {}).items() if shard not in headers and name not in there), None)
 
 
 def holders(headers: Mapping[str, Header], index: Mapping[str, str] | None) -> dict[str, list[str]]:

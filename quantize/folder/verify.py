@@ -20,7 +20,7 @@ from quantize.errors import QuantizeError, SourceError, VerifyError
 from quantize.folder.config import is_affine, read_specs
 from quantize.folder.hashing import sha256_of
 from quantize.folder.manifest import MANIFEST, File, Manifest, read_manifest
-from quantize.folder.model_files import holders, is_loaded_by_mlx, lost, weight_files
+from quantize.folder.model_files import holders, is_loaded_by_mlx, lost_shard, weight_files
 from quantize.folder.safetensors_format import INDEX, Entry, Header, indexed_shards, parse_index, read_header
 from quantize.folder.stale_template import stale_template
 from quantize.folder.tensor_rules import tensor_problems
@@ -129,10 +129,8 @@ def _of_others(folder: Path, config: Mapping[str, Any], found: Findings) -> Mapp
         found.warnings.append(error.message)
     # Names that lead elsewhere are no slip.
     indexed_shards(index)
-    if missing := lost(headers, index):
-        name, shard = missing
-        says = f"{INDEX} says that {shard} holds {name}; it does not."
-        found.problems.append(says if shard in headers else f"{shard} is missing.")
+    if missing := lost_shard(headers, index):
+        found.problems.append(f"{missing} is missing.")
     for tensor, (first, *others) in holders(headers, index).items():
         for other in others:
             if not _are_equal(folder, headers, tensor, first, other):

@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 from quantize.source.checkpoint import Checkpoint
 from quantize.source.families import Placed, PlacedView, place
 from quantize.source.mlx_model import empty_model
+from quantize.source.ties import explicit_about_ties
 from quantize.source.views import read
 
 
@@ -23,8 +24,9 @@ class CheckpointModel:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self.label = checkpoint.label
+        self._config = explicit_about_ties(checkpoint.config, checkpoint.tensors)
         self._of_part: dict[int | None, list[Placed]] = defaultdict(list)
-        for placed in place(checkpoint.tensors, checkpoint.config):
+        for placed in place(checkpoint.tensors, self._config):
             self._of_part[placed.layer].append(placed)
 
     @property
@@ -44,7 +46,7 @@ class CheckpointModel:
         return model
 
     def _with(self, weights: dict[str, mx.array], *, strict: bool) -> Any:
-        model = empty_model(self._checkpoint.config)
+        model = empty_model(self._config)
         if hasattr(model, "sanitize"):
             weights = model.sanitize(weights)
         known = {name for name, _ in tree_flatten(model.parameters())}

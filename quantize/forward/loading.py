@@ -22,6 +22,7 @@ from quantize.source.compat import model_classes
 from quantize.source.declared import declarations
 from quantize.source.families import is_unused
 from quantize.source.folder import FolderCheckpoint
+from quantize.source.spelled_out import spelled_out
 from quantize.source.unpack import Scaled
 
 # Read at once: little enough to tell how far it is, enough to keep a disk busy.
@@ -110,7 +111,7 @@ def _is_mxfp8(table: Mapping[str, Any]) -> bool:
 
 
 def _classes(config: dict[str, Any]) -> tuple[Any, Any]:
-    model_class, arguments_class = model_classes(config)
+    model_class, arguments_class = model_classes(spelled_out(config))
 
     def made(arguments: Any) -> Any:
         model = model_class(arguments)
@@ -124,7 +125,14 @@ def _classes(config: dict[str, Any]) -> tuple[Any, Any]:
         model.sanitize = without_unused
         return model
 
-    return made, arguments_class
+    class Arguments:
+        """Of mlx-lm's own class."""
+
+        @staticmethod
+        def from_dict(given: dict[str, Any]) -> Any:
+            return arguments_class.from_dict(spelled_out(given))
+
+    return made, Arguments
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ by themselves; and any other checkpoint (GGUF, fp8, a Hub repository), whose ten
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from quantize.errors import SourceError, first_line
 from quantize.forward.checkpoint_weights import CheckpointModel
 from quantize.forward.loading import load_as_mlx_lm, needs_unpacking
 from quantize.source.checkpoint import HubOptions
+from quantize.source.folder import FolderCheckpoint
 from quantize.source.sources import open_checkpoint
 
 
@@ -44,12 +46,24 @@ def open_model(source: str, options: HubOptions, *, float32: bool = False) -> La
     same for both sides of a comparison.
     """
     folder = Path(source).expanduser()
-    made: LazyModel = (
-        FolderModel(folder)
-        if folder.is_dir() and not needs_unpacking(folder)
-        else CheckpointModel(open_checkpoint(source, options))
-    )
+    made = _of_folder(folder) if folder.is_dir() else None
+    made = made or CheckpointModel(open_checkpoint(source, options))
     return InFloat32(made) if float32 else made
+
+
+def _of_folder(folder: Path) -> LazyModel | None:
+    """As mlx-lm loads it; None for what is read as a build reads it, packed or in names of others."""
+    if needs_unpacking(folder):
+        return None
+    plain = FolderModel(folder)
+    try:
+        # Reads headers alone.
+        plain.make(None)
+        return plain
+    except SourceError:
+        with contextlib.suppress(SourceError):
+            return CheckpointModel(FolderCheckpoint(folder))
+        raise
 
 
 class FolderModel:

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from quantize.errors import SourceError
-from quantize.folder.model_files import TOKENIZERS, lost, weight_files
+from quantize.folder.model_files import TOKENIZERS, lost_shard, weight_files
 from quantize.folder.safetensors_format import INDEX, parse_index, read_header
 from quantize.hub import compat
 from quantize.names import checked_commit, checked_name, checked_path
@@ -48,10 +48,10 @@ def snapshot_folder(repo: str, commit: str) -> Path:
     return compat.storage_folder(repo) / "snapshots" / checked_commit(commit)
 
 
-def remember_revision(repo: str, revision: str | None, commit: str) -> None:
-    """Write refs/REVISION as the Hub's tools do, so that `cached_folder` finds what was fetched."""
+def remember_revision(repo: str, revision: str | None, commit: str, kind: str = "model") -> None:
+    """Write refs/REVISION as the Hub's tools do, so that what was fetched is found."""
     if revision != commit:
-        ref = compat.storage_folder(repo) / "refs" / checked_path(revision or "main")
+        ref = compat.storage_folder(repo, kind) / "refs" / checked_path(revision or "main")
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(commit)
 
@@ -101,7 +101,7 @@ def _is_complete(folder: Path) -> bool:
         return False
     index = parse_index((folder / INDEX).read_bytes()) if INDEX in names else None
     headers = {name: read_header(folder / checked_name(name)) for name in weight_files(names, index)}
-    return lost(headers, index) is None
+    return lost_shard(headers, index) is None
 
 
 def _has_all_listed(repo: str, folder: Path) -> bool:

@@ -68,12 +68,12 @@ def cache_folder() -> Path:
     return Path(constants.HF_HUB_CACHE).expanduser()
 
 
-def storage_folder(repo: str) -> Path:
-    """Where `repo` is in the cache: blobs/SHA256, snapshots/COMMIT/FILE, refs/REVISION.
+def storage_folder(repo: str, kind: str = "model") -> Path:
+    """Where `repo` is in the cache: blobs/SHA256, snapshots/COMMIT/FILE, refs/REVISION. `kind`: or "dataset".
 
     Why: our transfers put their blobs where every other tool finds them. It goes with `resume_download`.
     """
-    return cache_folder() / checked_name(f"models--{checked_path(repo).replace('/', '--')}")
+    return cache_folder() / checked_name(f"{kind}s--{checked_path(repo).replace('/', '--')}")
 
 
 def blob_lock(blob: Path) -> Path:

@@ -15,8 +15,8 @@ from quantize.source.roles import TensorRole
 class OutputTensor:
     """One tensor of the model. `name` is its name in an unquantized model; `shape` and `dtype` are the source's.
 
-    `spec` is None for a tensor kept in the source's dtype; `policy_spec` is what the policy asked for where the columns
-    forced another group size, or none.
+    `spec` is None for a tensor kept in the source's dtype; `policy_spec` is what the policy asked for where that is not
+    it: the columns forced another group size or none, or mlx-lm never quantizes the module (`left_alone`).
     """
 
     name: str
@@ -26,6 +26,7 @@ class OutputTensor:
     dtype: str
     spec: QuantSpec | None
     policy_spec: QuantSpec | None = None
+    left_alone: bool = False
 
     @property
     def path(self) -> str:

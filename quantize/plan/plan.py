@@ -23,8 +23,9 @@ from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.policy import KEEP, Policy, find_policy
 from quantize.source.checkpoint import Checkpoint, SourceTensor
 from quantize.source.declared import undeclared
-from quantize.source.families import Placed, place, text_config
+from quantize.source.families import Placed, place
 from quantize.source.mlx_model import layer_count
+from quantize.source.ties import explicit_about_ties
 from quantize.source.views import View
 
 # As mlx_lm.convert's; a file of this size can be on disk twice while it is copied.
@@ -116,7 +117,7 @@ def make_plan(
 
     Raises SourceError for a tensor that is missing or has no role, PolicyError for a policy that does not fit.
     """
-    config = undeclared(_explicit_about_ties(checkpoint))
+    config = undeclared(explicit_about_ties(checkpoint.config, checkpoint.tensors))
     layers = layer_count(config)
     placed = place(checkpoint.tensors, config)
     policy = find_policy(policy_name, experts=any(tensor.role.startswith("expert") for tensor in placed))
@@ -142,27 +143,15 @@ def make_plan(
     )
 
 
-def _explicit_about_ties(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """transformers leaves tie_word_embeddings out where it is its default, and mlx-lm's default is the other one."""
-    config = checkpoint.config
-    if "lm_head.weight" not in checkpoint.tensors:
-        return config
-    text = text_config(config)
-    tied = {"tie_word_embeddings": config.get("tie_word_embeddings", False)}
-    if text is not config and "tie_word_embeddings" not in text:
-        config = {**config, "text_config": {**text, **tied}}
-    return config if "tie_word_embeddings" in config else {**config, **tied}
-
-
 def _output(placed: Placed, policy: Policy, layers: int) -> OutputTensor:
     dtype = _dtype(placed)
     columns = placed.shape[-1] if placed.shape else 1
     chosen = policy.spec(placed.role, placed.layer, layers) if len(placed.shape) > 1 else KEEP
-    spec = fitting_spec(chosen, columns) if chosen else KEEP
-    if chosen and not spec and placed.role.startswith("expert"):
+    spec = fitting_spec(chosen, columns) if chosen and not placed.left_alone else KEEP
+    if chosen and not spec and not placed.left_alone and placed.role.startswith("expert"):
         raise PolicyError(f"The experts in {placed.name} have {columns} columns, which no group size divides.")
     forced = chosen if chosen != spec else None
-    return OutputTensor(placed.name, placed.role, placed.layer, placed.shape, dtype, spec, forced)
+    return OutputTensor(placed.name, placed.role, placed.layer, placed.shape, dtype, spec, forced, placed.left_alone)
 
 
 def _dtype(placed: Placed) -> str:

@@ -125,7 +125,12 @@ def print_report(
         table.add_row(row.role, row.layers, row.width, f"{row.parameters:,}", f"{row.nbytes:,}")
     console.print(table)
     for output in _forced(plan):
-        console.print(f"{output.name}: {output.spec or 'kept'}; no group of {output.policy_spec} divides its columns")
+        why = (
+            "mlx-lm never quantizes it"
+            if output.left_alone
+            else f"no group of {output.policy_spec} divides its columns"
+        )
+        console.print(f"{output.name}: {output.spec or 'kept'}; {why}")
     build = facts["build"]
     lines = {
         "parameters": f"{plan.parameters:,}" + (f" ({len(plan.dropped)} tensors dropped)" if plan.dropped else ""),
@@ -168,7 +173,7 @@ def _fit(plan: Plan, mac: Mac) -> dict[str, Any]:
 
 
 def _forced(plan: Plan) -> list[OutputTensor]:
-    """Tensors whose columns forced another group size than the policy's."""
+    """Tensors that are not stored as the policy asks."""
     return [output for output in plan.tensors if output.policy_spec is not None]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from quantize.errors import SourceError
 from quantize.plan.output_tensor import OutputTensor
-from quantize.source.mlx_model import empty_model
+from quantize.source.mlx_model import empty_model, quantizable_modules
 
 
 def check(config: Mapping[str, Any], outputs: Iterable[OutputTensor]) -> list[str]:
@@ -38,7 +38,7 @@ def check(config: Mapping[str, Any], outputs: Iterable[OutputTensor]) -> list[st
         again = loaded[name]
         if not isinstance(again, Standin) or again.view_of_source != views[name]:
             raise SourceError(f"mlx-lm's {model_type} model would change {name} again when it is loaded.")
-    quantizable = {path for path, module in model.named_modules() if hasattr(module, "to_quantized")}
+    quantizable = quantizable_modules(model)
     for output in outputs:
         if output.spec is not None and output.path not in quantizable:
             raise SourceError(f"mlx-lm cannot quantize {output.path}.")

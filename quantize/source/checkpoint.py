@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from quantize.errors import SourceError
 from quantize.foreign_json import read_json
+from quantize.source.spelled_out import spelled_out
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -121,14 +122,14 @@ class Checkpoint(Protocol):
 
 
 def parse_config(text: bytes) -> dict[str, Any]:
-    """config.json of a source. Raises SourceError."""
+    """config.json of a source, `spelled_out`. Raises SourceError."""
     try:
         config = read_json(text)
     except ValueError:
         raise SourceError("The source's config.json is not valid JSON.") from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise SourceError("The source's config.json names no model_type.")
-    return config
+    return spelled_out(config)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ _METHODS = (
     "mlx", "fp8", "mxfp8", "fbgemm_fp8", "mxfp4", "compressed-tensors", "modelopt", "awq", "gptq", "auto-round",
     "intel/auto-round", "bitsandbytes",
 )  # fmt: skip
+# Not a form of the stored weights alone: the model rounds them while it computes.
+_COMPUTED = ("bitnet", "fp_quant")
 
 
 def declarations(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -32,13 +34,16 @@ def undeclared(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_method(table: Mapping[str, Any]) -> None:
-    """Raises SourceError when what `table` declares cannot be undone here."""
+def check_method(table: Mapping[str, Any], *, plain: bool = False) -> None:
+    """Raises SourceError when what `table` declares cannot be undone here.
+
+    `plain`: all tensors are floating numbers, so that there is nothing to undo.
+    """
     method = str(table.get("quant_method", table.get("quant_type", "mlx")))
     sparsity = table.get("sparsity_config")
     if isinstance(sparsity, dict) and sparsity.get("format", "dense") != "dense":
         method = f"{method} and sparsity ({sparsity['format']})"
-    if method not in _METHODS:
+    if method not in _METHODS and not (plain and method not in _COMPUTED):
         raise SourceError(
             f"The source is quantized with {method}, which cannot be undone here; "
             "build from the unquantized checkpoint."

@@ -7,6 +7,7 @@ dropped by accident. `plan/structure.py` checks every plan against the model cla
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,14 +16,17 @@ from typing import Any
 from quantize.errors import SourceError
 from quantize.folder.finite import is_float
 from quantize.source.checkpoint import SourceTensor
-from quantize.source.mlx_model import empty_model
+from quantize.source.mlx_model import empty_model, left_alone, quantizable_modules
 from quantize.source.roles import TensorRole, layer_of, role_of
+from quantize.source.spellings import Rename, as_mlx_lm_takes_it, prefixes
 from quantize.source.views import View
 
 # What a text model does not need and mlx-lm's `sanitize` does not always drop.
 _UNUSED = re.compile(
     r"(?:model\.)?(?:vision_tower|multi_modal_projector|audio_tower|embed_audio|embed_vision|vision_embedder)\..*"
-    r"|.*self_attn\.rotary_emb\.inv_freq"
+    # What is computed from config.json, which older tools stored: angles of RoPE, positions, masks.
+    r"|(?:.*\.)?(?:inv_freq|cos_cached|sin_cached|position_ids|masked_bias|causal_mask|attn_mask)"
+    r"|.*\.(?:self_)?att(?:n|ention)\.bias"
     r"|.*\.(?:input|output)_(?:max|min)"
     # Static scales of activations and of the KV cache, which only a kernel that computes in fp8 needs.
     r"|.*[._](?:input|output|activation|act)(?:_global)?_scale(?:_inv|_ub)?|.*\.(?:[qkv]|kv)_scale"
@@ -30,9 +34,11 @@ _UNUSED = re.compile(
     # Heads beside the language model's, of fine-tunes that judge or classify.
     r"|(?:model\.)?(?:score|classifier|qa_outputs|(?!lm_)[a-z0-9]+_head|[a-z]+_lm_head)s?\..*"
 )
-# transformers' newer names, which mlx-lm 0.32 does not know.
-_RENAMED = {"gemma3": ("model.language_model.", "language_model.model.")}
 _MXFP4_GROUP = 32
+
+
+class UnknownTensor(SourceError):
+    """A tensor without a place in the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +51,14 @@ class PlacedView:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One tensor of the model; `pieces` one after the other are its rows."""
+    """One tensor of the model; `pieces` one after the other are its rows. `left_alone`: mlx-lm never quantizes it."""
 
     name: str
     role: TensorRole
     layer: int | None
     shape: tuple[int, ...]
     pieces: Sequence[PlacedView]
+    left_alone: bool = False
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -66,31 +73,45 @@ def place(tensors: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> lis
     Raises:
         SourceError: naming the tensor that is missing, is unknown, or is changed in a way that cannot be followed.
     """
+    try:
+        return _placed(tensors, config, lambda name: name)
+    except UnknownTensor as error:
+        for rename in prefixes(tensors):
+            # The names of the first attempt are the ones to tell of.
+            with contextlib.suppress(SourceError):
+                return _placed(tensors, config, rename)
+        raise error
+
+
+def _placed(tensors: Mapping[str, SourceTensor], config: Mapping[str, Any], rename: Rename) -> list[Placed]:
     model = empty_model(config)
-    modules = dict(model.named_modules())
+    modules, quantizable, alone = dict(model.named_modules()), quantizable_modules(model), left_alone(model)
     order = {name: number for number, name in enumerate(tensors)}
     placed = []
-    for name, value in _sanitized(model, tensors, config).items():
+    for name, value in _sanitized(model, tensors, config, rename).items():
         sources = getattr(value, "parts", [value])
-        if _is_dropped(name, sources[0].source, model, config):
+        if _is_dropped(name, rename(sources[0].source), model, config):
             continue
-        module = modules.get(name.rpartition(".")[0])
-        quantizable = hasattr(module, "to_quantized")
-        role = role_of(name, value.shape, type(module).__name__, quantizable=quantizable)
+        path = name.rpartition(".")[0]
+        role = role_of(name, value.shape, type(modules.get(path)).__name__, quantizable=path in quantizable)
         if not _owns(model, name):
-            raise _unknown(sources[0].source, config)
+            model_type = config.get("model_type")
+            raise UnknownTensor(
+                f"The tensor {sources[0].source} has no known role in models of the type {model_type!r}."
+            )
         pieces = [PlacedView(tensors[part.source], part.view_of_source) for part in sources]
         _check_dtypes(pieces, _parameter(model, name))
-        placed.append(Placed(name, role, layer_of(name), value.shape, pieces))
+        placed.append(Placed(name, role, layer_of(name), value.shape, pieces, path in alone))
     return sorted(placed, key=lambda output: min(order[piece.source.name] for piece in output.pieces))
 
 
-def _sanitized(model: Any, tensors: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> dict[str, Any]:
+def _sanitized(
+    model: Any, tensors: Mapping[str, SourceTensor], config: Mapping[str, Any], rename: Rename
+) -> dict[str, Any]:
     from quantize.source.standins import sanitized
 
-    model_type = config.get("model_type")
-    old, new = _RENAMED.get(str(model_type), ("", ""))
-    given = {re.sub(f"^{re.escape(old)}", new, name): _standin(tensor) for name, tensor in tensors.items()}
+    model_type = str(config.get("model_type"))
+    given = dict(as_mlx_lm_takes_it(model_type, rename(name), _standin(one)) for name, one in tensors.items())
     try:
         return sanitized(model, given)
     except KeyError as error:
@@ -151,8 +172,3 @@ def _is_dropped(name: str, source: str, model: Any, config: Mapping[str, Any]) -
     tied = config.get("tie_word_embeddings") or text_config(config).get("tie_word_embeddings")
     # Some checkpoints store the tied matrix twice.
     return is_unused(source, model) or (bool(tied) and source.endswith("lm_head.weight"))
-
-
-def _unknown(name: str, config: Mapping[str, Any]) -> SourceError:
-    model_type = config.get("model_type")
-    return SourceError(f"The tensor {name} has no known role in models of the type {model_type!r}.")

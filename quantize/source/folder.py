@@ -20,7 +20,7 @@ import mlx.core as mx
 import numpy as np
 
 from quantize.errors import SourceError
-from quantize.folder.model_files import holders, lost, weight_files
+from quantize.folder.model_files import holders, lost_shard, weight_files
 from quantize.folder.safetensors_format import (
     INDEX,
     ITEM_SIZES,
@@ -165,10 +165,8 @@ def source_tensors(
     headers: Mapping[str, Header], index: Mapping[str, str] | None, config: Mapping[str, Any]
 ) -> dict[str, SourceTensor]:
     """All tensors, in order. Raises SourceError for one that is missing, or is in two files and no index says which."""
-    if missing := lost(headers, index):
-        name, shard = missing
-        where = f"{shard} holds {name}; it does not" if shard in headers else None
-        raise SourceError(f"The index says that {where}." if where else f"The source lacks the shard {shard}.")
+    if missing := lost_shard(headers, index):
+        raise SourceError(f"The source lacks the shard {missing}.")
     found: dict[str, SourceTensor] = {}
     for name, (shard, *others) in holders(headers, index).items():
         if others and (index or {}).get(name) != shard:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,26 @@ def empty_model(config: Mapping[str, Any]) -> Any:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise SourceError(f"mlx-lm cannot make a model from the source's config.json ({reason}).") from error
+
+
+def quantizable_modules(model: Any) -> frozenset[str]:
+    """The paths of the modules that can be quantized, in the way that mlx-lm loads them again."""
+    return frozenset(path for path, module in model.named_modules() if _has_modes(module))
+
+
+def left_alone(model: Any) -> frozenset[str]:
+    """Those of them that mlx-lm itself never quantizes: some of its layers compute with such a matrix as it is."""
+    says = getattr(model, "quant_predicate", None)
+    if says is None:
+        return frozenset()
+    modules = dict(model.named_modules())
+    return frozenset(path for path in quantizable_modules(model) if says(path, modules[path]) is False)
+
+
+def _has_modes(module: Any) -> bool:
+    """mlx-lm passes the mode on, which not every class of its own takes (the fused matrices of afm7)."""
+    made = getattr(module, "to_quantized", None)
+    return made is not None and "mode" in inspect.signature(made).parameters
 
 
 def layer_count(config: Mapping[str, Any]) -> int:

@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quantize.errors import SourceError
+from quantize.folder.finite import is_float
 from quantize.source.checkpoint import Packing, SourceTensor
 from quantize.source.declared import check_method, computed_dtype, declarations
+from quantize.source.integer_widths import column_layout, compressed_width
 from quantize.source.unpack import GroupedIntegers, MlxPacked, Mxfp4Blocks, Scaled
 
 _FP8 = ("F8_E4M3", "F8_E5M2")
@@ -29,8 +31,10 @@ _BLOCK = 128
 def unpacked(stored: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> dict[str, SourceTensor]:
     """`stored` with the packed ones as the matrices that they stand for. Raises SourceError."""
     tables = declarations(config)
+    # What is left of a packing that has been undone: merged fine-tunes keep its table.
+    plain = all(is_float(tensor.dtype) for tensor in stored.values())
     for table in tables:
-        check_method(table)
+        check_method(table, plain=plain)
     reader = _Reader(stored, tables, computed_dtype(config))
     found: dict[str, SourceTensor] = {}
     for tensor in stored.values():
@@ -214,7 +218,7 @@ class _Reader:
             if scales.dtype not in ("U8", "F8_E8M0") or scales.shape != (*shape[:-1], shape[-1] // 32):
                 raise _misfit(scales, codes)
             return self._made(codes, f"{path}.weight", shape, self.dtype, packing, scales)
-        bits, inputs = self._compressed_width(codes, scales)
+        bits, inputs = compressed_width(self.tables, codes, scales, path)
         dtype = scales.dtype if scales.dtype in ("BF16", "F16") else self.dtype
         packed = GroupedIntegers("rows", codes, scales, zeros, groups, bits, inputs, dtype)
         rows, count = codes.matrix[0], scales.matrix[1]
@@ -223,54 +227,24 @@ class _Reader:
         self.used.add(f"{path}.weight_shape")
         return self._made(codes, f"{path}.weight", (*codes.shape[:-1], inputs), dtype, packed, scales, zeros, groups)
 
-    def _compressed_width(self, codes: SourceTensor, scales: SourceTensor) -> tuple[int, int]:
-        """Bits and columns: the declared ones that fit the shapes."""
-        groups = [
-            group["weights"]
-            for table in self.tables
-            if isinstance(table.get("config_groups"), dict)
-            for group in table["config_groups"].values()
-            if isinstance(group, dict) and isinstance(group.get("weights"), dict)
-        ]
-        count = scales.matrix[1]
-        fitting = set()
-        for weights in groups:
-            bits, size = weights.get("num_bits"), weights.get("group_size")
-            if type(bits) is not int or not 1 < bits <= 8:
-                continue
-            inputs = codes.matrix[1] * (32 // bits)
-            # The last word may not be full.
-            inputs = min(inputs, count * size) if type(size) is int and size > 0 and count > 1 else inputs
-            if count == 1 or (type(size) is int and inputs == count * size):
-                fitting.add((bits, inputs))
-        if len(fitting) != 1:
-            raise SourceError(f"What config.json declares does not say how {codes.name} is packed.")
-        return fitting.pop()
-
     def _columns(self, codes: SourceTensor, path: str) -> SourceTensor:
         """AWQ and GPTQ, which store matrices the other way round."""
-        table = next((table for table in self.tables if "bits" in table or "w_bit" in table), {})
-        method = str(table.get("packing_format", table.get("quant_method", "gptq")))
-        layout: Any = "awq" if "awq" in method else "gptq"
-        bits = table.get("bits", table.get("w_bit", 4))
         scales, zeros, groups = (self.stored.get(f"{path}.{leaf}") for leaf in ("scales", "qzeros", "g_idx"))
         if scales is None or len(codes.shape) != 2 or len(scales.shape) != 2:
             raise SourceError(f"{codes.name} has no {path}.scales, or one of them is no matrix.")
-        if (layout == "awq" and bits != 4) or bits not in (2, 3, 4, 8):
-            raise SourceError(f"{codes.name} is packed by {method} in {bits} bits, which cannot be undone here.")
+        layout = column_layout(self.tables, codes, scales, zeros)
+        bits = layout.bits
         (height, width), (count, outputs) = codes.shape, scales.shape
-        inputs, stored = (height, width * 8) if layout == "awq" else (height * 32 // bits, width)
-        size = table.get("group_size", table.get("q_group_size", -1))
-        wanted = -(-inputs // size) if type(size) is int and size > 0 else 1
+        inputs, stored = (height, width * 8) if layout.name == "awq" else (height * 32 // bits, width)
+        wanted = layout.group_count(inputs, count)
         if stored != outputs or (count != wanted and groups is None):
             raise _misfit(scales, codes)
         if zeros is not None and zeros.shape != (count, outputs * bits // 32):
             raise _misfit(zeros, codes)
         if groups is not None and groups.shape != (inputs,):
             raise _misfit(groups, codes)
-        first_format = layout == "gptq" and "v2" not in str(table.get("checkpoint_format", method))
         dtype = scales.dtype if scales.dtype in ("BF16", "F16") else self.dtype
-        packing = GroupedIntegers(layout, codes, scales, zeros, groups, bits, inputs, dtype, int(first_format))
+        packing = GroupedIntegers(layout.name, codes, scales, zeros, groups, bits, inputs, dtype, layout.zero_plus)
         return self._made(codes, f"{path}.weight", (outputs, inputs), dtype, packing, scales, zeros, groups)
 
     def _made(

@@ -64,7 +64,17 @@ class Standin:
             raise TypeError(f"{self.source} is viewed as {dtype}")
         return self
 
-    def reshape(self, *shape: int) -> Standin:
+    @property
+    def T(self) -> Standin:
+        return self.transpose()
+
+    def split(self, into: int | Sequence[int], axis: int = 0) -> list[Standin]:
+        return _Operations.split(self, into, axis)
+
+    def reshape(self, *shape: Any) -> Standin:
+        # Numbers, or one sequence of them.
+        if len(shape) == 1 and not isinstance(shape[0], int):
+            shape = tuple(shape[0])
         try:
             return self._with(np.reshape(self._layout, shape, copy=False))
         except ValueError as error:
@@ -126,6 +136,22 @@ class _Operations:
     @staticmethod
     def contiguous(array: Standin) -> Standin:
         return array
+
+    @staticmethod
+    def reshape(array: Standin, shape: Sequence[int]) -> Standin:
+        return array.reshape(*shape)
+
+    @staticmethod
+    def flatten(array: Standin, start_axis: int = 0, end_axis: int = -1) -> Standin:
+        return array.flatten(start_axis, end_axis)
+
+    @staticmethod
+    def transpose(array: Standin, axes: Sequence[int] = ()) -> Standin:
+        return array.transpose(*axes)
+
+    @staticmethod
+    def squeeze(array: Standin, axis: int | tuple[int, ...] | None = None) -> Standin:
+        return array.squeeze(axis)
 
     @staticmethod
     def swapaxes(array: Standin, one: int, other: int) -> Standin:

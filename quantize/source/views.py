@@ -55,7 +55,8 @@ class View:
     @property
     def spread(self) -> int:
         """How many elements are read for one that is used."""
-        return 1 if self.is_transposed else max(1, self.rows[-1][1] // max(1, self.columns[0]))
+        stride = self.rows[-1][1]
+        return stride if self.is_transposed else max(1, stride // max(1, self.columns[0]))
 
 
 def view_of(offset: int, shape: Sequence[int], strides: Sequence[int], plus: float = 0) -> View:
@@ -92,8 +93,9 @@ def _read_run(reader: ShardReader, tensor: SourceTensor, view: View, offset: int
     width, (columns, step), stride = tensor.matrix[1], view.columns, view.rows[-1][1]
     first, column = divmod(offset, width)
     last = (offset + (count - 1) * stride + (columns - 1) * step) // width + 1
-    if view.is_transposed and stride == 1 and step % width == 0:
-        return mx.contiguous(reader.columns(tensor, first, last, column, column + count)[:: step // width].T)
+    end = column + (count - 1) * stride + 1
+    if view.is_transposed and step % width == 0 and end <= width:
+        return mx.contiguous(reader.columns(tensor, first, last, column, end)[:: step // width, ::stride].T)
     rows = reader.rows(tensor, first, last)
     if step == 1 and columns == width and (count == 1 or stride == width):
         return rows

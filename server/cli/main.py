@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantize.commands import JsonOption, add_commands
+from quantize.commands import add_commands
 from quantize.errors import QuantizeError
+from quantize.options import JsonOption
 from quantize.outcome import run
 from quantize.printable import echo
 from server import __version__

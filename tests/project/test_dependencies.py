@@ -33,7 +33,7 @@ def names(requirements: Iterable[str]) -> set[str]:
 
 DECLARED = names(PROJECT["dependencies"])
 # What only some commands need, each with a sentence where it is missing.
-OPTIONAL = names(PROJECT["optional-dependencies"]["plots"])
+OPTIONAL = names(line for extra in ("plots", "questions") for line in PROJECT["optional-dependencies"][extra])
 FOR_DEVELOPMENT = names(PROJECT["optional-dependencies"]["dev"])
 distributions = cache(packages_distributions)
 

@@ -74,7 +74,7 @@ ARROWS: dict[str, set[str]] = {
         "quantize.folder",
     },
     "quantize.evaluate": {
-        "quantize", "quantize.calibrate", "quantize.forward", "quantize.source", "quantize.folder",
+        "quantize", "quantize.calibrate", "quantize.forward", "quantize.source", "quantize.hub", "quantize.folder",
     },
     "quantize.build": {"quantize", "quantize.calibrate", "quantize.plan", "quantize.source", "quantize.folder"},
     "quantize.calibrate": {"quantize", "quantize.forward", "quantize.plan", "quantize.source", "quantize.folder"},

@@ -1,4 +1,4 @@
-"""A Hub on loopback: as much of its API as huggingface_hub needs to describe and download model repositories.
+"""A Hub on loopback: as much of its API as huggingface_hub needs to describe and download models and data sets.
 
 Faults are injected per request: `hub.fault(fragment, action, times)` runs `action` instead of the honest answer for the
 next `times` requests whose "METHOD path" holds `fragment`.
@@ -65,7 +65,7 @@ class Fault:
 
 @dataclass
 class LoopbackHub:
-    # Of the repository REPO, and of further ones by their names.
+    # Of the repository REPO, and of further ones by their names; a data set's name begins with "datasets/".
     files: Files = field(default_factory=lambda: Files(model_files()))
     others: dict[str, Files] = field(default_factory=dict)
     # What the description says of the commit and of each large file's sha256, where it is not the truth.
@@ -113,6 +113,7 @@ class LoopbackHub:
         for item in siblings:
             if item["rfilename"] in self.sha256:
                 item["lfs"]["sha256"] = self.sha256[item["rfilename"]]
+        repo = repo.removeprefix("datasets/")
         return {"id": repo, "modelId": repo, "sha": self.commit, "tags": [], "private": False, "siblings": siblings}
 
 
@@ -143,6 +144,10 @@ class Handler(BaseHTTPRequestHandler):
         match path.strip("/").split("/"):
             case ["api", "models", owner, name, *rest]:
                 self.describe(f"{owner}/{name}", rest)
+            case ["api", "datasets", owner, name, *rest]:
+                self.describe(f"datasets/{owner}/{name}", rest)
+            case ["datasets", owner, name, "resolve", _, *file]:
+                self.resolve(f"datasets/{owner}/{name}", "/".join(file))
             case [owner, name, "resolve", _, *file]:
                 self.resolve(f"{owner}/{name}", "/".join(file))
             case _:
@@ -211,8 +216,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def named(self) -> tuple[str, bytes | Content]:
         """The file that the request is for."""
-        owner, name, _, _, *file = unquote(urlsplit(self.path).path).strip("/").split("/")
-        files = self.hub.files_of(f"{owner}/{name}")
+        parts = unquote(urlsplit(self.path).path).strip("/").split("/")
+        depth = 3 if parts[0] == "datasets" else 2
+        repo, file = "/".join(parts[:depth]), parts[depth + 2 :]
+        files = self.hub.files_of(repo)
         assert files is not None
         return "/".join(file), files["/".join(file)]
 
@@ -300,7 +307,7 @@ def _etag(data: bytes | Content) -> str:
 
 def _lfs(name: str, data: bytes | Content) -> dict[str, Any]:
     """What the Hub says of large files only."""
-    if not name.endswith(".safetensors"):
+    if not name.endswith((".safetensors", ".parquet")):
         return {}
     sha256 = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else data.sha256
     return {"lfs": {"size": len(data), "sha256": sha256, "pointerSize": 130}}

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 
 from quantize.calibrate.given import given, note_returned, noting, rows_of
 from quantize.calibrate.stages import find_stages
+from quantize.errors import SourceError
 from quantize.forward.hooks import hooked, joined
 from quantize.forward.models import FolderModel, InFloat32
 from tests.support.checkpoints import Gemma4Sizes, gemma4, llama, write
@@ -104,3 +106,25 @@ def test_what_is_asked_of_a_matrix_brings_the_stream_behind_it_nearer(layer: Any
     move = (asked.stream / counts[:, :1]).reshape(full.shape)
     without, with_it = (mx.linalg.norm(run(moved, one)[2] - true) for one in (full, full + move))
     assert float(with_it) < 0.8 * float(without)
+
+
+class CalledOften(nn.Module):
+    """One matrix for each of several tokens, as Mamba's step has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(16)
+        self.in_proj = nn.Linear(16, 16, bias=False)
+        self.step = nn.Linear(16, 16, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = self.in_proj(self.norm(x))
+        return x + mx.concatenate([self.step(y[:, at : at + 1]) for at in range(y.shape[1])], axis=1)
+
+
+def test_a_matrix_may_be_called_more_than_once_but_not_for_each_token() -> None:
+    layer = CalledOften()
+    few, many = (mx.random.normal((1, tokens, 16), key=mx.random.key(0)) for tokens in (2, TOKENS))
+    assert find_stages(layer, matrices(layer), (few,), {})[0].paths == ("in_proj",)
+    with pytest.raises(SourceError, match="calls step token by token"):
+        find_stages(layer, matrices(layer), (many,), {})

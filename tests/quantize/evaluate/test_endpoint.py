@@ -46,6 +46,7 @@ BROKEN_STREAMS = {
     "an error": ('data: {"error": {"message": "out of memory"}}', "out of memory"),
     "a list": ("data: [1]", "does not answer as OpenAI's"),
     "another usage": ('data: {"choices": [], "usage": "x"}', "does not answer as OpenAI's"),
+    "a negative count": ('data: {"choices": [], "usage": {"completion_tokens": -5}}', "does not answer as OpenAI's"),
     "no JSON": ("data: {", "does not answer as OpenAI's"),
     "a page": ("<html>hello</html>", "ended its stream"),
     "half a reply": ('data: {"choices": [{"delta": {"content": "a"}}]}', "ended its stream"),

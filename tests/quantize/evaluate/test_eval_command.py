@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from quantize.errors import QuantizeError, SourceError
 from quantize.evaluate.evaluate import Wishes, evaluate
 from quantize.evaluate.plots import draw
 from quantize.evaluate.report import card_section
+from quantize.evaluate.tasks.questions import Question
 from quantize.evaluate.texts import OWN, passages, read_texts
+from quantize.source.checkpoint import HubOptions
 from tests.support.commands import configi
 from tests.support.families import write_family
 from tests.support.tiny_model import write_tiny_model
@@ -96,6 +99,67 @@ def test_another_vocabulary_is_refused_in_a_sentence(models: tuple[Path, Path], 
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "vocabular" in done.stderr
+
+
+def test_another_tokenizer_of_as_many_tokens_is_refused(models: tuple[Path, Path], text: Path, tmp_path: Path) -> None:
+    """The figures would be of one text against another."""
+    quantized, source = models
+    other = tmp_path / "other"
+    shutil.copytree(source, other)
+    read = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = read["model"]["vocab"]
+    numbers = sorted(vocabulary.values())
+    read["model"]["vocab"] = dict(zip(vocabulary, [*numbers[7:], *numbers[:7]], strict=True))
+    (other / "tokenizer.json").write_text(json.dumps(read))
+    with pytest.raises(SourceError, match=r"have different tokenizers: of the \d+ tokens in the text, \d+ are"):
+        evaluate(quantized, str(other), Wishes(texts=[text], length=128))
+    # Without one it is taken at its word.
+    for file in other.glob("*token*"):
+        file.unlink()
+    assert evaluate(quantized, str(other), Wishes(texts=[text], length=128, most_passages=1)).groups["all"].tokens
+
+
+@pytest.mark.parametrize(
+    ("wish", "sentence"),
+    [
+        ({"questions": [Question("anatomy", "?", ["a", "b", "c", "d"], 0)] * 5}, "the first 5 are examples"),
+        ({"reference_needles": True, "needles": 1}, "need the reference as a folder"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_said_before_the_work(
+    wish: dict[str, Any], sentence: str, models: tuple[Path, Path]
+) -> None:
+    # No Hub has the reference: nothing was asked of one yet.
+    with pytest.raises(SourceError, match=sentence):
+        evaluate(models[0], "owner/name", Wishes(hub=HubOptions(offline=True), **wish))
+
+
+def test_a_tokenizer_that_transformers_panics_over_is_a_sentence(
+    models: tuple[Path, Path], text: Path, tmp_path: Path
+) -> None:
+    """Its checks of config.json raise errors of a class of their own."""
+    broken = tmp_path / "broken"
+    shutil.copytree(models[0], broken)
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"layer_types": ["no such layer"]}))
+    (broken / "tokenizer_config.json").unlink()
+    with pytest.raises(SourceError, match=r"The tokenizer of broken cannot be loaded: .*layer_types"):
+        evaluate(broken, str(models[1]), Wishes(texts=[text], length=128))
+
+
+def test_a_long_text_is_judged_without_a_warning(models: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("The keeper of the lighthouse counted the waves. " * 400)
+    call = ["eval", str(models[0]), "--reference", str(models[1]), "--text", str(tmp_path / "long.txt")]
+    assert configi(*call, "--passages", "1", "--generate", "0", "--json").stderr == ""
+
+
+def test_a_report_that_fails_at_the_end_costs_no_figure(models: tuple[Path, Path], text: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.json").mkdir()
+    call = ["eval", str(models[0]), "--reference", str(models[1]), "--text", str(text), "--passages", "2"]
+    done = configi(*call, "--generate", "0", "--json", "--report", str(tmp_path), check=False)
+    assert done.returncode == 1
+    assert "The report cannot be written: " in done.stderr
+    assert json.loads(done.stdout)["groups"]["all"]["tokens"] > 0
 
 
 @pytest.mark.parametrize("missing", ["folder", "reference", "text", "mmlu"])

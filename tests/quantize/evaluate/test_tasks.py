@@ -12,7 +12,7 @@ import pytest
 from mlx_lm.utils import load_tokenizer
 
 from quantize.errors import SourceError
-from quantize.evaluate.tasks import mmlu, niah
+from quantize.evaluate.tasks import mmlu, niah, questions
 from quantize.evaluate.texts import COVERED, OWN, Text, passages, read_texts
 from tests.support.tiny_model import write_tiny_model
 
@@ -98,16 +98,16 @@ def write_questions(folder: Path) -> Path:
 
 
 def test_questions_are_read_from_both_forms(tmp_path: Path) -> None:
-    [first, *_] = mmlu.read_questions(write_questions(tmp_path))
-    assert first == mmlu.Question("number_theory", "Which is even?", ["1", "3", "4, of course", "5"], 2)
+    [first, *_] = questions.read_questions(write_questions(tmp_path))
+    assert first == questions.Question("number_theory", "Which is even?", ["1", "3", "4, of course", "5"], 2)
     line = {"subject": "number_theory", "question": first.question, "choices": first.choices, "answer": "C"}
     (tmp_path / "q.jsonl").write_text(json.dumps(line))
-    assert mmlu.read_questions(tmp_path / "q.jsonl") == [first]
+    assert questions.read_questions(tmp_path / "q.jsonl") == [first]
 
 
 def test_a_question_may_go_over_several_lines(tmp_path: Path) -> None:
     (tmp_path / "history_test.csv").write_text('"Read this.\nIt goes on.\r\nWhich is even?",1,3,4,5,C\n')
-    [found] = mmlu.read_questions(tmp_path / "history_test.csv")
+    [found] = questions.read_questions(tmp_path / "history_test.csv")
     assert found.question.split("\n") == ["Read this.", "It goes on.", "Which is even?"]
 
 
@@ -117,7 +117,7 @@ def test_a_question_may_go_over_several_lines(tmp_path: Path) -> None:
 def test_questions_at_fault_are_a_sentence(row: str, tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text(row)
     with pytest.raises(SourceError, match=r"q\.csv"):
-        mmlu.read_questions(tmp_path / "q.csv")
+        questions.read_questions(tmp_path / "q.csv")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_question_in_json_is_taken_as_it_is_meant_or_not_at_all(wrong: dict[st
     line = {"question": "Which?", "choices": ["a", "b", "c", "d"], "answer": 0}
     (tmp_path / "q.jsonl").write_text(f"\n{json.dumps(line)}\n{json.dumps(line | wrong)}\n")
     with pytest.raises(SourceError, match=r"q\.jsonl, line 3: has no"):
-        mmlu.read_questions(tmp_path / "q.jsonl")
+        questions.read_questions(tmp_path / "q.jsonl")
 
 
 @pytest.mark.parametrize(("likely", "right"), [("C", 2), ("A", 0)])
@@ -145,16 +145,16 @@ def test_by_letters_the_likeliest_letter_is_the_answer_after_five_examples(
         prompts.append("".join(map(chr, tokens)))
         return mx.array([1.0 if chr(token) == likely else 0.0 for token in range(128)])
 
-    score = mmlu.by_letters(mmlu.read_questions(write_questions(tmp_path)), lambda text: [*map(ord, text)], logits)
+    score = mmlu.by_letters(questions.read_questions(write_questions(tmp_path)), lambda text: [*map(ord, text)], logits)
     assert (score.right, score.asked) == (right, 2)
     assert prompts[0].count("Answer: C") == 5
     assert prompts[0].endswith("D. 5\nAnswer:")
 
 
 def test_in_chat_the_last_letter_named_is_the_answer(tmp_path: Path) -> None:
-    questions = mmlu.read_questions(write_questions(tmp_path))
-    assert mmlu.in_chat(questions, lambda messages, most: "Not A but\nAnswer: C").right == 7
-    assert mmlu.in_chat(questions, lambda messages, most: "I cannot say.").right == 0
+    asked = questions.read_questions(write_questions(tmp_path))
+    assert mmlu.in_chat(asked, lambda messages, most: "Not A but\nAnswer: C").right == 7
+    assert mmlu.in_chat(asked, lambda messages, most: "I cannot say.").right == 0
 
 
 def test_needles_are_put_where_they_are_said_to_be_and_counted_when_found() -> None:

@@ -239,7 +239,7 @@ Change = dict[str, Any]
         ({"add": {"model.language_model.layers.3.mlp.up_proj.weight": (190, 128)}}, "has the shape"),
         ({"config": {"model_type": "transformer"}}, "type 'transformer' are unknown to mlx-lm"),
         ({"config": {"model_type": "olmo"}}, "type 'olmo' without a package that is not installed"),
-        ({"config": {"quantization_config": {"quant_method": "hqq"}}}, "is quantized with hqq, which cannot be undone"),
+        ({"config": {"quantization_config": {"quant_method": "bitnet"}}}, "with bitnet, which cannot be undone"),
         (
             {"config": {"text_config": {"model_type": "gemma4_text"}}},
             "has no known role in models of the type 'gemma4'",

@@ -19,7 +19,7 @@ from quantize.plan.plan import make_plan
 from quantize.source.checkpoint import HubOptions
 from quantize.source.sources import open_checkpoint
 from tests.support import packed
-from tests.support.checkpoints import llama
+from tests.support.checkpoints import llama, write
 from tests.support.hub_families import hub_checkpoint
 from tests.support.packed import Matrix, Packer, Stored, as_bf16, blocks, fp8, write_packed, write_stored
 
@@ -253,6 +253,90 @@ def test_fp8_without_scales_is_taken_at_its_word_where_nothing_is_declared(tmp_p
     source, _ = write_packed(tmp_path / "declared", config | {"quantization_config": FP8}, shapes, cast)
     with pytest.raises(SourceError, match=r"The fp8 tensor .*q_proj.weight has no scale; .*weight_scale_inv would be"):
         make_plan(open_checkpoint(str(source), HubOptions()), "source")
+
+
+def mixed(few: Packer, many: Packer) -> Packer:
+    """Every down projection by `many`, all else by `few`."""
+    return lambda name, shape, draw: (many if "down_proj" in name else few)(name, shape, draw)
+
+
+def two_groups(size: int) -> Table:
+    def group(bits: int, *targets: str) -> Table:
+        return {"weights": {"num_bits": bits, "group_size": size or None}, "targets": list(targets)}
+
+    named = {"group_0": group(4, "Linear"), "group_1": group(8, r"re:.*\.down_proj$")}
+    return {"quant_method": "compressed-tensors", "config_groups": named}
+
+
+SEVERAL_WIDTHS: dict[str, tuple[Packer, Table]] = {
+    "compressed, in groups": (mixed(packed.compressed(4, 32), packed.compressed(8, 32)), two_groups(32)),
+    "gptq": (
+        mixed(packed.gptq(4, 64), packed.gptq(8, 64)),
+        {"quant_method": "gptq", "bits": 4, "group_size": 64, "dynamic": {"+:.*down.*": {"bits": 8}}},
+    ),
+    "gptq, other groups": (
+        mixed(packed.gptq(4, 64), packed.gptq(2, 128)),
+        {"quant_method": "auto-round", "packing_format": "auto_round:auto_gptq", "bits": 4, "group_size": 64,
+         "extra_config": {"model.layers.0.mlp.down_proj": {"bits": 2, "group_size": 128}}},
+    ),
+    "gptq that nothing declares": (packed.gptq(8, 64), {}),
+    "awq that nothing declares": (packed.awq(64), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", SEVERAL_WIDTHS)
+def test_single_modules_may_have_another_width(layout: str, tmp_path: Path) -> None:
+    packer, table = SEVERAL_WIDTHS[layout]
+    config, shapes = llama(layers=2, hidden=256, width=384)
+    source, exact = write_packed(tmp_path / "source", config | {"quantization_config": table}, shapes, packer)
+    assert_exact(built(source, tmp_path / "out"), exact)
+
+
+def test_of_widths_that_all_fit_the_targets_name_one(tmp_path: Path) -> None:
+    """A scale a row says nothing of how many columns there are."""
+    packer = mixed(packed.compressed(4, 0), packed.compressed(8, 0))
+    config, shapes = llama(layers=2, hidden=256, width=384)
+    table = two_groups(0)
+    for number, targets in enumerate((["Linear"], [r"re:.*(gate|up|q|k|v|o)_proj"])):
+        table["config_groups"]["group_0"]["targets"] = targets
+        folder = tmp_path / str(number)
+        source, exact = write_packed(folder, config | {"quantization_config": table}, shapes, packer)
+        assert_exact(built(source, tmp_path / f"out-{number}"), exact)
+    table["config_groups"]["group_0"]["targets"] = ["re:.*"]
+    source, _ = write_packed(tmp_path / "both", config | {"quantization_config": table}, shapes, packer)
+    with pytest.raises(SourceError, match=r"does not say how .*down_proj.weight_packed is packed"):
+        make_plan(open_checkpoint(str(source), HubOptions()), "source")
+
+
+def test_a_pattern_that_would_take_for_ever_is_no_target(tmp_path: Path) -> None:
+    table = two_groups(0)
+    for group in table["config_groups"].values():
+        group["targets"] = [r"re:(.*.*)*\d", r"re:" + ".*" * 30 + "x", "re:(("]
+    config, shapes = llama(layers=2, hidden=256, width=384)
+    source, _ = write_packed(tmp_path, config | {"quantization_config": table}, shapes, packed.compressed(4, 0))
+    with pytest.raises(SourceError, match="does not say how"):
+        make_plan(open_checkpoint(str(source), HubOptions()), "source")
+
+
+@pytest.mark.parametrize(
+    ("layout", "table"),
+    [
+        ("awq", {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv"}),
+        ("gptq", {"quant_method": "gptq", "bits": 4, "group_size": 64, "checkpoint_format": "marlin"}),
+    ],
+)
+def test_a_layout_for_one_kernel_is_refused_by_name(layout: str, table: Table, tmp_path: Path) -> None:
+    source, _ = packed_source(tmp_path, LAYOUTS[layout][0], table)
+    with pytest.raises(SourceError, match=r"for (gemv|marlin), which cannot be undone here"):
+        make_plan(open_checkpoint(str(source), HubOptions()), "source")
+
+
+@pytest.mark.parametrize("method", ["hqq", "torchao", "eetq"])
+def test_what_is_left_of_a_packing_that_was_undone_is_ignored(method: str, tmp_path: Path) -> None:
+    config, shapes = llama(layers=2)
+    source = write(tmp_path / "source", config | {"quantization_config": {"quant_method": method}}, shapes)
+    built(source, tmp_path / "out")
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
 def test_groups_that_do_not_exist_are_refused(tmp_path: Path) -> None:
