@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from quantize.calibrate.row_worths import Call, row_worths
+from quantize.calibrate.row_worths import PartCall, row_worths
 from quantize.calibrate.stages import Stage, child_of
 from quantize.calibrate.through_norms import move_before, token_rms
 from quantize.forward.hooks import Hook
@@ -96,7 +96,7 @@ def note_returned(stages: Sequence[Stage], returned: mx.array, notes: dict[str, 
 
 
 def note_worths(
-    stages: Sequence[Stage], modules: Mapping[str, Any], calls: Mapping[str, Call], notes: dict[str, mx.array]
+    stages: Sequence[Stage], modules: Mapping[str, Any], calls: Mapping[str, PartCall], notes: dict[str, mx.array]
 ) -> None:
     """What each row of experts that write to the stream counts for, once all else is noted. `calls`: of the parts of
     the layer that experts are in, by path."""

@@ -28,7 +28,7 @@ from quantize.calibrate.given import (
     rows_of,
 )
 from quantize.calibrate.recipe import Solved
-from quantize.calibrate.row_worths import Call, noting_call
+from quantize.calibrate.row_worths import PartCall, noting_call
 from quantize.calibrate.settings import SolverSettings
 from quantize.calibrate.settled import SettledParts
 from quantize.calibrate.stage_solution import Matrix, solve_stage
@@ -98,7 +98,7 @@ class LayerPass:
         for chunk in range(len(self.chunks)):
             args, kwargs = self.streams.full.inputs(self.number, chunk)
             notes: dict[str, mx.array] = {}
-            calls: dict[str, Call] = {}
+            calls: dict[str, PartCall] = {}
             hooks = [noting_call(path, calls) for path in parts_of_experts(self._stages)]
             hooks += [hook for number, stage in enumerate(self._stages) for hook in noting(number, stage, notes)]
             with recorded(routers) as choices, hooked(joined(modules, hooks)):

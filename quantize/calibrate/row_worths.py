@@ -17,24 +17,26 @@ from quantize.forward.hooks import Hook, hooked
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class PartCall:
     """What a module was called with."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
 
-def noting_call(path: str, calls: dict[str, Call]) -> tuple[str, Hook]:
+def noting_call(path: str, calls: dict[str, PartCall]) -> tuple[str, Hook]:
     """A hook that keeps what the module at `path` is called with."""
 
     def note(call: Any, *args: Any, **kwargs: Any) -> Any:
-        calls[path] = Call(args, kwargs)
+        calls[path] = PartCall(args, kwargs)
         return call(*args, **kwargs)
 
     return path, note
 
 
-def row_worths(part: Any, call: Call, experts: Mapping[str, Any], last: str, rows: int, tokens: mx.array) -> mx.array:
+def row_worths(
+    part: Any, call: PartCall, experts: Mapping[str, Any], last: str, rows: int, tokens: mx.array
+) -> mx.array:
     """(rows, 1) float32, rows sorted by expert: the number that the output of each is multiplied by before `part` adds
     it up, times that of its token.
 

@@ -13,8 +13,8 @@ from typing import Any
 
 # Of a text model alone; mlx-lm has one class for it and for the model of several modalities that it was taken from.
 _TYPES = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}
-# Two names of one number, either of which transformers writes, depending on its release.
-_EXPERTS = ("num_experts", "num_local_experts")
+# What transformers 5 writes for Qwen3's mixtures, and what mlx-lm reads there.
+_EXPERTS, _OLDER_EXPERTS = "num_local_experts", "num_experts"
 _MOVED = ("rope_theta", "partial_rotary_factor")
 _GPT_NEOX = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
 # The same by the type of a layer, as mlx-lm's models with windows name it.
@@ -32,9 +32,8 @@ def spelled_out(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_level(level: Mapping[str, Any]) -> dict[str, Any]:
-    experts = next((level[name] for name in _EXPERTS if level.get(name) is not None), None)
-    if experts is not None:
-        level = {**dict.fromkeys(_EXPERTS, experts), **level}
+    if (experts := level.get(_EXPERTS)) is not None:
+        level = {_OLDER_EXPERTS: experts, **level}
     return _rope_in_both_places(level)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from quantize.calibrate.given import given_to_experts, note_returned, note_worths, noting, rows_of
-from quantize.calibrate.row_worths import Call, noting_call
+from quantize.calibrate.row_worths import PartCall, noting_call
 from quantize.calibrate.stages import Stage, find_stages, parts_of_experts
 from quantize.calibrate.through_norms import token_rms
 from quantize.forward.hooks import hooked, joined
@@ -73,9 +73,11 @@ def _layer(family: str, folder: Path) -> Any:
     return InFloat32(FolderModel(write(folder, *made))).make(LAYER).layers[LAYER]
 
 
-def _noted(layer: Any, stages: list[Stage], stream: mx.array) -> tuple[dict[str, mx.array], dict[str, Call], mx.array]:
+def _noted(
+    layer: Any, stages: list[Stage], stream: mx.array
+) -> tuple[dict[str, mx.array], dict[str, PartCall], mx.array]:
     """As a calibration notes a run of the layer, its calls, and the stream that it returns."""
-    modules, notes, calls = dict(layer.named_modules()), dict[str, mx.array](), dict[str, Call]()
+    modules, notes, calls = dict(layer.named_modules()), dict[str, mx.array](), dict[str, PartCall]()
     hooks = [noting_call(path, calls) for path in parts_of_experts(stages)]
     hooks += [hook for number, stage in enumerate(stages) for hook in noting(number, stage, notes)]
     with hooked(joined(modules, hooks)):
@@ -98,7 +100,7 @@ def _rms_before(layer: Any, norm: str, stream: mx.array) -> mx.array:
     return token_rms(seen[0])[0]
 
 
-def _part_changed_by(layer: Any, part: str, stage: Stage, call: Call, row: int) -> np.ndarray:
+def _part_changed_by(layer: Any, part: str, stage: Stage, call: PartCall, row: int) -> np.ndarray:
     """(tokens, columns): the change of what the part returns once the output of one row, by expert, has 1 more in each
     column."""
     modules = dict(layer.named_modules())
