@@ -9,14 +9,14 @@ from server.engine import kv
 from server.engine.compat import Layers
 from server.engine.decoder import Decoder, DecodingSequence, Drawn, Newcomer
 from server.engine.prefixes.aside import Aside
-from server.engine_client.protocol import EngineEvent, Failed, Finished, Generate, Tokens
+from server.engine_client.protocol import EngineEvent, Failed, Finished, Generate, Request, Tokens
 
 
 class Answered(NamedTuple):
-    """A request that is out of the batch, the tokens that its caches hold, and the caches: see `Batch.settle`. `end`:
-    what is to be told of it, if it was not cancelled."""
+    """A request that nothing more is done for, the tokens that its caches hold, and the caches: see `Batch.settle`.
+    `end`: what is to be told of it, unless it was told or it was cancelled."""
 
-    request: Generate
+    request: Request
     tokens: list[int]
     layers: Layers
     end: Finished | None = None
@@ -50,19 +50,18 @@ class Batch:
         for _, row in self._rows():
             yield row.request, len(row.tokens)
 
-    def add(self, newcomers: Sequence[Newcomer]) -> list[EngineEvent]:
-        """Decode these too. The events of those that cannot begin, as far as that is known."""
+    def add(self, newcomers: Sequence[Newcomer]) -> None:
+        """Decode these too. As far as that is known, `end_failed` ends those that cannot begin."""
         groups = [newcomers] if self._merged else [[newcomer] for newcomer in newcomers]
         for group in (group for group in groups if group):
             if not (self._merged and self._decoders):
                 self._decoders.append(Decoder(self._model, self._vocab_size))
             self._at_work = self._decoders[-1]
             self._at_work.add(group)
-        return self._failures()
 
     def step(self, events: list[EngineEvent], answered: list[Answered], *, ahead: bool = True) -> None:
         """One token for every sequence, added to `events`; and to `answered` those that finished, of whose end nobody
-        is told yet. `ahead`: see `decoder.py`."""
+        is told yet, and those that an error of their own has ended. `ahead`: see `decoder.py`."""
         for decoder in self._decoders:
             self._at_work = decoder
             ended: list[tuple[DecodingSequence, Finished]] = []
@@ -76,7 +75,16 @@ class Batch:
                     ended.append((drawn.row, end))
             answered += [_answered(decoder, row, end) for row, end in ended]
             decoder.remove([row for row, _ in ended])
-        events += self._failures()
+        self.end_failed(events, answered)
+
+    def end_failed(self, events: list[EngineEvent], answered: list[Answered]) -> None:
+        """Ends the sequences whose steerings have failed. Behind a step, which may have left decoders empty."""
+        for decoder in self._decoders:
+            failed = [(row, why) for row in decoder.rows if row.steering is not None and (why := row.steering.failed)]
+            events += [Failed(row.request.id, why.kind, why.message) for row, why in failed]
+            answered += [_answered(decoder, row, None) for row, _ in failed]
+            decoder.remove([row for row, _ in failed])
+        self._drop_empty()
 
     @property
     def under_way(self) -> bool:
@@ -97,9 +105,15 @@ class Batch:
         takes is not computed, and the buffers of all are held."""
         shared = [decoder.layers for decoder in self._decoders] if self._merged else []
         apart = [answer.layers for answer in answered] + shared
-        if len(apart) > 1:
+        if len(apart) < 2:
+            return
+        try:
             for layers in zip(*apart, strict=True):
                 kv.evaluate(list(layers))
+        except Exception:
+            # MLX takes what it could not compute for computed, when it is asked again.
+            self._decoders = [] if shared else self._decoders
+            raise
 
     @property
     def asides(self) -> int:
@@ -114,21 +128,17 @@ class Batch:
         """Forget the sequences that share all that has been left half done when `add`, `step` or `remove` failed."""
         self._decoders = [decoder for decoder in self._decoders if decoder is not self._at_work]
 
-    def _failures(self) -> list[EngineEvent]:
-        """Ends the sequences whose steerings have failed. Behind a step, which may have left decoders empty."""
-        events: list[EngineEvent] = []
-        for decoder in self._decoders:
-            failed = [(row, why) for row in decoder.rows if row.steering is not None and (why := row.steering.failed)]
-            events += [Failed(row.request.id, why.kind, why.message) for row, why in failed]
-            decoder.remove([row for row, _ in failed])
-        self._drop_empty()
-        return events
-
     def _drop_empty(self) -> None:
         self._decoders = [decoder for decoder in self._decoders if decoder.rows]
 
     def _rows(self) -> Iterator[tuple[Decoder, DecodingSequence]]:
         return ((decoder, row) for decoder in self._decoders for row in decoder.rows)
+
+
+def unanswered(newcomer: Newcomer) -> Answered:
+    """One that is read, and nothing was drawn for."""
+    request = newcomer.request
+    return Answered(request, request.prompt[:-1], newcomer.layers, None, newcomer.aside)
 
 
 def _answered(decoder: Decoder, row: DecodingSequence, end: Finished | None) -> Answered:

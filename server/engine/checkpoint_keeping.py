@@ -9,7 +9,7 @@ from server.engine.checkpoints import checkpoints, checkpoints_behind, kind_at
 from server.engine.linear_cost import LinearCost
 from server.engine.prefill import Prefill
 from server.engine.prefixes.prefix_cache import PrefixCache
-from server.engine_client.protocol import Generate, Kind
+from server.engine_client.protocol import Kind
 
 # At which a prompt is kept, before that was measured.
 _ASSUMED_BYTES_PER_S = 1e9
@@ -55,7 +55,7 @@ class CheckpointKeeping:
         kept = self._prefixes.store(request.prompt[:end], prefill.layers, request.boundaries, kind, request.cache_salt)
         if kept:
             self._drop_aside(prefill)
-        elif not self._trimmable and isinstance(request, Generate):
+        elif not self._trimmable:
             self._set_aside(prefill, end, kind)
         if nbytes := kv.nbytes(prefill.layers):
             self._cost.record(nbytes, time.monotonic() - begun)

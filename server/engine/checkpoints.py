@@ -26,11 +26,11 @@ def checkpoints_behind(found: int, request: Request) -> list[int]:
     return [end for end in ends if end == ends[-1] or not found < end <= found + _NEAR_TOKENS] if found else ends
 
 
-def worth_keeping(request: Generate, tokens: int) -> tuple[int, Kind]:
+def worth_keeping(request: Request, tokens: int) -> tuple[int, Kind]:
     """How much of the `tokens` that are read of its prompt and answer, and what they end with."""
     if tokens < len(request.prompt) - 1:
         return tokens, kind_at(request, tokens)
-    if request.keep_answer:
+    if isinstance(request, Generate) and request.keep_answer:
         return tokens, "assistant"
     last = checkpoints(request)[-1]
     return last, kind_at(request, last)

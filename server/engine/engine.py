@@ -19,14 +19,15 @@ from mlx_lm.models.cache import make_prompt_cache
 from server.allocator import give_back
 from server.engine import kv
 from server.engine.admission import Admission
-from server.engine.batch import Answered, Batch
+from server.engine.apportioning import Apportioning
+from server.engine.batch import Answered, Batch, unanswered
 from server.engine.decoder import Newcomer
 from server.engine.device.device import Device
 from server.engine.device.failures import OUT_OF_MEMORY
-from server.engine.device.pressure import SHARE, Pressure
+from server.engine.device.pressure import Pressure
 from server.engine.faults import Faults
 from server.engine.float32_logits import Float32Logits
-from server.engine.keeping import Keeping
+from server.engine.keeping import Keeping, left_by
 from server.engine.prefill_queue import PrefillQueue
 from server.engine.prefixes.disk_tier import DiskTier
 from server.engine.prefixes.prefix_cache import PrefixCache
@@ -44,7 +45,6 @@ from server.engine_client.protocol import (
     Generate,
     Load,
     Prefilled,
-    Request,
     ScoreOptions,
     Stats,
     TokenTable,
@@ -76,8 +76,6 @@ class Engine:
         self._admission = admission
         self._scheduler = Scheduler(options.max_concurrent)
         self._budget = TokenBudget(options.decode_stall_target_s, options.prefill_step_tokens)
-        self._cache_limit = options.cache_limit
-        self._pressure = Pressure.NORMAL
         self._trimmable = kv.all_trimmable(make_prompt_cache(model))
         self._prefixes = PrefixCache(
             options.cache_limit,
@@ -93,9 +91,12 @@ class Engine:
         self._batch = Batch(self._model, vocab_size, merged=together.decode)
         self._grammars = Grammars(vocab_size)
         self._unsteered = Unsteered(self._grammars)
-        self._keeping = Keeping(self._prefixes, self._batch, self._trimmable, self._bound_prefixes)
-        # Of whose end nobody was told.
-        self._answered: list[Answered] = []
+        self._memory = Apportioning(
+            admission, self._device, self._prefixes, options.cache_limit, (self._prefills, self._unsteered, self._batch)
+        )
+        self._keeping = Keeping(self._prefixes, self._batch, self._trimmable, self._memory.bound_prefixes)
+        # What they leave is to be kept: those of whose end nobody was told, and those that an error has ended.
+        self._answered: list[Answered] = self._memory.answered
         # For a chunk in this step; 0 when it is not for prefill.
         self._chunk_s = 0.0
         # When tokens were drawn last.
@@ -133,12 +134,14 @@ class Engine:
         """Admit; then keep, prefill or decode. What fails ends the requests that it was done for and no others, and
         takes no event of this step along; only a device that is `lost` ends all."""
         events: list[EngineEvent] = []
-        self._faults.attempt(self._admit, events)
-        self._faults.attempt(self._plan, events, self._prefills.drop_failed)
+        if not self._answered:
+            # Who comes finds what they leave, and their memory.
+            self._faults.attempt(self._admit, events)
+        self._faults.attempt(self._plan, events, self._drop_failed_prompts)
         if self._answered:
             self._faults.attempt(self._keep_answers, events)
         elif self._chunk_s and not self._batch.under_way:
-            self._faults.attempt(self._prefill, events, self._prefills.drop_failed)
+            self._faults.attempt(self._prefill, events, self._drop_failed_prompts)
         else:
             self._faults.attempt(self._decode, events, self._batch.drop_failed)
         self._faults.attempt(self._begin_answers, events, self._batch.drop_failed)
@@ -148,7 +151,7 @@ class Engine:
             events += self._ends()
         self._release(events)
         if events and not self.lost:
-            self._bound_prefixes()
+            self._memory.bound_prefixes()
         return events
 
     def give_back(self) -> None:
@@ -166,26 +169,25 @@ class Engine:
         return self.lost is None and self._prefixes.disk.write_one()
 
     def close(self, seconds: float) -> None:
-        """Write the prefixes that are worth it, for so long at most; nothing of a device that has failed."""
+        """Write the prefixes that are worth it, for so long at most; nothing of a device that has failed. What runs is
+        cancelled."""
+        for id in self._scheduler.running:
+            self.handle(Cancel(id))
+        self._faults.attempt(self._keep_answers, [])
         self._faults.attempt(lambda _: self._device.wait(), [])
         if self.lost is None:
             self._prefixes.disk.close(seconds)
 
     def yield_to(self, pressure: Pressure) -> None:
-        """The machine is as short of memory as that: kept prefixes go before others are swapped out. They may come back
-        when it is over."""
-        if pressure > self._pressure:
-            log.warning("the machine is short of memory (%s): prefixes are given up", pressure.name.lower())
-            self._prefixes.limit = min(self._prefixes.limit, int(self._cache_limit * SHARE[pressure]))
-            self._prefixes.shrink(self._prefixes.limit)
+        """The machine is as short of memory as that."""
+        if self._memory.yield_to(pressure):
             self.give_back()
-        self._pressure = pressure
 
     def stats(self) -> Stats:
         return Stats(
             running=len(self._scheduler.running),
             waiting=self._scheduler.waiting,
-            kv_bytes=self._kv_bytes,
+            kv_bytes=self._memory.kv_bytes,
             prefix_bytes=self._prefixes.nbytes,
             active_bytes=mx.get_active_memory(),
             peak_bytes=self._prefills.peak_bytes,
@@ -194,11 +196,11 @@ class Engine:
     # ---- what a step does
 
     def _admit(self, events: list[EngineEvent]) -> None:
-        for request in self._scheduler.admit(lambda r: self._admission.fits(r, self._running())):
+        for request in self._scheduler.admit(self._memory.fits):
             self._prefills.add(request)
             events.append(Prefilled(request.id, 0, len(request.prompt)))
             # What it finds is copied into memory that prefixes may still hold.
-            self._bound_prefixes()
+            self._memory.bound_prefixes()
 
     def _plan(self, events: list[EngineEvent]) -> None:
         """Whether a chunk is next, which begins when the device is done with what it decodes."""
@@ -219,105 +221,62 @@ class Engine:
 
     def _keep_answers(self, events: list[EngineEvent]) -> None:
         """And tell of their ends: the next turn then finds them, and a device that has time for it."""
-        answered = self._answered
+        answered = list(self._answered)
         events += self._ends()
         self._keeping.answers(answered)
 
     def _ends(self) -> list[EngineEvent]:
         """Of the answers that nobody was told the end of."""
-        answered, self._answered = self._answered, []
-        return [answer.end for answer in answered if answer.end is not None]
+        ends: list[EngineEvent] = [answer.end for answer in self._answered if answer.end is not None]
+        self._answered.clear()
+        return ends
 
     def _prefill(self, events: list[EngineEvent]) -> None:
         beside = len(self._batch)
         chunk = self._prefills.read(self._chunk_s, beside=beside)
-        read = [(prefill.request, prefill.layers, prefill.aside) for prefill in chunk.completed]
-        self._unsteered.add(
-            [Newcomer(request, layers, aside=aside) for request, layers, aside in read if isinstance(request, Generate)]
-        )
+        for prefill in chunk.completed:
+            if isinstance(prefill.request, Generate):
+                self._unsteered.add([Newcomer(prefill.request, prefill.layers, aside=prefill.aside)])
+            else:
+                self._answered.append(left_by(prefill, Finished(prefill.id, "stop")))
         self._budget.record_chunk(chunk.seconds, decoding=beside > 0)
         events += chunk.events
 
     def _begin_answers(self, events: list[EngineEvent]) -> None:
         """Decode what is read, once its grammar is there."""
-        if ready := self._unsteered.ready(events, wait=len(self._unsteered) == len(self._scheduler.running)):
-            events += self._batch.add(ready)
+        ready, refused = self._unsteered.ready(events, wait=len(self._unsteered) == len(self._scheduler.running))
+        self._answered += map(unanswered, refused)
+        if ready:
+            self._batch.add(ready)
+            self._batch.end_failed(events, self._answered)
 
     def _remove(self, id: int, events: list[EngineEvent]) -> None:
         """Take a cancelled request out of whatever phase it is in; what was read stays read. It has no more events."""
         if id in self._prefills:
-            self._keeping.unread(self._prefills.remove(id))
+            self._keeping.answers([left_by(self._prefills.remove(id))])
         elif id in self._batch:
             self._keeping.answers([self._batch.remove(id)])
         elif newcomer := self._unsteered.remove(id):
-            self._keeping.unsteered(newcomer)
+            self._keeping.answers([unanswered(newcomer)])
         else:
-            self._answered = [a._replace(end=None) if a.request.id == id else a for a in self._answered]
-
-    # ---- memory
-
-    def _running(self) -> list[tuple[Request, int]]:
-        """The requests that hold a slot, with the tokens in their caches."""
-        answered = ((answer.request, len(answer.tokens)) for answer in self._answered if answer.end is not None)
-        return [*self._unanswered(), *answered]
-
-    def _unanswered(self) -> list[tuple[Request, int]]:
-        """Those of them that are in the batch, or join it when they are read."""
-        return [*self._prefills.requests(), *self._unsteered.requests(), *self._batch.requests()]
-
-    @property
-    def _kv_bytes(self) -> int:
-        return self._batch.nbytes + self._prefills.nbytes + self._unsteered.nbytes
-
-    def _bound_prefixes(self, moved: int = 0, held: int = 0) -> None:
-        """Running requests come before them, and `held` bytes of others. `moved`: tokens of the caches that are to
-        become a prefix."""
-        available = self._admission.beside(self._running(), moved) - held
-        limit = min(int(self._cache_limit * SHARE[self._pressure]), available)
-        if limit < (asides := self._asides):
-            self._drop_asides()
-            asides = 0
-        self._prefixes.limit = max(0, limit - asides)
-
-    @property
-    def _asides(self) -> int:
-        """Bytes that are kept of prompts beside their caches, to be prefixes with them later."""
-        return self._unsteered.asides + self._prefills.asides + self._batch.asides
-
-    def _drop_asides(self) -> None:
-        self._unsteered.drop_asides()
-        self._prefills.drop_asides()
-        self._batch.drop_asides()
+            self._answered[:] = [a._replace(end=None) if a.request.id == id else a for a in self._answered]
 
     def _relieve(self, events: list[EngineEvent]) -> None:
-        """When the next step could pass the limit, evict prefixes, then end the newest sequence: one error instead of
-        the end of all."""
-        reading = any(True for _ in self._prefills.requests())
-        limit = self._admission.limit - self._admission.working(self._running(), reading=reading)
-        padded = self._admission.padded(self._unanswered())
-        # Most steps are far from it, and need not look at every array.
-        if self._device.active > limit - padded:
-            limit -= max(0, padded - self._kv_bytes)
-        if (over := self._device.active - limit) > 0:
-            self._prefixes.shrink(max(0, self._prefixes.nbytes - over))
-            if self._device.active > limit:
-                self._drop_asides()
-        running = self._scheduler.running - {answer.request.id for answer in self._answered}
-        if self._device.active <= limit or not running:
-            return
-        newest = max(running)
-        self._prefills.discard(newest)
-        self._unsteered.remove(newest)
-        if newest in self._batch:
-            self._batch.remove(newest)
-        events.append(Failed(newest, "memory", OUT_OF_MEMORY))
+        """End the newest request where memory is too short for all."""
+        if (newest := self._memory.too_many(self._scheduler.running)) is not None:
+            events.append(Failed(newest, "memory", OUT_OF_MEMORY))
+            self._remove(newest, events)
 
     # ---- faults
+
+    def _drop_failed_prompts(self) -> None:
+        """What was read of them is kept in the next step."""
+        self._answered += map(left_by, self._prefills.drop_failed())
 
     def _homeless(self, events: list[EngineEvent]) -> frozenset[int]:
         """Who holds a slot, is in no phase, and has not been told of its end."""
         ended = {event.id for event in events if isinstance(event, Finished | Failed)}
-        return self._scheduler.running - ended - {request.id for request, _ in self._running()}
+        return self._scheduler.running - ended - {request.id for request, _ in self._memory.running()}
 
     def _release(self, events: list[EngineEvent]) -> None:
         """The slots of those that these events are the end of."""

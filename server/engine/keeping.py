@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from server.engine import kv
 from server.engine.batch import Answered, Batch
 from server.engine.checkpoints import kind_at, worth_keeping
-from server.engine.decoder import Newcomer
 from server.engine.prefill import Prefill
 from server.engine.prefixes.prefix_cache import PrefixCache
-from server.engine_client.protocol import Generate
+from server.engine_client.protocol import Finished, ScoreOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,37 +24,44 @@ class Keeping:
     trimmable: bool
     bound: Callable[[int, int], None]
 
-    def unread(self, prefill: Prefill) -> None:
-        """As much of a prompt as was read."""
-        request, tokens, layers = prefill.request, prefill.request.prompt[: prefill.done], prefill.layers
-        if isinstance(request, Generate):
-            self.answers([Answered(request, tokens, layers, None, prefill.aside)] if tokens else [])
-        elif tokens:
-            # What the questions go on with shares the caches, so they cannot be given up.
-            kind = kind_at(request, len(tokens))
-            self.prefixes.store(tokens, layers, request.boundaries, kind, request.cache_salt)
-
-    def unsteered(self, newcomer: Newcomer) -> None:
-        """A prompt that is read and not answered."""
-        request = newcomer.request
-        self.answers([Answered(request, request.prompt[:-1], newcomer.layers, None, newcomer.aside)])
-
     def answers(self, answered: Sequence[Answered]) -> None:
         """The memory that they took becomes that of prefixes."""
+        answered = [answer for answer in answered if answer.tokens]
         if not answered:
             return
         # To what was the limit as long as they ran.
         self.prefixes.make_room()
         self.batch.settle(answered)
         for index, answer in enumerate(answered):
-            self.bound(len(answer.tokens), sum(kv.nbytes(other.layers) for other in answered[index + 1 :]))
+            self.bound(len(answer.tokens), sum(map(_nbytes, answered[index + 1 :])))
             self._keep(answer)
 
     def _keep(self, answered: Answered) -> None:
         request, tokens, layers, _, aside = answered
         length, kind = worth_keeping(request, len(tokens))
-        # Not if only the prompt is, and it cannot be cut out now; it may have been kept when it was read.
-        if length == len(tokens) or self.trimmable or (aside is not None and aside.end == length):
-            self.prefixes.store(
-                tokens[:length], layers, request.boundaries, kind, request.cache_salt, aside=aside, give_up=True
-            )
+        ends = [(length, kind)]
+        if aside is not None and aside.end < length:
+            # For when all of it is more than is left beside others.
+            ends.append((aside.end, aside.kind))
+        if isinstance(request, ScoreOptions) and not self.prefixes.has(tokens[:length], request.cache_salt):
+            # A next turn goes on behind all of it, if nothing else is known.
+            ends.append((len(tokens), kind_at(request, len(tokens))))
+        for end, kind in ends:
+            if None in layers:
+                # Given up, and not kept.
+                return
+            # Not if only the prompt is worth it, and it cannot be cut out now; it may have been kept when it was read.
+            can_be_cut = end == len(tokens) or self.trimmable or (aside is not None and aside.end == end)
+            if can_be_cut and self.prefixes.store(
+                tokens[:end], layers, request.boundaries, kind, request.cache_salt, aside=aside, give_up=True
+            ):
+                return
+
+
+def left_by(prefill: Prefill, end: Finished | None = None) -> Answered:
+    """As much of a prompt as was read."""
+    return Answered(prefill.request, prefill.request.prompt[: prefill.done], prefill.layers, end, prefill.aside)
+
+
+def _nbytes(answered: Answered) -> int:
+    return kv.nbytes(answered.layers) + (answered.aside.nbytes if answered.aside is not None else 0)

@@ -54,12 +54,7 @@ def extract_parts(layers: Layers, parts: Sequence[Stretch], *, give_up: bool = F
     """
     segments: list[Layers] = [[] for _ in parts]
     for index, layer in enumerate(layers):
-        copies = [
-            _cut_layer(layer, part.start, part.stop)
-            if part.states is None or is_trimmable(layer)
-            else part.states[index]
-            for part in parts
-        ]
+        copies = [_part_of_layer(index, layer, part) for part in parts]
         evaluate(copies)
         for segment, copy in zip(segments, copies, strict=True):
             segment.append(copy)
@@ -114,14 +109,22 @@ def evaluate(layers: Layers) -> None:
     mx.eval([layer.state for layer in layers if layer is not None])
 
 
-def segment_bytes(layers: Layers, start: int, stop: int) -> int:
-    """Of what `extract` would copy."""
-    return nbytes(_cut(layers, start, stop))
+def parts_bytes(layers: Layers, parts: Sequence[Stretch]) -> int:
+    """Of what `extract_parts` returns. Nothing is computed."""
+    tokens = sum(part.stop - part.start for part in parts)
+    return sum(
+        nbytes([_cut_layer(layer, 0, tokens)])
+        if is_trimmable(layer)
+        else nbytes([_part_of_layer(index, layer, part) for part in parts])
+        for index, layer in enumerate(layers)
+    )
 
 
-def _cut(layers: Layers, start: int, stop: int) -> Layers:
-    """Nothing is computed before it is evaluated."""
-    return [_cut_layer(layer, start, stop) for layer in layers]
+def _part_of_layer(index: int, layer: Any, part: Stretch) -> Any:
+    """Not evaluated."""
+    if part.states is None or is_trimmable(layer):
+        return _cut_layer(layer, part.start, part.stop)
+    return part.states[index]
 
 
 def _cut_layer(layer: Any, start: int, stop: int) -> Any:

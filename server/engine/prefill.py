@@ -43,6 +43,9 @@ class Prefill:
         # Of them, those that were read for an earlier prompt.
         self.found = 0
         self.under_way: Pass | None = None
+        # Not while its layers are evaluated: what MLX could not compute it takes for computed later, so when that fails
+        # they may hold anything.
+        self.intact = True
         # By which it is kept later, where it cannot be kept beside its own caches.
         self.aside: Aside | None = None
         # For the scheduler: see `scheduler.PendingPrefill`.
@@ -99,7 +102,12 @@ class Prefill:
         none."""
         assert self.under_way is None
         before = list(map(compat.shared, self.layers))
-        self._forward(self.next_tokens(tokens))
+        try:
+            self._forward(self.next_tokens(tokens))
+        except Exception:
+            # Nothing was computed.
+            self._go_back_to(before)
+            raise
         self.under_way = Pass(tokens, before)
 
     def go_on(self, layers: int) -> None:
@@ -109,19 +117,25 @@ class Prefill:
         start, stop = under_way.evaluated, under_way.evaluated + layers
         # Held any longer, their buffers would be copied.
         under_way.before[start:stop] = [None] * len(under_way.before[start:stop])
+        self.intact = False
         kv.evaluate(self.layers[start:stop])
         under_way.evaluated = min(stop, len(self.layers))
         if under_way.evaluated == len(self.layers):
             self.under_way = None
             self._commit(under_way.tokens)
+        self.intact = True
 
     def undo(self) -> None:
-        """Forget the pass under way; where there is no way back, all that was read."""
+        """Forget the pass under way, and what goes beyond the prompt; where there is no way back, all that was read."""
+        if not self.intact:
+            self.under_way, self.layers, self.done = None, [], 0
         if self.under_way is None:
             return
         before = zip(self.layers, self.under_way.before, strict=True)
-        layers = [compat.undone(layer, old, self.done) for layer, old in before]
         self.under_way = None
+        self._go_back_to([compat.undone(layer, old, self.done) for layer, old in before])
+
+    def _go_back_to(self, layers: Layers) -> None:
         self.layers, self.done = (layers, self.done) if None not in layers else ([], 0)
 
     def next_tokens(self, count: int) -> list[int]:
@@ -149,7 +163,7 @@ def read_together(model: Any, parts: Sequence[tuple[Prefill, int]]) -> None:
         return
     chunks = [prefill.next_tokens(tokens) for prefill, tokens in parts]
     read = compat.prefill_together(model, [prefill.layers for prefill, _ in parts], chunks)
+    kv.evaluate([layer for layers in read for layer in layers])
     for (prefill, tokens), layers in zip(parts, read, strict=True):
         prefill.layers = layers
         prefill.done += tokens
-    kv.evaluate([layer for layers in read for layer in layers])

@@ -17,8 +17,9 @@ from server.engine import kv
 from server.engine.admission import Admission
 from server.engine.checkpoint_keeping import CheckpointKeeping
 from server.engine.checkpoints import checkpoints_behind
-from server.engine.prefill import Prefill, read_together
+from server.engine.prefill import Prefill
 from server.engine.prefixes.prefix_cache import Hit, PrefixCache
+from server.engine.reading import Reading
 from server.engine.reading_memory import ReadingMemory
 from server.engine.scheduler import PrefillScheduler
 from server.engine.scoring.deciding import Deciding
@@ -73,6 +74,7 @@ class PrefillQueue:
         # Those that something is done for at this moment, and ends when that fails.
         self._at_fault: list[int] = []
         self._memory = ReadingMemory(admission, prefixes)
+        self._passes = Reading(model, budget, self._memory, self._scheduler, self._checkpoints)
 
     def __contains__(self, id: int) -> bool:
         return id in self._prefills
@@ -103,22 +105,19 @@ class PrefillQueue:
     def remove(self, id: int) -> Prefill:
         """Take out `id`, with what was read of its prompt."""
         prefill = self._prefills[id]
-        self.discard(id)
+        del self._prefills[id]
+        self._memory.drop(id)
+        # It holds its caches.
+        self._ready = [other for other in self._ready if other.id != id]
+        if prefill.restore is not None:
+            self._prefixes.disk.cancel(prefill.restore)
         prefill.undo()
         return prefill
 
-    def discard(self, id: int) -> None:
-        self._memory.drop(id)
-        prefill = self._prefills.pop(id, None)
-        # It holds its caches.
-        self._ready = [other for other in self._ready if other.id != id]
-        if prefill is not None and prefill.restore is not None:
-            self._prefixes.disk.cancel(prefill.restore)
-
-    def drop_failed(self) -> None:
-        """Forget the prompts for which something was done that has failed."""
-        for id in self._at_fault:
-            self.discard(id)
+    def drop_failed(self) -> list[Prefill]:
+        """Take out the prompts for which something was done that has failed, with what was read before and is as it
+        was."""
+        return [self.remove(id) for id in self._at_fault if id in self._prefills]
 
     @property
     def has_work(self) -> bool:
@@ -158,10 +157,9 @@ class PrefillQueue:
             return chunk
         seconds -= spent
         if chosen.under_way is not None:
-            parts = [(chosen, chosen.under_way.tokens)]
-            read = self._memory.measured(parts, lambda: self._go_on(chosen, seconds, beside))
+            read = self._passes.go_on(chosen, seconds, beside)
         else:
-            read = self._begin(parts, seconds, beside)
+            read = self._passes.begin(parts, seconds, beside)
         if not read and chosen.under_way is not None:
             chunk.events.append(Prefilled(chosen.id, chosen.progress, len(chosen.request.prompt)))
         for prefill, tokens in read:
@@ -246,51 +244,6 @@ class PrefillQueue:
 
     # ---- reading
 
-    def _begin(self, parts: list[tuple[Prefill, int]], seconds: float, beside: int) -> list[tuple[Prefill, int]]:
-        """Returns those whose tokens are read."""
-        if not parts:
-            return []
-        chosen, tokens = parts[0]
-        if len(parts) == 1 and chosen.batchable:
-            chosen.begin(tokens)
-            return self._memory.measured(parts, lambda: self._go_on(chosen, seconds, beside))
-        count = sum(tokens for _, tokens in parts)
-        begun = time.monotonic()
-        self._memory.measured(parts, lambda: read_together(self._model, parts))
-        self._budget.record_pass(count, [(1, time.monotonic() - begun)])
-        for prefill, tokens in parts:
-            self._scheduler.charge(prefill.client, tokens)
-        return parts
-
-    def _go_on(self, prefill: Prefill, seconds: float, beside: int) -> list[tuple[Prefill, int]]:
-        """Evaluate as many layers of the pass as fit, and one at least."""
-        under_way, layers = prefill.under_way, len(prefill.layers)
-        assert under_way is not None
-        seconds = self._budget.piece_s(seconds, decoding=beside > 0)
-        closing_s = self._checkpoints.closing_s(prefill, beside) if beside else 0.0
-        first, begun = under_way.evaluated, time.monotonic()
-        while prefill.under_way is not None:
-            left_s, left = seconds - (time.monotonic() - begun), layers - under_way.evaluated
-            count = self._budget.next_layers(
-                under_way.tokens, layers, left, left_s, under_way.pieces, decoding=beside > 0
-            )
-            if count == left and left_s < closing_s + left * self._budget.layer_s(
-                under_way.tokens, layers, under_way.pieces
-            ):
-                # The last layer is for the next chunk, with what follows it.
-                count -= 1
-            if not count and under_way.evaluated > first:
-                break
-            count = max(count, 1)
-            piece_begun = time.monotonic()
-            prefill.go_on(count)
-            under_way.pieces.append((count, time.monotonic() - piece_begun))
-            self._scheduler.charge(prefill.client, under_way.tokens * count / layers)
-        if prefill.under_way is not None:
-            return []
-        self._budget.record_pass(under_way.tokens, under_way.pieces)
-        return [(prefill, under_way.tokens)]
-
     def _advanced(self, prefill: Prefill, tokens: int) -> EngineEvent:
         request = prefill.request
         self._checkpoints.passed(prefill, tokens)
@@ -306,7 +259,9 @@ class PrefillQueue:
         del self._prefills[prefill.id]
         # It holds its caches.
         self._ready = [other for other in self._ready if other is not prefill]
-        return prefill.result()
+        events = prefill.result()
+        prefill.undo()
+        return events
 
     @property
     def asides(self) -> int:

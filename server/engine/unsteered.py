@@ -29,12 +29,12 @@ class Unsteered:
     def add(self, newcomers: Sequence[Newcomer]) -> None:
         self._waiting += newcomers
 
-    def ready(self, events: list[EngineEvent], *, wait: bool) -> list[Newcomer]:
-        """Those whose grammar is there, with it, or who need none; `wait` a moment for it. Those whose grammar cannot
-        be made are told so."""
+    def ready(self, events: list[EngineEvent], *, wait: bool) -> tuple[list[Newcomer], list[Newcomer]]:
+        """Those whose grammar is there, with it, or who need none; `wait` a moment for it. And those whose grammar
+        cannot be made, who are told so."""
         if wait and self._waiting:
             self._grammars.wait([newcomer.request for newcomer in self._waiting], _GRAMMAR_WAIT_S)
-        ready, waiting = [], []
+        ready, refused, waiting = [], [], []
         for newcomer in self._waiting:
             try:
                 steering = self._grammars.steering(newcomer.request)
@@ -42,14 +42,16 @@ class Unsteered:
                 waiting.append(newcomer)
             except GrammarError as error:
                 events.append(Failed(newcomer.request.id, "invalid", str(error)))
+                refused.append(newcomer)
             except Exception as error:
                 failure = explain(error)
                 log.error("a grammar cannot be made", exc_info=error)
                 events.append(Failed(newcomer.request.id, failure.kind, failure.message))
+                refused.append(newcomer)
             else:
                 ready.append(newcomer._replace(steering=steering))
         self._waiting = waiting
-        return ready
+        return ready, refused
 
     def remove(self, id: int) -> Newcomer | None:
         """Take out `id`, if it is here."""

@@ -53,6 +53,11 @@ class PrefixWriter:
     def busy(self) -> bool:
         return bool(self._under_way)
 
+    @property
+    def leaving(self) -> int:
+        """Bytes of memory that only what is to be written holds."""
+        return sum(nbytes for segment, nbytes, _ in self._under_way if segment.layers is None)
+
     def submit(self, segment: CachedSegment, tokens: list[int], start: int, layers: Layers) -> bool:
         """`layers`, evaluated, hold `tokens` from `start` on."""
         nbytes = kv.nbytes(layers)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 from server.engine import kv
 from server.engine.compat import Layers
+from server.engine.prefixes.adopting import adopt
 from server.engine.prefixes.disk_tier import DiskTier, StoredSegment
 from server.engine.prefixes.disk_work import PrefixReader, PrefixWriter, Restore
 from server.engine.prefixes.shelf import (
@@ -38,6 +39,8 @@ _SMALL_BYTES = 2**22
 _WHILE_BUSY_S = 300.0
 # Of a step, to begin with that: there may be thousands of segments, and a stream waits meanwhile.
 _BEGINNING_S = 0.005
+# For memory that is needed and held by what is being written: a gigabyte takes a second or two.
+_MOST_WAIT_S = 5.0
 
 
 class Persistence:
@@ -67,7 +70,7 @@ class Persistence:
         self._to_write: Iterator[SegmentNode] = iter(())
         self._writes_while_busy = False
         for stored in disk.scan():
-            self._adopt(stored)
+            self.delete(adopt(shelf, stored, trimmable=trimmable))
 
     # ---- reading
 
@@ -146,6 +149,14 @@ class Persistence:
     def delete(self, files: list[StoredSegment]) -> None:
         for stored in files:
             self._disk.delete(stored)
+
+    def let_go(self, room: int) -> None:
+        """Wait until what is evicted and still to be written takes at most `room` bytes of memory: others need it. Not
+        for longer than a disk that works takes."""
+        deadline = time.monotonic() + _MOST_WAIT_S
+        while self._writer.leaving > room and (left := deadline - time.monotonic()) > 0:
+            self._writer.wait(left)
+            self._take_written()
 
     def _write_next(self) -> bool:
         return any(map(self._write_if_wanted, self._to_write))
@@ -247,32 +258,6 @@ class Persistence:
         node = next((node for node in self._shelf if node.segment is segment), None)
         if node is not None and segment.layers is None:
             self.delete(self._shelf.forget(node))
-
-    # ---- the files of earlier processes
-
-    def _adopt(self, stored: StoredSegment) -> None:
-        """Those of what is before its segment come first."""
-        tokens = list(stored.tokens)
-        match = self._shelf.match(tokens, stored.salt)
-        if match.length < stored.start or (match.length == len(tokens) and not self._adds_a_state(stored)):
-            self._disk.delete(stored)
-            return
-        segment = CachedSegment(stored.kind, len(tokens) - stored.start, 0, stored.salt, stored=stored)
-        if match.length < len(tokens):
-            self._shelf.extend(match, tokens[match.length :], segment, match.length - stored.start)
-            return
-        # Its tokens lie in another segment, whose state is that of its own end.
-        if stored.start > 0:
-            self._shelf.cut(self._shelf.match(tokens[: stored.start], stored.salt))
-        node = self._shelf.cut(self._shelf.match(tokens, stored.salt))
-        self.delete(self._shelf.replace(node, segment, node.end - len(node.label) - stored.start))
-
-    def _adds_a_state(self, stored: StoredSegment) -> bool:
-        if self._trimmable or not stored.resumable:
-            return False
-        match = self._shelf.match(list(stored.tokens), stored.salt)
-        last = match.path[-1]
-        return not (last.end == match.length and is_resumable_at_end(last, disk=True))
 
 
 def unloaded(path: Path) -> Path:

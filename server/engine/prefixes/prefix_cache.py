@@ -10,8 +10,6 @@ another.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -22,25 +20,24 @@ from server.engine.device.failures import explain
 from server.engine.prefixes.aside import Aside
 from server.engine.prefixes.disk_tier import DiskTier
 from server.engine.prefixes.disk_work import Restore
+from server.engine.prefixes.eviction import Eviction
 from server.engine.prefixes.persistence import Persistence, unloaded
+from server.engine.prefixes.placing import place
 from server.engine.prefixes.prefix_tree import Match
 from server.engine.prefixes.shelf import (
     CachedSegment,
     Path,
     SegmentNode,
     Shelf,
-    has_children_in_memory,
     is_resumable_at_end,
     path_to,
+    reach,
+    usable,
 )
 from server.engine_client.protocol import Boundary, Kind
 
 log = logging.getLogger("configi.engine")
 
-_EVICTED_FIRST: dict[Kind, int] = {"assistant": 0, "user": 1, "system": 2}
-# Not used in this many look-ups: evicted before anything fresh, whatever its kind, or old system prompts would stay
-# for ever.
-_STALE = 256
 # Caches to continue from have room for the rest of the prompt, in steps like those that mlx-lm lets them grow by.
 _STEP = 256
 # Of a conversation, the states of non-trimmable layers that are kept besides those of system prompts and of tokens
@@ -79,6 +76,7 @@ class PrefixCache:
         self.disk = Persistence(
             self.shelf, disk, trimmable=trimmable, prefill_rate=prefill_rate, clock=clock, settle=settle
         )
+        self._eviction = Eviction(self.shelf, self.disk, trimmable=trimmable)
 
     @property
     def nbytes(self) -> int:
@@ -88,10 +86,10 @@ class PrefixCache:
     def restore(self, tokens: list[int], salt: str = "") -> Restore:
         """Begin to read from disk what `find` can use then: nothing where that would take longer than prefill."""
         match = self.shelf.match(tokens[:-1], salt)
-        path = self._usable(match, disk=True)
+        path = usable(match, self._trimmable, disk=True)
         if not unloaded(path):
             return Restore()
-        gained = _reach(path, match) - _reach(self._usable(match, disk=False), match)
+        gained = reach(path, match) - reach(usable(match, self._trimmable, disk=False), match)
         rate = self._prefill_rate()
         saved_s = gained / rate if rate else float(gained)
         if rate is not None and self.disk.seconds_to_read(path) >= saved_s:
@@ -105,14 +103,15 @@ class PrefixCache:
         self._clock += 1
         match = self.shelf.match(tokens[:-1], salt)
         shared = match.length
-        for node in self._usable(match, disk=False):
+        for node in usable(match, self._trimmable, disk=False):
             node.segment.used = self._clock
-        path = self._usable(match, disk=False)
-        length = _reach(path, match)
+        path = usable(match, self._trimmable, disk=False)
+        length = reach(path, match)
         parts = _parts(path, length)
         # First, so that the copy finds the memory that is to be its own. What has to go of the path itself is not lost:
         # it moves into the copy, layer by layer.
-        self._shrink(self.limit, write=True, moving={node.segment for node in path})
+        self._shrink(self.limit, write=True, moving=set(path))
+        self.disk.let_go(max(0, self.limit - self.nbytes))
         room = _whole_steps(len(tokens)) - length
         return Hit(kv.concatenate(parts, room, True) if path else None, length, shared)
 
@@ -131,23 +130,34 @@ class PrefixCache:
         Whether they are kept: not what is larger than the limit.
 
         Trimmable layers are cut at the boundaries so that the parts can be evicted one by one; with others only the
-        end can be resumed, and where `aside` was taken. With `give_up` each layer is let go of once it is kept. It is
-        for later requests, so when it fails that ends none: raised is only that the device has failed.
+        end can be resumed, and where `aside` was taken. With `give_up` each layer is let go of once it is kept, and of
+        trimmable ones as much is as there is room for. It is for later requests, so when it fails that ends none:
+        raised is only that the device has failed.
         """
         try:
             return self._keep(tokens, layers, boundaries, kind, salt, aside, give_up)
         except Exception as error:
-            failure = explain(error)
-            if failure.lost:
-                raise
-            log.error("what was read could not be kept for later", exc_info=error)
-            if failure.kind == "memory":
-                self.shrink(0)
+            self._tolerate(error)
             return False
+
+    def _tolerate(self, error: Exception) -> None:
+        failure = explain(error)
+        if failure.lost:
+            raise error
+        log.error("what was read could not be kept for later", exc_info=error)
+        if failure.kind == "memory":
+            self.shrink(0)
 
     def set_aside(self, layers: Layers, end: int, kind: Kind) -> Aside | None:
         """The state after the first `end` tokens that `layers` hold, for when they are stored; None where there is no
-        room for it. It counts as a prefix: `limit` is less by so much."""
+        room for it, or it fails: see `store`. It counts as a prefix: `limit` is less by so much."""
+        try:
+            return self._set_aside(layers, end, kind)
+        except Exception as error:
+            self._tolerate(error)
+            return None
+
+    def _set_aside(self, layers: Layers, end: int, kind: Kind) -> Aside | None:
         states = kv.states_at(layers, end)
         if states is None or (needed := kv.nbytes(states)) > self.limit:
             return None
@@ -167,40 +177,30 @@ class PrefixCache:
         aside: Aside | None,
         give_up: bool,
     ) -> bool:
-        if not tokens:
+        while tokens:
+            ends = [*(boundaries if self._trimmable else []), Boundary(len(tokens), kind)]
+            plan = place(self.shelf, self._trimmable, tokens, ends, salt, aside)
+            needed, room = kv.parts_bytes(layers, plan.parts), self.limit - plan.stays
+            if needed <= room:
+                break
+            if not (give_up and self._trimmable):
+                return False
+            tokens = tokens[: len(tokens) - plan.too_many(needed, room)]
+            kind = next((end.kind for end in boundaries if end.offset >= len(tokens)), kind)
+        else:
             return False
-        known = self.shelf.match(tokens, salt).length
-        if aside is not None and not known < aside.end <= len(tokens):
-            aside = None
-        needed = kv.segment_bytes(layers, known, len(tokens)) + (aside.nbytes if aside is not None else 0)
-        if needed > self.limit:
-            return False
+        match = plan.match
         # First, so that the copy finds the memory that is to be its own.
-        self._shrink(self.limit - needed, write=True)
-        match = self.shelf.match(tokens, salt)
+        self._shrink(self.limit - needed, write=True, staying=set(match.path))
         for node in match.path:
             node.segment.used = self._clock
-        # Read before, but what it needs was not kept here or is gone: a segment of its own now ends here.
-        filled = [self.shelf.cut(match)] if match.length == len(tokens) and not self.has(tokens, salt) else []
-        if match.path and match.length < len(tokens):
-            # It may end in the middle of a node, whose rest is another prompt's.
-            match = Match(path_to(self.shelf.cut(match)), match.length)
-        # What only the disk had was read again.
-        lost = [n for n in match.path if n.segment.layers is None and n.end <= len(tokens) and n not in filled]
-        whole = [node for node in lost if (node.start, node.stop) == (0, node.segment.length)]
-        filled += [node for node in lost if node not in whole and node.segment.stored is None]
-        ends = _ends(boundaries if self._trimmable else [], aside, Boundary(len(tokens), kind), match.length)
         # The tree changes when all of it is there.
-        ranges = [(node.end - len(node.label), node.end) for node in [*filled, *whole]]
-        ranges += itertools.pairwise([match.length, *(end.offset for end in ends)])
-        states = {aside.end: aside.layers} if aside is not None else {}
-        parts = [kv.Stretch(start, stop, states.get(stop)) for start, stop in ranges]
-        segments = iter(kv.extract_parts(layers, parts, give_up=give_up))
-        for node in filled:
+        segments = iter(kv.extract_parts(layers, plan.parts, give_up=give_up))
+        for node in plan.filled:
             self._fill(node, next(segments), kind if node.end == len(tokens) else node.segment.kind)
-        for node in whole:
+        for node in plan.whole:
             self.shelf.hold(node.segment, next(segments))
-        for end in ends:
+        for end in plan.ends:
             leaf = self._add(match, tokens[match.length : end.offset], next(segments), end.kind, salt)
             match = Match([leaf], leaf.end)
         self.make_room()
@@ -209,26 +209,19 @@ class PrefixCache:
     def has(self, tokens: list[int], salt: str = "") -> bool:
         """Whether a sequence can resume just after `tokens` without reading the disk."""
         match = self.shelf.match(tokens, salt)
-        return _reach(self._usable(match, disk=False), match) == len(tokens)
+        return reach(usable(match, self._trimmable, disk=False), match) == len(tokens)
 
     def shrink(self, limit: int) -> None:
-        """Evict until at most `limit` bytes of memory are used; what is not on disk is gone."""
+        """Evict until at most `limit` bytes of memory are used; what is not on disk is gone, or on its way there."""
         self._shrink(limit, write=False)
+        self.disk.let_go(max(0, limit - self.nbytes))
 
     def make_room(self) -> None:
         """Evict what is over the limit."""
         self._shrink(self.limit, write=True)
 
-    # ---- finding
-
-    def _usable(self, match: Match[CachedSegment], *, disk: bool) -> Path:
-        """The part of the path that a sequence can resume: what comes after a gap is useless."""
-        available = [node.segment.is_available(disk=disk) for node in match.path]
-        path = match.path[: available.index(False)] if False in available else match.path
-        if not self._trimmable:
-            while path and not (path[-1].end <= match.length and is_resumable_at_end(path[-1], disk=disk)):
-                path = path[:-1]
-        return path
+    def _shrink(self, limit: int, *, write: bool, **apart: Collection[SegmentNode]) -> None:
+        self._eviction.shrink(limit, self._clock, write=write, **apart)
 
     # ---- storing
 
@@ -258,57 +251,6 @@ class PrefixCache:
             kept += 1
             if kept > _LATEST_STATES:
                 self.shelf.hold(node.segment, kv.trimmable_only(node.segment.layers or []))
-
-    # ---- evicting
-
-    def _shrink(self, limit: int, *, write: bool, moving: Collection[CachedSegment] = ()) -> None:
-        """What is `moving` into caches is not written: it comes back with them."""
-        if self.nbytes <= limit:
-            return
-        order = itertools.count()
-        waiting = [(self._priority(node), next(order), node) for node in self.shelf if self._can_go(node)]
-        heapq.heapify(waiting)
-        while self.nbytes > limit and waiting:
-            _, _, node = heapq.heappop(waiting)
-            if not (node.is_in_tree and self._can_go(node)):
-                continue
-            self._evict(node, write=write and node.segment not in moving)
-            # What was below others may be an end now.
-            parent = node.parent
-            if parent is not None and self._can_go(parent):
-                heapq.heappush(waiting, (self._priority(parent), next(order), parent))
-
-    def _can_go(self, node: SegmentNode) -> bool:
-        """By itself: ends of paths entirely, inner nodes by the state of their non-trimmable layers."""
-        return node.segment.layers is not None and (
-            not has_children_in_memory(node) or (not self._trimmable and is_resumable_at_end(node, disk=False))
-        )
-
-    def _priority(self, node: SegmentNode) -> tuple[bool, int, int]:
-        stale = self._clock - node.segment.used > _STALE
-        return not stale, 0 if stale else _EVICTED_FIRST[node.segment.kind], node.segment.used
-
-    def _evict(self, node: SegmentNode, *, write: bool) -> None:
-        segment = node.segment
-        kept = segment.stored is not None or segment.writing or (write and self.disk.save(node))
-        if has_children_in_memory(node):
-            self.shelf.hold(segment, kv.trimmable_only(segment.layers or []))
-        elif kept:
-            self.shelf.hold(segment, None)
-        else:
-            self.disk.delete(self.shelf.forget(node))
-
-
-def _reach(path: Path, match: Match[CachedSegment]) -> int:
-    """Tokens after which a sequence can resume."""
-    return min(path[-1].end, match.length) if path else 0
-
-
-def _ends(inner: Sequence[Boundary], aside: Aside | None, last: Boundary, known: int) -> list[Boundary]:
-    """Where the segments behind the first `known` tokens end."""
-    ends = [*inner, *([Boundary(aside.end, aside.kind)] if aside is not None else [])]
-    between = [end for end in ends if known < end.offset < last.offset]
-    return [*between, last] if known < last.offset else []
 
 
 def _whole_steps(tokens: int) -> int:

@@ -114,3 +114,19 @@ def path_to(node: SegmentNode) -> list[SegmentNode]:
 
 def tokens_to(node: SegmentNode) -> list[int]:
     return [token for step in path_to(node) for token in step.label]
+
+
+def usable(match: Match[CachedSegment], trimmable: bool, *, disk: bool) -> Path:
+    """The part of the path that a sequence can resume: what comes after a gap is useless. `trimmable`: all layers of
+    the model are."""
+    available = [node.segment.is_available(disk=disk) for node in match.path]
+    path = match.path[: available.index(False)] if False in available else match.path
+    if not trimmable:
+        while path and not (path[-1].end <= match.length and is_resumable_at_end(path[-1], disk=disk)):
+            path = path[:-1]
+    return path
+
+
+def reach(path: Path, match: Match[CachedSegment]) -> int:
+    """Tokens after which a sequence can resume."""
+    return min(path[-1].end, match.length) if path else 0

@@ -53,6 +53,10 @@ class Branches(Protocol):
         """Forget all texts."""
         ...
 
+    def close(self) -> None:
+        """Forget all texts, and let go of the prompt's layers. Nothing can be read any more."""
+        ...
+
 
 def branches(model: Any, layers: Layers, length: int, *, together: bool) -> Branches:
     """`layers` hold `length` tokens, and still do so after each `reset`. `together`: the model can be given several
@@ -141,6 +145,11 @@ class Tree:
         for layer in self.layers:
             layer.reset()
 
+    def close(self) -> None:
+        self.reset()
+        # Each knows the tree: it would hold them all until Python looks for cycles.
+        self.layers = []
+
 
 class _Layer:
     """A layer as the models of mlx-lm use one. `columns` has the keys and values of the prompt, or of its end, and then
@@ -227,6 +236,10 @@ class OneAtATime:
 
     def reset(self) -> None:
         self._cut_to(self._length)
+
+    def close(self) -> None:
+        self.reset()
+        self._layers, self._used, self._states = [], [], {}
 
     def _cut_to(self, length: int) -> None:
         """What stands behind is another text's."""

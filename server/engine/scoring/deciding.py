@@ -9,7 +9,7 @@ third is for options that go on in several ways.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ import mlx.core as mx
 from server.engine.prefill import Prefill
 from server.engine.scoring.branches import Branches, Continuation, branches
 from server.engine.scoring.groups import chains, groups, length
-from server.engine_client.protocol import EngineEvent, Finished, OptionsScored, ScoreOptions
+from server.engine_client.protocol import EngineEvent, OptionsScored, ScoreOptions
 
 # In a pass whose logits are looked at: see `scoring`.
 _MOST_LOGITS = 128
@@ -77,6 +77,7 @@ class Deciding(Prefill):
             super().read(tokens)
             return
         assert self._branches is not None
+        self.intact = False
         logits = self._branches.read([(reading.text, reading.tokens[:count]) for reading, count in self._pass])
         if self._pass[0][0].targets:
             self._score(logits)
@@ -85,11 +86,19 @@ class Deciding(Prefill):
             reading.tokens, reading.targets = reading.tokens[count:], reading.targets[count:]
             self._to_score -= count
         self._pending = [reading for reading in self._pending if reading.tokens]
+        self.intact = True
+
+    def undo(self) -> None:
+        super().undo()
+        if self._branches is not None:
+            self._branches.close()
+        self._stages.close()
+        self._branches, self._pending, self._pass = None, [], []
 
     def result(self) -> list[EngineEvent]:
-        return [OptionsScored(self.request.id, self._logprobs), Finished(self.request.id, "stop")]
+        return [OptionsScored(self.request.id, self._logprobs)]
 
-    def _read_questions(self) -> Iterator[list[_Reading]]:
+    def _read_questions(self) -> Generator[list[_Reading]]:
         """What can be read at once, stage by stage; the longest of a stage first."""
         tree = self._branches = branches(self._model, self.layers, self.done, together=self._together)
         for group in groups(self._questions, tree.most):

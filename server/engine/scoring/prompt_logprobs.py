@@ -34,12 +34,14 @@ class Scoring(Prefill):
 
     def read(self, tokens: int) -> None:
         prompt, start, end = self.request.prompt, self.done, self.done + tokens
+        self.intact = False
         logits = self._forward(prompt[start:end])[0]  # (tokens, vocab)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         following = prompt[start + 1 : end + 1]
         scores = Scores.of(logprobs, mx.array(following, mx.uint32)[:, None], self._top)
         self._scored += scores.read(following, [self._top] * tokens)
         self._commit(tokens)
+        self.intact = True
 
     def result(self) -> list[EngineEvent]:
         return [PromptScored(self.request.id, self._scored)]

@@ -57,7 +57,7 @@ class Answers:
         self.reasons: dict[int, str] = {}
 
     def add(self, *requests: Generate) -> None:
-        self._hear(self.batch.add([read(self._model, each) for each in requests]))
+        self.batch.add([read(self._model, each) for each in requests])
 
     def step(self, times: int = 1) -> None:
         for _ in range(times):

@@ -68,7 +68,7 @@ def nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError(BUG)
 
-    monkeypatch.setattr(kv, "extract", fail)
+    monkeypatch.setattr(kv, "extract_parts", fail)
 
 
 @pytest.mark.usefixtures("nothing_is_kept")
@@ -159,7 +159,7 @@ def test_an_end_that_nobody_was_told_of_is_told_when_the_device_is_lost(
     def lose(*_: Any, **__: Any) -> None:
         raise RuntimeError(IGNORED)
 
-    monkeypatch.setattr(Engine, "_admit", lose)
+    monkeypatch.setattr(Engine, "_plan", lose)
     events += engine.step()
     assert engine.lost is not None
     assert finished(events) == [1]

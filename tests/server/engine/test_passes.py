@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.utils import load_model
 
-from server.engine import checkpoint_keeping, kv, prefill_queue
+from server.engine import checkpoint_keeping, kv, prefill_queue, reading
 from server.engine import engine as engine_module
 from server.engine.admission import Admission
 from server.engine.batch import Batch
@@ -49,7 +49,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (engine_module, prefill_queue, checkpoint_keeping):
+    for module in (engine_module, prefill_queue, reading, checkpoint_keeping):
         monkeypatch.setattr(module, "time", clock)
     return clock
 

@@ -48,7 +48,7 @@ def test_what_is_found_is_copied_when_prefixes_have_made_room_for_it(
     real = kv.concatenate
 
     def noting(*others: Any) -> Any:
-        over.append(engine._prefixes.nbytes + admission.reserved(engine._running()) - admission.low_watermark)
+        over.append(engine._prefixes.nbytes + admission.reserved(engine._memory.running()) - admission.low_watermark)
         return real(*others)
 
     monkeypatch.setattr(kv, "concatenate", noting)
