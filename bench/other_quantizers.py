@@ -24,6 +24,7 @@ from mlx_lm.quant.gptq import gptq_quantize
 from mlx_lm.tuner.losses import kl_div_loss
 from mlx_lm.utils import load, quantize_model, save
 
+from bench.quantized_products import by_plain_products
 from quantize.errors import QuantizeError
 
 _GROUP, _LOW, _HIGH = 64, 2, 8
@@ -58,8 +59,10 @@ def dwq(task: Task) -> None:
     best: tuple[float, Any] | None = None
     for rate in _RATES:
         student = _load(task.rounded)[0]
+        by_plain_products(student)
         optimizer = optimizers.Adam(learning_rate=rate, bias_correction=True)
-        dwq_quantize(student, targets, optimizer, train, valid, batch_size=1, max_seq_length=longest, seed=_SEED)
+        length = {"batch_size": 1, "max_seq_length": longest}
+        dwq_quantize(student, targets, optimizer, train, valid, seed=_SEED, **length, **_dtype())
         loss = _divergence(source, student, task.held_back)
         print(f"dwq, learning rate {rate}: {loss:.4f}", file=sys.stderr)
         if best is None or loss < best[0]:
@@ -125,6 +128,11 @@ def _load(folder: Path) -> tuple[Any, Any, dict[str, Any]]:
     if mx.default_device() == mx.Device(mx.cpu):
         model.update(tree_map(partial(_as, mx.float32), model.parameters()))
     return model, tokenizer, config
+
+
+def _dtype() -> dict[str, mx.Dtype]:
+    """That dwq computes in, where its own would be slow."""
+    return {"dtype": mx.float32} if mx.default_device() == mx.Device(mx.cpu) else {}
 
 
 def _save(task: Task, model: Any, tokenizer: Any, config: dict[str, Any]) -> None:
