@@ -58,7 +58,7 @@ def place(
     ranges = [(node.end - len(node.label), node.end) for node in [*filled, *whole]]
     ranges += itertools.pairwise([match.length, *(end.offset for end in behind)])
     states = {aside.end: aside.layers} if aside is not None else {}
-    parts = [kv.Stretch(start, stop, states.get(stop)) for start, stop in ranges]
+    parts = [kv.Stretch(start, stop, states.get(stop), stop == len(tokens)) for start, stop in ranges]
     return Placing(match, filled, whole, behind, parts)
 
 

@@ -6,18 +6,39 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx_lm.models.cache import KVCache
 
 from server.engine import kv
 from server.engine.admission import Admission
 from server.engine.cost_model import measure
 from server.engine.engine import Engine
 from server.engine.prefixes.disk_tier import DiskTier
+from server.engine.prefixes.prefix_cache import PrefixCache
 from server.engine.rehearsal import Together
 from server.engine_client.protocol import Load
 from tests.support.stepped import finish
 from tests.support.talks import Model, generate
 
 SHORT, LONG = 100, 3000
+
+
+def caches(tokens: list[int]) -> list[KVCache]:
+    keys = mx.array(tokens, mx.float32)[None, None, :, None]
+    layer = KVCache()
+    layer.update_and_fetch(keys, -keys)
+    return [layer]
+
+
+def test_what_is_kept_of_a_prompt_and_is_too_much_makes_room_when_more_of_it_comes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cache = PrefixCache(10**6, DiskTier(None, "", 0), trimmable=True)
+    tokens = list(range(100, 160))
+    cache.store(tokens[:50], caches(tokens[:50]), [], "user")
+    cache.limit = cache.nbytes // 2
+    assert not cache.store(tokens, caches(tokens), [], "user", give_up=True)
+    assert cache.nbytes <= cache.limit
+    assert not caplog.records
 
 
 def prompt(number: int, length: int) -> list[int]:
