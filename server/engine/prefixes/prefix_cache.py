@@ -99,6 +99,8 @@ class PrefixCache:
             return Restore()
         for node in path:
             node.segment.used = self._clock
+        # What comes takes the memory of the caches that it is to be, which others may still hold.
+        self._make_room_and_wait(staying=set(path))
         return self.disk.restore(path, saved_s)
 
     def find(self, tokens: list[int], salt: str = "", most: int = -1) -> Hit:
@@ -114,8 +116,7 @@ class PrefixCache:
         parts = _parts(path, length)
         # First, so that the copy finds the memory that is to be its own. What has to go of the path itself is not lost:
         # it moves into the copy, layer by layer.
-        self._shrink(self.limit, write=True, moving=set(path))
-        self.disk.let_go(max(0, self.memory - self.nbytes))
+        self._make_room_and_wait(moving=set(path))
         room = _whole_steps(len(tokens)) - length
         return Hit(kv.concatenate(parts, room, True) if path else None, length, shared)
 
@@ -243,6 +244,11 @@ class PrefixCache:
     def make_room(self) -> None:
         """Evict what is over the limit."""
         self._shrink(self.limit, write=True)
+
+    def _make_room_and_wait(self, **apart: Collection[SegmentNode]) -> None:
+        """Until what went is written, where its memory is needed."""
+        self._shrink(self.limit, write=True, **apart)
+        self.disk.let_go(max(0, self.memory - self.nbytes))
 
     def _shrink(self, limit: int, *, write: bool, **apart: Collection[SegmentNode]) -> None:
         self._eviction.shrink(limit, self._clock, write=write, **apart)
