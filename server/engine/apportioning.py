@@ -55,11 +55,11 @@ class Apportioning:
         """The machine is as short of memory as that: kept prefixes go before others are swapped out. They may come back
         when it is over. Whether it has become shorter."""
         shorter = pressure > self._pressure
+        self._pressure = pressure
         if shorter:
             log.warning("the machine is short of memory (%s): prefixes are given up", pressure.name.lower())
-            self._prefixes.limit = min(self._prefixes.limit, int(self._cache_limit * SHARE[pressure]))
+            self.bound_prefixes()
             self._prefixes.shrink(self._prefixes.limit)
-        self._pressure = pressure
         return shorter
 
     def bound_prefixes(self, moved: int = 0, held: int = 0) -> None:
@@ -71,6 +71,7 @@ class Apportioning:
             self._drop_asides()
             asides = 0
         self._prefixes.limit = max(0, limit - asides)
+        self._prefixes.memory = max(0, available - asides)
 
     def too_many(self, running: frozenset[int]) -> int | None:
         """When the next step could pass the limit, evict prefixes; and where that is not enough, which of `running` is

@@ -24,11 +24,12 @@ class CheckpointKeeping:
         # Seconds to keep a prompt, by the bytes of its caches.
         self._cost = LinearCost()
 
-    def passed(self, prefill: Prefill, tokens: int) -> None:
-        """The last `tokens` that are read: the checkpoints among them, where there is no other moment."""
+    def passed(self, prefill: Prefill, before: int) -> None:
+        """What of the prompt was read since the first `before` tokens: the checkpoints there, where there is no other
+        moment."""
         if not self._trimmable:
             for end in checkpoints_behind(prefill.found, prefill.request):
-                if prefill.done - tokens < end <= prefill.done:
+                if before < end <= prefill.done:
                     self._keep(prefill, end)
 
     def completed(self, prefill: Prefill) -> None:
@@ -67,5 +68,5 @@ class CheckpointKeeping:
 
     def _drop_aside(self, prefill: Prefill) -> None:
         if prefill.aside is not None:
-            self._prefixes.limit += prefill.aside.nbytes
+            self._prefixes.drop_aside(prefill.aside)
             prefill.aside = None

@@ -33,11 +33,13 @@ def can_go_back(layers: Layers) -> bool:
 
 
 class Stretch(NamedTuple):
-    """Tokens start..stop of a sequence. `states`: the non-trimmable layers as they were after `stop`, from before."""
+    """Tokens start..stop of a sequence. `states`: the non-trimmable layers as they were after `stop`, from before. Not
+    `is_end`: the layers hold tokens behind `stop` as well."""
 
     start: int
     stop: int
     states: Layers | None = None
+    is_end: bool = True
 
 
 def extract(layers: Layers, start: int, stop: int) -> Layers:
@@ -113,7 +115,7 @@ def parts_bytes(layers: Layers, parts: Sequence[Stretch]) -> int:
     """Of what `extract_parts` returns. Nothing is computed."""
     tokens = sum(part.stop - part.start for part in parts)
     return sum(
-        nbytes([_cut_layer(layer, 0, tokens)])
+        nbytes([compat.cut(layer, 0, tokens)])
         if is_trimmable(layer)
         else nbytes([_part_of_layer(index, layer, part) for part in parts])
         for index, layer in enumerate(layers)
@@ -122,15 +124,13 @@ def parts_bytes(layers: Layers, parts: Sequence[Stretch]) -> int:
 
 def _part_of_layer(index: int, layer: Any, part: Stretch) -> Any:
     """Not evaluated."""
-    if part.states is None or is_trimmable(layer):
-        return _cut_layer(layer, part.start, part.stop)
-    return part.states[index]
-
-
-def _cut_layer(layer: Any, start: int, stop: int) -> Any:
     if layer is None:
         return None
-    return compat.cut(layer, start, stop) if is_trimmable(layer) else compat.state_at(layer, stop)
+    if is_trimmable(layer):
+        return compat.cut(layer, part.start, part.stop)
+    if part.states is not None:
+        return part.states[index]
+    return compat.state_at(layer, part.stop) if part.is_end or compat.can_go_back(layer) else None
 
 
 def nbytes(segment: Layers) -> int:

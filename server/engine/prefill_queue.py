@@ -162,8 +162,8 @@ class PrefillQueue:
             read = self._passes.begin(parts, seconds, beside)
         if not read and chosen.under_way is not None:
             chunk.events.append(Prefilled(chosen.id, chosen.progress, len(chosen.request.prompt)))
-        for prefill, tokens in read:
-            chunk.events.append(self._advanced(prefill, tokens))
+        for prefill, before in read:
+            chunk.events.append(self._advanced(prefill, before))
         chunk.completed = [prefill for prefill in ready if prefill.started and not prefill.remaining]
         for prefill in chunk.completed:
             chunk.events += self._complete(prefill)
@@ -189,7 +189,7 @@ class PrefillQueue:
             return False
         if not prefill.started and prefill.restore is None and prefill.reuses_prefixes:
             request = prefill.request
-            prefill.restore = self._prefixes.restore(request.prompt, request.cache_salt)
+            prefill.restore = self._prefixes.restore(request.prompt, request.cache_salt, prefill.unread)
         return prefill.restore is None or prefill.restore.done
 
     def _plan(
@@ -237,16 +237,18 @@ class PrefillQueue:
     def _start(self, prefill: Prefill) -> EngineEvent:
         """Find what was read before."""
         request = prefill.request
-        hit = self._prefixes.find(request.prompt, request.cache_salt) if prefill.reuses_prefixes else Hit(None, 0, 0)
+        hit = Hit(None, 0, 0)
+        if prefill.reuses_prefixes:
+            hit = self._prefixes.find(request.prompt, request.cache_salt, prefill.unread)
         prefill.start(hit.layers, hit.length)
         self._memory.begin(request.id, hit.length)
         return Prefilled(request.id, hit.length, len(request.prompt), hit.length, hit.shared)
 
     # ---- reading
 
-    def _advanced(self, prefill: Prefill, tokens: int) -> EngineEvent:
+    def _advanced(self, prefill: Prefill, before: int) -> EngineEvent:
         request = prefill.request
-        self._checkpoints.passed(prefill, tokens)
+        self._checkpoints.passed(prefill, before)
         return Prefilled(
             request.id,
             prefill.done,

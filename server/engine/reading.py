@@ -25,20 +25,21 @@ class Reading:
 
     def begin(self, parts: list[tuple[Prefill, int]], seconds: float, beside: int) -> list[tuple[Prefill, int]]:
         """Some layers of a pass over the one of `parts`, or all of a pass over several. Returns those whose tokens are
-        read with it. `beside`: how many decode meanwhile."""
+        read with it, with how many of the prompt were before. `beside`: how many decode meanwhile."""
         if not parts:
             return []
         chosen, tokens = parts[0]
         if len(parts) == 1 and chosen.batchable:
             chosen.begin(tokens)
             return self.go_on(chosen, seconds, beside)
+        before = [(prefill, prefill.done) for prefill, _ in parts]
         count = sum(tokens for _, tokens in parts)
         begun = time.monotonic()
         self.memory.measured(parts, lambda: read_together(self.model, parts))
         self.budget.record_pass(count, [(1, time.monotonic() - begun)])
         for prefill, tokens in parts:
             self.scheduler.charge(prefill.client, tokens)
-        return parts
+        return before
 
     def go_on(self, prefill: Prefill, seconds: float, beside: int) -> list[tuple[Prefill, int]]:
         """Some more layers of the pass under way; see `begin`."""
@@ -73,4 +74,4 @@ class Reading:
         if prefill.under_way is not None:
             return []
         self.budget.record_pass(under_way.tokens, under_way.pieces)
-        return [(prefill, under_way.tokens)]
+        return [(prefill, prefill.done - under_way.tokens)]

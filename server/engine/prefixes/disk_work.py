@@ -47,7 +47,7 @@ class PrefixWriter:
         self._disk = disk
         self._allowance = Allowance(disk.hourly_limit, memory=disk.hour)
         self._thread = ThreadPoolExecutor(1, "prefix-writer")
-        self._under_way: deque[tuple[CachedSegment, int, Future[StoredSegment | None]]] = deque()
+        self._under_way: deque[tuple[_Writing, Future[StoredSegment | None]]] = deque()
 
     @property
     def busy(self) -> bool:
@@ -56,30 +56,51 @@ class PrefixWriter:
     @property
     def leaving(self) -> int:
         """Bytes of memory that only what is to be written holds."""
-        return sum(nbytes for segment, nbytes, _ in self._under_way if segment.layers is None)
+        return sum(writing.leaving for writing, _ in self._under_way)
 
     def submit(self, segment: CachedSegment, tokens: list[int], start: int, layers: Layers) -> bool:
         """`layers`, evaluated, hold `tokens` from `start` on."""
         nbytes = kv.nbytes(layers)
-        waiting = sum(size for _, size, _ in self._under_way)
+        waiting = sum(kv.nbytes(writing.layers) for writing, _ in self._under_way)
         if not self._disk.enabled or waiting + nbytes > _MOST_WAITING_BYTES or not self._allowance.take(nbytes):
             return False
-        future = self._thread.submit(self._disk.write, tokens, start, segment.kind, layers, segment.salt)
-        self._under_way.append((segment, nbytes, future))
+        writing = _Writing(segment, layers)
+        self._under_way.append((writing, self._thread.submit(self._write, writing, tokens, start)))
         return True
 
+    def _write(self, writing: _Writing, tokens: list[int], start: int) -> StoredSegment | None:
+        segment = writing.segment
+        try:
+            return self._disk.write(tokens, start, segment.kind, writing.layers, segment.salt)
+        finally:
+            writing.layers = []
+
     def finished(self) -> Iterator[tuple[CachedSegment, StoredSegment | None]]:
-        while self._under_way and self._under_way[0][2].done():
-            segment, _, future = self._under_way.popleft()
-            yield segment, future.result()
+        while self._under_way and self._under_way[0][1].done():
+            writing, written = self._under_way.popleft()
+            yield writing.segment, written.result()
 
     def wait(self, seconds: float) -> None:
         """For the first of what is under way."""
         if self._under_way:
-            wait([self._under_way[0][2]], seconds)
+            wait([self._under_way[0][1]], seconds)
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(eq=False, slots=True)
+class _Writing:
+    """`layers` of `segment` as they were, until they are written."""
+
+    segment: CachedSegment
+    layers: Layers
+
+    @property
+    def leaving(self) -> int:
+        """Bytes that the segment does not hold as well: it may have let go of some layers, or have others by now."""
+        held = set(map(id, self.segment.layers or []))
+        return kv.nbytes([layer for layer in self.layers if id(layer) not in held])
 
 
 @dataclass(eq=False, slots=True)

@@ -46,8 +46,11 @@ class Eviction:
             if not (node.is_in_tree and self._can_go(node, staying)):
                 continue
             self._evict(node, write=write and node not in moving, stays=node in staying)
-            # What was below others may be an end now.
+            # What was below others may be an end now: the next one in memory, since a segment that is on disk goes from
+            # all its nodes at once.
             parent = node.parent
+            while parent is not None and parent.segment.layers is None:
+                parent = parent.parent
             if parent is not None and self._can_go(parent, staying):
                 heapq.heappush(waiting, (_priority(parent, now), next(order), parent))
 

@@ -99,6 +99,11 @@ class Persistence:
         """Writing."""
         return self._writer.busy
 
+    @property
+    def leaving(self) -> int:
+        """Bytes of memory that are held for no other reason than to be written."""
+        return self._writer.leaving
+
     def tend(self) -> None:
         """Take what the threads have done."""
         if (read := self._reader.finished()) is not None:

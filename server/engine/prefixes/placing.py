@@ -51,15 +51,20 @@ def place(
         # It may end in the middle of a node, whose rest is another prompt's.
         match = Match(path_to(shelf.cut(match)), match.length)
     # What only the disk had was read again, or moved.
-    lost = [n for n in match.path if n.segment.layers is None and n.end <= len(tokens) and n not in filled]
-    whole = [node for node in lost if (node.start, node.stop) == (0, node.segment.length)]
-    filled += [node for node in lost if node not in whole and node.segment.stored is None]
+    lost = [node for node in match.path if node.segment.layers is None and node.end <= len(tokens)]
+    whole = [node for node in lost if _is_whole(node) and (node not in filled or node.segment.is_resumable(disk=True))]
+    filled = [node for node in filled if node not in whole]
+    filled += [node for node in lost if node not in [*filled, *whole] and node.segment.stored is None]
     behind = _behind(match.length, ends, aside)
     ranges = [(node.end - len(node.label), node.end) for node in [*filled, *whole]]
     ranges += itertools.pairwise([match.length, *(end.offset for end in behind)])
     states = {aside.end: aside.layers} if aside is not None else {}
-    parts = [kv.Stretch(start, stop, states.get(stop)) for start, stop in ranges]
+    parts = [kv.Stretch(start, stop, states.get(stop), stop == len(tokens)) for start, stop in ranges]
     return Placing(match, filled, whole, behind, parts)
+
+
+def _is_whole(node: SegmentNode) -> bool:
+    return (node.start, node.stop) == (0, node.segment.length)
 
 
 def _behind(known: int, ends: Sequence[Boundary], aside: Aside | None) -> list[Boundary]:

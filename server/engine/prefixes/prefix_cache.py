@@ -11,6 +11,7 @@ another.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -67,8 +68,10 @@ class PrefixCache:
         clock: Callable[[], float] | None = None,
         settle: Callable[[], None] = lambda: None,
     ) -> None:
-        # Bytes of memory; takes effect at the next look-up or store.
+        # Bytes of memory, and those with what is evicted and on its way to disk: it holds its memory until it is
+        # written. Both take effect at the next look-up or store.
         self.limit = limit
+        self.memory = sys.maxsize
         self._trimmable = trimmable
         self._prefill_rate = prefill_rate
         self.shelf = Shelf()
@@ -83,9 +86,9 @@ class PrefixCache:
         """Bytes of memory."""
         return self.shelf.nbytes
 
-    def restore(self, tokens: list[int], salt: str = "") -> Restore:
+    def restore(self, tokens: list[int], salt: str = "", most: int = -1) -> Restore:
         """Begin to read from disk what `find` can use then: nothing where that would take longer than prefill."""
-        match = self.shelf.match(tokens[:-1], salt)
+        match = self.shelf.match(tokens[:most], salt)
         path = usable(match, self._trimmable, disk=True)
         if not unloaded(path):
             return Restore()
@@ -96,22 +99,24 @@ class PrefixCache:
             return Restore()
         for node in path:
             node.segment.used = self._clock
+        # What comes takes the memory of the caches that it is to be, which others may still hold.
+        self._make_room_and_wait(staying=set(path))
         return self.disk.restore(path, saved_s)
 
-    def find(self, tokens: list[int], salt: str = "") -> Hit:
-        """The caches for the longest prefix of `tokens` in memory but the last one, which must be fed to the model."""
+    def find(self, tokens: list[int], salt: str = "", most: int = -1) -> Hit:
+        """The caches for the longest prefix in memory of `tokens[:most]`: of all but the last one, where the model is
+        asked for what follows it."""
         self._clock += 1
-        match = self.shelf.match(tokens[:-1], salt)
+        match = self.shelf.match(tokens[:most], salt)
         shared = match.length
-        for node in usable(match, self._trimmable, disk=False):
-            node.segment.used = self._clock
         path = usable(match, self._trimmable, disk=False)
+        for node in path:
+            node.segment.used = self._clock
         length = reach(path, match)
         parts = _parts(path, length)
         # First, so that the copy finds the memory that is to be its own. What has to go of the path itself is not lost:
         # it moves into the copy, layer by layer.
-        self._shrink(self.limit, write=True, moving=set(path))
-        self.disk.let_go(max(0, self.limit - self.nbytes))
+        self._make_room_and_wait(moving=set(path))
         room = _whole_steps(len(tokens)) - length
         return Hit(kv.concatenate(parts, room, True) if path else None, length, shared)
 
@@ -150,7 +155,8 @@ class PrefixCache:
 
     def set_aside(self, layers: Layers, end: int, kind: Kind) -> Aside | None:
         """The state after the first `end` tokens that `layers` hold, for when they are stored; None where there is no
-        room for it, or it fails: see `store`. It counts as a prefix: `limit` is less by so much."""
+        room for it, or it fails: see `store`. It counts as a prefix: there is less room for others, until
+        `drop_aside`."""
         try:
             return self._set_aside(layers, end, kind)
         except Exception as error:
@@ -162,10 +168,23 @@ class PrefixCache:
         if states is None or (needed := kv.nbytes(states)) > self.limit:
             return None
         self._shrink(self.limit - needed, write=True)
+        if not self._has_memory(needed):
+            return None
         for index in range(len(states)):
             kv.evaluate(states[index : index + 1])
-        self.limit -= needed
+        self._take(needed)
         return Aside(end, kind, states)
+
+    def drop_aside(self, aside: Aside) -> None:
+        self._take(-aside.nbytes)
+
+    def _take(self, nbytes: int) -> None:
+        self.limit -= nbytes
+        self.memory -= nbytes
+
+    def _has_memory(self, needed: int) -> bool:
+        """Beside what is kept and what is on its way to disk. Nobody waits for it to keep more."""
+        return self.nbytes + self.disk.leaving + needed <= self.memory
 
     def _keep(
         self,
@@ -185,6 +204,10 @@ class PrefixCache:
                 break
             if not (give_up and self._trimmable):
                 return False
+            if not needed:
+                # All of it is here, and too much.
+                self.make_room()
+                return False
             tokens = tokens[: len(tokens) - plan.too_many(needed, room)]
             kind = next((end.kind for end in boundaries if end.offset >= len(tokens)), kind)
         else:
@@ -192,6 +215,8 @@ class PrefixCache:
         match = plan.match
         # First, so that the copy finds the memory that is to be its own.
         self._shrink(self.limit - needed, write=True, staying=set(match.path))
+        if not give_up and not self._has_memory(needed):
+            return False
         for node in match.path:
             node.segment.used = self._clock
         # The tree changes when all of it is there.
@@ -219,6 +244,11 @@ class PrefixCache:
     def make_room(self) -> None:
         """Evict what is over the limit."""
         self._shrink(self.limit, write=True)
+
+    def _make_room_and_wait(self, **apart: Collection[SegmentNode]) -> None:
+        """Until what went is written, where its memory is needed."""
+        self._shrink(self.limit, write=True, **apart)
+        self.disk.let_go(max(0, self.memory - self.nbytes))
 
     def _shrink(self, limit: int, *, write: bool, **apart: Collection[SegmentNode]) -> None:
         self._eviction.shrink(limit, self._clock, write=write, **apart)

@@ -145,6 +145,20 @@ def test_for_the_next_turn_they_do_so_where_windows_cannot_be_kept_twice(deep: M
     check_found_again(little, [*prompt, *words(NEXT, 3)], len(prompt) - 1)
 
 
+def test_and_for_the_same_questions_again(deep: Model) -> None:
+    little = Little(deep)
+    prompt, _ = second_prompt(little)
+    scored = []
+    for id in (100, 101):
+        asked = asked_about(prompt, id)
+        little.engine.handle(asked)
+        events = finish(little.engine)
+        scored += [event.logprobs for event in events if isinstance(event, OptionsScored)]
+    assert max(event.cached for event in events if isinstance(event, Prefilled)) >= len(prompt) - 1
+    assert len(scored) == 2
+    assert all(most_apart(one, bare_scores(deep.raw, asked)) < 1e-2 for one in scored)
+
+
 def test_so_do_questions_that_nobody_waits_for_any_more(deep: Model) -> None:
     little = Little(deep, answer=ScoreOptions.max_tokens)
     prompt, found = second_prompt(little)
@@ -174,6 +188,21 @@ def test_layers_with_one_state_give_it_back_too(name: str, ends: str, tmp_path: 
     little.engine.handle(Cancel(turn.request.id))
     little.engine.step()
     assert little.ask(prompt).found >= len(before) - 1
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "lfm2"])
+def test_questions_give_back_the_state_that_was_there_before_they_were_read(name: str, tmp_path: Path) -> None:
+    model = Model(tmp_path, load_model(write_architecture(tmp_path, name))[0])
+    little = Little(model, answer=ScoreOptions.max_tokens)
+    prompt = [5 + token % 20 for token in words(PROMPT, 1)]
+    end = len(prompt) - 3
+    branches = [Branch([*range(20, 28), at], [[7, 8], [9]]) for at in range(30, 34)]
+    little.engine.handle(ScoreOptions(id=100, prompt=prompt, branches=branches, boundaries=[Boundary(end, "user")]))
+    finish(little.engine)
+    prompt = [*prompt[:end], 7, 9]
+    again = little.ask(prompt)
+    assert again.found >= end
+    assert again.answer == cold(model, prompt)
 
 
 # ---- with a disk
