@@ -70,6 +70,18 @@ def _ranges(layers: Iterable[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or "-"
 
 
+def exceptions(plan: Plan) -> list[str]:
+    """What is not stored as the policy asks, and why: a line for the tensors of one name, in whatever layers."""
+    groups: dict[str, set[int]] = {}
+    for output in plan.tensors:
+        if output.why_other is None:
+            continue
+        name = output.name if output.layer is None else output.name.replace(f".{output.layer}.", ".*.", 1)
+        layers = groups.setdefault(f"{name}{{}}: {output.spec or 'kept'}; {output.why_other}", set())
+        layers |= set() if output.layer is None else {output.layer}
+    return [line.format(f" (layers {_ranges(layers)})" if layers else "") for line, layers in groups.items()]
+
+
 def as_json(
     plan: Plan,
     memory: MemoryPlan,
@@ -90,7 +102,9 @@ def as_json(
         "output_bytes": plan.output_bytes,
         "files": [{"name": file.name, "size": file.header.size} for file in plan.files],
         "table": [asdict(row) for row in rows_of(plan)],
-        "other_widths": {output.name: [str(output.policy_spec), str(output.spec)] for output in _forced(plan)},
+        "other_widths": {
+            output.name: [str(output.policy_spec), str(output.spec)] for output in plan.tensors if output.why_other
+        },
         "dropped_tensors": len(plan.dropped),
         "build": {
             "read_bytes": plan.work_bytes,
@@ -124,13 +138,8 @@ def print_report(
     for row in rows_of(plan):
         table.add_row(row.role, row.layers, row.width, f"{row.parameters:,}", f"{row.nbytes:,}")
     console.print(table)
-    for output in _forced(plan):
-        why = (
-            "mlx-lm never quantizes it"
-            if output.left_alone
-            else f"no group of {output.policy_spec} divides its columns"
-        )
-        console.print(f"{output.name}: {output.spec or 'kept'}; {why}")
+    for line in exceptions(plan):
+        console.print(line)
     build = facts["build"]
     lines = {
         "parameters": f"{plan.parameters:,}" + (f" ({len(plan.dropped)} tensors dropped)" if plan.dropped else ""),
@@ -170,11 +179,6 @@ def _fit(plan: Plan, mac: Mac) -> dict[str, Any]:
         "bits_per_weight": mac.tensor_bytes * 8 / plan.parameters,
         "fits": plan.tensor_bytes <= mac.tensor_bytes,
     }
-
-
-def _forced(plan: Plan) -> list[OutputTensor]:
-    """Tensors that are not stored as the policy asks."""
-    return [output for output in plan.tensors if output.policy_spec is not None]
 
 
 def _gb(count: int) -> str:

@@ -16,7 +16,8 @@ from typing import Any
 from quantize.errors import SourceError
 from quantize.folder.finite import is_float
 from quantize.source.checkpoint import SourceTensor
-from quantize.source.mlx_model import empty_model, left_alone, quantizable_modules
+from quantize.source.left_alone import left_alone
+from quantize.source.mlx_model import empty_model, quantizable_modules
 from quantize.source.roles import TensorRole, layer_of, role_of
 from quantize.source.spellings import Rename, as_mlx_lm_takes_it, prefixes
 from quantize.source.views import View
@@ -51,7 +52,7 @@ class PlacedView:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One tensor of the model; `pieces` one after the other are its rows. `left_alone`: mlx-lm never quantizes it."""
+    """One tensor of the model; `pieces` one after the other are its rows. `left_alone`: mlx-lm needs it as it is."""
 
     name: str
     role: TensorRole
@@ -85,7 +86,7 @@ def place(tensors: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> lis
 
 def _placed(tensors: Mapping[str, SourceTensor], config: Mapping[str, Any], rename: Rename) -> list[Placed]:
     model = empty_model(config)
-    modules, quantizable, alone = dict(model.named_modules()), quantizable_modules(model), left_alone(model)
+    modules, quantizable, alone = dict(model.named_modules()), quantizable_modules(model), left_alone(config)
     order = {name: number for number, name in enumerate(tensors)}
     placed = []
     for name, value in _sanitized(model, tensors, config, rename).items():
