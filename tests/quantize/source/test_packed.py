@@ -22,6 +22,7 @@ from tests.support import packed
 from tests.support.checkpoints import llama, write
 from tests.support.hub_families import hub_checkpoint
 from tests.support.packed import Matrix, Packer, Stored, as_bf16, blocks, fp8, write_packed, write_stored
+from tests.support.packed import words_apart as apart
 
 Table = dict[str, Any]
 
@@ -78,11 +79,37 @@ LAYOUTS: dict[str, tuple[Packer, Table]] = {
     "int8": (packed.int8, {"quant_method": "bitsandbytes", "load_in_8bit": True}),
     "gptq": (packed.gptq(4, 64), {"quant_method": "gptq", "bits": 4, "group_size": 64}),
     "gptq, out of order": (packed.gptq(4, 64, in_order=False), {"quant_method": "gptq", "bits": 4, "group_size": 64}),
+    "gptq's second format": (
+        packed.gptq(4, 64, less=0),
+        {"quant_method": "gptq", "bits": 4, "group_size": 64, "checkpoint_format": "gptq_v2"},
+    ),
+    "gptq's second format, by a newer key": (
+        packed.gptq(2, 64, less=0),
+        {"quant_method": "gptq", "bits": 2, "group_size": 64, "format": "gptq_v2", "version": "gemm"},
+    ),
+    "gptq's second format, of auto-round": (
+        packed.gptq(4, 64, less=0),
+        {"quant_method": "auto-round", "bits": 4, "group_size": 64, "packing_format": "auto_round:gptq_v2"},
+    ),
+    "gptq's first format for exllama's second kernel": (
+        packed.gptq(4, 64),
+        {"quant_method": "auto-round", "bits": 4, "group_size": 64, "packing_format": "auto_round:gptq:exllamav2"},
+    ),
     "gptq of 3 bits": (packed.gptq(3, 128), {"quant_method": "gptq", "bits": 3, "group_size": 128}),
     "gptq of 8 bits": (packed.gptq(8, 128), {"quant_method": "gptq", "bits": 8, "group_size": 128}),
     "awq": (packed.awq(64), {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm"}),
     "compressed": (packed.compressed(4, 32), groups(4, 32)),
     "compressed, with zeros": (packed.compressed(4, 64, symmetric=False), groups(4, 64)),
+    "compressed, 8 bits with zeros": (packed.compressed(8, 64, symmetric=False), groups(8, 64)),
+    "compressed, with a zero a row": (packed.compressed(4, 0, symmetric=False), groups(4, 0)),
+    "compressed, zeros not packed": (packed.compressed(4, 32, symmetric=False, zeros_apart=True), groups(4, 32)),
+    "compressed, 8-bit zeros not packed": (packed.compressed(8, 32, symmetric=False, zeros_apart=True), groups(8, 32)),
+    "compressed, 3 bits in a stream": (packed.compressed(3, 32, symmetric=False), groups(3, 32)),
+    "compressed, 3 bits word by word": (packed.compressed(3, 64, symmetric=False, words=apart), groups(3, 64)),
+    "compressed, 6 bits in a stream": (packed.compressed(6, 64), groups(6, 64)),
+    "compressed, 5 bits word by word": (packed.compressed(5, 64, words=apart), groups(5, 64)),
+    "int8, with a zero a row": (packed.int8_with_zeros(128), {"quant_method": "compressed-tensors"}),
+    "int8, with zeros in groups": (packed.int8_with_zeros(64), {"quant_method": "compressed-tensors"}),
     "compressed, 8 bits a row": (packed.compressed(8, 0), groups(8, 0)),
     "mxfp4": (packed.fp4("mxfp4"), MXFP4),
     "nvfp4": (packed.fp4("nvfp4"), NVFP4),
@@ -232,6 +259,7 @@ def test_scales_of_activations_are_left_out(tmp_path: Path) -> None:
         ("gptq", {"quant_method": "gptq", "bits": 5, "group_size": 64}, "by gptq in 5 bits, which cannot be undone"),
         ("awq", {"quant_method": "awq", "bits": 4, "group_size": 128}, "does not fit"),
         ("compressed", groups(8, 32), "does not say how .* is packed"),
+        ("compressed, 3 bits in a stream", groups(3, 0), "does not say how .* is packed"),
         ("mlx", {"bits": 4, "group_size": 96}, "does not fit"),
         ("mlx", {"quant_method": "hqq"}, "quantized with hqq, which cannot be undone here"),
     ],
