@@ -66,7 +66,7 @@ def write_card(plan: Plan, folder: Path, calibrated: CalibratedWeights | None = 
         gigabytes=plan.tensor_bytes / 1e9,
         gibibytes=plan.tensor_bytes / 2**30,
         rows=rows,
-        exceptions=f"Not as the policy asks:\n\n{listed}\n" if listed else "",
+        exceptions=f"Not as the policy and the source have it:\n\n{listed}\n" if listed else "",
         made=_made(plan, calibrated),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from quantize.machine import HEADROOM, fits, model_memory
 from quantize.plan.memory import Mac, MemoryPlan
 from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.plan import Plan
+from quantize.source.families import is_leftover
 
 _GIB = 2**30
+_LAYER = re.compile(r"\.(\d+)\.")
 _SMALL_MAC = Mac(16 * _GIB)
 
 
@@ -71,15 +74,32 @@ def _ranges(layers: Iterable[int]) -> str:
 
 
 def exceptions(plan: Plan) -> list[str]:
-    """What is not stored as the policy asks, and why: a line for the tensors of one name, in whatever layers."""
-    groups: dict[str, set[int]] = {}
-    for output in plan.tensors:
-        if output.why_other is None:
-            continue
-        name = output.name if output.layer is None else output.name.replace(f".{output.layer}.", ".*.", 1)
-        layers = groups.setdefault(f"{name}{{}}: {output.spec or 'kept'}; {output.why_other}", set())
-        layers |= set() if output.layer is None else {output.layer}
-    return [line.format(f" (layers {_ranges(layers)})" if layers else "") for line, layers in groups.items()]
+    """What is not as the policy and the source have it, and why: a line for tensors of one name, in whatever layers."""
+    other = {output.name: f"{output.spec or 'kept'}; {why}" for output in plan.tensors if (why := output.why_other)}
+    return _by_name(other) + _by_name(dict.fromkeys(_left_out(plan), "left out; mlx-lm's model has no place for it"))
+
+
+def _left_out(plan: Plan) -> list[str]:
+    """What the source has in the layers that are built, and may be part of the model elsewhere."""
+    built = {_layer(tensor.name) for tensor, _ in plan.work} - {""}
+    return [name for name in plan.dropped if _layer(name) in built and not is_leftover(name)]
+
+
+def _layer(name: str) -> str:
+    """The beginning of a tensor's name that those of its layer share."""
+    match = _LAYER.search(name)
+    return name[: match.end()] if match else ""
+
+
+def _by_name(told: Mapping[str, str]) -> list[str]:
+    groups: dict[tuple[str, str], list[int]] = {}
+    for name, what in told.items():
+        match = _LAYER.search(name)
+        layer = [int(match[1])] if match else []
+        groups.setdefault((_LAYER.sub(".*.", name, count=1), what), []).extend(layer)
+    return [
+        f"{name}{f' (layers {_ranges(layers)})' if layers else ''}: {what}" for (name, what), layers in groups.items()
+    ]
 
 
 def as_json(

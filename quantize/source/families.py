@@ -91,7 +91,9 @@ def _placed(tensors: Mapping[str, SourceTensor], config: Mapping[str, Any], rena
     placed = []
     for name, value in _sanitized(model, tensors, config, rename).items():
         sources = getattr(value, "parts", [value])
-        if _is_dropped(name, rename(sources[0].source), model, config):
+        if _is_dropped(name, rename(sources[0].source), model, config) or (
+            _is_empty_bias(sources[0].source, tensors) and not _owns(model, name)
+        ):
             continue
         path = name.rpartition(".")[0]
         role = role_of(name, value.shape, type(modules.get(path)).__name__, quantizable=path in quantizable)
@@ -162,9 +164,22 @@ def _check_dtypes(pieces: Sequence[PlacedView], parameter: Any) -> None:
         raise SourceError(f"{wrong.name} is {wrong.dtype}, and nothing says how that is packed.")
 
 
+def is_leftover(name: str) -> bool:
+    """Whether a tensor of a source is one that no text model needs."""
+    return _UNUSED.fullmatch(name) is not None
+
+
 def is_unused(name: str, model: Any) -> bool:
     """Whether a tensor has no place in `model` and is known to need none."""
-    return _UNUSED.fullmatch(name) is not None and not _owns(model, name)
+    return is_leftover(name) and not _owns(model, name)
+
+
+def _is_empty_bias(source: str, tensors: Mapping[str, SourceTensor]) -> bool:
+    """AutoGPTQ has stored zeros as the bias of every matrix, whether the model has one or not."""
+    from quantize.source.unpack import GroupedIntegers
+
+    matrix = tensors.get(f"{source.removesuffix('.bias')}.weight") if source.endswith(".bias") else None
+    return matrix is not None and isinstance(matrix.packing, GroupedIntegers)
 
 
 def _is_dropped(name: str, source: str, model: Any, config: Mapping[str, Any]) -> bool:

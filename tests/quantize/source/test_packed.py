@@ -16,6 +16,7 @@ from mlx_lm.utils import load_model
 from quantize.build.build import build
 from quantize.errors import SourceError
 from quantize.plan.plan import make_plan
+from quantize.plan.report import exceptions
 from quantize.source.checkpoint import HubOptions
 from quantize.source.sources import open_checkpoint
 from tests.support import packed
@@ -281,6 +282,30 @@ def test_fp8_without_scales_is_taken_at_its_word_where_nothing_is_declared(tmp_p
     source, _ = write_packed(tmp_path / "declared", config | {"quantization_config": FP8}, shapes, cast)
     with pytest.raises(SourceError, match=r"The fp8 tensor .*q_proj.weight has no scale; .*weight_scale_inv would be"):
         make_plan(open_checkpoint(str(source), HubOptions()), "source")
+
+
+def with_zeros_for_biases(packer: Packer) -> Packer:
+    def pack(name: str, shape: tuple[int, ...], draw: np.random.Generator) -> tuple[dict[str, Stored], Matrix]:
+        stored, exact = packer(name, shape, draw)
+        bias = np.zeros(shape[0], np.float16)
+        return stored | {f"{name.removesuffix('weight')}bias": ("F16", bias)}, exact
+
+    return pack
+
+
+def test_biases_that_gptq_stores_for_every_matrix_are_left_out_where_the_model_has_none(tmp_path: Path) -> None:
+    packer, table = LAYOUTS["gptq"]
+    source, exact = packed_source(tmp_path / "source", with_zeros_for_biases(packer), table)
+    assert_exact(built(source, tmp_path / "out"), exact)
+    plan = make_plan(open_checkpoint(str(source), HubOptions()), "source")
+    assert "model.layers.*.mlp.up_proj.bias (layers 0-1): left out; mlx-lm's model has no place for it" in exceptions(
+        plan
+    )
+    # Without a packed matrix beside it, a bias that has no place is an error.
+    config, shapes = llama(layers=2)
+    extra = shapes | {"model.layers.1.mlp.up_proj.bias": (128,)}
+    with pytest.raises(SourceError, match=r"up_proj\.bias has no known role"):
+        make_plan(open_checkpoint(str(write(tmp_path / "plain", config, extra)), HubOptions()), "source")
 
 
 def mixed(few: Packer, many: Packer) -> Packer:
