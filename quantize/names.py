@@ -21,7 +21,20 @@ _SHOWN = 80
 
 def checked_name(name: str) -> str:
     """`name`, which is the name of one file or folder and cannot be anything else. Raises SourceError."""
-    allowed = (
+    if not _is_name(name):
+        raise _refused(name)
+    return name
+
+
+def checked_path(path: str) -> str:
+    """`path`, which leads from a folder to something inside it: names between slashes. Raises SourceError."""
+    if not all(map(_is_name, path.split("/"))):
+        raise _refused(path)
+    return path
+
+
+def _is_name(name: str) -> bool:
+    return (
         name not in ("", ".", "..")
         and not any(char in name for char in '/\\:*?"<>|')
         and name.isprintable()
@@ -30,14 +43,10 @@ def checked_name(name: str) -> str:
         and not _RESERVED.fullmatch(name)
         and len(name.encode(errors="replace")) <= _LONGEST_BYTES
     )
-    if not allowed:
-        raise SourceError(f"'{printable(name, limit=_SHOWN)}' cannot be the name of a file; refused.")
-    return name
 
 
-def checked_path(path: str) -> str:
-    """`path`, which leads from a folder to something inside it: names between slashes. Raises SourceError."""
-    return "/".join(map(checked_name, path.split("/")))
+def _refused(name: str) -> SourceError:
+    return SourceError(f"'{printable(name, limit=_SHOWN)}' cannot be the name of a file; refused.")
 
 
 def checked_sha256(value: object) -> str:

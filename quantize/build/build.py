@@ -32,6 +32,7 @@ from quantize.folder.hashing import sha256_of
 from quantize.folder.manifest import File, write_manifest
 from quantize.folder.model_files import TOKENIZERS
 from quantize.folder.verify import check
+from quantize.names import checked_path
 from quantize.plan.memory import MemoryPlan, plan_memory
 from quantize.plan.plan import Plan
 from quantize.progress import Progress, silent
@@ -91,7 +92,9 @@ def _build(
     try:
         output.keep([file.name for file in plan.files] if journal.done else [])
         for name, content in auxiliary_files.items():
-            (output.model / name).write_bytes(content)
+            path = output.model / checked_path(name)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
         with OutputFiles(output.model, plan.files) as files:
             output.sync_folders()
             _TensorWriter(checkpoint, plan, files, journal, progress, calibrated).run(memory)
@@ -255,8 +258,8 @@ def _auxiliary_files(checkpoint: Checkpoint) -> Mapping[str, bytes]:
 
 
 def _hashed(folder: Path, progress: Progress) -> dict[str, File]:
-    """Size and sha256 of every file, read back from the disk."""
-    paths = sorted(folder.iterdir())
+    """Size and sha256 of every file, by its path in the folder, read back from the disk."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
     total = sum(path.stat().st_size for path in paths)
     done, lock = 0, threading.Lock()
 
@@ -270,5 +273,6 @@ def _hashed(folder: Path, progress: Progress) -> dict[str, File]:
     def hash_one(path: Path) -> File:
         return File(sha256_of(path, count), path.stat().st_size)
 
+    names = [path.relative_to(folder).as_posix() for path in paths]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return dict(zip((path.name for path in paths), threads.map(hash_one, paths), strict=True))
+        return dict(zip(names, threads.map(hash_one, paths), strict=True))

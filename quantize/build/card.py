@@ -6,7 +6,7 @@ from pathlib import Path
 
 from quantize.calibrate.calibration import CalibratedWeights
 from quantize.plan.plan import Plan
-from quantize.plan.report import rows_of
+from quantize.plan.report import exceptions, rows_of
 
 _CARD = """\
 ---
@@ -29,7 +29,7 @@ tags:
 | Role | Layers | Quantization | Parameters | Bytes |
 | --- | --- | --- | --- | --- |
 {rows}
-{made} Text only. The sha256 of every file is in `configi.json`. It loads in mlx-lm:
+{exceptions}{made} Text only. The sha256 of every file is in `configi.json`. It loads in mlx-lm:
 
 ```sh
 mlx_lm.generate --model . --prompt "Hello"
@@ -53,6 +53,7 @@ def write_card(plan: Plan, folder: Path, calibrated: CalibratedWeights | None = 
     rows = "".join(
         f"| {row.role} | {row.layers} | {row.width} | {row.parameters:,} | {row.nbytes:,} |\n" for row in rows_of(plan)
     )
+    listed = "".join(f"* {line}\n" for line in exceptions(plan))
     revision = f" (revision `{plan.revision}`)" if plan.revision else ""
     text = _CARD.format(
         base=f"base_model: {plan.repository}\n" if plan.repository else "",
@@ -65,6 +66,7 @@ def write_card(plan: Plan, folder: Path, calibrated: CalibratedWeights | None = 
         gigabytes=plan.tensor_bytes / 1e9,
         gibibytes=plan.tensor_bytes / 2**30,
         rows=rows,
+        exceptions=f"Not as the policy and the source have it:\n\n{listed}\n" if listed else "",
         made=_made(plan, calibrated),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -102,12 +102,14 @@ class OutputFolder:
     def keep(self, names: Sequence[str]) -> None:
         """Remove everything an earlier build left except these files."""
         for path in self.model.iterdir():
-            if path.name not in names:
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in names:
                 path.unlink()
 
     def publish(self) -> None:
         """Flush everything to the disk, then rename the folder into place."""
-        for path in [*self.model.iterdir(), self.model]:
+        for path in [*self.model.rglob("*"), self.model]:
             sync(path)
         self.model.rename(self.folder)
         sync(self.folder.parent)

@@ -2,6 +2,7 @@
 
 transformers reads what the index names, mlx-lm every model*.safetensors and no index. An index whose files are there
 counts, so that a build ignores what else lies about; one that is left over from another form of the model does not.
+Without one, a variant in another precision (model.fp16.safetensors) does not count beside the model in its plain name.
 """
 
 from __future__ import annotations
@@ -14,9 +15,27 @@ from quantize.folder.safetensors_format import Header, indexed_shards
 
 # One of these is a model's tokenizer.
 TOKENIZERS = frozenset(("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model"))
+# Below it stand the chat templates beside the default one.
+CHAT_TEMPLATES = "additional_chat_templates"
+_CHAT_TEMPLATE = re.compile(rf"{CHAT_TEMPLATES}/[^/]+\.jinja")
 _MODEL = re.compile(r"model.*\.safetensors")
+_PLAIN = re.compile(r"model(?:-\d+-of-\d+)?\.safetensors")
+# As transformers has named them, by dtypes: what else stands there (`model.mtp.safetensors`) may be more of the model.
+_DTYPE, _SHARD = r"\.(?:bf|fp|f|int|bfloat|float)\d+", r"-\d+-of-\d+"
+_VARIANT = re.compile(rf"model(?:{_DTYPE}(?:{_SHARD})?|{_SHARD}{_DTYPE})\.safetensors")
 # Of another model, or the same one in its maker's own names.
 _OTHERS = re.compile(r"(?:adapter|consolidated|optimizer|original).*")
+
+
+def is_chat_template(name: str) -> bool:
+    """Whether a path in a folder is that of a chat template beside the default one."""
+    return _CHAT_TEMPLATE.fullmatch(name) is not None
+
+
+def variants(names: Iterable[str]) -> set[str]:
+    """Those of `names` that hold again, in another precision, what plainly named ones beside them hold."""
+    names = set(names)
+    return set(filter(_VARIANT.fullmatch, names)) if any(map(_PLAIN.fullmatch, names)) else set()
 
 
 def is_loaded_by_mlx(name: str) -> bool:
@@ -33,7 +52,8 @@ def weight_files(names: Iterable[str], index: Mapping[str, str] | None) -> list[
     indexed = indexed_shards(index) if index is not None else []
     if indexed and present.issuperset(indexed):
         return indexed
-    found = sorted(filter(is_loaded_by_mlx, present)) or sorted(n for n in present if not _OTHERS.fullmatch(n))
+    found = sorted(filter(is_loaded_by_mlx, present - variants(present)))
+    found = found or sorted(name for name in present if not _OTHERS.fullmatch(name))
     if not found:
         what = f"the shard {indexed[0]}" if indexed else "weights (model.safetensors)"
         raise SourceError(f"The source lacks {what}.")

@@ -25,7 +25,7 @@ from quantize.folder.safetensors_format import INDEX, Entry, Header, indexed_sha
 from quantize.folder.stale_template import stale_template
 from quantize.folder.tensor_rules import tensor_problems
 from quantize.foreign_json import read_json
-from quantize.names import checked_name, distinct_names
+from quantize.names import checked_name, checked_path, distinct_names
 
 # A multiple of every element's size.
 _BLOCK_BYTES = 2**22
@@ -79,7 +79,7 @@ def is_unchanged(folder: Path, stamp: Path) -> bool:
 
 def _stamp(folder: Path) -> str:
     """Changes whenever a file is written to or replaced."""
-    stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+    stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in sorted(folder.rglob("*"))]
     facts = [[name, stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in stats]
     return hashlib.sha256(json.dumps([str(folder), facts]).encode()).hexdigest()
 
@@ -173,7 +173,7 @@ def _file_problems(folder: Path, manifest: Manifest, *, thorough: bool) -> Mappi
 
 def _file_problem(folder: Path, name: str, file: File, *, thorough: bool) -> str | None:
     # A manifest may not lead out of its folder.
-    path = folder / checked_name(name)
+    path = folder / checked_path(name)
     if not path.is_file():
         return f"{name} is missing."
     if (size := path.stat().st_size) != file.size:

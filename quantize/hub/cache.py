@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from quantize.errors import SourceError
-from quantize.folder.model_files import TOKENIZERS, lost_shard, weight_files
+from quantize.folder.model_files import TOKENIZERS, is_chat_template, lost_shard, variants, weight_files
 from quantize.folder.safetensors_format import INDEX, parse_index, read_header
 from quantize.hub import compat
 from quantize.names import checked_commit, checked_name, checked_path
@@ -25,7 +25,15 @@ _MODEL_FILES = (
 
 
 def is_model_file(name: str) -> bool:
-    return "/" not in name and any(fnmatchcase(name, pattern) for pattern in _MODEL_FILES)
+    """Whether a model needs the file of that path in a repository."""
+    return is_chat_template(name) or ("/" not in name and any(fnmatchcase(name, pattern) for pattern in _MODEL_FILES))
+
+
+def model_files(files: Iterable[RepoFile]) -> list[RepoFile]:
+    """Those of a repository that a model needs."""
+    needed = [file for file in files if is_model_file(file.name)]
+    again = variants(file.name for file in needed)
+    return [file for file in needed if file.name not in again]
 
 
 def cached_folder(repo: str, revision: str | None) -> Path | None:
@@ -68,7 +76,7 @@ class RepoFile:
 def drop_cut(folder: Path, files: Iterable[RepoFile]) -> None:
     """Remove files of the snapshot whose size is not the repository's, so that they are fetched again."""
     for file in files:
-        path = folder / checked_name(file.name)
+        path = folder / checked_path(file.name)
         if path.is_file() and path.stat().st_size != file.size:
             # A snapshot holds links to blobs beside it; what a link to elsewhere leads to is not the cache's.
             if (blob := path.resolve()).is_relative_to(folder.parent.parent.resolve()):
@@ -113,6 +121,6 @@ def _has_all_listed(repo: str, folder: Path) -> bool:
         files = get_cached_repo_tree(repo, revision=folder.name)
     except CachedRepoTreeNotFoundError:
         return True
-    sizes = {file.path: file.size for file in files if is_model_file(file.path)}
-    paths = {folder / checked_name(name): size for name, size in sizes.items()}
+    needed = model_files(RepoFile(file.path, file.size, None) for file in files)
+    paths = {folder / checked_path(file.name): file.size for file in needed}
     return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())

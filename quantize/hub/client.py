@@ -16,7 +16,7 @@ from quantize.errors import HubError, SourceError
 from quantize.hub import compat
 from quantize.hub.cache import RepoFile, is_model_file
 from quantize.hub.faults import explain
-from quantize.names import checked_commit, checked_name, checked_sha256, distinct_names
+from quantize.names import checked_commit, checked_name, checked_path, checked_sha256, distinct_names
 from quantize.printable import echo
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _describe(repo: str, revision: str | None, retry: RetryPolicy) -> Repository
             for item in info.siblings or []
         ]
         # What is not fetched may have any name that stays inside.
-        distinct_names(map(checked_name, filter(is_model_file, listed)))
+        distinct_names(map(checked_path, filter(is_model_file, listed)))
         commit = checked_commit(info.sha)
     except SourceError as error:
         raise HubError(

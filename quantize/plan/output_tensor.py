@@ -16,7 +16,7 @@ class OutputTensor:
     """One tensor of the model. `name` is its name in an unquantized model; `shape` and `dtype` are the source's.
 
     `spec` is None for a tensor kept in the source's dtype; `policy_spec` is what the policy asked for where that is not
-    it: the columns forced another group size or none, or mlx-lm never quantizes the module (`left_alone`).
+    it: the columns forced another group size or none, or mlx-lm computes with the matrix unquantized (`left_alone`).
     """
 
     name: str
@@ -32,6 +32,17 @@ class OutputTensor:
     def path(self) -> str:
         """The module's path, as config.json and mlx-lm name it."""
         return self.name.removesuffix(".weight")
+
+    @property
+    def why_other(self) -> str | None:
+        """Why it is not stored as the policy asks, for the user; None when it is."""
+        if self.policy_spec is None:
+            return None
+        return (
+            "mlx-lm computes with it unquantized"
+            if self.left_alone
+            else f"no group of {self.policy_spec} divides its columns"
+        )
 
     @property
     def parameters(self) -> int:

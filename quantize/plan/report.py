@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from quantize.machine import HEADROOM, fits, model_memory
 from quantize.plan.memory import Mac, MemoryPlan
 from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.plan import Plan
+from quantize.source.families import is_leftover
 
 _GIB = 2**30
+_LAYER = re.compile(r"\.(\d+)\.")
 _SMALL_MAC = Mac(16 * _GIB)
 
 
@@ -70,6 +73,35 @@ def _ranges(layers: Iterable[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or "-"
 
 
+def exceptions(plan: Plan) -> list[str]:
+    """What is not as the policy and the source have it, and why: a line for tensors of one name, in whatever layers."""
+    other = {output.name: f"{output.spec or 'kept'}; {why}" for output in plan.tensors if (why := output.why_other)}
+    return _by_name(other) + _by_name(dict.fromkeys(_left_out(plan), "left out; mlx-lm's model has no place for it"))
+
+
+def _left_out(plan: Plan) -> list[str]:
+    """What the source has in the layers that are built, and may be part of the model elsewhere."""
+    built = {_layer(tensor.name) for tensor, _ in plan.work} - {""}
+    return [name for name in plan.dropped if _layer(name) in built and not is_leftover(name)]
+
+
+def _layer(name: str) -> str:
+    """The beginning of a tensor's name that those of its layer share."""
+    match = _LAYER.search(name)
+    return name[: match.end()] if match else ""
+
+
+def _by_name(told: Mapping[str, str]) -> list[str]:
+    groups: dict[tuple[str, str], list[int]] = {}
+    for name, what in told.items():
+        match = _LAYER.search(name)
+        layer = [int(match[1])] if match else []
+        groups.setdefault((_LAYER.sub(".*.", name, count=1), what), []).extend(layer)
+    return [
+        f"{name}{f' (layers {_ranges(layers)})' if layers else ''}: {what}" for (name, what), layers in groups.items()
+    ]
+
+
 def as_json(
     plan: Plan,
     memory: MemoryPlan,
@@ -90,7 +122,9 @@ def as_json(
         "output_bytes": plan.output_bytes,
         "files": [{"name": file.name, "size": file.header.size} for file in plan.files],
         "table": [asdict(row) for row in rows_of(plan)],
-        "other_widths": {output.name: [str(output.policy_spec), str(output.spec)] for output in _forced(plan)},
+        "other_widths": {
+            output.name: [str(output.policy_spec), str(output.spec)] for output in plan.tensors if output.why_other
+        },
         "dropped_tensors": len(plan.dropped),
         "build": {
             "read_bytes": plan.work_bytes,
@@ -124,13 +158,8 @@ def print_report(
     for row in rows_of(plan):
         table.add_row(row.role, row.layers, row.width, f"{row.parameters:,}", f"{row.nbytes:,}")
     console.print(table)
-    for output in _forced(plan):
-        why = (
-            "mlx-lm never quantizes it"
-            if output.left_alone
-            else f"no group of {output.policy_spec} divides its columns"
-        )
-        console.print(f"{output.name}: {output.spec or 'kept'}; {why}")
+    for line in exceptions(plan):
+        console.print(line)
     build = facts["build"]
     lines = {
         "parameters": f"{plan.parameters:,}" + (f" ({len(plan.dropped)} tensors dropped)" if plan.dropped else ""),
@@ -170,11 +199,6 @@ def _fit(plan: Plan, mac: Mac) -> dict[str, Any]:
         "bits_per_weight": mac.tensor_bytes * 8 / plan.parameters,
         "fits": plan.tensor_bytes <= mac.tensor_bytes,
     }
-
-
-def _forced(plan: Plan) -> list[OutputTensor]:
-    """Tensors that are not stored as the policy asks."""
-    return [output for output in plan.tensors if output.policy_spec is not None]
 
 
 def _gb(count: int) -> str:

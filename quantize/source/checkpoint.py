@@ -16,19 +16,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from quantize.errors import SourceError
+from quantize.folder.model_files import is_chat_template
 from quantize.foreign_json import read_json
 from quantize.source.spelled_out import spelled_out
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
-# Tokenizer, template, generation defaults, licence: copied byte for byte.
-AUXILIARY_FILES = (
+# Tokenizer, template, generation defaults, licence.
+_AUXILIARY_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json", "generation_config.json",
     "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json", "merges.txt",
     "tiktoken.model", "vocab.txt",
     "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt",
 )  # fmt: skip
+
+
+def is_auxiliary(name: str) -> bool:
+    """Whether the file of that path in a source is copied byte for byte."""
+    return name in _AUXILIARY_FILES or is_chat_template(name)
 
 
 class Parts(Protocol):
@@ -109,7 +115,7 @@ class Checkpoint(Protocol):
         ...
 
     def auxiliary_files(self) -> Mapping[str, bytes]:
-        """The files beside the weights, by name."""
+        """The files beside the weights, by their path in the source."""
         ...
 
     def open(self, shard: str, prefetch: str | None = None) -> AbstractContextManager[ShardReader]:

@@ -16,7 +16,8 @@ from typing import Any
 from quantize.errors import SourceError
 from quantize.folder.finite import is_float
 from quantize.source.checkpoint import SourceTensor
-from quantize.source.mlx_model import empty_model, left_alone, quantizable_modules
+from quantize.source.left_alone import left_alone
+from quantize.source.mlx_model import empty_model, quantizable_modules
 from quantize.source.roles import TensorRole, layer_of, role_of
 from quantize.source.spellings import Rename, as_mlx_lm_takes_it, prefixes
 from quantize.source.views import View
@@ -51,7 +52,7 @@ class PlacedView:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One tensor of the model; `pieces` one after the other are its rows. `left_alone`: mlx-lm never quantizes it."""
+    """One tensor of the model; `pieces` one after the other are its rows. `left_alone`: mlx-lm needs it as it is."""
 
     name: str
     role: TensorRole
@@ -85,12 +86,14 @@ def place(tensors: Mapping[str, SourceTensor], config: Mapping[str, Any]) -> lis
 
 def _placed(tensors: Mapping[str, SourceTensor], config: Mapping[str, Any], rename: Rename) -> list[Placed]:
     model = empty_model(config)
-    modules, quantizable, alone = dict(model.named_modules()), quantizable_modules(model), left_alone(model)
+    modules, quantizable, alone = dict(model.named_modules()), quantizable_modules(model), left_alone(config)
     order = {name: number for number, name in enumerate(tensors)}
     placed = []
     for name, value in _sanitized(model, tensors, config, rename).items():
         sources = getattr(value, "parts", [value])
-        if _is_dropped(name, rename(sources[0].source), model, config):
+        if _is_dropped(name, rename(sources[0].source), model, config) or (
+            _is_empty_bias(sources[0].source, tensors) and not _owns(model, name)
+        ):
             continue
         path = name.rpartition(".")[0]
         role = role_of(name, value.shape, type(modules.get(path)).__name__, quantizable=path in quantizable)
@@ -161,9 +164,22 @@ def _check_dtypes(pieces: Sequence[PlacedView], parameter: Any) -> None:
         raise SourceError(f"{wrong.name} is {wrong.dtype}, and nothing says how that is packed.")
 
 
+def is_leftover(name: str) -> bool:
+    """Whether a tensor of a source is one that no text model needs."""
+    return _UNUSED.fullmatch(name) is not None
+
+
 def is_unused(name: str, model: Any) -> bool:
     """Whether a tensor has no place in `model` and is known to need none."""
-    return _UNUSED.fullmatch(name) is not None and not _owns(model, name)
+    return is_leftover(name) and not _owns(model, name)
+
+
+def _is_empty_bias(source: str, tensors: Mapping[str, SourceTensor]) -> bool:
+    """AutoGPTQ has stored zeros as the bias of every matrix, whether the model has one or not."""
+    from quantize.source.unpack import GroupedIntegers
+
+    matrix = tensors.get(f"{source.removesuffix('.bias')}.weight") if source.endswith(".bias") else None
+    return matrix is not None and isinstance(matrix.packing, GroupedIntegers)
 
 
 def _is_dropped(name: str, source: str, model: Any, config: Mapping[str, Any]) -> bool:

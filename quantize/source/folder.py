@@ -20,7 +20,7 @@ import mlx.core as mx
 import numpy as np
 
 from quantize.errors import SourceError
-from quantize.folder.model_files import holders, lost_shard, weight_files
+from quantize.folder.model_files import CHAT_TEMPLATES, holders, lost_shard, weight_files
 from quantize.folder.safetensors_format import (
     INDEX,
     ITEM_SIZES,
@@ -30,10 +30,10 @@ from quantize.folder.safetensors_format import (
 )
 from quantize.names import checked_name
 from quantize.source.checkpoint import (
-    AUXILIARY_FILES,
     Shard,
     ShardReader,
     SourceTensor,
+    is_auxiliary,
     parse_config,
     read_at,
     read_errors,
@@ -80,11 +80,9 @@ class FolderCheckpoint:
 
     def auxiliary_files(self) -> Mapping[str, bytes]:
         with read_errors("The tokenizer"):
-            return {
-                name: path.read_bytes()
-                for name in AUXILIARY_FILES
-                if (path := self._folder / checked_name(name)).is_file()
-            }
+            paths = [*self._folder.iterdir(), *self._folder.glob(f"{CHAT_TEMPLATES}/*")]
+            named = {path.relative_to(self._folder).as_posix(): path for path in sorted(paths) if path.is_file()}
+            return {name: path.read_bytes() for name, path in named.items() if is_auxiliary(name)}
 
     @contextlib.contextmanager
     def open(self, shard: str, prefetch: str | None = None) -> Iterator[ShardReader]:
@@ -170,7 +168,7 @@ def source_tensors(
     found: dict[str, SourceTensor] = {}
     for name, (shard, *others) in holders(headers, index).items():
         if others and (index or {}).get(name) != shard:
-            raise SourceError(f"The tensor {name} is in {shard} and in {others[0]}.")
+            raise SourceError(f"The tensor {name} is in {shard} and in {others[0]}, and no index tells which counts.")
         entry = headers[shard].entries[name]
         found[name] = SourceTensor(name, entry.dtype, entry.shape, shard, entry.nbytes)
     return unpacked(found, config)

@@ -34,12 +34,12 @@ from quantize.hub.transfer import CorruptFile, blob_path, in_background, into_ca
 from quantize.names import checked_name
 from quantize.printable import echo
 from quantize.source.checkpoint import (
-    AUXILIARY_FILES,
     Checkpoint,
     HubOptions,
     Shard,
     ShardReader,
     SourceTensor,
+    is_auxiliary,
     parse_config,
 )
 from quantize.source.folder import CARRIERS, FolderCheckpoint, Raw, SafetensorsShard, source_tensors
@@ -103,7 +103,7 @@ class HubCheckpoint:
         return max(map(sum, pairwise(missing)), default=sum(missing))
 
     def auxiliary_files(self) -> Mapping[str, bytes]:
-        return {name: self._small(name) for name in AUXILIARY_FILES if name in self._repository.files}
+        return {name: self._small(name) for name in sorted(self._repository.files) if is_auxiliary(name)}
 
     @contextlib.contextmanager
     def open(self, shard: str, prefetch: str | None = None) -> Iterator[ShardReader]:

@@ -16,7 +16,10 @@ _BITS = (2, 3, 4, 8)
 # Where the settings of single modules stand: GPTQModel's, and AutoRound's.
 _OVERRIDES = ("dynamic", "extra_config")
 # Layouts of kernels that store something else than what they are named after.
-_OTHER_LAYOUTS = ("gemv", "gemv_fast", "gemv-fast", "marlin", "bitblas")
+_OTHER_LAYOUTS = ("gemv", "gemv_fast", "gemv-fast", "llm-awq", "llm_awq", "marlin", "bitblas")
+# Where it stands for the layout of a module, and the one whose zeros are stored as they are.
+_FORMS = ("checkpoint_format", "format", "version")
+_PLAIN_ZEROS = "gptq_v2"
 
 _MOST_REPEATED = 3
 _CLASS = "Linear"
@@ -47,7 +50,7 @@ def column_layout(
     """`codes` and `scales` are matrices. Raises SourceError for what cannot be undone."""
     table = next((table for table in tables if "bits" in table or "w_bit" in table), {})
     method = str(table.get("packing_format", table.get("quant_method", "")))
-    form = str(table.get("checkpoint_format", table.get("version", ""))).lower()
+    form = next((str(table[key]).lower() for key in _FORMS if table.get(key)), "")
     if form in _OTHER_LAYOUTS or "marlin" in method:
         raise SourceError(f"{codes.name} is packed by {method} for {form or method}, which cannot be undone here.")
     outputs = scales.shape[1]
@@ -66,7 +69,16 @@ def column_layout(
         raise SourceError(f"{codes.name} is packed by {name} in {bits} bits, which cannot be undone here.")
     if is_awq:
         return ColumnLayout("awq", bits, size, 0)
-    return ColumnLayout("gptq", bits, size, 0 if "v2" in str(table.get("checkpoint_format", method)) else 1)
+    return ColumnLayout("gptq", bits, size, 0 if _PLAIN_ZEROS in (form, method.rpartition(":")[2]) else 1)
+
+
+def packed_sizes(count: int, bits: int) -> tuple[int, int]:
+    """How many words hold `count` codes: as a stream of bits, and where no code crosses a word.
+
+    compressed-tensors packs in the first way from 0.18 on and in the second before; they differ for widths that do
+    not divide a word.
+    """
+    return -(-count * bits // 32), -(-count // (32 // bits))
 
 
 def compressed_width(tables: _Tables, codes: SourceTensor, scales: SourceTensor, path: str) -> tuple[int, int]:
@@ -100,11 +112,11 @@ def _fit(weights: Mapping[str, Any], codes: SourceTensor, scales: SourceTensor) 
     bits, size, count = weights.get("num_bits"), weights.get("group_size"), scales.matrix[1]
     if type(bits) is not int or not 1 < bits <= 8:
         return None
-    words, in_word = codes.matrix[1], 32 // bits
+    words = codes.matrix[1]
     if count == 1:
-        return bits, words * in_word
-    # The last word may not be full.
-    if type(size) is int and size > 0 and words == -(-count * size // in_word):
+        # Of other widths the last word may not be full, and there are two ways to fill them.
+        return (bits, words * 32 // bits) if 32 % bits == 0 else None
+    if type(size) is int and size > 0 and words in packed_sizes(count * size, bits):
         return bits, count * size
     return None
 

@@ -33,15 +33,6 @@ def quantizable_modules(model: Any) -> frozenset[str]:
     return frozenset(path for path, module in model.named_modules() if _has_modes(module))
 
 
-def left_alone(model: Any) -> frozenset[str]:
-    """Those of them that mlx-lm itself never quantizes: some of its layers compute with such a matrix as it is."""
-    says = getattr(model, "quant_predicate", None)
-    if says is None:
-        return frozenset()
-    modules = dict(model.named_modules())
-    return frozenset(path for path in quantizable_modules(model) if says(path, modules[path]) is False)
-
-
 def _has_modes(module: Any) -> bool:
     """mlx-lm passes the mode on, which not every class of its own takes (the fused matrices of afm7)."""
     made = getattr(module, "to_quantized", None)

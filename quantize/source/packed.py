@@ -16,7 +16,7 @@ from quantize.errors import SourceError
 from quantize.folder.finite import is_float
 from quantize.source.checkpoint import Packing, SourceTensor
 from quantize.source.declared import check_method, computed_dtype, declarations
-from quantize.source.integer_widths import column_layout, compressed_width
+from quantize.source.integer_widths import column_layout, compressed_width, packed_sizes
 from quantize.source.unpack import GroupedIntegers, MlxPacked, Mxfp4Blocks, Scaled
 
 _FP8 = ("F8_E4M3", "F8_E5M2")
@@ -115,15 +115,19 @@ class _Reader:
             # Perhaps the scales of another. Where nothing is declared: rounded to fp8, and that is all.
             plain = self._made(codes, codes.name, codes.shape, self.dtype, Scaled(codes, None, (), self.dtype))
             return codes if self.tables else plain
-        if zero := self.stored.get(f"{codes.name}_zero_point"):
-            raise SourceError(f"{codes.name} is packed with {zero.name}, which cannot be undone here.")
         if scale.dtype not in (*_FLOATS, "F8_E8M0", "U8"):
             raise SourceError(f"{scale.name} is {scale.dtype}, which no scale is.")
         runs = self._runs(codes, scale)
         grid = tuple(-(-size // run) for size, run in zip(codes.shape, runs, strict=True))
         gain = 1 / _INT8_STEPS if scale.name.endswith(_INT8_SCALE) else 1
-        packing = Scaled(codes, replace(scale, shape=grid), runs, self.dtype, gain)
-        return self._made(codes, codes.name, codes.shape, self.dtype, packing, scale)
+        if zero := self.stored.get(f"{codes.name}_zero_point"):
+            if math.prod(zero.shape) != math.prod(scale.shape):
+                raise _misfit(zero, codes)
+            if zero.dtype not in ("I8", *_FLOATS, *_FP8):
+                raise SourceError(f"{zero.name} is {zero.dtype}, which no zero of {codes.name} is.")
+        zeros = replace(zero, shape=grid) if zero else None
+        packing = Scaled(codes, replace(scale, shape=grid), runs, self.dtype, gain, zeros)
+        return self._made(codes, codes.name, codes.shape, self.dtype, packing, scale, zero)
 
     def _runs(self, codes: SourceTensor, scale: SourceTensor) -> tuple[int, ...]:
         """How many elements of each axis share a scale.
@@ -222,8 +226,12 @@ class _Reader:
         dtype = scales.dtype if scales.dtype in ("BF16", "F16") else self.dtype
         packed = GroupedIntegers("rows", codes, scales, zeros, groups, bits, inputs, dtype)
         rows, count = codes.matrix[0], scales.matrix[1]
-        if scales.matrix[0] != rows or (zeros and zeros.matrix != (-(-rows // (32 // bits)), count)):
-            raise _misfit(zeros or scales, codes)
+        if scales.matrix[0] != rows:
+            raise _misfit(scales, codes)
+        if zeros:
+            heights = (rows,) if zeros.dtype == "I8" else packed_sizes(rows, bits)
+            if zeros.matrix[1] != count or zeros.matrix[0] not in heights:
+                raise _misfit(zeros, codes)
         self.used.add(f"{path}.weight_shape")
         return self._made(codes, f"{path}.weight", (*codes.shape[:-1], inputs), dtype, packed, scales, zeros, groups)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from quantize.errors import SourceError
 from quantize.source.checkpoint import Parts, SourceTensor
+from quantize.source.integer_widths import packed_sizes
 
 # Integers become a few float32 copies of themselves: less than a block of rows at once.
 _ELEMENTS_AT_ONCE = 500_000
@@ -25,9 +26,9 @@ _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 
 @dataclass(frozen=True, slots=True)
 class Scaled:
-    """One code an element (fp8, int8), and a scale for each block of them.
+    """One code an element (fp8, int8), and a scale for each block of them, perhaps a zero too.
 
-    `runs` says for every axis how many elements share a scale; `scale` has the shape of the grid of blocks.
+    `runs` says for every axis how many elements share a scale; `scale` and `zero` have the shape of the grid of blocks.
     """
 
     codes: SourceTensor
@@ -35,6 +36,7 @@ class Scaled:
     runs: tuple[int, ...]
     dtype: str
     gain: float = 1
+    zero: SourceTensor | None = None
 
     def block(self, parts: Parts, start: int, stop: int, first: int, last: int) -> mx.array:
         values = _numbers(parts.part(self.codes, start, stop, first, last), self.codes.dtype)
@@ -44,9 +46,15 @@ class Scaled:
         rows = np.unravel_index(np.arange(start, stop), shape[:-1])
         at = np.ravel_multi_index([i // run for i, run in zip(rows, self.runs[:-1], strict=True)], grid[:-1])
         low, high = int(at.min()), int(at.max()) + 1
-        scales = _numbers(parts.part(self.scale, low, high, 0, grid[-1]), self.scale.dtype) * self.gain
         columns = mx.arange(first, last) // self.runs[-1]
-        return (values * scales[mx.array(at - low)][:, columns]).astype(_DTYPES[self.dtype])
+
+        def of_elements(part: SourceTensor) -> mx.array:
+            numbers = _numbers(parts.part(part, low, high, 0, grid[-1]), part.dtype)
+            return numbers[mx.array(at - low)][:, columns]
+
+        if self.zero is not None:
+            values = values - of_elements(self.zero)
+        return (values * (of_elements(self.scale) * self.gain)).astype(_DTYPES[self.dtype])
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +99,8 @@ class Mxfp4Blocks(MlxPacked):
 class GroupedIntegers:
     """Integers of a few bits in words of 32, with a scale and a zero for each group of inputs.
 
-    rows (compressed-tensors): codes (out, words), scales and zeros (out, groups), zeros packed along out.
+    rows (compressed-tensors): codes (out, words), scales and zeros (out, groups), zeros packed along out; before 0.9
+    not packed, and less the middle of the range.
     gptq and awq: codes, scales and zeros the other way round. `zeros` None: the middle of the range.
     `groups` None: groups of equal size, in order; else the group of each input.
     """
@@ -139,7 +148,7 @@ class GroupedIntegers:
     def _codes(self, parts: Parts, start: int, stop: int) -> _Words:
         if self.layout == "rows":
             words = _words(parts.part(self.codes, start, stop, 0, self.codes.matrix[1]))
-            return _unpacked(words, self.bits)[:, : self.inputs]
+            return _in_words(words, self.bits, self.inputs)
         if self.layout == "gptq":
             words = _words(parts.part(self.codes, 0, self.codes.matrix[0], start, stop))
             return _stream(words.T, self.bits)[:, : self.inputs]
@@ -149,12 +158,15 @@ class GroupedIntegers:
         if self.zeros is None:
             return mx.full((stop - start, self.scales.matrix[1 if self.layout == "rows" else 0]), 2 ** (self.bits - 1))
         height, width = self.zeros.matrix
+        if self.layout == "rows" and self.zeros.dtype == "I8":
+            return parts.part(self.zeros, start, stop, 0, width).astype(mx.float32) + (1 << (self.bits - 1))
         if self.layout == "awq":
             found = self._awq(parts, self.zeros, start, stop)
         elif self.layout == "gptq":
             found = _stream(_words(parts.part(self.zeros, 0, height, 0, width)), self.bits)[:, start:stop].T
         else:
-            found = _unpacked(_words(parts.part(self.zeros, 0, height, 0, width)).T, self.bits).T[start:stop]
+            packed = _words(parts.part(self.zeros, 0, height, 0, width))
+            found = _in_words(packed.T, self.bits, self.scales.matrix[0]).T[start:stop]
         return mx.array(((found + self.zero_plus) % 2**self.bits).astype(np.float32))
 
     def _scales(self, parts: Parts, start: int, stop: int) -> mx.array:
@@ -183,6 +195,12 @@ def _unpacked(words: _Words, bits: int) -> _Words:
     """(rows, words) -> (rows, codes); no code crosses a word."""
     shifts = np.arange(0, 32 // bits * bits, bits, dtype=np.uint32)
     return ((words[..., None] >> shifts) & np.uint32(2**bits - 1)).reshape(len(words), -1)
+
+
+def _in_words(words: _Words, bits: int, count: int) -> _Words:
+    """(rows, words) -> (rows, count), in whichever of two ways so many codes take so many words."""
+    streamed = words.shape[1] == packed_sizes(count, bits)[0]
+    return (_stream if streamed else _unpacked)(words, bits)[:, :count]
 
 
 def _stream(words: _Words, bits: int) -> _Words:

@@ -21,7 +21,7 @@ from quantize.hub.cache import RepoFile
 from quantize.hub.client import Repository, RetryPolicy, bound_every_wait, describe, hub_errors
 from quantize.hub.faults import explain
 from quantize.hub.transfer import SPARE_BYTES, blob_path, in_background, into_cache, missing_bytes
-from quantize.names import checked_name
+from quantize.names import checked_path
 from quantize.worker import JsonLines, exit_with_parent
 
 _AT_ONCE = 4
@@ -46,7 +46,7 @@ class Fetch:
             storage.mkdir(parents=True, exist_ok=True)
             hub_cache.drop_cut(folder, files)
             hub_cache.sweep_orphans(self._repo, files)
-            missing = [file for file in files if not (folder / checked_name(file.name)).exists()]
+            missing = [file for file in files if not (folder / checked_path(file.name)).exists()]
             self._check_space(storage, sum(missing_bytes(file, blob_path(self._repo, file)) for file in missing))
             repository.retrying(functools.partial(self._download_small, repository.commit, files))
             large = [file for file in missing if file.sha256 is not None]
@@ -57,7 +57,7 @@ class Fetch:
         return folder
 
     def _model_files(self, repository: Repository) -> list[RepoFile]:
-        files = [file for file in repository.files.values() if hub_cache.is_model_file(file.name)]
+        files = hub_cache.model_files(repository.files.values())
         names = {file.name for file in files}
         if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
             raise HubError(f"{self._repo} has no MLX model (config.json and safetensors files).", retryable=False)

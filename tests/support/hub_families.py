@@ -57,6 +57,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "qwen2_moe": FAMILIES["qwen2_moe"],
     "olmoe": {"intermediate_size": 64},
     "phimoe": {"intermediate_size": 64, "rope_scaling": FAMILIES["phimoe"]["rope_scaling"]},
+    "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1, "moe_layer_start_index": 1,
+                     "use_bias": False, "tie_word_embeddings": True},
     "granitemoe": FAMILIES["granitemoe"] | {"intermediate_size": 64, "tie_word_embeddings": True},
     "gpt_oss": FAMILIES["gpt_oss"] | {"layer_types": _KINDS, "intermediate_size": 64,
                                       "quantization_config": {"quant_method": "mxfp4"}},
@@ -184,6 +186,7 @@ _NAMES: dict[str, Callable[[str, Shape], Tensors]] = {
     "phimoe": _single("block_sparse_moe", _W123),
     "qwen2_moe": _single("mlp"),
     "olmoe": _single("mlp"),
+    "ernie4_5_moe": _single("mlp"),
     "glm4_moe": _single("mlp"),
     "deepseek_v3": _deepseek,
     "granitemoe": _granite,
@@ -203,6 +206,10 @@ _EXTRA: dict[str, Shapes] = {
     "qwen3_next": {"mtp.fc.weight": (64, 128), "mtp.norm.weight": (64,)},
     "qwen3_5": {"model.visual.pos_embed.weight": (8, 32), "mtp.fc.weight": (64, 128)},
     "qwen3_5_moe": {"model.visual.pos_embed.weight": (8, 32), "mtp.fc.weight": (64, 128)},
+    "ernie4_5_moe": {
+        "model.mtp_block.0.norm.weight": (64,),
+        **{f"model.layers.{layer}.mlp.moe_statics.e_score_correction_bias": (1, 4) for layer in range(1, LAYERS)},
+    },
     "glm4_moe": {f"model.layers.{LAYERS}.eh_proj.weight": (64, 128)},
     "deepseek_v3": {"model.layers.61.eh_proj.weight": (64, 128), "model.layers.0.self_attn.rotary_emb.inv_freq": (8,)},
 }  # fmt: skip

@@ -111,6 +111,20 @@ def spread(scales: Matrix, runs: Sequence[int], shape: tuple[int, ...]) -> Matri
     return scales[tuple(map(slice, shape))].astype(np.float64)
 
 
+def int8_with_zeros(group: int) -> Packer:
+    """compressed-tensors' int-quantized, not symmetric."""
+
+    def pack(name: str, shape: tuple[int, ...], draw: np.random.Generator) -> tuple[dict[str, Stored], Matrix]:
+        codes = draw.integers(-128, 128, shape, np.int8)
+        zeros = draw.integers(-128, 128, (shape[0], shape[1] // group), np.int8)
+        _, kept = as_bf16(draw.uniform(0.001, 0.002, zeros.shape))
+        stored = {name: ("I8", codes), f"{name}_scale": ("BF16", kept), f"{name}_zero_point": ("I8", zeros)}
+        scales = np.repeat(from_bf16(kept).astype(np.float64), group, 1)
+        return stored, (codes.astype(np.int64) - np.repeat(zeros.astype(np.int64), group, 1)) * scales
+
+    return pack
+
+
 def int8(name: str, shape: tuple[int, ...], draw: np.random.Generator) -> tuple[dict[str, Stored], Matrix]:
     """bitsandbytes' LLM.int8."""
     codes = draw.integers(-127, 128, shape, np.int8)
@@ -129,7 +143,21 @@ def words(codes: Matrix, bits: int) -> Matrix:
     return np.packbits(found.reshape(len(codes), -1).astype(np.uint8), axis=1, bitorder="little").view(np.int32)
 
 
-def gptq(bits: int, group: int, *, in_order: bool = True) -> Packer:
+def words_apart(codes: Matrix, bits: int) -> Matrix:
+    """The same where no code crosses a word: the highest bits of one may be empty."""
+    in_word = 32 // bits
+    filled = np.pad(codes, ((0, 0), (0, -codes.shape[1] % in_word))).reshape(len(codes), -1, in_word)
+    return (
+        (filled.astype(np.uint64) << (np.arange(in_word) * bits).astype(np.uint64))
+        .sum(-1)
+        .astype(np.uint32)
+        .view(np.int32)
+    )
+
+
+def gptq(bits: int, group: int, *, in_order: bool = True, less: int = 1) -> Packer:
+    """`less`: what zeros are stored less than they are, as all did until a second format."""
+
     def pack(name: str, shape: tuple[int, ...], draw: np.random.Generator) -> tuple[dict[str, Stored], Matrix]:
         outputs, inputs = shape
         of_input = np.arange(inputs, dtype=np.int32) // group
@@ -141,7 +169,7 @@ def gptq(bits: int, group: int, *, in_order: bool = True) -> Packer:
         path = name.removesuffix("weight")
         stored = {
             f"{path}qweight": ("I32", words(codes, bits).T),
-            f"{path}qzeros": ("I32", words((zeros - 1) % 2**bits, bits)),
+            f"{path}qzeros": ("I32", words((zeros - less) % 2**bits, bits)),
             f"{path}scales": ("F16", scales),
             f"{path}g_idx": ("I32", of_input),
         }
@@ -174,8 +202,15 @@ def _awq_words(codes: Matrix) -> Matrix:
     return words(in_word.reshape(len(codes), -1), 4)
 
 
-def compressed(bits: int, group: int, *, symmetric: bool = True) -> Packer:
-    """compressed-tensors' pack-quantized; `group` 0: one scale a row."""
+def compressed(
+    bits: int,
+    group: int,
+    *,
+    symmetric: bool = True,
+    words: Callable[[Matrix, int], Matrix] = words,
+    zeros_apart: bool = False,
+) -> Packer:
+    """compressed-tensors' pack-quantized; `group` 0: one scale a row. `words` packs; `zeros_apart`: one byte each."""
 
     def pack(name: str, shape: tuple[int, ...], draw: np.random.Generator) -> tuple[dict[str, Stored], Matrix]:
         outputs, inputs = shape
@@ -191,7 +226,8 @@ def compressed(bits: int, group: int, *, symmetric: bool = True) -> Packer:
         if symmetric:
             zeros[:] = 2 ** (bits - 1)
         else:
-            stored[f"{name}_zero_point"] = ("I32", words(zeros.T, bits).T)
+            signed = (zeros - 2 ** (bits - 1)).astype(np.int8)
+            stored[f"{name}_zero_point"] = ("I8", signed) if zeros_apart else ("I32", words(zeros.T, bits).T)
         scales = np.repeat(from_bf16(kept).astype(np.float64), size, 1)
         return stored, (codes - np.repeat(zeros, size, 1)) * scales
 

@@ -51,6 +51,7 @@ EXAMPLES: dict[str, str] = {
     "deepseek_v3": "DeepSeek-V3 and R1, Kimi K2",
     "llama4": "Llama 4 Scout and Maverick",
     "llama4_text": "MobileLLM-R1",
+    "ernie4_5_moe": "ERNIE 4.5 21B-A3B",
     "olmoe": "OLMoE-1B-7B",
     "granitemoe": "Granite 3 MoE",
     "lfm2_moe": "LFM2-8B-A1B",

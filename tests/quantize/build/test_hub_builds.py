@@ -46,8 +46,9 @@ class Bench:
         return self.files(output)
 
     def files(self, output: str) -> dict[str, bytes]:
-        paths = (self.folder / output).iterdir()
-        return {path.name: path.read_bytes() for path in paths if path.name not in ("configi.json", "README.md")}
+        folder = self.folder / output
+        paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        return {name: path.read_bytes() for name, path in paths.items() if name not in ("configi.json", "README.md")}
 
     def manifest(self, output: str) -> Any:
         return json.loads((self.folder / output / "configi.json").read_text())
@@ -70,6 +71,44 @@ def test_a_model_built_from_the_hub_is_that_built_from_a_folder_byte_for_byte(be
     # The third holds the vision tower only.
     kept = {path.name for path in (bench.folder / "home").rglob("model-*.safetensors")}
     assert kept == {"model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors"}
+
+
+def test_the_chat_templates_beside_the_default_one_come_along(bench: Bench) -> None:
+    templates = {
+        f"additional_chat_templates/{name}.jinja": f"{name}: {{{{ x }}}}\n".encode() for name in ("rag", "tool_use")
+    }
+    others = {"additional_chat_templates/notes.txt": b"no", "additional_chat_templates/old/rag.jinja": b"no"}
+    for name, content in (templates | others).items():
+        path = bench.source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    bench.hub.files |= templates | others
+    # Of an earlier build that was killed.
+    left = bench.folder / ".folder.building" / "model" / "additional_chat_templates" / "stale.jinja"
+    left.parent.mkdir(parents=True)
+    left.write_text("no")
+    made = bench.build(bench.source, "folder")
+    assert {name: content for name, content in made.items() if "/" in name} == templates
+    assert bench.build(REPO, "kept") == made
+    assert templates.keys() <= bench.manifest("kept")["files"].keys()
+    assert bench.run("verify", bench.folder / "kept").returncode == 0
+    (bench.folder / "kept" / "additional_chat_templates" / "rag.jinja").write_text("rag: {{ y }}\n")
+    damaged = bench.run("verify", bench.folder / "kept")
+    assert damaged.returncode == 1
+    assert (
+        "additional_chat_templates/rag.jinja is damaged: its sha256 is not the one" in damaged.stdout + damaged.stderr
+    )
+    (bench.folder / "kept" / "additional_chat_templates" / "rag.jinja").unlink()
+    assert "rag.jinja is missing" in (said := bench.run("verify", bench.folder / "kept")).stdout + said.stderr
+
+
+def test_a_variant_of_the_weights_is_neither_read_nor_downloaded(bench: Bench) -> None:
+    expected = bench.build(REPO, "alone")
+    # Without an index nothing but the name tells.
+    del bench.hub.files["model.safetensors.index.json"]
+    bench.hub.files["model-00001-of-00003.fp16.safetensors"] = bench.hub.files["model-00001-of-00003.safetensors"]
+    assert bench.build(REPO, "beside") == expected
+    assert not any("fp16" in request for request in bench.hub.requests)
 
 
 def test_what_was_kept_is_built_from_again_without_the_hub(bench: Bench) -> None:

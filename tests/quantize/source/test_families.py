@@ -16,6 +16,7 @@ from quantize.build.build import build
 from quantize.errors import SourceError
 from quantize.folder.verify import verify
 from quantize.plan.plan import Plan, make_plan
+from quantize.plan.report import exceptions
 from quantize.source.checkpoint import HubOptions
 from quantize.source.roles import role_of
 from quantize.source.sources import open_checkpoint
@@ -28,6 +29,9 @@ from tests.support.published import PUBLISHED
 KEPT = ("router.proj", "mlp.gate", "block_sparse_moe.gate", "block_sparse_moe.router.layer", "mlp.router",
         "feed_forward.gate", "feed_forward.router", "shared_expert_gate", "altup.modality_router",
         "altup.correction_coefs", "altup.prediction_coefs")  # fmt: skip
+
+# Tied, and multiplied by as it is.
+LEFT_ALONE = {"llama4_text": ["model.embed_tokens"]}
 
 
 def plan_of(source: Path, policy: str) -> Plan:
@@ -87,7 +91,20 @@ def test_config_i_is_what_mlx_lm_quantizes_and_generates(family: str, tmp_path: 
 def test_every_matrix_but_routers_can_be_quantized(family: str, tmp_path: Path) -> None:
     config, shapes = hub_checkpoint(family)
     plan = plan_of(write(tmp_path, config, shapes, holes=True), "uniform-8")
-    assert [path for path in plan.kept_modules if not path.endswith(KEPT)] == []
+    assert [path for path in plan.kept_modules if not path.endswith(KEPT)] == LEFT_ALONE.get(family, [])
+
+
+def test_what_mlx_lm_leaves_out_of_the_layers_is_named(tmp_path: Path) -> None:
+    """mlx-lm 0.32.2 chooses ERNIE's experts without the bias that its makers add; towers and the like go unnamed."""
+    source = write_hub_family(tmp_path / "source", "ernie4_5_moe")
+    bias = "model.layers.*.mlp.moe_statics.e_score_correction_bias"
+    line = f"{bias} (layers 1-5): left out; mlx-lm's model has no place for it"
+    assert exceptions(plan_of(source, "uniform-4")) == [line]
+    assert f"* {line}\n" in (built(source, "uniform-4", tmp_path / "built") / "README.md").read_text()
+    # A layer that predicts the token after next, and angles that are computed.
+    deepseek = plan_of(write_hub_family(tmp_path / "deepseek", "deepseek_v3"), "uniform-4")
+    assert len(deepseek.dropped) == 2
+    assert not any("left out" in line for line in exceptions(deepseek))
 
 
 def test_gemma_3_has_the_names_of_newer_transformers_too(tmp_path: Path) -> None:

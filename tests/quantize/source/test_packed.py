@@ -16,12 +16,14 @@ from mlx_lm.utils import load_model
 from quantize.build.build import build
 from quantize.errors import SourceError
 from quantize.plan.plan import make_plan
+from quantize.plan.report import exceptions
 from quantize.source.checkpoint import HubOptions
 from quantize.source.sources import open_checkpoint
 from tests.support import packed
 from tests.support.checkpoints import llama, write
 from tests.support.hub_families import hub_checkpoint
 from tests.support.packed import Matrix, Packer, Stored, as_bf16, blocks, fp8, write_packed, write_stored
+from tests.support.packed import words_apart as apart
 
 Table = dict[str, Any]
 
@@ -78,11 +80,37 @@ LAYOUTS: dict[str, tuple[Packer, Table]] = {
     "int8": (packed.int8, {"quant_method": "bitsandbytes", "load_in_8bit": True}),
     "gptq": (packed.gptq(4, 64), {"quant_method": "gptq", "bits": 4, "group_size": 64}),
     "gptq, out of order": (packed.gptq(4, 64, in_order=False), {"quant_method": "gptq", "bits": 4, "group_size": 64}),
+    "gptq's second format": (
+        packed.gptq(4, 64, less=0),
+        {"quant_method": "gptq", "bits": 4, "group_size": 64, "checkpoint_format": "gptq_v2"},
+    ),
+    "gptq's second format, by a newer key": (
+        packed.gptq(2, 64, less=0),
+        {"quant_method": "gptq", "bits": 2, "group_size": 64, "format": "gptq_v2", "version": "gemm"},
+    ),
+    "gptq's second format, of auto-round": (
+        packed.gptq(4, 64, less=0),
+        {"quant_method": "auto-round", "bits": 4, "group_size": 64, "packing_format": "auto_round:gptq_v2"},
+    ),
+    "gptq's first format for exllama's second kernel": (
+        packed.gptq(4, 64),
+        {"quant_method": "auto-round", "bits": 4, "group_size": 64, "packing_format": "auto_round:gptq:exllamav2"},
+    ),
     "gptq of 3 bits": (packed.gptq(3, 128), {"quant_method": "gptq", "bits": 3, "group_size": 128}),
     "gptq of 8 bits": (packed.gptq(8, 128), {"quant_method": "gptq", "bits": 8, "group_size": 128}),
     "awq": (packed.awq(64), {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm"}),
     "compressed": (packed.compressed(4, 32), groups(4, 32)),
     "compressed, with zeros": (packed.compressed(4, 64, symmetric=False), groups(4, 64)),
+    "compressed, 8 bits with zeros": (packed.compressed(8, 64, symmetric=False), groups(8, 64)),
+    "compressed, with a zero a row": (packed.compressed(4, 0, symmetric=False), groups(4, 0)),
+    "compressed, zeros not packed": (packed.compressed(4, 32, symmetric=False, zeros_apart=True), groups(4, 32)),
+    "compressed, 8-bit zeros not packed": (packed.compressed(8, 32, symmetric=False, zeros_apart=True), groups(8, 32)),
+    "compressed, 3 bits in a stream": (packed.compressed(3, 32, symmetric=False), groups(3, 32)),
+    "compressed, 3 bits word by word": (packed.compressed(3, 64, symmetric=False, words=apart), groups(3, 64)),
+    "compressed, 6 bits in a stream": (packed.compressed(6, 64), groups(6, 64)),
+    "compressed, 5 bits word by word": (packed.compressed(5, 64, words=apart), groups(5, 64)),
+    "int8, with a zero a row": (packed.int8_with_zeros(128), {"quant_method": "compressed-tensors"}),
+    "int8, with zeros in groups": (packed.int8_with_zeros(64), {"quant_method": "compressed-tensors"}),
     "compressed, 8 bits a row": (packed.compressed(8, 0), groups(8, 0)),
     "mxfp4": (packed.fp4("mxfp4"), MXFP4),
     "nvfp4": (packed.fp4("nvfp4"), NVFP4),
@@ -232,6 +260,7 @@ def test_scales_of_activations_are_left_out(tmp_path: Path) -> None:
         ("gptq", {"quant_method": "gptq", "bits": 5, "group_size": 64}, "by gptq in 5 bits, which cannot be undone"),
         ("awq", {"quant_method": "awq", "bits": 4, "group_size": 128}, "does not fit"),
         ("compressed", groups(8, 32), "does not say how .* is packed"),
+        ("compressed, 3 bits in a stream", groups(3, 0), "does not say how .* is packed"),
         ("mlx", {"bits": 4, "group_size": 96}, "does not fit"),
         ("mlx", {"quant_method": "hqq"}, "quantized with hqq, which cannot be undone here"),
     ],
@@ -253,6 +282,30 @@ def test_fp8_without_scales_is_taken_at_its_word_where_nothing_is_declared(tmp_p
     source, _ = write_packed(tmp_path / "declared", config | {"quantization_config": FP8}, shapes, cast)
     with pytest.raises(SourceError, match=r"The fp8 tensor .*q_proj.weight has no scale; .*weight_scale_inv would be"):
         make_plan(open_checkpoint(str(source), HubOptions()), "source")
+
+
+def with_zeros_for_biases(packer: Packer) -> Packer:
+    def pack(name: str, shape: tuple[int, ...], draw: np.random.Generator) -> tuple[dict[str, Stored], Matrix]:
+        stored, exact = packer(name, shape, draw)
+        bias = np.zeros(shape[0], np.float16)
+        return stored | {f"{name.removesuffix('weight')}bias": ("F16", bias)}, exact
+
+    return pack
+
+
+def test_biases_that_gptq_stores_for_every_matrix_are_left_out_where_the_model_has_none(tmp_path: Path) -> None:
+    packer, table = LAYOUTS["gptq"]
+    source, exact = packed_source(tmp_path / "source", with_zeros_for_biases(packer), table)
+    assert_exact(built(source, tmp_path / "out"), exact)
+    plan = make_plan(open_checkpoint(str(source), HubOptions()), "source")
+    assert "model.layers.*.mlp.up_proj.bias (layers 0-1): left out; mlx-lm's model has no place for it" in exceptions(
+        plan
+    )
+    # Without a packed matrix beside it, a bias that has no place is an error.
+    config, shapes = llama(layers=2)
+    extra = shapes | {"model.layers.1.mlp.up_proj.bias": (128,)}
+    with pytest.raises(SourceError, match=r"up_proj\.bias has no known role"):
+        make_plan(open_checkpoint(str(write(tmp_path / "plain", config, extra)), HubOptions()), "source")
 
 
 def mixed(few: Packer, many: Packer) -> Packer:

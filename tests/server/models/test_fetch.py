@@ -47,6 +47,21 @@ def test_a_model_is_fetched_once_pinned_to_its_commit_and_only_its_data_files(be
     assert len(bench.hub.requests) == requests
 
 
+def test_chat_templates_beside_the_default_one_are_fetched_and_variants_of_the_weights_are_not(bench: Bench) -> None:
+    template = "additional_chat_templates/rag.jinja"
+    bench.hub.files |= {template: b"rag", "additional_chat_templates/evil.py": b"no", "docs/other.jinja": b"no"}
+    bench.hub.files["model.fp16.safetensors"] = bench.hub.files["model.safetensors"]
+    folder = Path(bench.fetch().last["folder"])
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found == WANTED | {template}
+    assert (folder / template).read_bytes() == b"rag"
+    assert bench.fetch("loopback/tiny@main", "--offline").last == {"folder": str(folder)}
+    (folder / template).unlink()
+    assert bench.fetch("loopback/tiny@main", "--offline").code == 1
+    assert bench.fetch().code == 0
+    assert (folder / template).read_bytes() == b"rag"
+
+
 def test_two_processes_fetch_a_model_once(bench: Bench) -> None:
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(lambda _: bench.fetch(), range(2)))
