@@ -53,10 +53,12 @@ def cores() -> int:
 
 def environment() -> dict[str, str]:
     """For every measured process alike. MLX's CPU wheel for Linux links the reference BLAS; Debian's OpenBLAS
-    (libopenblas0-pthread) put before it makes float32 prefill some twenty times faster."""
+    (libopenblas0-pthread) put before it makes float32 prefill some twenty times faster. The bench's own variables are
+    not theirs: configi refuses those that it does not know."""
     threads = os.environ.get("OPENBLAS_NUM_THREADS") or str(cores())
     names = {"OPENBLAS_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    return {**os.environ, **names, **({"LD_PRELOAD": _OPENBLAS} if openblas() else {})}
+    others = {name: value for name, value in os.environ.items() if not name.startswith("CONFIGI_BENCH_")}
+    return {**others, **names, **({"LD_PRELOAD": _OPENBLAS} if openblas() else {})}
 
 
 def openblas() -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import prompts, servers, soak, squeezed
+from bench import prompts, servers, setup, soak, squeezed
 from bench.sse import Client
 from server.engine.device.pressure import Pressure
 from server.settings.loading import load_settings
@@ -20,6 +20,16 @@ def test_configi_reads_the_settings_that_it_is_measured_with(tmp_path: Path) -> 
     settings = load_settings(path, {})
     assert (settings.lifecycle.idle_unload_s, settings.lifecycle.load_at_start) == (4, True)
     assert settings.storage.cache_dir == tmp_path / "cache"
+
+
+def test_the_settings_of_the_bench_are_not_given_to_the_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """configi does not start with a variable that it does not know."""
+    monkeypatch.setenv("CONFIGI_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setenv("CONFIGI_SERVER__PORT", "4000")
+    path = servers.configuration(tmp_path, tmp_path / "model", {})
+    assert load_settings(path, setup.environment()).server.port == 4000
 
 
 def test_an_engine_can_be_told_that_the_machine_is_short_of_memory(tmp_path: Path) -> None:
