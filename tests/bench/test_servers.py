@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -29,7 +31,8 @@ def test_the_settings_of_the_bench_are_not_given_to_the_servers(
     monkeypatch.setenv("CONFIGI_BENCH_CACHE", str(tmp_path))
     monkeypatch.setenv("CONFIGI_SERVER__PORT", "4000")
     path = servers.configuration(tmp_path, tmp_path / "model", {})
-    assert load_settings(path, setup.environment()).server.port == 4000
+    with mock.patch.dict(os.environ, setup.environment(), clear=True):
+        assert load_settings(path, {}).server.port == 4000
 
 
 def test_an_engine_can_be_told_that_the_machine_is_short_of_memory(tmp_path: Path) -> None:
