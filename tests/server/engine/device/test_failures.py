@@ -115,10 +115,10 @@ def test_a_prompt_that_fails_ends_alone(model: Model, engine: Engine, words: str
 def test_a_prompt_whose_look_up_fails_ends_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch, look_up: str) -> None:
     real = getattr(PrefixCache, look_up)
 
-    def fail(prefixes: PrefixCache, prompt: Sequence[int], salt: str) -> Any:
+    def fail(prefixes: PrefixCache, prompt: Sequence[int], *others: Any) -> Any:
         if BAD in prompt:
             raise RuntimeError("an index with a bug")
-        return real(prefixes, prompt, salt)
+        return real(prefixes, prompt, *others)
 
     monkeypatch.setattr(PrefixCache, look_up, fail)
     engine.handle(request(1))
