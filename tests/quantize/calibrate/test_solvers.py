@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations_with_replacement, pairwise
 
 import mlx.core as mx
 import numpy as np
@@ -140,6 +140,31 @@ def test_least_squares_finds_a_grid_that_the_weights_lie_on() -> None:
     weight = (0.25 * codes - 0.5).astype(mx.bfloat16)
     fitted = weighted_least_squares(weight.astype(mx.float32), mx.ones((1, 64)), rounding(weight, QuantSpec(2)))
     assert mx.array_equal(fitted.weight, weight.astype(mx.float32))
+
+
+def least_error_of_four_levels(values: np.ndarray, weights: np.ndarray) -> float:
+    """Of all grids there are: codes rise with the values, so each choice of three steps among them is a straight line's
+    least squares in closed form."""
+    order = np.argsort(values)
+    values, weights = values[order].astype(np.float64), weights[order].astype(np.float64)
+    steps = np.array(list(combinations_with_replacement(range(len(values) + 1), 3)))
+    above, valued = (np.concatenate([np.cumsum(of[::-1])[::-1], [0.0]]) for of in (weights, weights * values))
+    code, code_value = above[steps].sum(axis=1), valued[steps].sum(axis=1)
+    variance = (above[steps] * (1, 3, 5)).sum(axis=1) - code**2 / above[0]
+    explained = (code_value - code * valued[0] / above[0]) ** 2 / np.where(variance > 0, variance, np.inf)
+    return float((weights * values**2).sum() - valued[0] ** 2 / above[0] - explained.max())
+
+
+def test_grids_of_two_bits_come_near_the_best_there_are() -> None:
+    rng = np.random.default_rng(1)
+    weight = mx.array(rng.standard_normal((1, 32, 64)).astype(np.float32)).astype(mx.bfloat16)
+    weights = mx.array(np.exp(rng.standard_normal((1, 64))).astype(np.float32))
+    target = weight.astype(mx.float32)
+    fitted = weighted_least_squares(target, weights, rounding(weight, QuantSpec(2)))
+    errors = np.array(weights[:, None] * (target - fitted.weight) ** 2, dtype=np.float64).sum(axis=-1)[0]
+    best = np.array([least_error_of_four_levels(row, np.array(weights[0])) for row in np.array(target[0])])
+    assert np.all(errors >= best * (1 - 1e-5))
+    assert errors.sum() <= 1.01 * best.sum()
 
 
 def test_grids_are_exact_in_the_dtype_that_is_stored(weight: mx.array, hessian: mx.array) -> None:
