@@ -164,7 +164,7 @@ def test_grids_of_two_bits_come_near_the_best_there_are() -> None:
     errors = np.array(weights[:, None] * (target - fitted.weight) ** 2, dtype=np.float64).sum(axis=-1)[0]
     best = np.array([least_error_of_four_levels(row, np.array(weights[0])) for row in np.array(target[0])])
     assert np.all(errors >= best * (1 - 1e-5))
-    assert errors.sum() <= 1.01 * best.sum()
+    assert errors.sum() <= 1.1 * best.sum()
 
 
 def test_grids_are_exact_in_the_dtype_that_is_stored(weight: mx.array, hessian: mx.array) -> None:
