@@ -17,7 +17,7 @@ from server.engine.prefixes.disk_tier import DiskTier
 from server.engine.rehearsal import Together
 from server.engine_client.protocol import Boundary, EngineEvent, Failed, Finished, Generate, Load, Prefilled
 from tests.support.sliding_model import write_sliding_model
-from tests.support.stepped import finish, tokens_of
+from tests.support.stepped import finish, tokens_of, until
 from tests.support.talks import Model, generate
 
 PROMPT, ANSWER, LONG_ANSWER, NEXT = 1000, 6, 60, 30
@@ -83,12 +83,13 @@ class Little:
         self.turns += 1
         return Turn(generate(prompt, boundaries_of(prompt), id=self.turns, max_tokens=answer, **fields))
 
-    def begin(self, turn: Turn, until: Callable[[EngineEvent], bool]) -> Turn:
+    def begin(self, turn: Turn, is_last: Callable[[EngineEvent], bool]) -> Turn:
         """Up to the first event of its own that is so."""
         turn.events += self.engine.handle(turn.request)
-        while not any(until(event) for event in turn.events if getattr(event, "id", None) == turn.request.id):
-            assert self.engine.busy
-            turn.events += self.engine.step()
+        if not any(map(is_last, turn.events)):
+            turn.events += until(
+                self.engine, lambda event: getattr(event, "id", None) == turn.request.id and is_last(event)
+            )
         return turn
 
     def ask(self, prompt: list[int], **fields: object) -> Turn:

@@ -16,7 +16,7 @@ from server.engine.steering.steering import Steering
 from server.engine_client.protocol import Cancel, EngineEvent, Failed, Finished, Generate, Grammar, Sampling, Tokens
 from tests.support.metal import IGNORED, failing
 from tests.support.questions import engine_of
-from tests.support.stepped import tokens_of
+from tests.support.stepped import a, finish, tokens_of, until
 from tests.support.talks import Model
 
 PROMPT = [70 + at % 40 for at in range(100)]
@@ -37,22 +37,13 @@ def engine(model: Model) -> Engine:
 
 def until_tokens(engine: Engine, *ids: int) -> list[EngineEvent]:
     """Its events, until each of these has drawn one."""
-    events: list[EngineEvent] = []
-    for _ in range(500):
-        if {event.id for event in events if isinstance(event, Tokens)} >= set(ids):
-            return events
-        events += engine.step()
-    raise AssertionError("it never came")
+    missing = set(ids)
 
+    def came(event: EngineEvent) -> bool:
+        missing.difference_update({event.id} if isinstance(event, Tokens) else ())
+        return not missing
 
-def finish(engine: Engine) -> list[EngineEvent]:
-    """All that comes of what it has to do, in more steps than that takes."""
-    events: list[EngineEvent] = []
-    for _ in range(500):
-        if not engine.busy:
-            return events
-        events += engine.step()
-    raise AssertionError(f"it is never done: {events[-3:]}")
+    return until(engine, came)
 
 
 def failures(events: Sequence[EngineEvent]) -> list[int | None]:
@@ -152,9 +143,7 @@ def test_an_end_that_nobody_was_told_of_is_told_when_the_device_is_lost(
 ) -> None:
     """All its tokens have left; so does its end, which was to be told with what is kept of it."""
     engine.handle(request(1, max_tokens=3))
-    events = until_tokens(engine, 1)
-    while len(tokens_of(events, 1)) < 3:
-        events += engine.step()
+    events = [event for _ in range(3) for event in until(engine, a(Tokens, 1))]
 
     def lose(*_: Any, **__: Any) -> None:
         raise RuntimeError(IGNORED)

@@ -35,7 +35,7 @@ from tests.support.architectures import write_architecture
 from tests.support.little_memory import LONG_ANSWER, NEXT, PROMPT, Little, cold, words
 from tests.support.metal import failing
 from tests.support.questions import bare_scores, engine_of, most_apart
-from tests.support.stepped import finish, tokens_of
+from tests.support.stepped import finish, tokens_of, until
 from tests.support.talks import Model, generate
 
 BUG = "something that nobody has foreseen"
@@ -107,8 +107,8 @@ def test_so_does_one_that_ends_for_want_of_memory(deep: Model, phase: str) -> No
     turn = little.turn(prompt, LONG_ANSWER)
     is_read = phase == "while it answers"
     little.begin(turn, lambda event: isinstance(event, Tokens if is_read else Prefilled))
-    while not turn.found:
-        turn.events += little.engine.step()
+    if not turn.found:
+        turn.events += until(little.engine, lambda event: isinstance(event, Prefilled) and event.cached > 0)
     all_is_taken(little)
     taken_by_others = mx.zeros(little.ceiling - mx.get_active_memory() - 10**5, mx.uint8)
     mx.eval(taken_by_others)
@@ -162,9 +162,8 @@ def test_and_for_the_same_questions_again(deep: Model) -> None:
 def test_so_do_questions_that_nobody_waits_for_any_more(deep: Model) -> None:
     little = Little(deep, answer=ScoreOptions.max_tokens)
     prompt, found = second_prompt(little)
-    events = little.engine.handle(asked_about(prompt, 100))
-    while not any(isinstance(event, Prefilled) and event.done == len(prompt) for event in events):
-        events += little.engine.step()
+    little.engine.handle(asked_about(prompt, 100))
+    until(little.engine, lambda event: isinstance(event, Prefilled) and event.done == len(prompt))
     little.engine.handle(Cancel(100))
     check_found_again(little, prompt, found)
 

@@ -24,7 +24,7 @@ from server.engine.rehearsal import Together
 from server.engine_client.protocol import Cancel, EngineEvent, Finished, Load, Prefilled, Tokens
 from tests.support.architectures import write_architecture
 from tests.support.sliding_model import WINDOW
-from tests.support.stepped import finish, tokens_of
+from tests.support.stepped import a, finish, steps, tokens_of, until
 from tests.support.talks import Model, generate, new_talk
 
 
@@ -127,9 +127,7 @@ def test_streams_advance_and_short_questions_are_read_between_the_layers_of_a_lo
     engine = engine_with(model)
     talks = [new_talk(43), new_talk(44).say("user", 700), new_talk(45)]
     engine.handle(generate(*talks[0].asked(), id=0, max_tokens=400))
-    events: list[EngineEvent] = []
-    while not tokens_of(events, 0):
-        events += engine.step()
+    events = until(engine, a(Tokens, 0))
     engine.handle(generate(*talks[1].asked(), id=1))
     engine.step()
     engine.handle(generate(*talks[2].asked(), id=2))
@@ -144,13 +142,15 @@ def test_streams_advance_and_short_questions_are_read_between_the_layers_of_a_lo
 
 @pytest.mark.parametrize("device", [Device(), WorkingAhead()])
 def test_no_token_that_was_drawn_waits_for_a_piece_of_a_prompt(
-    model: Model, device: Device, monkeypatch: pytest.MonkeyPatch
+    model: Model, device: Device, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When a piece is begun, what the device was given to decode is told of, by steps before."""
-    engine = engine_with(model, device=device)
+    # A piece is one layer, and as long as decoding is for its turn.
+    monkeypatch.setattr(Batch, "step", clock.taking(0.01, Batch.step))
+    monkeypatch.setattr(Prefill, "go_on", clock.taking(0.03, Prefill.go_on))
+    engine = engine_with(model, 0.05, device)
     engine.handle(generate(*new_talk(43).asked(), id=0, max_tokens=40))
-    while not tokens_of(engine.step(), 0):
-        pass
+    until(engine, a(Tokens, 0))
     unread: list[bool] = []
     read = engine._prefills.read
 
@@ -161,9 +161,10 @@ def test_no_token_that_was_drawn_waits_for_a_piece_of_a_prompt(
     monkeypatch.setattr(engine._prefills, "read", watched)
     engine.handle(generate(*new_talk(44).say("user", 300).asked(), id=1))
     kinds: list[set[type]] = []
-    while len(unread) < 9:
-        events = engine.step()
+    for events in steps(engine):
         kinds.append({type(event) for event in events if not isinstance(event, Prefilled) or event.done})
+        if len(unread) == 9:
+            break
     assert unread == [False] * 9
     assert {Tokens, Prefilled} not in kinds
     # One turn each.
@@ -173,10 +174,9 @@ def test_no_token_that_was_drawn_waits_for_a_piece_of_a_prompt(
 def test_the_end_of_an_answer_is_told_when_it_is_kept_and_its_last_token_before(model: Model) -> None:
     engine = engine_with(model, 10.0)
     engine.handle(generate(*new_talk(43).asked(), id=0, max_tokens=4))
-    steps: list[list[EngineEvent]] = []
-    while engine.busy:
-        steps.append(engine.step())
-    told = [[type(event) for event in events] for events in steps if events and not isinstance(events[0], Prefilled)]
+    told = [
+        [type(event) for event in events] for events in steps(engine) if events and not isinstance(events[0], Prefilled)
+    ]
     assert told == [[Tokens]] * 4 + [[Finished]]
     assert engine.stats().prefix_bytes > 0
 
@@ -185,9 +185,7 @@ def test_who_leaves_after_the_last_token_hears_no_end_and_is_kept(model: Model) 
     engine = engine_with(model, 10.0)
     talk = new_talk(43)
     engine.handle(generate(*talk.asked(), id=0, max_tokens=4))
-    events: list[EngineEvent] = []
-    while len(tokens_of(events, 0)) < 4:
-        events += engine.step()
+    events = [event for _ in range(4) for event in until(engine, a(Tokens, 0))]
     engine.handle(Cancel(0))
     assert finish(engine) == []
     assert not engine.busy
@@ -206,17 +204,15 @@ def test_a_prompt_that_begins_from_much_that_is_kept_leaves_its_piece_for_later(
     engine.handle(generate(*talk.asked(), id=0))
     finish(engine)
     engine.handle(generate(*new_talk(44).asked(), id=1, max_tokens=40))
-    while not tokens_of(engine.step(), 1):
-        pass
+    until(engine, a(Tokens, 1))
     monkeypatch.setattr(kv, "concatenate", clock.taking(0.3, kv.concatenate))
     engine.handle(generate(*talk.say("assistant", 2).say("user", 30).asked(), id=2))
-    begun: list[Prefilled] = []
-    while not begun:
-        begun = [event for event in engine.step() if isinstance(event, Prefilled) and event.cached]
-    assert begun[0].done == begun[0].cached
+    begun = until(engine, lambda event: isinstance(event, Prefilled) and event.cached > 0)[-1]
+    assert isinstance(begun, Prefilled)
+    assert begun.done == begun.cached
     # The streams go on before anything is read.
     assert tokens_of(engine.step(), 1)
-    assert [event.done > begun[0].done for event in engine.step() if isinstance(event, Prefilled)] == [True]
+    assert [event.done > begun.done for event in engine.step() if isinstance(event, Prefilled)] == [True]
 
 
 def test_several_that_begin_from_much_that_is_kept_do_not_do_so_in_one_step(
@@ -231,14 +227,13 @@ def test_several_that_begin_from_much_that_is_kept_do_not_do_so_in_one_step(
         engine.handle(generate(*talk.asked(), id=id))
         finish(engine)
     engine.handle(generate(*new_talk(60).asked(), id=9, max_tokens=60))
-    while not tokens_of(engine.step(), 9):
-        pass
+    until(engine, a(Tokens, 9))
     monkeypatch.setattr(kv, "concatenate", clock.taking(0.16, kv.concatenate))
     for id, talk in enumerate(talks):
         engine.handle(generate(*talk.say("assistant", 2).say("user", 6).asked(), id=10 + id))
     drawn, events = [clock.now], list[EngineEvent]()
-    while engine.busy:
-        events += (step := engine.step())
+    for step in steps(engine):
+        events += step
         drawn += [clock.now] if tokens_of(step, 9) else []
     assert max(later - earlier for earlier, later in pairwise(drawn)) <= 0.4
     assert all(any(e.cached for e in events if isinstance(e, Prefilled) and e.id == 10 + id) for id in range(5))
@@ -261,16 +256,15 @@ def test_what_follows_a_prompts_last_layer_is_part_of_the_gap(
     engine.handle(generate(*new_talk(43).asked(), id=0, keep_answer=False))
     finish(engine)
     engine.handle(generate(*new_talk(44).asked(), id=1, max_tokens=40, keep_answer=False))
-    while not tokens_of(engine.step(), 1):
-        pass
-    drawn_at, gaps, answered = clock.now, [0.0], False
+    until(engine, a(Tokens, 1))
+    drawn_at, gaps = clock.now, [0.0]
     engine.handle(generate(*new_talk(45).asked(), id=2, keep_answer=False))
-    while not answered:
-        events = engine.step()
-        answered = bool(tokens_of(events, 2))
+    for events in steps(engine):
         if tokens_of(events, 1):
             gaps.append(clock.now - drawn_at)
             drawn_at = clock.now
+        if tokens_of(events, 2):
+            break
     assert 0.2 < max(gaps) <= 0.4
 
 
@@ -291,13 +285,11 @@ def test_prompts_do_not_take_turns_as_often_as_a_newcomer_is_looked_for(
     read.clear()
     engine.handle(generate(*new_talk(44).asked(), id=1, client="a"))
     engine.handle(generate(*new_talk(45).say("user", 700).asked(), id=2, client="b"))
-    while 2 not in read:
-        engine.step()
+    assert any(2 in read for _ in steps(engine))
     assert read[:-1] == [1] * len(model.raw.layers)
     # And whoever comes is looked at between the layers.
     engine.handle(generate(new_talk(46).asked()[0][:9], id=3, client="c"))
-    while 3 not in read:
-        engine.step()
+    assert any(3 in read for _ in steps(engine))
     assert read[-2:] == [2, 3]
 
 
@@ -315,9 +307,7 @@ def test_what_was_read_before_a_cancelled_pass_is_kept(model: Model) -> None:
     engine = engine_with(model)
     talk = new_talk(46).say("user", 300)
     engine.handle(generate(*talk.asked()))
-    done = 0
-    while done < 120:
-        done = max([done, *(event.done for event in engine.step() if isinstance(event, Prefilled))])
+    until(engine, lambda event: isinstance(event, Prefilled) and event.done >= 120)
     engine.step()
     engine.handle(Cancel(0))
     engine.handle(generate(*talk.asked(), id=1))

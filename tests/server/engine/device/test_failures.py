@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,14 @@ from server.engine.device.failures import explain, is_of_the_device
 from server.engine.engine import Engine
 from server.engine.prefixes.disk_tier import DiskTier
 from server.engine.prefixes.prefix_cache import PrefixCache
-from server.engine_client.protocol import EngineEvent, Failed, Finished, Generate, Load, Prefilled, Sampling, Tokens
+from server.engine_client.protocol import Failed, Finished, Generate, Load, Prefilled, Sampling, Tokens
 from server.engine_client.supervisor import Supervisor
 from server.errors import ConfigiError, EngineFailed, InsufficientMemory
 from server.settings.types import CacheSettings, EngineSettings, Settings, StorageSettings
 from tests.support.metal import IGNORED, LOST, NO_ROOM, OUT_OF_MEMORY, FakeMetal, failing
 from tests.support.questions import TOGETHER, engine_of
 from tests.support.running import engines
+from tests.support.stepped import a, finish, steps, until
 from tests.support.talks import Model
 from tests.support.tiny_model import write_tiny_model
 
@@ -79,31 +80,14 @@ def engine(model: Model) -> Engine:
     return engine_of(model.raw, 448)
 
 
-def until(engine: Engine, *wanted: type) -> Iterator[EngineEvent]:
-    """Its events, up to the step with the first of a wanted kind."""
-    for _ in range(200):
-        events = engine.step()
-        yield from events
-        if any(isinstance(event, wanted) for event in events):
-            return
-    raise AssertionError("it never came")
-
-
-def drained(engine: Engine) -> list[EngineEvent]:
-    events = []
-    while engine.busy:
-        events += engine.step()
-    return events
-
-
 @pytest.mark.parametrize("words", [*NO_ROOM, "a model with a bug"])
 def test_a_prompt_that_fails_ends_alone(model: Model, engine: Engine, words: str) -> None:
     with failing(type(model.raw), words, BAD):
         engine.handle(request(1, max_tokens=40))
-        list(until(engine, Tokens))
+        until(engine, a(Tokens))
         engine.handle(bad(2))
         engine.handle(request(3))
-        events = drained(engine)
+        events = finish(engine)
     kind = "internal" if "bug" in words else "memory"
     assert [(event.id, event.kind) for event in events if isinstance(event, Failed)] == [(2, kind)]
     assert sorted(event.id for event in events if isinstance(event, Finished)) == [1, 3]
@@ -124,7 +108,7 @@ def test_a_prompt_whose_look_up_fails_ends_alone(engine: Engine, monkeypatch: py
     engine.handle(request(1))
     engine.handle(bad(2))
     engine.handle(request(3))
-    events = drained(engine)
+    events = finish(engine)
     assert [event.id for event in events if isinstance(event, Failed)] == [2]
     assert sorted(event.id for event in events if isinstance(event, Finished)) == [1, 3]
 
@@ -133,9 +117,9 @@ def test_a_decode_step_that_fails_ends_the_batch_and_no_prompt(model: Model, eng
     with failing(type(model.raw), "a model with a bug", BAD):
         engine.handle(request(1, max_tokens=100))
         engine.handle(request(2, draws=BAD))
-        events = list(until(engine, Tokens))
+        events = until(engine, a(Tokens))
         engine.handle(request(3, prompt=PROMPT * 5))
-        events += drained(engine)
+        events += finish(engine)
     assert sorted(event.id for event in events if isinstance(event, Failed) and event.id) == [1, 2]
     assert [event.id for event in events if isinstance(event, Finished)] == [3]
 
@@ -147,12 +131,12 @@ def test_a_decode_step_that_fails_while_a_prompt_waits_for_it_ends_no_prompt(
         raise RuntimeError("a model with a bug")
 
     engine.handle(request(1, max_tokens=100))
-    events = list(until(engine, Tokens))
+    events = until(engine, a(Tokens))
     engine.handle(request(2, prompt=PROMPT * 5))
     with monkeypatch.context() as patch:
         patch.setattr(Decoder, "step", fail)
-        events += until(engine, Failed)
-    events += drained(engine)
+        events += until(engine, a(Failed))
+    events += finish(engine)
     assert [event.id for event in events if isinstance(event, Failed)] == [1]
     assert [event.id for event in events if isinstance(event, Finished)] == [2]
 
@@ -160,7 +144,7 @@ def test_a_decode_step_that_fails_while_a_prompt_waits_for_it_ends_no_prompt(
 def test_an_answer_that_ends_in_a_step_is_not_lost_when_the_step_fails_later(model: Model, engine: Engine) -> None:
     with failing(type(model.raw), "a model with a bug", BAD):
         engine.handle(request(1, max_tokens=9))
-        list(until(engine, Tokens))
+        until(engine, a(Tokens))
         engine.handle(bad(2))
         together = [events for _ in range(40) if (events := engine.step())]
     [step] = [events for events in together if any(isinstance(event, Failed) for event in events)]
@@ -175,13 +159,13 @@ def test_after_a_failure_of_the_device_nothing_more_is_done_or_written(
 ) -> None:
     engine = engine_of(model.raw, 448)
     engine.handle(request(1))
-    drained(engine)
+    finish(engine)
     with failing(type(model.raw), words, BAD):
         engine.handle(request(2, max_tokens=40))
-        list(until(engine, Tokens))
+        until(engine, a(Tokens))
         engine.handle(bad(3))
-        while engine.lost is None:
-            engine.step()
+        assert any(engine.lost for _ in steps(engine))
+    assert engine.lost is not None
     assert (engine.lost.id, engine.lost.kind) == (None, LOST[words])
     written: list[object] = []
     monkeypatch.setattr(engine._prefixes.disk, "write_one", lambda: written.append(1))
@@ -201,7 +185,7 @@ def test_what_leaves_memory_is_not_written_when_the_device_has_failed_meanwhile(
     engine = Engine(model.raw, 448, options, admission, disk, TOGETHER, Device(metal))
     for id in range(1, 4):
         engine.handle(request(id, prompt=[40 * id + at % 30 for at in range(200)]))
-        drained(engine)
+        finish(engine)
     while engine._prefixes.disk.busy:
         engine._prefixes.disk._writer.wait(60)
         engine._prefixes.disk.tend()
@@ -209,9 +193,7 @@ def test_what_leaves_memory_is_not_written_when_the_device_has_failed_meanwhile(
     assert before, "some have left memory"
     metal.pending = IGNORED
     engine.handle(request(4, prompt=[300 + at % 30 for at in range(200)]))
-    while engine.busy and engine.lost is None:
-        engine.step()
-    assert engine.lost is not None
+    assert any(engine.lost for _ in steps(engine))
     assert sorted((tmp_path / "prefixes").rglob("*-*.safetensors")) == before
 
 

@@ -8,6 +8,7 @@ from server.engine.device.pressure import Pressure, pressure
 from server.engine.engine import Engine
 from server.engine_client.protocol import Finished, Generate, Sampling
 from tests.support.questions import engine_of
+from tests.support.stepped import a, until
 from tests.support.talks import Model
 
 PROMPT = [70 + at % 40 for at in range(100)]
@@ -36,8 +37,7 @@ def answer(engine: Engine, id: int) -> None:
     engine.handle(
         Generate(id=id, prompt=prompt, max_tokens=4, stop_tokens=[], sampling=Sampling(seed=0, temperature=0))
     )
-    while not any(isinstance(event, Finished) for event in engine.step()):
-        pass
+    until(engine, a(Finished))
 
 
 def test_prefixes_shrink_under_pressure_and_come_back_after_it(model: Model) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,8 @@ from server.engine.prefixes import eviction
 from server.engine.prefixes.disk_tier import DiskTier, StoredSegment
 from server.engine.prefixes.prefix_cache import Hit, PrefixCache
 from server.engine.rehearsal import Together
-from server.engine_client.protocol import Boundary, Cancel, EngineEvent, Kind, Load, Prefilled, Tokens
-from tests.support.stepped import finish, tokens_of
+from server.engine_client.protocol import Boundary, Cancel, Kind, Load, Prefilled, Tokens
+from tests.support.stepped import a, finish, tokens_of, until
 from tests.support.talks import Model, generate, new_talk
 
 WINDOW = 8
@@ -86,13 +85,6 @@ def engine_with(model: Model, disk: DiskTier, cache_limit: int = 10**9) -> Engin
     return Engine(model.raw, 448, options, Admission(10**10, 0, measure(model.raw)), disk, Together())
 
 
-def until(engine: Engine, is_last: Callable[[EngineEvent], bool]) -> list[EngineEvent]:
-    events: list[EngineEvent] = []
-    while not any(map(is_last, events)):
-        events += engine.step()
-    return events
-
-
 def test_a_stream_goes_on_while_another_prompt_comes_from_disk(model: Model, tmp_path: Path) -> None:
     talk = new_talk(31)
     first = engine_with(model, disk(tmp_path))
@@ -102,7 +94,7 @@ def test_a_stream_goes_on_while_another_prompt_comes_from_disk(model: Model, tmp
     slow = SlowDisk(tmp_path)
     engine = engine_with(model, slow)
     engine.handle(generate(*new_talk(32).asked(), id=1, max_tokens=60))
-    until(engine, lambda event: isinstance(event, Tokens))
+    until(engine, a(Tokens))
     engine.handle(generate(*talk.asked(), id=2))
     streamed = tokens_of([event for _ in range(20) for event in engine.step()], 1)
     assert len(streamed) == 20

@@ -23,6 +23,7 @@ from server.engine_client.protocol import (
 from tests.support import architecture_table
 from tests.support.architectures import CHUNK_DEPENDENT, NEEDS_METAL, VOCABULARY, write_architecture
 from tests.support.questions import bare_scores, engine_of, most_apart, questions, scores
+from tests.support.stepped import a, finish, steps, until
 from tests.support.talks import Model, generate
 
 # Of a logprob of several tokens, in float32.
@@ -115,24 +116,19 @@ def test_many_questions_take_few_passes(model: Model) -> None:
     engine = engine_of(model.raw, 448, prefill_step_tokens=512)
     scores(engine, questions(40, SHAPES, 448))
     engine.handle(questions(40, [(9, (1, 1))] * 100, 448, id=2))
-    steps = 0
-    while engine.busy:
-        engine.step()
-        steps += 1
     # Four groups of 32, of which each takes two passes, beside the prompt's own; not one for each question.
-    assert steps < 20
+    assert len(list(steps(engine))) < 20
 
 
 def test_an_answer_goes_on_while_questions_are_read(model: Model) -> None:
     engine = engine_of(model.raw, 448, prefill_step_tokens=16)
     engine.handle(generate(list(range(10, 30)), id=1, max_tokens=400))
-    while not any(isinstance(event, Tokens) for event in engine.step()):
-        pass
+    until(engine, a(Tokens, 1))
     engine.handle(questions(40, [(9, (1, 1))] * 40, 448, id=2))
-    without, scored = 0, False
-    while not scored:
-        events = engine.step()
-        scored = any(isinstance(event, OptionsScored) for event in events)
+    without = 0
+    for events in steps(engine):
+        if any(isinstance(event, OptionsScored) for event in events):
+            break
         without = 0 if any(isinstance(event, Tokens) for event in events) else without + 1
         assert without <= 1
 
@@ -141,9 +137,7 @@ def test_questions_that_nobody_waits_for_any_more_are_forgotten_and_their_prompt
     engine = engine_of(model.raw, 448, prefill_step_tokens=16)
     asked = questions(40, [(9, (1, 1))] * 40, 448, id=1)
     engine.handle(asked)
-    read = 0
-    while read < len(asked.prompt):
-        read = max(event.done for event in engine.step() if isinstance(event, Prefilled))
+    until(engine, lambda event: isinstance(event, Prefilled) and event.done == len(asked.prompt))
     engine.step()
     engine.handle(Cancel(1))
     assert not engine.busy
@@ -160,7 +154,5 @@ def test_an_unknown_token_is_refused(model: Model) -> None:
 def test_the_last_event_is_the_end(model: Model) -> None:
     engine = engine_of(model.raw, 448)
     engine.handle(questions(1, [(3, (1, 2))], 448))
-    events = []
-    while engine.busy:
-        events += engine.step()
+    events = finish(engine)
     assert isinstance(events[-2], OptionsScored) and events[-1] == Finished(1, "stop")
