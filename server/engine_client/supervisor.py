@@ -30,8 +30,8 @@ log = logging.getLogger("configi.supervisor")
 ENGINE_COMMAND = (sys.executable, "-P", "-m", "server.engine")
 # A process that was asked to stop gets this long before it is killed.
 _STOP_S = 5.0
-# Its last words are on their way when it has exited.
-_LAST_WORDS_S = 1.0
+# Its last words are on their way when it has exited; this machine may be slow to bring them.
+_LAST_WORDS_S = 3.0
 
 
 class Supervisor:
