@@ -1,5 +1,5 @@
 """`python -m server.cli`: the command where it is not installed."""
 
-from server.cli.main import main
+from server.cli.entry import main
 
 main()

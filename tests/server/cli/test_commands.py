@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -237,3 +240,12 @@ def test_help_has_its_short_name() -> None:
     for words in ((), ("serve",), ("status",)):
         short, long = (configi(*words, option).stdout for option in ("-h", "--help"))
         assert short == long and "Usage: " in short
+
+
+def test_ctrl_c_during_the_first_imports_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    command = [sys.executable, "-m", "server.cli", "serve"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
