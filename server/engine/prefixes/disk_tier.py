@@ -144,9 +144,7 @@ class DiskTier:
     def check(self, stored: StoredSegment) -> bool:
         """Read the file once, so that it is in the system's memory; whether it is there and undamaged."""
         with contextlib.suppress(OSError):
-            if stored.path.stem.endswith(f"-{_digest(stored.path)}"):
-                return True
-        log.warning("a stored prefix is gone or damaged and is forgotten")
+            return stored.path.stem.endswith(f"-{_digest(stored.path)}")
         return False
 
     def open(self, stored: StoredSegment) -> Layers | None:

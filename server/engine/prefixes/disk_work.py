@@ -134,8 +134,11 @@ class PrefixReader:
         reading = self._under_way
         if reading is None or not reading.checked.done():
             return None
-        if reading.layers is None and reading.checked.result():
-            reading.layers = self._disk.open(reading.stored)
+        if reading.segment.stored is not reading.stored:
+            # Forgotten meanwhile, and its file with it.
+            reading.layers = None
+        elif reading.layers is None:
+            reading.layers = self._open(reading)
         try:
             if reading.layers is not None and not _evaluate(reading):
                 return None
@@ -152,6 +155,12 @@ class PrefixReader:
         if reading.layers is not None:
             self._disk.record_read(reading.stored, time.monotonic() - reading.begun)
         return reading.segment, reading.layers
+
+    def _open(self, reading: _Reading) -> Layers | None:
+        if reading.checked.result():
+            return self._disk.open(reading.stored)
+        log.warning("a stored prefix is gone or damaged and is forgotten")
+        return None
 
     def go_on(self) -> None:
         """With the next file, when `finished` has given one."""

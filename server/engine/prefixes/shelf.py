@@ -89,9 +89,12 @@ class Shelf:
         return tree is not None and tree.shows(segment)
 
     def _gone(self, segments: Sequence[CachedSegment]) -> list[StoredSegment]:
+        files = [segment.stored for segment in segments if segment.stored is not None]
         for segment in segments:
             self.hold(segment, None)
-        return [segment.stored for segment in segments if segment.stored is not None]
+            # Nobody is to read it, who may be about to.
+            segment.stored = None
+        return files
 
 
 def is_resumable_at_end(node: SegmentNode, *, disk: bool) -> bool:

@@ -146,6 +146,28 @@ def test_what_saves_most_for_a_second_of_reading_is_read_first(tmp_path: Path) -
     assert order == [1, 3, 2]
 
 
+@pytest.mark.parametrize("forgotten", [1, 2])
+def test_what_is_forgotten_while_it_is_read_or_waits_for_that_is_no_damage(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, forgotten: int
+) -> None:
+    kept = PrefixCache(10**9, disk(tmp_path), trimmable=False)
+    prompts = {number: [number, *range(100, 120)] for number in (1, 2)}
+    for prompt in prompts.values():
+        kept.store(prompt, caches(prompt), [], "user")
+    kept.disk.close(60)
+    slow = SlowDisk(tmp_path)
+    cache = PrefixCache(10**9, slow, trimmable=False)
+    restores = {number: cache.restore([*prompt, 9]) for number, prompt in prompts.items()}
+    [node] = cache.shelf.match(prompts[forgotten], "").path
+    cache.disk.delete(cache.shelf.forget(node))
+    slow.let.set()
+    while not all(restore.done for restore in restores.values()):
+        cache.disk.wait_for_read(60)
+        cache.disk.tend()
+    assert [number for number, prompt in prompts.items() if held(cache.find([*prompt, 9])) == prompt] == [3 - forgotten]
+    assert caplog.messages == []
+
+
 def test_a_stream_goes_on_while_prefixes_are_written(sliding: Model, tmp_path: Path) -> None:
     slow = SlowDisk(tmp_path)
     engine = engine_with(sliding, slow)
