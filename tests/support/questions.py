@@ -15,6 +15,7 @@ from server.engine.engine import Engine
 from server.engine.prefixes.disk_tier import DiskTier
 from server.engine.rehearsal import Together
 from server.engine_client.protocol import Boundary, Branch, Failed, Load, OptionsScored, Prefilled, ScoreOptions
+from tests.support.stepped import until
 
 TOGETHER = Together()
 
@@ -54,16 +55,11 @@ def questions(prompt_length: int, shapes: Sequence[Shape], vocabulary: int, seed
 def scores(engine: Engine, score: ScoreOptions) -> Scores:
     """The engine's answer, with nothing else to do."""
     engine.handle(score)
-    cached = 0
-    while True:
-        for event in engine.step():
-            match event:
-                case Prefilled(id=score.id):
-                    cached = max(cached, event.cached)
-                case OptionsScored(id=score.id):
-                    return Scores(event.logprobs, cached)
-                case Failed():
-                    raise AssertionError(event.message)
+    told = until(engine, lambda event: isinstance(event, OptionsScored | Failed))
+    [end] = [event for event in told if isinstance(event, OptionsScored | Failed)]
+    if isinstance(end, Failed):
+        raise AssertionError(end.message)
+    return Scores(end.logprobs, max(event.cached for event in told if isinstance(event, Prefilled)))
 
 
 def bare_scores(model: Any, score: ScoreOptions) -> Logprobs:

@@ -25,6 +25,7 @@ from server.engine_client.protocol import (
     Prefilled,
     Sampling,
 )
+from tests.support.stepped import until
 from tests.support.talks import Model
 
 VOCABULARY = 448
@@ -53,11 +54,9 @@ def engine_with(model: Model, room: int, step: int) -> Engine:
 
 def peak_of(engine: Engine, prompt: list[int]) -> PeakMemory:
     engine.handle(request(1, prompt, 1))
-    while True:
-        for event in engine.step():
-            assert not isinstance(event, Failed), event.message
-            if isinstance(event, Prefilled) and event.peak is not None:
-                return event.peak
+    told = until(engine, lambda event: isinstance(event, Failed) or getattr(event, "peak", None) is not None)
+    [peak] = [event.peak for event in told if isinstance(event, Prefilled) and event.peak is not None]
+    return peak
 
 
 @pytest.mark.parametrize("tokens", [1000, 8000, pytest.param(32_000, marks=pytest.mark.slow)])

@@ -23,6 +23,7 @@ from server.engine.prefixes.disk_tier import DiskTier, StoredSegment
 from server.engine.prefixes.prefix_cache import Hit, PrefixCache
 from server.engine.rehearsal import Together
 from server.engine_client.protocol import Boundary, Cancel, Kind, Load, Prefilled, Tokens
+from tests.support.restoring import restored, wait_for
 from tests.support.stepped import a, finish, tokens_of, until
 from tests.support.talks import Model, generate, new_talk
 
@@ -45,14 +46,6 @@ def disk(folder: Path, **options: Any) -> DiskTier:
 def held(hit: Hit) -> list[int]:
     keys: Any = hit.layers[0].state[0][0, 0, : hit.length, 0].tolist() if hit.layers else []
     return [int(key) for key in keys]
-
-
-def restored(cache: PrefixCache, tokens: list[int]) -> Hit:
-    restore = cache.restore(tokens)
-    while not restore.done:
-        cache.disk.wait_for_read(60)
-        cache.disk.tend()
-    return cache.find(tokens)
 
 
 def written(folder: Path) -> int:
@@ -140,9 +133,7 @@ def test_what_saves_most_for_a_second_of_reading_is_read_first(tmp_path: Path) -
     cache = PrefixCache(10**9, slow, trimmable=False)
     restores = [cache.restore([*prompt, 9]) for prompt in prompts]
     slow.let.set()
-    while not all(restore.done for restore in restores):
-        cache.disk.wait_for_read(60)
-        cache.disk.tend()
+    wait_for(cache, *restores)
     assert order == [1, 3, 2]
 
 
@@ -161,9 +152,7 @@ def test_what_is_forgotten_while_it_is_read_or_waits_for_that_is_no_damage(
     [node] = cache.shelf.match(prompts[forgotten], "").path
     cache.disk.delete(cache.shelf.forget(node))
     slow.let.set()
-    while not all(restore.done for restore in restores.values()):
-        cache.disk.wait_for_read(60)
-        cache.disk.tend()
+    wait_for(cache, *restores.values())
     assert [number for number, prompt in prompts.items() if held(cache.find([*prompt, 9])) == prompt] == [3 - forgotten]
     assert caplog.messages == []
 

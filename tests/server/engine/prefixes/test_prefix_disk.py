@@ -14,8 +14,9 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
 from server.engine.prefixes.disk_tier import DiskTier
-from server.engine.prefixes.prefix_cache import Hit, PrefixCache
+from server.engine.prefixes.prefix_cache import PrefixCache
 from server.engine.prefixes.prefix_tree import PrefixTree
+from tests.support.restoring import restored
 from tests.support.sliding_model import write_sliding_model
 from tests.support.talks import Model, Talk, ask, engine_for, new_talk
 
@@ -84,15 +85,6 @@ def test_a_damaged_file_is_a_miss_and_never_an_error(
     asyncio.run(run())
 
 
-def restored_from(cache: PrefixCache, tokens: list[int], salt: str = "") -> Hit:
-    """What is found once all that is worth it is back from disk."""
-    restore = cache.restore(tokens, salt)
-    while not restore.done:
-        cache.disk.wait_for_read(60)
-        cache.disk.tend()
-    return cache.find(tokens, salt)
-
-
 def stored(folder: Path) -> Iterator[Path]:
     return (folder / "prefixes").glob("*/*.safetensors")
 
@@ -135,9 +127,9 @@ def test_another_model_never_uses_the_files(sliding: Model, tmp_path: Path) -> N
     asyncio.run(run())
 
 
-@pytest.mark.parametrize(("prefill_rate", "restored"), [(1.0, 60), (1e12, 0)])
+@pytest.mark.parametrize(("prefill_rate", "found"), [(1.0, 60), (1e12, 0)])
 def test_the_disk_is_read_only_when_that_is_faster_than_prefill(
-    sliding: Model, tmp_path: Path, prefill_rate: float, restored: int
+    sliding: Model, tmp_path: Path, prefill_rate: float, found: int
 ) -> None:
     tokens = list(range(100, 160))
     layers = make_prompt_cache(sliding.raw)
@@ -146,8 +138,8 @@ def test_the_disk_is_read_only_when_that_is_faster_than_prefill(
     written.store(tokens, layers, [], "user")
     written.disk.close(60)
     disk = DiskTier(tmp_path, "model", 10**9)
-    found = restored_from(PrefixCache(10**9, disk, trimmable=False, prefill_rate=lambda: prefill_rate), [*tokens, 1, 2])
-    assert (found.length, found.shared) == (restored, 60)
+    hit = restored(PrefixCache(10**9, disk, trimmable=False, prefill_rate=lambda: prefill_rate), [*tokens, 1, 2])
+    assert (hit.length, hit.shared) == (found, 60)
 
 
 def test_a_salt_under_which_nothing_is_kept_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from mlx_lm.models.cache import ArraysCache, KVCache
 from server.engine.compat import Layers
 from server.engine.prefixes.disk_tier import DiskTier
 from server.engine.prefixes.prefix_cache import Hit, PrefixCache
+from tests.support.restoring import restored
 
 
 def caches(tokens: list[int]) -> Layers:
@@ -37,9 +38,5 @@ def test_what_was_moved_comes_back_without_another_ones_state(tmp_path: Path) ->
     cache.store(tokens, caches(tokens), [], "user", give_up=True)
     assert state(cache.find([*tokens, 7])) == 60
     other = [*tokens[:50], 7, 8]
-    restore = cache.restore(other)
-    while not restore.done:
-        cache.disk.wait_for_read(60)
-        cache.disk.tend()
-    again = cache.find(other)
+    again = restored(cache, other)
     assert (again.length, state(again)) == (50, 50)
