@@ -295,7 +295,8 @@ def running(
         http=protocol_class(settings.header_timeout_s, settings.sse_write_timeout_s, dialects) if guarded else "h11",
         port=0,
         log_config=None,
-        lifespan="off",
+        # The guard ends with it the process that reads large bodies.
+        lifespan="on" if guarded else "off",
         ws="none",
     )
     up = threading.Event()
