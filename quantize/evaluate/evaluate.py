@@ -12,6 +12,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from filelock import FileLock, Timeout
 
 from quantize.calibrate.corpus import calibration_text
 from quantize.calibrate.overlap import shared_runs
@@ -92,7 +93,7 @@ def evaluate(
     float32 = wishes.float32 if wishes.float32 is not None else mx.default_device() == mx.Device(mx.cpu)
     source = open_model(reference, wishes.hub, float32=float32)
     model = open_model(str(folder), wishes.hub, float32=float32)
-    with _states(wishes.states, source, found) as states:
+    with _states(wishes.states, source, found, told) as states:
         by_kind = measure(source, model, found, states=states, told=told)
     generator = Generator(folder) if wishes.generate or wishes.questions or wishes.needles else None
     letters, chat = _mmlu(generator, wishes) if generator and wishes.questions else (None, None)
@@ -114,12 +115,35 @@ def evaluate(
 
 
 @contextlib.contextmanager
-def _states(folder: Path | None, reference: LazyModel, found: Sequence[Passage]) -> Iterator[Store]:
+def _states(
+    folder: Path | None, reference: LazyModel, found: Sequence[Passage], told: EvaluationProgress
+) -> Iterator[Store]:
     """Where those of the reference are kept."""
+    if folder is None:
+        yield InMemory()
+        return
+    kept = folder / state_key(reference, found)
     try:
-        yield InMemory() if folder is None else InFolder(folder / state_key(reference, found))
+        kept.mkdir(parents=True, exist_ok=True)
+        with _alone(kept / "lock", told):
+            yield InFolder(kept)
     except OSError as error:
         raise output_error(error, f"Keeping states in {folder}") from error
+
+
+@contextlib.contextmanager
+def _alone(file: Path, told: EvaluationProgress) -> Iterator[None]:
+    """Another evaluation of the same reference would drop what this one still needs."""
+    lock = FileLock(file)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        told("waiting for another evaluation with these states", 0, 1)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _chosen(found: list[Passage], most: int | None) -> list[Passage]:

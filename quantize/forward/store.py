@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import Any, Final, Protocol
 import mlx.core as mx
 import numpy as np
 
+from quantize.errors import SourceError
 from quantize.folder.safetensors_format import read_header
 
 Arrays = Mapping[str, mx.array]
@@ -68,7 +70,8 @@ class InMemory:
 
 
 class InFolder:
-    """A key is whole or absent, whenever the process ends. Arrays come back unread: they are read when evaluated."""
+    """A key is whole or absent, whenever the process ends. Where the machine did, a file may be cut short, and its key
+    counts as absent. Arrays come back unread: they are read when evaluated."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +98,12 @@ class InFolder:
         return mx.array(read.reshape(len(rows), *entry.shape[1:])).view(dtype)
 
     def has(self, key: str) -> bool:
-        return self._file(key).is_file()
+        file = self._file(key)
+        if file.is_file():
+            with contextlib.suppress(SourceError):
+                read_header(file)
+                return True
+        return False
 
     def drop(self, key: str) -> None:
         self._file(key).unlink(missing_ok=True)

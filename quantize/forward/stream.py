@@ -77,7 +77,7 @@ class Stream:
 
     def is_done(self, layer: int, chunk: int) -> bool:
         """Whether it is kept, or gone because all that needed it is done."""
-        return self._store.has(_returned(layer, chunk)) or self._store.has(_returned(self.layers - 1, chunk))
+        return any(self._store.has(_returned(later, chunk)) for later in range(layer, self.layers))
 
     def forget(self, layer: int) -> None:
         """Once `layer` is done for every chunk: drops what no layer after it is given."""

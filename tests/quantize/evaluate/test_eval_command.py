@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import queue
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from filelock import FileLock
 from mlx_lm import convert
 from mlx_lm.utils import load, load_tokenizer
 
@@ -82,6 +85,22 @@ def test_the_command_reports_in_json_markdown_and_pictures(
     # The reference's hidden states are kept; with them the figures are the same.
     assert list((tmp_path / "states").iterdir())
     assert json.loads(configi(*call, "--generate", "0", "--json").stdout)["groups"] == read["groups"]
+
+
+def test_two_evaluations_with_the_same_states_do_not_meet(
+    models: tuple[Path, Path], text: Path, tmp_path: Path
+) -> None:
+    """Each would drop what the other still needs."""
+    folder, reference = models
+    wishes = Wishes(texts=[text], length=128, most_passages=2, states=tmp_path)
+    first = evaluate(folder, str(reference), wishes)
+    (kept,) = tmp_path.iterdir()
+    told: queue.Queue[str] = queue.Queue()
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(kept / "lock"):
+            second = pool.submit(evaluate, folder, str(reference), wishes, lambda what, *_: told.put(what))
+            assert told.get(timeout=60) == "waiting for another evaluation with these states"
+        assert second.result(60).groups == first.groups
 
 
 def test_no_figure_of_the_model_itself(models: tuple[Path, Path], text: Path) -> None:

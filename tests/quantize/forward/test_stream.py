@@ -93,13 +93,14 @@ def test_a_checkpoint_read_part_by_part_is_the_model_that_mlx_lm_loads(layout: A
     assert mx.array_equal(streamed(by_parts, 0), streamed(loaded, 0)).item()
 
 
-def test_a_pass_that_was_ended_goes_on_where_it_was_with_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("after", [4, 2 * LAYERS - 1], ids=["early", "late"])
+def test_a_pass_that_was_ended_goes_on_where_it_was_with_the_same_bits(after: int, tmp_path: Path) -> None:
     folder = write_family(tmp_path / "model", "gemma4_text")
     done: list[tuple[int, int]] = []
 
     def stop(layer: int, chunk: int) -> None:
         done.append((layer, chunk))
-        if len(done) == 4:
+        if len(done) == after:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -108,6 +109,20 @@ def test_a_pass_that_was_ended_goes_on_where_it_was_with_the_same_bits(tmp_path:
     rest: list[tuple[int, int]] = []
     again.run(lambda layer, chunk: rest.append((layer, chunk)))
     assert done + rest == [(layer, chunk) for layer in range(LAYERS) for chunk in range(len(CHUNKS))]
+    assert mx.array_equal(streamed(again, 1), whole(folder, CHUNKS[1])).item()
+
+
+@pytest.mark.parametrize("left", [0, 20, 1000])
+def test_what_a_crash_left_cut_short_is_computed_again(left: int, tmp_path: Path) -> None:
+    folder = write_family(tmp_path / "model", "llama")
+    Stream(FolderModel(folder), CHUNKS, InFolder(tmp_path / "states")).run()
+    (broken,) = (tmp_path / "states").glob(f"chunk-00001-layer-{LAYERS - 1:03d}*")
+    with broken.open("r+b") as file:
+        file.truncate(left)
+    again = Stream(FolderModel(folder), CHUNKS, InFolder(tmp_path / "states"))
+    rest: list[tuple[int, int]] = []
+    again.run(lambda layer, chunk: rest.append((layer, chunk)))
+    assert rest == [(layer, 1) for layer in range(LAYERS)]
     assert mx.array_equal(streamed(again, 1), whole(folder, CHUNKS[1])).item()
 
 
