@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import mlx.core as mx
+import msgspec
 import numpy as np
 from filelock import FileLock, Timeout
 
@@ -91,26 +92,50 @@ def evaluate(
     check_same_tokens(found, tokenizer, reference, wishes.hub)
     # MLX's CPU backend has no experts in bfloat16, and float32 is what it computes fastest.
     float32 = wishes.float32 if wishes.float32 is not None else mx.default_device() == mx.Device(mx.cpu)
-    source = open_model(reference, wishes.hub, float32=float32)
-    model = open_model(str(folder), wishes.hub, float32=float32)
-    with _states(wishes.states, source, found, told) as states:
-        by_kind = measure(source, model, found, states=states, told=told)
-    generator = Generator(folder) if wishes.generate or wishes.questions or wishes.needles else None
-    letters, chat = _mmlu(generator, wishes) if generator and wishes.questions else (None, None)
-    compared = Generator(Path(reference).expanduser()) if wishes.reference_needles else None
-    return Evaluation(
+    label, by_kind = _streamed(folder, reference, wishes, found, float32=float32, told=told)
+    evaluation = Evaluation(
         model=folder.resolve().name,
-        reference=source.label,
+        reference=label,
         protocol=_protocol(found, wishes.length, covered, float32, calibration is not None, overlap),
         groups={name: summarize(parts) for name, parts in _groups(by_kind, covered).items()},
         kinds={kind: summarize(parts) for kind, parts in by_kind.items()},
         histogram={name: _histogram(joined(parts)) for name, parts in _groups(by_kind, covered).items()},
-        generated=_generated(generator, wishes.generate, told) if generator and wishes.generate else None,
+    )
+    # One after the other is in memory, or the peak of one would hold the other.
+    if wishes.generate or wishes.questions or wishes.needles:
+        evaluation = _asked(Generator(folder), evaluation, wishes, told)
+    if wishes.reference_needles:
+        cells = _needles(Generator(Path(reference).expanduser()), wishes)
+        evaluation = msgspec.structs.replace(evaluation, reference_needles=cells)
+    return evaluation
+
+
+def _streamed(
+    folder: Path,
+    reference: str,
+    wishes: Wishes,
+    found: Sequence[Passage],
+    *,
+    float32: bool,
+    told: EvaluationProgress,
+) -> tuple[str, Mapping[str, list[TokenFigures]]]:
+    """The reference's name, and the figures by kind. States that are kept in memory are gone when it returns."""
+    source = open_model(reference, wishes.hub, float32=float32)
+    model = open_model(str(folder), wishes.hub, float32=float32)
+    with _states(wishes.states, source, found, told) as states:
+        return source.label, measure(source, model, found, states=states, told=told)
+
+
+def _asked(generator: Generator, evaluation: Evaluation, wishes: Wishes, told: EvaluationProgress) -> Evaluation:
+    """`evaluation` with what needs the model in memory."""
+    letters, chat = _mmlu(generator, wishes) if wishes.questions else (None, None)
+    return msgspec.structs.replace(
+        evaluation,
+        generated=_generated(generator, wishes.generate, told) if wishes.generate else None,
         mmlu_letters=letters,
         mmlu_chat=chat,
-        needles=_needles(generator, wishes) if generator and wishes.needles else None,
-        reference_needles=_needles(compared, wishes) if compared else None,
-        tool_calls=_tool_calls(generator) if generator and wishes.generate else NOT_MEASURED,
+        needles=_needles(generator, wishes) if wishes.needles else None,
+        tool_calls=_tool_calls(generator) if wishes.generate else NOT_MEASURED,
     )
 
 
