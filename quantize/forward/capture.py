@@ -78,6 +78,8 @@ def trace(model: Any, tokens: mx.array) -> Trace:
         def hook(call: Any, *args: Any, **kwargs: Any) -> Any:
             if number != len(calls):
                 raise SourceError("The model does not call its layers once and in order, so it cannot be streamed.")
+            if any(_holds_arrays(leaf) for _, leaf in tree_flatten((args, kwargs))):
+                raise SourceError("The model's layers share more than they return, so it cannot be streamed.")
             calls.append(Call(*_replace((args, kwargs), reference, mx.array)))
             returned = _replace(call(*args, **kwargs), _nothing, mx.array)
             alive.append(returned)
@@ -99,6 +101,11 @@ def trace(model: Any, tokens: mx.array) -> Trace:
     return Trace(calls, constants)
 
 
+def _holds_arrays(value: Any) -> bool:
+    """An object whose arrays a reference cannot stand for."""
+    return any(isinstance(held, mx.array) for held in getattr(value, "__dict__", {}).values())
+
+
 def arrays_of(returned: Any) -> list[mx.array]:
     """The arrays of what a layer returned, the hidden state first."""
     return [value for _, value in tree_flatten(returned) if isinstance(value, mx.array)]
@@ -107,10 +114,8 @@ def arrays_of(returned: Any) -> list[mx.array]:
 def finish(model: Any, tokens: mx.array, hidden: mx.array) -> mx.array:
     """Logits (1, length, vocabulary) of what the last layer returned for `tokens`, by the model's own norm and head.
 
-    Both are of single positions, so any run of positions may be given alone.
-
-    Raises:
-        SourceError: the logits depend on more than the last hidden state.
+    Both are of single positions, so any run of positions may be given alone. Logits that depend on more than the last
+    hidden state are NaN.
     """
     layers = list(model.layers)
     nothing = mx.full(hidden.shape, float("nan"), hidden.dtype)

@@ -84,6 +84,33 @@ def test_a_model_that_does_more_between_its_layers_is_refused_in_a_sentence(chan
         Stream(Fresh(Odd()), CHUNKS, InMemory())
 
 
+def test_layers_that_share_what_is_no_array_are_refused_in_a_sentence() -> None:
+    """Kimi K3's: each adds to what all later ones read."""
+
+    class Shared:
+        def __init__(self) -> None:
+            self.states: mx.array | None = None
+
+    class Layer(nn.Module):
+        def __call__(self, h: mx.array, shared: Shared) -> mx.array:
+            shared.states = h if shared.states is None else shared.states + h
+            return h + shared.states
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = [Layer() for _ in range(3)]
+
+        def __call__(self, tokens: mx.array) -> mx.array:
+            h, shared = mx.ones((1, tokens.shape[1], 4)), Shared()
+            for layer in self.layers:
+                h = layer(h, shared)
+            return h
+
+    with pytest.raises(SourceError, match="share more than they return, so it cannot be streamed"):
+        Stream(Fresh(Model()), CHUNKS, InMemory())
+
+
 @pytest.mark.parametrize("layout", [gemma4, qwen3_moe])
 def test_a_checkpoint_read_part_by_part_is_the_model_that_mlx_lm_loads(layout: Any, tmp_path: Path) -> None:
     folder = write(tmp_path, *layout())
