@@ -62,6 +62,11 @@ def beginning(tokenizer: Tokenizer) -> list[int]:
     return list(marked[:1]) if list(marked[:1]) != list(plain[:1]) else []
 
 
+def begun(tokenizer: Tokenizer, text: str) -> list[int]:
+    """`text` to be gone on with: some tokenizers put an end-of-sequence token behind every text."""
+    return [*beginning(tokenizer), *tokenizer.encode(text, add_special_tokens=False)]
+
+
 def _pieces(tokens: list[int], begin: list[int]) -> list[Sequence[int]]:
     """Of LENGTH tokens each, `begin` among them."""
     if len(tokens) < LENGTH:

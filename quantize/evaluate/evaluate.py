@@ -252,7 +252,7 @@ def _tool_calls(generator: Generator) -> str:
 
 def _mmlu(generator: Generator, wishes: Wishes) -> tuple[Score, Score | None]:
     asked, most = wishes.questions, wishes.most_questions
-    letters = mmlu.by_letters(asked, generator.tokenizer.encode, generator.next_logits, most)
+    letters = mmlu.by_letters(asked, generator.tokenizer, generator.next_logits, most)
     chat = mmlu.in_chat(asked, generator.ask, most) if generator.tokenizer.has_chat_template else None
     return letters, chat
 

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import msgspec
 
+from quantize.calibrate.tokens import begun
 from quantize.errors import SourceError, first_line
 from quantize.evaluate.loops import Loop, find_loop
 from quantize.evaluate.tasks.tool_calls import DeclaredTool, WrittenCall
@@ -51,7 +52,7 @@ class Generator:
     def encode(self, messages: Sequence[Any]) -> list[int]:
         """The prompt of a conversation; of a model without a chat template the texts alone."""
         if not self.tokenizer.has_chat_template:
-            return list(self.tokenizer.encode("\n".join(str(message["content"]) for message in messages)))
+            return begun(self.tokenizer, "\n".join(str(message["content"]) for message in messages))
         ids = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, enable_thinking=False)
         return list(ids)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantize.calibrate.tokens import beginning
+from quantize.calibrate.tokens import beginning, begun
 from quantize.errors import SourceError
 from quantize.files import read_text
 from quantize.json_lines import json_lines
@@ -79,7 +79,7 @@ def _tokens(text: Text, tokenizer: Any) -> tuple[list[int], list[int]]:
     *asked, answer = text.messages
     if not tokenizer.has_chat_template:
         # Something must come before the first token that is judged.
-        ids = list(tokenizer.encode(text.whole))
+        ids = begun(tokenizer, text.whole)
         return ids[:1], ids[1:]
     given = _rendered(tokenizer, asked)
     whole = given + str(answer["content"])

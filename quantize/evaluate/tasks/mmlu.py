@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from quantize.calibrate.tokens import Tokenizer, begun
 from quantize.errors import SourceError
 from quantize.evaluate.tasks.questions import LETTERS, Question
 
@@ -34,22 +35,22 @@ def check_questions(questions: Sequence[Question]) -> None:
 
 def by_letters(
     questions: Sequence[Question],
-    encode: Callable[[str], Sequence[int]],
+    tokenizer: Tokenizer,
     logits: Callable[[Sequence[int]], Any],
     most: int | None = None,
 ) -> Score:
-    """`encode` gives the tokens of a text; `logits` the next token's, (vocabulary,), after some.
+    """`logits` gives the next token's, (vocabulary,), after some.
 
     `most`: of each subject.
     """
     # The letter as it stands after a space, whatever the tokenizer puts before it.
-    letters = [encode(f"Answer: {letter}")[-1] for letter in LETTERS]
+    letters = [begun(tokenizer, f"Answer: {letter}")[-1] for letter in LETTERS]
 
     def answer(examples: Sequence[Question], question: Question) -> int:
         subject = question.subject.replace("_", " ")
         head = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
         shots = "".join(f"{_posed(example)} {LETTERS[example.answer]}\n\n" for example in examples)
-        following = logits(encode(head + shots + _posed(question)))
+        following = logits(begun(tokenizer, head + shots + _posed(question)))
         return int(np.argmax([float(following[letter]) for letter in letters]))
 
     return _score(questions, answer, SHOTS, most)

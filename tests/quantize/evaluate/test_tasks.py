@@ -39,13 +39,13 @@ def test_a_passage_is_the_answer_behind_the_request_and_long_ones_are_cut(tmp_pa
 
 
 class Letters:
-    """A tokenizer of letters. `^` begins every text."""
+    """A tokenizer of letters. `^` begins every text, and `$` ends it."""
 
     def __init__(self, *, has_chat_template: bool) -> None:
         self.has_chat_template = has_chat_template
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        return [ord(letter) for letter in "^" * add_special_tokens + text]
+        return [ord(letter) for letter in ("^" + text + "$" if add_special_tokens else text)]
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, str]], **options: object) -> str:
         return "^" + "".join(f"<{message['content']}>" for message in messages)
@@ -145,9 +145,12 @@ def test_by_letters_the_likeliest_letter_is_the_answer_after_five_examples(
         prompts.append("".join(map(chr, tokens)))
         return mx.array([1.0 if chr(token) == likely else 0.0 for token in range(128)])
 
-    score = mmlu.by_letters(questions.read_questions(write_questions(tmp_path)), lambda text: [*map(ord, text)], logits)
+    asked = questions.read_questions(write_questions(tmp_path))
+    score = mmlu.by_letters(asked, Letters(has_chat_template=False), logits)
     assert (score.right, score.asked) == (right, 2)
     assert prompts[0].count("Answer: C") == 5
+    assert prompts[0].startswith("^The following")
+    # Without what ends a text.
     assert prompts[0].endswith("D. 5\nAnswer:")
 
 
