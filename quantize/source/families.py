@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quantize.errors import SourceError
+from quantize.errors import SourceError, first_line
 from quantize.folder.finite import is_float
 from quantize.source.checkpoint import SourceTensor
 from quantize.source.left_alone import left_alone
@@ -120,7 +120,8 @@ def _sanitized(
     except KeyError as error:
         raise SourceError(f"The source lacks {error.args[0]}, which mlx-lm's {model_type} model needs.") from error
     except (TypeError, AttributeError, ValueError, IndexError) as error:
-        reason = str(error).partition("\n")[0]
+        # MLX goes on with what it would have taken.
+        reason = first_line(error).partition(". The following")[0]
         raise SourceError(
             f"mlx-lm changes tensors of its {model_type} model in an unsupported way: {reason}."
         ) from error

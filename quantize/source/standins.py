@@ -171,8 +171,16 @@ def sanitized(model: Any, tensors: Mapping[str, Standin]) -> dict[str, Standin |
     """
     for module in model.modules():
         if method := getattr(type(module), "sanitize", None):
-            # The same code with another `mx`: nothing outside of this model changes.
-            names = {**method.__globals__, "mx": _Operations()}
-            function = types.FunctionType(method.__code__, names, "sanitize", method.__defaults__, method.__closure__)
-            module.sanitize = types.MethodType(function, module)
+            module.sanitize = types.MethodType(_followed(method), module)
     return model.sanitize(dict(tensors)) if hasattr(model, "sanitize") else dict(tensors)
+
+
+def _followed(sanitize: Any) -> types.FunctionType:
+    """The same code with another `mx`, and so that of another family's class which it calls by its name: nothing
+    outside of this model changes."""
+    names = {**sanitize.__globals__, "mx": _Operations()}
+    for name in sanitize.__code__.co_names:
+        other = names.get(name)
+        if isinstance(other, type) and other.__module__ != sanitize.__module__ and hasattr(other, "sanitize"):
+            names[name] = type(name, (other,), {"sanitize": _followed(other.sanitize)})
+    return types.FunctionType(sanitize.__code__, names, "sanitize", sanitize.__defaults__, sanitize.__closure__)

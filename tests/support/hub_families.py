@@ -42,6 +42,13 @@ _LLAMA4 = {
     "use_qk_norm": True, "attention_chunk_size": 64, "attention_bias": False, "attn_temperature_tuning": True,
     "floor_scale": 8192, "attn_scale": 0.1, "rope_scaling": None,
 }  # fmt: skip
+_DEEPSEEK = {
+    "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "moe_layer_freq": 1, "n_group": 1,
+    "topk_group": 1, "routed_scaling_factor": 1.0, "norm_topk_prob": True, "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc", "q_lora_rank": 64, "kv_lora_rank": 64, "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16, "v_head_dim": 32, "num_key_value_heads": 4, "rope_scaling": None,
+    "attention_bias": False,
+}  # fmt: skip
 # What a family's config has beside the common numbers.
 _OWN: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -63,13 +70,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "gpt_oss": FAMILIES["gpt_oss"] | {"layer_types": _KINDS, "intermediate_size": 64,
                                       "quantization_config": {"quant_method": "mxfp4"}},
     "glm4_moe": FAMILIES["glm4_moe"],
-    "deepseek_v3": {
-        "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "moe_layer_freq": 1, "n_group": 1,
-        "topk_group": 1, "routed_scaling_factor": 1.0, "norm_topk_prob": True, "scoring_func": "sigmoid",
-        "topk_method": "noaux_tc", "q_lora_rank": 64, "kv_lora_rank": 64, "qk_nope_head_dim": 32,
-        "qk_rope_head_dim": 16, "v_head_dim": 32, "num_key_value_heads": 4, "rope_scaling": None,
-        "attention_bias": False,
-    },
+    "deepseek_v3": _DEEPSEEK,
+    "kimi_k25": _DEEPSEEK,
     "llama4_text": _LLAMA4 | {"tie_word_embeddings": True},
     "llama4": _LLAMA4 | {"num_experts_per_tok": 1},
     "lfm2_moe": FAMILIES["lfm2_moe"] | {"layer_types": ["conv", "full_attention"] * (LAYERS // 2),
@@ -88,7 +90,7 @@ _OWN: dict[str, dict[str, Any]] = {
 # Their numbers stand in `text_config`, of this type.
 _NESTED = {
     "gemma3": "gemma3_text", "llama4": "llama4_text", "mistral3": "ministral3", "qwen3_5": "qwen3_5_text",
-    "qwen3_5_moe": "qwen3_5_moe_text", "gemma3n": "gemma3n_text",
+    "qwen3_5_moe": "qwen3_5_moe_text", "gemma3n": "gemma3n_text", "kimi_k25": "kimi_k2",
 }  # fmt: skip
 _PROJECTION = r"(gate|up|down)_proj\.weight"
 
@@ -189,6 +191,7 @@ _NAMES: dict[str, Callable[[str, Shape], Tensors]] = {
     "ernie4_5_moe": _single("mlp"),
     "glm4_moe": _single("mlp"),
     "deepseek_v3": _deepseek,
+    "kimi_k25": _deepseek,
     "granitemoe": _granite,
     "gpt_oss": _gpt_oss,
     "llama4": _llama4,
@@ -202,6 +205,7 @@ _EXTRA: dict[str, Shapes] = {
     "gemma3": {"vision_tower.vision_model.embeddings.patch_embedding.bias": (32,)},
     "gemma3n": {"model.vision_tower.timm_model.conv_stem.bn.weight": (32,), "model.embed_audio.norm.weight": (8,)},
     "llama4": {"vision_model.class_embedding": (32,), "multi_modal_projector.linear_1.weight": (64, 32)},
+    "kimi_k25": {"vision_tower.patch_embed.proj.bias": (32,), "mm_projector.pre_norm.weight": (32,)},
     "mistral3": {"vision_tower.ln_pre.weight": (32,), "multi_modal_projector.norm.weight": (32,)},
     "qwen3_next": {"mtp.fc.weight": (64, 128), "mtp.norm.weight": (64,)},
     "qwen3_5": {"model.visual.pos_embed.weight": (8, 32), "mtp.fc.weight": (64, 128)},

@@ -49,6 +49,7 @@ EXAMPLES: dict[str, str] = {
     "gpt_oss": "gpt-oss-20b, gpt-oss-120b",
     "glm4_moe": "GLM-4.5, GLM-4.6",
     "deepseek_v3": "DeepSeek-V3 and R1, Kimi K2",
+    "kimi_k25": "Kimi K2.5",
     "llama4": "Llama 4 Scout and Maverick",
     "llama4_text": "MobileLLM-R1",
     "ernie4_5_moe": "ERNIE 4.5 21B-A3B",
