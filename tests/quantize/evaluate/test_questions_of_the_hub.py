@@ -88,6 +88,9 @@ asked = []
 def ask(messages, most):
     asked.append(messages[0]["content"])
     return "Answer: B"
+class Letters:
+    def encode(self, text, **options):
+        return [ord(letter) for letter in text]
 def main():
     found = read_all([sys.argv[1]], offline="--offline" in sys.argv)
     mmlu.check_questions(found)
@@ -95,8 +98,8 @@ def main():
     print(score.right, score.asked, *sorted(score.subjects), sum(one.example for one in found))
     assert all(question.startswith("test ") for question in asked), asked
     shown = []
-    mmlu.by_letters(found, lambda text: shown.append(text) or [ord(text[-1])], lambda tokens: [0.0] * 128)
-    assert shown[4].count("dev ") == 5 and shown[4].count("test ") == 1, shown[4]
+    mmlu.by_letters(found, Letters(), lambda tokens: shown.append("".join(map(chr, tokens))) or [0.0] * 128)
+    assert shown[0].count("dev ") == 5 and shown[0].count("test ") == 1, shown[0]
 run("ask", main, (QuantizeError,))
 """
 
