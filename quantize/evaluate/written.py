@@ -16,7 +16,7 @@ from quantize.files import read_text, replace
 from quantize.folder.manifest import File, read_manifest, write_manifest
 
 _CARD = "README.md"
-_SECTION = re.compile(r"^## Quality\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+_SECTION = re.compile(r"^## Quality\n.*?(?=^##? |\Z)", re.MULTILINE | re.DOTALL)
 
 
 def write_report(found: Evaluation, folder: Path, *, plots: bool) -> None:

@@ -25,6 +25,7 @@ from quantize.evaluate.plots import draw
 from quantize.evaluate.report import card_section
 from quantize.evaluate.tasks.questions import Question
 from quantize.evaluate.texts import OWN, passages, read_texts
+from quantize.evaluate.written import put_into_card
 from quantize.source.checkpoint import HubOptions
 from tests.support.commands import configi
 from tests.support.families import write_family
@@ -274,3 +275,10 @@ def test_the_result_goes_into_the_model_card_once(models: tuple[Path, Path], tex
     assert "passages of at most 128 tokens" in card
     # The manifest knows it.
     configi("verify", str(folder))
+
+
+@pytest.mark.parametrize("heading", ["# Licence", "## Licence"])
+def test_what_stands_behind_an_earlier_result_stays_in_the_card(heading: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"# M\n\n## Quality\n\nold\n\n{heading}\n\nMine.\n")
+    put_into_card(tmp_path, "## Quality\n\nnew\n")
+    assert (tmp_path / "README.md").read_text() == f"# M\n\n{heading}\n\nMine.\n\n## Quality\n\nnew\n"
