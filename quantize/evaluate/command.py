@@ -184,6 +184,8 @@ def evaluate_endpoint(
     )
     shown = msgspec.json.format(msgspec.json.encode(found), indent=1).decode() if json else None
     echo(shown or "\n".join(endpoint.lines(found)))
+    if found.failed is not None:
+        raise endpoint.EndpointError(found.failed)
 
 
 def add_commands(cli: typer.Typer) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -40,7 +40,7 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class EndpointEvaluation(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What was not asked for is None."""
+    """What was not asked for is None. `failed`: why what comes after the last figure is missing."""
 
     endpoint: str
     model: str
@@ -48,6 +48,7 @@ class EndpointEvaluation(msgspec.Struct, frozen=True, omit_defaults=True):
     mmlu_chat: Score | None = None
     needles: list[Cell] | None = None
     reply: Reply | None = None
+    failed: str | None = None
 
 
 class _Function(msgspec.Struct):
@@ -138,20 +139,24 @@ class Endpoint:
     def _message(self, messages: list[Any], max_tokens: int, **more: Any) -> _Message:
         with self._failing():
             answer = self._client.post(f"{self.url}/chat/completions", json=self._body(messages, max_tokens) | more)
-            if answer.status_code != 200:
-                raise EndpointError(f"{self.url} answered {answer.status_code}: {answer.text[:200]}")
+            self._check(answer)
             return msgspec.json.decode(answer.content, type=_Completion).choices[0].message
 
     def _events(self, body: Mapping[str, Any]) -> Iterator[_Chunk]:
         with self._failing(), self._client.stream("POST", f"{self.url}/chat/completions", json=body) as answer:
-            if answer.status_code != 200:
-                raise EndpointError(f"{self.url} answered {answer.status_code}.")
+            self._check(answer)
             for line in answer.iter_lines():
                 if line.startswith("data:") and (data := line[5:].strip()) != "[DONE]":
                     event = msgspec.json.decode(data, type=_Chunk)
                     if event.error is not None:
                         raise EndpointError(f"{self.url} failed while it answered: {str(event.error)[:200]}")
                     yield event
+
+    def _check(self, answer: Any) -> None:
+        if answer.status_code != 200:
+            # Of a stream nothing is read before.
+            answer.read()
+            raise EndpointError(f"{self.url} answered {answer.status_code}: {answer.text[:200]}")
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
@@ -177,16 +182,27 @@ def evaluate_endpoint(
 ) -> EndpointEvaluation:
     """`needles`: tries a cell, `generate`: tokens of the timed reply; 0 for none. `most_questions`: of each subject.
 
-    Raises EndpointError.
+    What fails half way costs no figure before it. Raises EndpointError where there is none.
     """
-    return EndpointEvaluation(
-        endpoint=endpoint.url,
-        model=endpoint.model,
-        tool_calls=tool_calls.measure(endpoint.calls) if tools else None,
-        mmlu_chat=mmlu.in_chat(questions, endpoint.ask, most_questions) if questions else None,
-        needles=niah.run(endpoint.ask, lambda text: len(text) // _CHARACTERS, tries=needles) if needles else None,
-        reply=endpoint.timed(generate) if generate else None,
-    )
+    parts: dict[str, Callable[[], object]] = {}
+    if tools:
+        parts["tool_calls"] = lambda: tool_calls.measure(endpoint.calls)
+    if questions:
+        parts["mmlu_chat"] = lambda: mmlu.in_chat(questions, endpoint.ask, most_questions)
+    if needles:
+        parts["needles"] = lambda: niah.run(endpoint.ask, lambda text: len(text) // _CHARACTERS, tries=needles)
+    if generate:
+        parts["reply"] = lambda: endpoint.timed(generate)
+    found: dict[str, Any] = {}
+    for name, measure in parts.items():
+        try:
+            found[name] = measure()
+        except EndpointError as error:
+            if not found:
+                raise
+            found["failed"] = error.message
+            break
+    return EndpointEvaluation(endpoint.url, endpoint.model, **found)
 
 
 def lines(found: EndpointEvaluation) -> list[str]:

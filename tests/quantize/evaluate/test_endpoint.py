@@ -69,7 +69,9 @@ class Served(BaseHTTPRequestHandler):
             self._send(BROKEN_STREAMS[asked["model"]][0].encode() + b"\n\n")
         elif asked["model"] in BROKEN_MESSAGES:
             self._answer(200, {"choices": [{"message": BROKEN_MESSAGES[asked["model"]]}]})
-        elif asked["model"] != "m":
+        elif asked["model"] == "small" and len(json.dumps(asked)) > 10_000:
+            self._answer(400, {"error": {"message": "longer than the context"}})
+        elif asked["model"] not in ("m", "small"):
             self._answer(404, {"error": {"message": "no such model"}})
         elif asked.get("stream"):
             self._stream()
@@ -137,10 +139,23 @@ def test_an_endpoint_that_refuses_or_is_not_there_is_one_sentence(url: str) -> N
     refused = ask(url, "--model", "other", "--generate", "0")
     assert refused.returncode == 1
     assert "answered 404" in refused.stderr
+    streamed = ask(url, "--model", "other", "--no-tools")
+    assert "answered 404: " in streamed.stderr
+    assert "no such model" in streamed.stderr
     absent = ask("http://127.0.0.1:9/v1", "--model", "m")
     assert absent.returncode == 1
     assert "cannot be reached" in absent.stderr
     assert "Traceback" not in absent.stderr + refused.stderr
+
+
+def test_what_fails_half_way_costs_no_figure_before_it(url: str) -> None:
+    done = ask(url, "--model", "small", "--needles", "1", "--json")
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert told["tool_calls"]["asked"] == 8
+    assert "needles" not in told
+    assert "longer than the context" in told["failed"]
+    assert "longer than the context" in done.stderr
 
 
 @pytest.mark.parametrize("model", BROKEN_STREAMS)
