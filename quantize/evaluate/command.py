@@ -14,6 +14,7 @@ from quantize.options import JsonOption, OfflineOption
 if TYPE_CHECKING:
     from quantize.evaluate.evaluate import Wishes
     from quantize.evaluate.evaluation import Evaluation
+    from quantize.evaluate.tasks.counted import EvaluationProgress
 
 FolderArgument = Annotated[Path, typer.Argument(help="The MLX model folder to judge.")]
 ReferenceOption = Annotated[
@@ -118,11 +119,18 @@ def _before_the_work(report: Path | None, *, plots: bool, needles: int, referenc
 
 
 def _measured(folder: Path, reference: str, wishes: Wishes) -> Evaluation:
-    from quantize.console import console
     from quantize.evaluate import evaluate as steps
 
+    with _progress() as told:
+        return steps.evaluate(folder, reference, wishes, told)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[EvaluationProgress]:
+    from quantize.console import console
+
     with console(stderr=True).status("reading") as status:
-        return steps.evaluate(folder, reference, wishes, lambda what, n, of: status.update(f"{what}: {n} of {of}"))
+        yield lambda what, done, total: status.update(f"{what}: {done} of {total}")
 
 
 def _show(found: Evaluation, *, json: bool) -> None:
@@ -179,9 +187,16 @@ def evaluate_endpoint(
     if not (tools or questions or needles or generate):
         raise typer.BadParameter("--no-tools and --generate 0 leave nothing to measure: add --mmlu or --needles.")
     asked = endpoint.Endpoint(url, model, key)
-    found = endpoint.evaluate_endpoint(
-        asked, tools=tools, questions=questions, needles=needles, generate=generate, most_questions=mmlu_limit
-    )
+    with _progress() as told:
+        found = endpoint.evaluate_endpoint(
+            asked,
+            tools=tools,
+            questions=questions,
+            needles=needles,
+            generate=generate,
+            most_questions=mmlu_limit,
+            told=told,
+        )
     shown = msgspec.json.format(msgspec.json.encode(found), indent=1).decode() if json else None
     echo(shown or "\n".join(endpoint.lines(found)))
     if found.failed is not None:

@@ -14,6 +14,7 @@ import msgspec
 
 from quantize.errors import QuantizeError
 from quantize.evaluate.tasks import mmlu, niah, tool_calls
+from quantize.evaluate.tasks.counted import EvaluationProgress, counted
 from quantize.evaluate.tasks.mmlu import Score
 from quantize.evaluate.tasks.niah import Cell
 from quantize.evaluate.tasks.questions import Question
@@ -179,18 +180,23 @@ def evaluate_endpoint(
     needles: int,
     generate: int,
     most_questions: int | None = None,
+    told: EvaluationProgress = lambda what, done, total: None,
 ) -> EndpointEvaluation:
     """`needles`: tries a cell, `generate`: tokens of the timed reply; 0 for none. `most_questions`: of each subject.
 
     What fails half way costs no figure before it. Raises EndpointError where there is none.
     """
+    calls = counted(endpoint.calls, "asking for tool calls", len(tool_calls.REQUESTS), told)
+    asked = mmlu.number_asked(questions, 0, most_questions)
+    chat = counted(endpoint.ask, "asking in conversation", asked, told)
+    look = counted(endpoint.ask, "looking for needles", len(niah.LENGTHS) * len(niah.DEPTHS) * needles, told)
     parts: dict[str, Callable[[], object]] = {}
     if tools:
-        parts["tool_calls"] = lambda: tool_calls.measure(endpoint.calls)
+        parts["tool_calls"] = lambda: tool_calls.measure(calls)
     if questions:
-        parts["mmlu_chat"] = lambda: mmlu.in_chat(questions, endpoint.ask, most_questions)
+        parts["mmlu_chat"] = lambda: mmlu.in_chat(questions, chat, most_questions)
     if needles:
-        parts["needles"] = lambda: niah.run(endpoint.ask, lambda text: len(text) // _CHARACTERS, tries=needles)
+        parts["needles"] = lambda: niah.run(look, lambda text: len(text) // _CHARACTERS, tries=needles)
     if generate:
         parts["reply"] = lambda: endpoint.timed(generate)
     found: dict[str, Any] = {}

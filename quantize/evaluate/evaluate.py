@@ -21,10 +21,11 @@ from quantize.errors import SourceError, output_error
 from quantize.evaluate.divergence import TokenFigures, joined
 from quantize.evaluate.evaluation import NOT_MEASURED, Evaluation, Generated, Histogram, Protocol
 from quantize.evaluate.generation import Generator
-from quantize.evaluate.measure import EvaluationProgress, measure, state_key
+from quantize.evaluate.measure import measure, state_key
 from quantize.evaluate.same_tokens import check_same_tokens
 from quantize.evaluate.summary import summarize
 from quantize.evaluate.tasks import mmlu, niah, tool_calls
+from quantize.evaluate.tasks.counted import EvaluationProgress, counted
 from quantize.evaluate.tasks.mmlu import Score
 from quantize.evaluate.tasks.questions import Question
 from quantize.evaluate.texts import COVERED, OWN, Passage, Text, passages, read_texts
@@ -105,7 +106,7 @@ def evaluate(
     if wishes.generate or wishes.questions or wishes.needles:
         evaluation = _asked(Generator(folder), evaluation, wishes, told)
     if wishes.reference_needles:
-        cells = _needles(Generator(Path(reference).expanduser()), wishes)
+        cells = _needles(Generator(Path(reference).expanduser()), wishes, told)
         evaluation = msgspec.structs.replace(evaluation, reference_needles=cells)
     return evaluation
 
@@ -128,14 +129,14 @@ def _streamed(
 
 def _asked(generator: Generator, evaluation: Evaluation, wishes: Wishes, told: EvaluationProgress) -> Evaluation:
     """`evaluation` with what needs the model in memory."""
-    letters, chat = _mmlu(generator, wishes) if wishes.questions else (None, None)
+    letters, chat = _mmlu(generator, wishes, told) if wishes.questions else (None, None)
     return msgspec.structs.replace(
         evaluation,
         generated=_generated(generator, wishes.generate, told) if wishes.generate else None,
         mmlu_letters=letters,
         mmlu_chat=chat,
-        needles=_needles(generator, wishes) if wishes.needles else None,
-        tool_calls=_tool_calls(generator) if wishes.generate else NOT_MEASURED,
+        needles=_needles(generator, wishes, told) if wishes.needles else None,
+        tool_calls=_tool_calls(generator, told) if wishes.generate else NOT_MEASURED,
     )
 
 
@@ -244,21 +245,26 @@ def _generated(generator: Generator, most: int, told: EvaluationProgress) -> lis
     return found
 
 
-def _tool_calls(generator: Generator) -> str:
+def _tool_calls(generator: Generator, told: EvaluationProgress) -> str:
     if not generator.calls_tools:
         return f"{NOT_MEASURED}: mlx-lm knows no form of them for this model's template"
-    return str(tool_calls.measure(generator.calls))
+    calls = counted(generator.calls, "asking for tool calls", len(tool_calls.REQUESTS), told)
+    return str(tool_calls.measure(calls))
 
 
-def _mmlu(generator: Generator, wishes: Wishes) -> tuple[Score, Score | None]:
+def _mmlu(generator: Generator, wishes: Wishes, told: EvaluationProgress) -> tuple[Score, Score | None]:
     asked, most = wishes.questions, wishes.most_questions
-    letters = mmlu.by_letters(asked, generator.tokenizer, generator.next_logits, most)
-    chat = mmlu.in_chat(asked, generator.ask, most) if generator.tokenizer.has_chat_template else None
-    return letters, chat
+    behind, all_of_it = (mmlu.number_asked(asked, shots, most) for shots in (mmlu.SHOTS, 0))
+    logits = counted(generator.next_logits, "asking for letters", behind, told)
+    ask = counted(generator.ask, "asking in conversation", all_of_it, told)
+    letters = mmlu.by_letters(asked, generator.tokenizer, logits, most)
+    return letters, mmlu.in_chat(asked, ask, most) if generator.tokenizer.has_chat_template else None
 
 
-def _needles(generator: Generator, wishes: Wishes) -> list[niah.Cell]:
+def _needles(generator: Generator, wishes: Wishes, told: EvaluationProgress) -> list[niah.Cell]:
     def count(text: str) -> int:
         return len(generator.tokenizer.encode(text))
 
-    return niah.run(generator.ask, count, lengths=wishes.needle_lengths, tries=wishes.needles)
+    tries = len(wishes.needle_lengths) * len(niah.DEPTHS) * wishes.needles
+    ask = counted(generator.ask, "looking for needles", tries, told)
+    return niah.run(ask, count, lengths=wishes.needle_lengths, tries=wishes.needles)

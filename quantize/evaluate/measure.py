@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 
@@ -17,6 +17,7 @@ import mlx.core as mx
 
 from quantize.errors import SourceError
 from quantize.evaluate.divergence import TokenFigures, compare, joined
+from quantize.evaluate.tasks.counted import EvaluationProgress
 from quantize.evaluate.texts import Passage
 from quantize.forward.capture import finish
 from quantize.forward.models import LazyModel
@@ -25,8 +26,6 @@ from quantize.forward.stream import Stream
 
 # Of logits at once: 256 positions of a vocabulary of 262,144 are 268 MB in float32.
 _POSITIONS = 256
-# What is being done, how much of how much of it is.
-EvaluationProgress = Callable[[str, int, int], None]
 
 
 def state_key(reference: LazyModel, passages: Sequence[Passage]) -> str:

@@ -33,6 +33,10 @@ def check_questions(questions: Sequence[Question]) -> None:
             raise SourceError(f"The subject {subject} has {len(all_of_it)} questions; the first {SHOTS} are examples.")
 
 
+def number_asked(questions: Sequence[Question], shots: int, most: int | None) -> int:
+    return sum(len(_parted(one, shots)[1][:most]) for one in _by_subject(questions).values())
+
+
 def by_letters(
     questions: Sequence[Question],
     tokenizer: Tokenizer,

@@ -8,6 +8,7 @@ import queue
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,20 @@ def test_peak_memory_of_a_reply_is_that_of_the_model_alone(models: tuple[Path, P
     (first, _) = evaluate(folder, str(reference), wishes).generated or ()
     # Some 400 kB; the reference has 500, and its hidden states more.
     assert first.speed.peak_memory - before < 700_000
+
+
+def test_who_waits_is_told_of_every_question(models: tuple[Path, Path], text: Path) -> None:
+    questions = [Question("sums", "1 + 1?", ["1", "2", "3", "4"], 1)] * 8
+    told: dict[str, list[tuple[int, int]]] = {}
+    wishes = Wishes(texts=[text], length=128, most_passages=2, questions=questions, most_questions=2)
+    wishes = replace(wishes, needles=1, needle_lengths=[32])
+    evaluate(models[0], str(models[1]), wishes, lambda what, *done: told.setdefault(what, []).append(done))
+    asked = {what: done for what, done in told.items() if what.startswith(("asking", "looking"))}
+    assert asked == {
+        "asking for letters": [(1, 2), (2, 2)],
+        "asking in conversation": [(1, 2), (2, 2)],
+        "looking for needles": [(1, 3), (2, 3), (3, 3)],
+    }
 
 
 def test_two_evaluations_with_the_same_states_do_not_meet(

@@ -1,0 +1,22 @@
+"""How far a task is, told by what it asks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import TypeVar
+
+# What is being done, how much of how much of it is.
+EvaluationProgress = Callable[[str, int, int], None]
+Answer = TypeVar("Answer")
+
+
+def counted(ask: Callable[..., Answer], what: str, total: int, told: EvaluationProgress) -> Callable[..., Answer]:
+    """`ask`, with every call of it told before it is made."""
+    numbers = itertools.count(1)
+
+    def asking(*given: object) -> Answer:
+        told(what, next(numbers), total)
+        return ask(*given)
+
+    return asking
