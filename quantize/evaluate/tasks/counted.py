@@ -8,14 +8,14 @@ from typing import TypeVar
 
 # What is being done, how much of how much of it is.
 EvaluationProgress = Callable[[str, int, int], None]
-Answer = TypeVar("Answer")
+T = TypeVar("T")
 
 
-def counted(ask: Callable[..., Answer], what: str, total: int, told: EvaluationProgress) -> Callable[..., Answer]:
+def counted(ask: Callable[..., T], what: str, total: int, told: EvaluationProgress) -> Callable[..., T]:
     """`ask`, with every call of it told before it is made."""
     numbers = itertools.count(1)
 
-    def asking(*given: object) -> Answer:
+    def asking(*given: object) -> T:
         told(what, next(numbers), total)
         return ask(*given)
 
