@@ -1,11 +1,13 @@
-"""What several rooms do with files: have them on the disk for certain, and read text that a person has written."""
+"""What several rooms do with files: have them on the disk for certain, write several, read a person's text."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from quantize.errors import QuantizeError
+from quantize.names import checked_path
 
 
 def sync(path: Path) -> None:
@@ -22,6 +24,14 @@ def replace(file: Path, content: bytes) -> None:
     part = file.with_name(f".{file.name}")
     part.write_bytes(content)
     part.replace(file)
+
+
+def write_all(folder: Path, files: Mapping[str, bytes]) -> None:
+    """`files` by their path in `folder`. Raises SourceError for a path that leads elsewhere."""
+    for name, content in files.items():
+        path = folder / checked_path(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
 
 
 def read_text(file: Path, error: type[QuantizeError]) -> str:

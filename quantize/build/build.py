@@ -27,12 +27,12 @@ from quantize.build.output_folder import OutputFolder, write_errors
 from quantize.calibrate.calibration import CalibratedWeights
 from quantize.calibrate.results import Results
 from quantize.errors import OutputError, SourceError
+from quantize.files import write_all
 from quantize.folder.finite import all_finite, is_float
 from quantize.folder.hashing import sha256_of
 from quantize.folder.manifest import File, write_manifest
 from quantize.folder.model_files import TOKENIZERS
 from quantize.folder.verify import check
-from quantize.names import checked_path
 from quantize.plan.memory import MemoryPlan, plan_memory
 from quantize.plan.plan import Plan
 from quantize.progress import Progress, silent
@@ -91,10 +91,7 @@ def _build(
     journal = Journal(output.journal, json.dumps([plan.fingerprint, tools()]))
     try:
         output.keep([file.name for file in plan.files] if journal.done else [])
-        for name, content in auxiliary_files.items():
-            path = output.model / checked_path(name)
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(content)
+        write_all(output.model, auxiliary_files)
         with OutputFiles(output.model, plan.files) as files:
             output.sync_folders()
             _TensorWriter(checkpoint, plan, files, journal, progress, calibrated).run(memory)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.errors import SourceError
+from quantize.files import write_all
 
 # Else transformers warns of every longer text that it would give wrong results.
 _LONGEST = 10**9
@@ -35,7 +36,6 @@ def tokenizer_of(config: Mapping[str, Any], files: Mapping[str, bytes], name: st
     """Of a checkpoint with these files beside its weights. Raises SourceError: it cannot be loaded."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for file, content in files.items():
-            (folder / file).write_bytes(content)
+        write_all(folder, files)
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
         return tokenizer_in(folder, name)
