@@ -228,6 +228,7 @@ def _build(wish: _Wish, progress: Progress) -> Path:
 
     from quantize.build.build import build as execute
     from quantize.build.output_folder import OutputFolder
+    from quantize.build.within_budget import plan_within
     from quantize.calibrate.calibration import allocated, open_source
     from quantize.calibrate.estimate import estimate
     from quantize.plan.plan import make_plan
@@ -237,22 +238,28 @@ def _build(wish: _Wish, progress: Progress) -> Path:
     calibration = _calibration(wish.calibrate, wish.tokens)
     limit = _memory_limit(wish.memory_limit, calibrates=calibration is not None)
     reported = BuildProgress(progress)
-    scratch = OutputFolder(wish.output).work / "source"
+    output = OutputFolder(wish.output)
     # A calibration reads every layer more than once: what is downloaded for it stays until it is done.
     keep = wish.hub.keep or calibration is not None
-    hub = replace(wish.hub, scratch=scratch, keep=keep, on_wait=reported.waiting_for)
+    hub = replace(wish.hub, scratch=output.work / "source", keep=keep, on_wait=reported.waiting_for)
     checkpoint = open_checkpoint(wish.source, hub)
     if calibration is None:
         made = make_plan(checkpoint, wish.policy)
         return execute(checkpoint, made, wish.output, memory_limit=limit, progress=reported)
     model = open_source(wish.source, hub)
     made = make_plan(checkpoint, wish.policy, calibration=calibration.identity)
+    estimate(made, wish.tokens).check(limit)
     if (budget := wish.budget(made)) is not None:
-        widths = allocated(calibration, budget, made, model, checkpoint.auxiliary_files(), reported)
-        made = make_plan(checkpoint, wish.policy, calibration=calibration.identity, widths=widths)
-    needs = estimate(made, wish.tokens)
-    needs.check(limit)
-    solve = partial(execute, calibrate=partial(calibration.run, model), calibration_bytes=needs.disk_bytes)
+        files = checkpoint.auxiliary_files()
+        made = plan_within(
+            budget,
+            made,
+            output,
+            lambda plan: allocated(calibration, budget, plan, model, files, reported),
+            partial(make_plan, checkpoint, wish.policy),
+        )
+    disk = estimate(made, wish.tokens).disk_bytes
+    solve = partial(execute, calibrate=partial(calibration.run, model), calibration_bytes=disk)
     return solve(checkpoint, made, wish.output, memory_limit=limit, progress=reported)
 
 

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from quantize.errors import OutputError, VerifyError, output_error
 from quantize.files import sync
 from quantize.folder.manifest import read_manifest
+from quantize.folder.quant_spec import QuantSpec
 from quantize.plan.plan import Plan
 from quantize.progress import Progress
 
@@ -51,6 +52,25 @@ class OutputFolder:
                     return True
                 raise OutputError(f"{self._given} was built before and is damaged; remove it to build it again.")
         raise OutputError(f"{self._given} already exists and is not the result of this build; it was left unchanged.")
+
+    def widths_built(self, plan: Plan) -> dict[str, QuantSpec] | None:
+        """Those within the layers, where a build of this source with this calibration is complete."""
+        with contextlib.suppress(VerifyError):
+            manifest = read_manifest(self.folder) if self.folder.is_dir() else None
+            if (
+                manifest is not None
+                and manifest.calibration is not None
+                and manifest.calibration.identity == plan.calibration
+                and manifest.source.identity == plan.source_identity
+            ):
+                tensors = [(output, manifest.tensors.get(output.name)) for output in plan.tensors]
+                return {
+                    output.name: QuantSpec(built.bits, built.group_size)
+                    for output, built in tensors
+                    if output.layer is not None and output.spec is not None
+                    if built is not None and built.bits is not None and built.group_size is not None
+                }
+        return None
 
     @contextlib.contextmanager
     def locked(self, progress: Progress) -> Iterator[None]:
