@@ -26,6 +26,8 @@ from quantize.progress import Progress
 _GROUP = 64
 # More would tell the widths apart no better: a change is measured against its own original.
 CHUNKS = 4
+# That are rounded at once.
+_BLOCK_NUMBERS = 1_000_000
 _TIED = ("mlp_gate_up", "expert_gate_up")
 
 
@@ -74,24 +76,28 @@ def _losses(
         work = plan.work_bytes
         done = work * layer // stream.layers
         progress("calibrating", done, work, f"widths of layer {layer + 1} of {stream.layers}")
-        root = model.make(layer)
-        module = root.layers[layer]
-        inputs = [stream.inputs(layer, chunk) for chunk in range(len(tokens))]
-        returned = [module(*args, **kwargs) for args, kwargs in inputs]
-        for chunk, one in enumerate(returned):
-            stream.keep(layer, chunk, one)
-        true = [arrays_of(one)[0].astype(mx.float32) for one in returned]
-        modules = dict(root.named_modules())
-
-        def run(at: Any = module, given: Any = inputs) -> list[mx.array]:
-            return [arrays_of(at(*args, **kwargs))[0].astype(mx.float32) for args, kwargs in given]
-
-        for name, group in items.items():
-            if group[0].layer == layer:
-                found[name] = _options(group, modules, true, run)
+        own = {name: group for name, group in items.items() if group[0].layer == layer}
+        found |= _losses_of(layer, own, stream)
         stream.forget(layer)
         mx.clear_cache()
     return found
+
+
+def _losses_of(layer: int, items: Mapping[str, Sequence[OutputTensor]], stream: Stream) -> dict[str, list[Option]]:
+    """A call of its own: of the layer, nothing is left when it returns."""
+    root = stream.model.make(layer)
+    module = root.layers[layer]
+    inputs = [stream.inputs(layer, chunk) for chunk in range(len(stream.chunks))]
+    for chunk, (args, kwargs) in enumerate(inputs):
+        stream.keep(layer, chunk, module(*args, **kwargs))
+
+    def run() -> list[mx.array]:
+        return [arrays_of(module(*args, **kwargs))[0].astype(mx.float32) for args, kwargs in inputs]
+
+    true = run()
+    mx.eval(true)
+    modules = dict(root.named_modules())
+    return {name: _options(group, modules, true, run) for name, group in items.items()}
 
 
 def _options(
@@ -106,11 +112,24 @@ def _options(
         spec = fitting_spec(QuantSpec(bits, _GROUP), group[0].shape[-1])
         assert spec is not None
         for path, weight in own.items():
-            codes, scales, biases = mx.quantize(weight, spec.group_size, spec.bits)
-            modules[path].weight = mx.dequantize(codes, scales, biases, spec.group_size, spec.bits)
+            # Before the next is made, the last one goes.
+            modules[path].weight = weight
+            modules[path].weight = _rounded(weight, spec)
         moved = [mx.square(one - other).sum() / mx.square(other).sum() for one, other in zip(run(), true, strict=True)]
         loss = sum(float(one) for one in moved) / len(moved)
         options.append(Option(spec, sum(replace(output, spec=spec).nbytes for output in group), loss))
     for path, weight in own.items():
         modules[path].weight = weight
     return options
+
+
+def _rounded(weight: mx.array, spec: QuantSpec) -> mx.array:
+    """In blocks of rows: MLX's CPU backend quantizes in steps, each of which makes an array of as many numbers."""
+    rows = weight.reshape(-1, weight.shape[-1])
+    rounded = mx.zeros_like(rows)
+    size = max(1, _BLOCK_NUMBERS // rows.shape[1])
+    for at in range(0, len(rows), size):
+        codes, scales, biases = mx.quantize(rows[at : at + size], spec.group_size, spec.bits)
+        rounded[at : at + size] = mx.dequantize(codes, scales, biases, spec.group_size, spec.bits)
+        mx.eval(rounded)
+    return rounded.reshape(weight.shape)
