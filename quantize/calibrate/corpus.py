@@ -23,7 +23,8 @@ SHIPPED = Path(__file__).parent / "text"
 HELD_BACK_KIND = "law"
 _SHIPPED_FILES = sorted(SHIPPED.glob("*.jsonl"))
 _ONE_CHUNK_IN = 8
-_PLAIN_SUFFIXES = (".txt", ".md")
+_LINES = ".jsonl"
+_SUFFIXES = (_LINES, ".txt", ".md")
 
 
 class CalibrationTextError(QuantizeError):
@@ -84,13 +85,15 @@ def is_held_back(kind: str, chunk: int) -> bool:
 
 def _read(path: Path) -> Iterator[Document]:
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in (".jsonl", *_PLAIN_SUFFIXES))
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES and not p.is_dir())
         if not files:
             raise CalibrationTextError(f"{path} has no .jsonl, .txt or .md file.")
         for file in files:
             yield from _read(file)
         return
-    if path.suffix == ".jsonl":
+    if path.exists() and path.suffix.lower() not in _SUFFIXES:
+        raise CalibrationTextError(f"{path} does not end in .jsonl, .txt or .md.")
+    if path.suffix.lower() == _LINES:
         for where, read in json_lines(path, CalibrationTextError):
             yield _document(read, path.stem, where)
     elif (content := read_text(path, CalibrationTextError)).strip():
@@ -105,12 +108,14 @@ def _document(read: Mapping[str, Any], kind_of_file: str, where: str) -> Documen
     kind = read.get("kind", kind_of_file)
     check(isinstance(kind, str), "kind is not a string")
     if isinstance(text := read.get("text"), str):
+        check(bool(text.strip()), "holds no text")
         return Document(kind, text=text)
-    if isinstance(prompt := read.get("prompt"), str) and isinstance(completion := read.get("completion"), str):
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-        return Document(kind, messages=turns)
     messages: Any = read.get("messages")
-    tools: Any = read.get("tools")
+    tools: Any = None
+    if isinstance(prompt := read.get("prompt"), str) and isinstance(completion := read.get("completion"), str):
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+    else:
+        tools = read.get("tools")
     check(messages is not None, "has none of text, messages, or prompt and completion")
     check(
         isinstance(messages, list) and bool(messages) and all(map(_has_role, messages)),
@@ -118,8 +123,12 @@ def _document(read: Mapping[str, Any], kind_of_file: str, where: str) -> Documen
     )
     check(tools is None or _are_objects(tools), "tools is not a list of objects")
     check(all(map(_says_something, messages)), "a message has neither content nor tool calls")
+    messages = [_with_text(message) for message in messages]
+    check(all(map(_has_text, messages)), "the content of a message is neither text nor parts of text")
     calls = [call for message in messages for call in message.get("tool_calls") or ()]
     check(all(map(_is_call, calls)), "a tool call is not a function with a name and an object of arguments")
+    said = _strings([calls, [message.get("content") for message in messages]])
+    check(any(one.strip() for one in said), "holds no text")
     return Document(kind, messages=messages, tools=tools)
 
 
@@ -130,6 +139,23 @@ def _has_role(message: Any) -> bool:
 def _says_something(message: Mapping[str, Any]) -> bool:
     calls = message.get("tool_calls")
     return (calls is None or _are_objects(calls)) and bool(calls or message.get("content") is not None)
+
+
+def _with_text(message: dict[str, Any]) -> dict[str, Any]:
+    """Parts of text as one; a tool's result is any JSON."""
+    parts = message.get("content")
+    if message["role"] == "tool" or not isinstance(parts, list):
+        return message
+    texts = [part["text"] for part in parts if _is_text(part)]
+    return {**message, "content": "".join(texts)} if len(texts) == len(parts) else message
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def _has_text(message: Mapping[str, Any]) -> bool:
+    return message["role"] == "tool" or isinstance(message.get("content"), str | None)
 
 
 def _is_call(call: Mapping[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 
 RUN = 16
@@ -14,11 +15,15 @@ Run = tuple[str, ...]
 
 def runs(text: str) -> Iterator[Run]:
     """Every 16 words in a row, without case and punctuation."""
-    words = _WORD.findall(text.lower())
-    return (tuple(words[at : at + RUN]) for at in range(len(words) - RUN + 1))
+    last = deque[str](maxlen=RUN)
+    for word in _WORD.finditer(text.lower()):
+        last.append(word[0])
+        if len(last) == RUN:
+            yield tuple(last)
 
 
 def shared_runs(judged: Iterable[str], calibrated: Iterable[str]) -> list[str]:
     """The runs that stand in both, each as a line, sorted; empty when nothing is shared."""
-    known = {run for text in calibrated for run in runs(text)}
-    return sorted({" ".join(run) for text in judged for run in runs(text) if run in known})
+    # What judges is small; what calibrates may be all that somebody has written.
+    known = {run for text in judged for run in runs(text)}
+    return sorted({" ".join(run) for text in calibrated for run in runs(text) if run in known})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -119,6 +120,9 @@ CALL = '{"messages": [{"role": "assistant", "tool_calls": %s}]}'
 WRONG_CALL = "line 1: a tool call is not a function with a name and an object of arguments."
 
 
+NOT_TEXT = "line 1: the content of a message is neither text nor parts of text."
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -135,6 +139,11 @@ WRONG_CALL = "line 1: a tool call is not a function with a name and an object of
         (CALL % '["a"]', "line 1: a message has neither content nor tool calls."),
         (CALL % '[{"function": {}}]', WRONG_CALL),
         (CALL % '[{"function": {"name": "f", "arguments": "{}"}}]', WRONG_CALL),
+        ('{"text": ""}', "line 1: holds no text."),
+        ('{"prompt": "", "completion": " \\n"}', "line 1: holds no text."),
+        ('{"messages": [{"role": "user", "content": ""}]}', "line 1: holds no text."),
+        ('{"messages": [{"role": "user", "content": 5}]}', NOT_TEXT),
+        ('{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}', NOT_TEXT),
         (r'{"text": "\ud800"}', r"line 1: holds half a character, a \ud800 to \udfff alone."),
         ("[" * 100_000, "line 1: not valid JSON."),
     ],
@@ -150,6 +159,30 @@ def test_a_line_ends_where_json_lines_end(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text('{"text": "one\u2028two\u0085three"}\n\n{"text": "four"}\n', encoding="utf-8")
     found = calibration_text(tmp_path / "mine.jsonl").documents
     assert [document.text for document in found[:2]] == ["one\u2028two\u0085three", "four"]
+
+
+def test_parts_of_text_are_one_text(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "two and two?"}]
+    result = [{"type": "text", "text": "any JSON"}]
+    messages = [{"role": "user", "content": parts}, {"role": "tool", "content": result}]
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"messages": messages}))
+    [own] = [d for d in calibration_text(tmp_path).documents if d.kind != HELD_BACK_KIND]
+    assert own.messages == [{"role": "user", "content": "What is two and two?"}, messages[1]]
+
+
+def test_only_files_of_text_are_taken_for_text(tmp_path: Path) -> None:
+    (tmp_path / "chat.json").write_text('[{"text": "An array is no line."}]')
+    with pytest.raises(CalibrationTextError, match=r"chat\.json does not end in \.jsonl, \.txt or \.md"):
+        calibration_text(tmp_path / "chat.json")
+    (tmp_path / "LINES.JSONL").write_text('{"text": "A line."}')
+    assert calibration_text(tmp_path / "LINES.JSONL").documents[0].text == "A line."
+
+
+def test_a_folder_with_the_name_of_a_file_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").mkdir()
+    (tmp_path / "empty.txt").mkdir()
+    (tmp_path / "notes.md" / "a.txt").write_text("Once.")
+    assert calibration_text(tmp_path).kinds == {"plain": 1, "law": 2}
 
 
 def test_what_holds_no_text_is_refused(tmp_path: Path) -> None:
@@ -178,3 +211,12 @@ def test_sixteen_words_in_a_row_are_an_overlap_and_fifteen_are_not() -> None:
 
 def test_scripts_without_spaces_are_compared_by_character() -> None:
     assert len(list(runs("通货膨胀是指一段时间内大多数商品和服务的价格"))) == 7
+
+
+def test_a_long_text_is_compared_at_no_more_memory_than_its_words() -> None:
+    long = " ".join(str(number) for number in range(100_000))
+    tracemalloc.start()
+    assert shared_runs([f"x {SENTENCE} y"], [long, SENTENCE]) == [SENTENCE]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * len(long)
