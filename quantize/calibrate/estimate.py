@@ -13,7 +13,7 @@ from quantize.calibrate.recipe import solve
 from quantize.calibrate.settings import SolverSettings
 from quantize.calibrate.stage_solution import BLOCK_BYTES, solver_bytes
 from quantize.calibrate.statistics import measure
-from quantize.errors import QuantizeError
+from quantize.errors import PolicyError, QuantizeError
 from quantize.folder.quant_spec import QuantSpec
 from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.plan import Plan
@@ -55,6 +55,7 @@ class Estimate:
 
 
 def estimate(plan: Plan, tokens: int) -> Estimate:
+    """Raises PolicyError where there is nothing to calibrate."""
     layers: dict[int | None, list[OutputTensor]] = {}
     for output in plan.tensors:
         layers.setdefault(output.layer, []).append(output)
@@ -65,7 +66,10 @@ def estimate(plan: Plan, tokens: int) -> Estimate:
     outside = (width + 2 * on_cpu) * sum(output.parameters for output in layers.pop(None, []))
     largest = max(width * sum(output.parameters for output in layer) for layer in layers.values())
     solved = [output for layer in layers.values() for output in layer if output.spec is not None]
-    solving = max((_solving(output) for output in solved), default=0)
+    if not solved:
+        name = plan.policy.name
+        raise PolicyError(f"The policy {name} quantizes nothing within the layers: build without --calibrate.")
+    solving = max(_solving(output) for output in solved)
     hidden = next((output.shape[-1] for output in plan.tensors if output.role == "embedding"), 0)
     given = max((_given(plan, layer) for layer in layers.values()), default=0)
     stored = sum(output.nbytes for output in solved)

@@ -74,6 +74,8 @@ class Mac:
 
 def parse_mac(text: str) -> Mac:
     """`16GB` or `16GiB`, which are the same. Raises QuantizeError."""
+    # A number that is not known to be one is repeated as it was given.
+    parse_bytes(text)
     mac = Mac(parse_bytes(text.upper().replace("GIB", "GB").replace("GB", "GiB")))
     if mac.tensor_bytes <= 0:
         raise QuantizeError(f"A Mac of {text} has no room for a model.")

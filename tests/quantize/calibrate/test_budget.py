@@ -13,7 +13,7 @@ import pytest
 from quantize.__main__ import cli
 from quantize.calibrate.calibration import open_source
 from quantize.calibrate.losses import widths_within
-from quantize.errors import OutputError, QuantizeError
+from quantize.errors import OutputError, PolicyError, QuantizeError
 from quantize.folder.quant_spec import QuantSpec
 from quantize.plan.plan import make_plan
 from quantize.source.checkpoint import HubOptions
@@ -69,6 +69,17 @@ def test_an_output_that_is_taken_is_refused_before_losses_are_measured(
     (tmp_path / "out" / "notes").write_text("mine")
     with pytest.raises(OutputError, match="already exists and is not the result of this build"):
         run(*command, "--target-bpw", "4")
+    assert measuring.times == 0
+
+
+@pytest.mark.parametrize("options", [[], ["--target-bpw", "8"]])
+def test_a_policy_that_leaves_the_layers_as_they_are_has_nothing_to_calibrate(
+    options: list[str], command: list[str], measuring: Measuring
+) -> None:
+    with pytest.raises(PolicyError, match="The policy source quantizes nothing within the layers"):
+        run(*command, *options, "--policy", "source")
+    with pytest.raises(PolicyError, match="The policy source quantizes nothing within the layers"):
+        run("plan", command[1], *command[3:], "--policy", "source")
     assert measuring.times == 0
 
 

@@ -298,6 +298,8 @@ def test_a_damaged_shard_is_named(tmp_path: Path, damage: Any, sentence: str) ->
         (["plan", "/nowhere"], "neither a folder"),
         (["plan", "a/b/c"], "neither a folder"),
         (["plan", "{tiny}", "--memory-limit", "lots"], "lots is not an amount of memory"),
+        (["plan", "{tiny}", "--fit-mac", "a big one"], "a big one is not an amount of memory"),
+        (["plan", "{tiny}", "--fit-mac=-16gb"], "-16gb is not an amount of memory"),
         (["plan", "{tiny}", "--memory-limit", "1MB"], "needs a memory limit of"),
         (["plan", "{tiny}", "--policy", "nope.toml"], "nope.toml cannot be read"),
     ],
