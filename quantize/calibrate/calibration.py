@@ -42,7 +42,7 @@ from quantize.source.folder import DTYPES
 
 DEFAULT_TOKENS = 131_072
 # Raised with any change that gives other bytes for the same input.
-FORMAT = 7
+FORMAT = 8
 # What MLX may keep of freed arrays.
 _CACHE_BYTES = 100_000_000
 

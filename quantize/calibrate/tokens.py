@@ -9,8 +9,9 @@ has one, without which Gemma knows no text: its perplexity is two to seven times
 from __future__ import annotations
 
 import json
+from array import array
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +20,8 @@ from quantize.calibrate.corpus import CalibrationText, CalibrationTextError, Doc
 LENGTH = 512
 # A kind with less text than a chunk is one short chunk, if it has this many tokens.
 _FEWEST = 32
+# Characters: a tokenizer takes up to 200 bytes for each of those that it is given at once.
+_AT_ONCE = 1_000_000
 # Chunks that few are taken of are spread over a kind's text: multiples of the golden ratio fill any interval evenly.
 _GOLDEN = 0.6180339887498949
 
@@ -39,9 +42,9 @@ class TextChunk:
 
 def cut(text: CalibrationText, tokenizer: Tokenizer, wanted: int) -> list[TextChunk]:
     """`wanted` tokens or somewhat more, or all there are; kinds take turns. Raises CalibrationTextError: none."""
-    streams: dict[str, list[int]] = defaultdict(list)
+    streams: dict[str, array[int]] = defaultdict(_no_tokens)
     for document in text.documents:
-        streams[document.kind] += _tokens(document, tokenizer)
+        streams[document.kind].extend(_tokens(document, tokenizer))
     begin = beginning(tokenizer)
     left = {kind: _spread(_pieces(tokens, begin)) for kind, tokens in sorted(streams.items())}
     made: list[TextChunk] = []
@@ -67,39 +70,55 @@ def begun(tokenizer: Tokenizer, text: str) -> list[int]:
     return [*beginning(tokenizer), *tokenizer.encode(text, add_special_tokens=False)]
 
 
-def _pieces(tokens: list[int], begin: list[int]) -> list[Sequence[int]]:
+def _no_tokens() -> array[int]:
+    """A user's text may have a hundred times the tokens that are wanted: four bytes each."""
+    return array("I")
+
+
+def _pieces(tokens: array[int], begin: list[int]) -> list[array[int]]:
     """Of LENGTH tokens each, `begin` among them."""
     if len(tokens) < LENGTH:
         return [tokens] if len(tokens) >= _FEWEST else []
-    pieces: list[Sequence[int]] = []
+    pieces: list[array[int]] = []
     at = 0
     while True:
-        before = begin if tokens[at : at + len(begin)] != begin else []
+        before = begin if tokens[at : at + len(begin)].tolist() != begin else []
         end = at + LENGTH - len(before)
         if end > len(tokens):
             return pieces
-        pieces.append([*before, *tokens[at:end]])
+        pieces.append(array("I", before) + tokens[at:end])
         at = end
 
 
-def _spread(pieces: list[Sequence[int]]) -> list[Sequence[int]]:
+def _spread(pieces: list[array[int]]) -> list[array[int]]:
     order = sorted(range(len(pieces)), key=lambda number: number * _GOLDEN % 1)
     return [pieces[number] for number in order]
 
 
-def _tokens(document: Document, tokenizer: Tokenizer) -> list[int]:
+def _tokens(document: Document, tokenizer: Tokenizer) -> Iterator[int]:
     if not tokenizer.has_chat_template:
-        return list(tokenizer.encode(document.whole))
+        return _encoded(document.whole, tokenizer)
     if document.messages is not None:
         for messages in (document.messages, [_plain(message) for message in document.messages]):
             rendered = _rendered(tokenizer, messages, document.tools)
             if rendered is not None:
-                return list(tokenizer.encode(rendered, add_special_tokens=False))
+                return _encoded(rendered, tokenizer, add_special_tokens=False)
     ask = {"role": "user", "content": f"Write a text of the kind: {document.kind}."}
     rendered = _rendered(tokenizer, [ask, {"role": "assistant", "content": document.whole}], None)
     if rendered is None:
-        return list(tokenizer.encode(document.whole))
-    return list(tokenizer.encode(rendered, add_special_tokens=False))
+        return _encoded(document.whole, tokenizer)
+    return _encoded(rendered, tokenizer, add_special_tokens=False)
+
+
+def _encoded(text: str, tokenizer: Tokenizer, *, add_special_tokens: bool = True) -> Iterator[int]:
+    at = 0
+    while at < len(text):
+        end = at + _AT_ONCE
+        if end < len(text):
+            # Before a line or a word, with which tokens begin anew.
+            end = next((found for mark in "\n " if (found := text.rfind(mark, at + 1, end)) > 0), end)
+        yield from tokenizer.encode(text[at:end], add_special_tokens=add_special_tokens and at == 0)
+        at = end
 
 
 def _rendered(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], tools: Any) -> str | None:
