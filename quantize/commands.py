@@ -93,7 +93,8 @@ def plan(
     if calibrate is None:
         import_mlx_lm_alone()
     calibration = _calibration(calibrate, tokens)
-    checkpoint = open_checkpoint(source, HubOptions(keep=not discard_source, offline=offline))
+    hub = HubOptions(keep=calibrate is not None or not discard_source, offline=offline)
+    checkpoint = open_checkpoint(source, hub)
     made = make_plan(checkpoint, policy, calibration=calibration.identity if calibration else None)
     needs = _needs(made, tokens, limit) if calibration else None
     if json:
@@ -131,7 +132,8 @@ def build(
         )
     if watch_stdin:
         exit_with_parent(sys.stdin.buffer)
-    hub = HubOptions(keep=not discard_source, offline=offline, timeout_s=hub_timeout)
+    # A calibration reads every layer more than once: what is downloaded for it stays.
+    hub = HubOptions(keep=calibrate is not None or not discard_source, offline=offline, timeout_s=hub_timeout)
     tokens = _tokens(calibrate, calibration_tokens)
     wish = _Wish(source, output, policy, memory_limit, hub, calibrate, tokens, *budgets)
     _build_for_programs(wish) if json_progress else _build_for_people(wish)
@@ -239,9 +241,7 @@ def _build(wish: _Wish, progress: Progress) -> Path:
     limit = _memory_limit(wish.memory_limit, calibrates=calibration is not None)
     reported = BuildProgress(progress)
     output = OutputFolder(wish.output)
-    # A calibration reads every layer more than once: what is downloaded for it stays until it is done.
-    keep = wish.hub.keep or calibration is not None
-    hub = replace(wish.hub, scratch=output.work / "source", keep=keep, on_wait=reported.waiting_for)
+    hub = replace(wish.hub, scratch=output.work / "source", on_wait=reported.waiting_for)
     checkpoint = open_checkpoint(wish.source, hub)
     if calibration is None:
         made = make_plan(checkpoint, wish.policy)

@@ -28,7 +28,7 @@ def source_is_here(source: str) -> bool:
 
 
 def build_arguments(source: str, model: ModelSettings, storage: StorageSettings) -> list[str]:
-    """For `python`. The source is not kept, since it is several times the size of the model."""
+    """For `python`. The source, several times the size of the model, is not kept but for a calibration."""
     folder = _place(source, model, storage.cache_dir)
     folder.parent.mkdir(parents=True, exist_ok=True)
     arguments = ["-m", "quantize", "build", source, str(folder), "--policy", model.policy, "--discard-source"]

@@ -73,6 +73,16 @@ def test_a_model_built_from_the_hub_is_that_built_from_a_folder_byte_for_byte(be
     assert kept == {"model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors"}
 
 
+def test_a_calibration_is_planned_with_the_source_in_the_cache_where_it_stays(bench: Bench) -> None:
+    def disk(*options: str) -> int:
+        done = bench.run("plan", REPO, "--json", *options)
+        assert done.returncode == 0, done.stderr
+        return int(json.loads(done.stdout)["build"]["peak_disk_bytes"])
+
+    assert disk("--discard-source") < disk()
+    assert disk("--discard-source", "--calibrate") == disk("--calibrate") == disk()
+
+
 def test_the_chat_templates_beside_the_default_one_come_along(bench: Bench) -> None:
     templates = {
         f"additional_chat_templates/{name}.jinja": f"{name}: {{{{ x }}}}\n".encode() for name in ("rag", "tool_use")
