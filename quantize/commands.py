@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from quantize.plan.plan import Plan
     from quantize.plan.report import CalibrationNeeds
     from quantize.progress import Progress
-    from quantize.source.checkpoint import HubOptions
+    from quantize.source.checkpoint import Checkpoint, HubOptions
 
 # Alone, as the last argument or before another option, it is the shipped text.
 _SHIPPED_TEXT = ""
@@ -96,7 +96,7 @@ def plan(
     hub = HubOptions(keep=calibrate is not None or not discard_source, offline=offline)
     checkpoint = open_checkpoint(source, hub)
     made = make_plan(checkpoint, policy, calibration=calibration.identity if calibration else None)
-    needs = _needs(made, tokens, limit) if calibration else None
+    needs = _needs(made, calibration, checkpoint, limit) if calibration else None
     if json:
         print_json(plan_report.as_json(made, memory, checkpoint.scratch_bytes, needs, mac))
     else:
@@ -251,16 +251,17 @@ def _build(wish: _Wish, progress: Progress) -> Path:
     estimate(made, wish.tokens).check(limit)
     if (budget := wish.budget(made)) is not None:
         files = checkpoint.auxiliary_files()
-        made = plan_within(
-            budget,
-            made,
-            output,
-            lambda plan: allocated(calibration, budget, plan, model, files, reported),
-            partial(make_plan, checkpoint, wish.policy),
-        )
-    disk = estimate(made, wish.tokens).disk_bytes
-    solve = partial(execute, calibrate=partial(calibration.run, model), calibration_bytes=disk)
-    return solve(checkpoint, made, wish.output, memory_limit=limit, progress=reported)
+        measured = partial(allocated, calibration, budget, model=model, auxiliary=files, progress=reported)
+        made = plan_within(budget, made, output, measured, partial(make_plan, checkpoint, wish.policy))
+    return execute(
+        checkpoint,
+        made,
+        wish.output,
+        memory_limit=limit,
+        progress=reported,
+        calibrate=partial(calibration.run, model),
+        calibration_bytes=lambda files: estimate(made, calibration.held(made, files)).disk_bytes,
+    )
 
 
 def _tokens(calibrate: str | None, wish: int | None) -> int:
@@ -275,10 +276,11 @@ def _memory_limit(wish: str | None, *, calibrates: bool) -> int:
     return parse_bytes(wish or ("8GB" if calibrates else "3GB"))
 
 
-def _needs(made: Plan, tokens: int, limit: int) -> CalibrationNeeds:
+def _needs(made: Plan, calibration: Calibration, checkpoint: Checkpoint, limit: int) -> CalibrationNeeds:
     from quantize.calibrate.estimate import estimate
     from quantize.plan.report import CalibrationNeeds
 
+    tokens = calibration.held(made, checkpoint.auxiliary_files())
     found = estimate(made, tokens)
     return CalibrationNeeds(tokens, found.memory_bytes, limit, found.disk_bytes, found.seconds)
 

@@ -54,11 +54,11 @@ def build(
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
     progress: Progress = silent,
     calibrate: Calibrate | None = None,
-    calibration_bytes: int = 0,
+    calibration_bytes: Callable[[Mapping[str, bytes]], int] = lambda auxiliary: 0,
 ) -> Path:
     """Build the model of `plan` in `folder`, or resume building it, or wait for the process that does.
 
-    `calibration_bytes`: what `calibrate` needs of the disk.
+    `calibration_bytes`: what `calibrate` needs of the disk, for a source with these auxiliary files.
 
     Raises:
         QuantizeError: one sentence; finished work is kept, and the same call resumes from there.
@@ -69,7 +69,7 @@ def build(
         return output.folder
     # Before anything is written: a source without a tokenizer leaves nothing behind.
     auxiliary_files = _auxiliary_files(checkpoint)
-    output.check_space(plan, checkpoint.scratch_bytes + calibration_bytes)
+    output.check_space(plan, checkpoint.scratch_bytes + calibration_bytes(auxiliary_files))
     with output.locked(progress), write_errors("Writing the model"):
         if not output.is_built(plan):
             calibrated = calibrate(plan, auxiliary_files, output.calibration, progress) if calibrate else None

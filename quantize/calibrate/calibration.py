@@ -67,12 +67,20 @@ class Calibration:
             "solver": self.settings.identity(),
         }
 
+    def chunks(self, plan: Plan, auxiliary: Mapping[str, bytes]) -> list[TextChunk]:
+        """The text by the tokenizer in `auxiliary`: `tokens`, or as many as there are. Raises QuantizeError."""
+        return cut(self.text, tokenizer_of(plan.config, auxiliary, "the source"), self.tokens)
+
+    def held(self, plan: Plan, auxiliary: Mapping[str, bytes]) -> int:
+        """Tokens that there are, which may be fewer than were asked for."""
+        return sum(len(chunk.tokens) for chunk in self.chunks(plan, auxiliary))
+
     def run(
         self, model: LazyModel, plan: Plan, auxiliary: Mapping[str, bytes], folder: Path, progress: Progress
     ) -> CalibratedWeights:
         """`folder` keeps the work. Raises QuantizeError."""
         folder.mkdir(parents=True, exist_ok=True)
-        chunks = cut(self.text, tokenizer_of(plan.config, auxiliary, "the source"), self.tokens)
+        chunks = self.chunks(plan, auxiliary)
         own = folder / _name(plan, chunks, model)
         for other in folder.iterdir():
             if other != own:

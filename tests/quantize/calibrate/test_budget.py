@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class Measuring:
     def __init__(self) -> None:
         self.times = 0
 
-    def __call__(self, calibration: Any, budget: int, plan: Any, *_: Any) -> dict[str, QuantSpec]:
+    def __call__(self, calibration: Any, budget: int, plan: Any, **_: Any) -> dict[str, QuantSpec]:
         self.times += 1
         return {output.name: QuantSpec(3) for output in plan.tensors if output.layer is not None and output.spec}
 
@@ -115,3 +116,20 @@ def test_measuring_losses_takes_two_layers_of_memory_and_a_little(tmp_path: Path
         gc.enable()
     assert mx.get_peak_memory() - kept[0] < 2.5 * layer
     assert kept[1] - kept[0] < 0.1 * layer
+
+
+def test_a_plan_tells_the_tokens_that_there_are_and_not_those_that_were_asked_for(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def needs(tokens: int) -> dict[str, Any]:
+        run("plan", command[1], "--calibrate", command[6], "--calibration-tokens", str(tokens), "--json")
+        return dict(json.loads(capsys.readouterr().out)["calibration"])
+
+    few, many = needs(64), needs(10**12)
+    assert 64 <= few["tokens"] < many["tokens"] < 100_000
+    assert few["peak_disk_bytes"] < many["peak_disk_bytes"] < 10**9
+
+
+def test_a_build_asks_for_the_disk_of_the_tokens_that_there_are(command: list[str], tmp_path: Path) -> None:
+    run(*command[:-1], str(10**12))
+    assert (tmp_path / "out" / "config.json").is_file()
