@@ -50,8 +50,10 @@ class Estimate:
     def check(self, limit: int) -> None:
         """Raises QuantizeError where `limit`, in bytes, is too small."""
         if self.memory_bytes > limit:
-            least = self.memory_bytes / 1e9
-            raise QuantizeError(f"Calibrating this model needs a memory limit of at least {least:.2f} GB.")
+            least, given = self.memory_bytes / 1e9, limit / 1e9
+            raise QuantizeError(
+                f"Calibrating this model needs a memory limit of at least {least:.2f} GB; its limit is {given:.2f} GB."
+            )
 
 
 def estimate(plan: Plan, tokens: int) -> Estimate:

@@ -33,6 +33,8 @@ def build_arguments(source: str, model: ModelSettings, storage: StorageSettings)
     folder.parent.mkdir(parents=True, exist_ok=True)
     arguments = ["-m", "quantize", "build", source, str(folder), "--policy", model.policy, "--discard-source"]
     arguments += ["--hub-timeout", str(storage.hub_timeout_s), "--json-progress"]
+    if model.build_memory_limit is not None:
+        arguments += ["--memory-limit", str(int(model.build_memory_limit))]
     if model.calibrates:
         arguments += ["--calibrate"]
     return arguments if storage.allow_download else [*arguments, "--offline"]

@@ -90,6 +90,9 @@ class ModelSettings(Section):
         description="Whether the build is calibrated: better at the same size, and far longer in the making. Absent: "
         "for config-i alone.",
     )
+    build_memory_limit: Size | None = Field(
+        None, ge=2**28, description="Resident memory that the build may use. Absent: 3 GB, and 8 GB to calibrate."
+    )
     path: UserPath | None = Field(None, description='The MLX model folder, for acquire = "local".')
     wire_format: WireFormatName = Field(
         "auto", description="How the model writes thoughts and tool calls; auto asks its chat template."

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from pydantic import ByteSize
 
 from server.errors import ModelUnavailable
 from server.models.acquire import AcquireProgress, Acquirer
@@ -91,6 +92,12 @@ def test_a_source_of_another_name_or_policy_is_another_model(hub: LoopbackHub, t
     calls = [build_arguments(str(m.build_from), m, StorageSettings(cache_dir=tmp_path)) for m in models]
     assert ["--calibrate" in call for call in calls] == [True, True, True, False, False, True]
     assert {Path(place).parent for place in places} == {tmp_path / "models"}
+
+
+def test_a_build_gets_the_memory_that_the_settings_give_it(tmp_path: Path) -> None:
+    model = ModelSettings(id="a", build_from="org/source", build_memory_limit=ByteSize(12 * 10**9))
+    given = build_arguments("org/source", model, StorageSettings(cache_dir=tmp_path))
+    assert given[given.index("--memory-limit") + 1] == "12000000000"
 
 
 def test_downloads_can_be_switched_off(hub: LoopbackHub, tmp_path: Path) -> None:
