@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from quantize.source.checkpoint import Checkpoint, HubOptions
 
 # Alone, as the last argument or before another option, it is the shipped text.
-_SHIPPED_TEXT = ""
+_SHIPPED_TEXT = "\0"
 # calibration.DEFAULT_TOKENS, which is read only by who calibrates: its module imports MLX.
 _TOKENS = 131_072
 
@@ -62,7 +62,7 @@ class _WithCalibrate(TyperCommand):
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:
             # Only a parameter that is missing has a type.
-            if taken and hasattr(error, "param_type"):
+            if taken != _SHIPPED_TEXT and hasattr(error, "param_type"):
                 error.message = f"{taken} was taken for the text of --calibrate; for the text that ships it goes last."
             raise
 
@@ -292,6 +292,8 @@ def _calibration(data: str | None, tokens: int) -> Calibration | None:
 
     if data is None:
         return None
+    if not data:
+        raise QuantizeError("--calibrate was given an empty name; for the text that ships leave it out.")
     made = read_calibration(None if data == _SHIPPED_TEXT else Path(data).expanduser(), tokens)
     judged = [text.whole for text in read_texts(OWN)]
     if shared := shared_runs(judged, [document.whole for document in made.text.documents]):

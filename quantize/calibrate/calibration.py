@@ -119,6 +119,7 @@ def allocated(
     progress: Progress,
 ) -> dict[str, QuantSpec]:
     """Widths within `budget` bytes of tensors, by loss on some of the calibration's text. Raises PolicyError."""
+    mx.set_cache_limit(_CACHE_BYTES)
     chunks = cut(calibration.text, tokenizer_of(plan.config, auxiliary, "the source"), CHUNKS * LENGTH)
     used = [chunk for chunk in chunks if not chunk.held_back][:CHUNKS]
     return widths_within(budget, plan, model, [mx.array([list(chunk.tokens)]) for chunk in used], progress)

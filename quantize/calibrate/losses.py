@@ -23,7 +23,6 @@ from quantize.plan.output_tensor import OutputTensor
 from quantize.plan.plan import Plan
 from quantize.progress import Progress
 
-_GROUP = 64
 # More would tell the widths apart no better: a change is measured against its own original.
 CHUNKS = 4
 # That are rounded at once.
@@ -107,9 +106,11 @@ def _options(
     run: Callable[[], list[mx.array]],
 ) -> list[Option]:
     own = {output.path: modules[output.path].weight for output in group}
+    planned = group[0].spec
+    assert planned is not None
     options = []
     for bits in BITS:
-        spec = fitting_spec(QuantSpec(bits, _GROUP), group[0].shape[-1])
+        spec = fitting_spec(QuantSpec(bits, planned.group_size), group[0].shape[-1])
         assert spec is not None
         for path, weight in own.items():
             # Before the next is made, the last one goes.

@@ -17,6 +17,7 @@ from quantize.calibrate.losses import widths_within
 from quantize.errors import OutputError, PolicyError, QuantizeError
 from quantize.folder.quant_spec import QuantSpec
 from quantize.plan.plan import make_plan
+from quantize.progress import silent
 from quantize.source.checkpoint import HubOptions
 from quantize.source.sources import open_checkpoint
 from tests.support.checkpoints import Gemma4Sizes, gemma4, llama, write
@@ -82,6 +83,23 @@ def test_a_policy_that_leaves_the_layers_as_they_are_has_nothing_to_calibrate(
     with pytest.raises(PolicyError, match="The policy source quantizes nothing within the layers"):
         run("plan", command[1], *command[3:], "--policy", "source")
     assert measuring.times == 0
+
+
+def test_no_text_is_not_the_text_that_ships(command: list[str], measuring: Measuring) -> None:
+    with pytest.raises(QuantizeError, match="--calibrate was given an empty name"):
+        run(*command[:6], "", *command[7:])
+
+
+def test_widths_have_the_group_size_of_the_policy(tmp_path: Path) -> None:
+    source = str(write(tmp_path / "source", *llama()))
+    policy = tmp_path / "groups.toml"
+    spec = "{ bits = 4, group_size = 32 }"
+    roles = ("attention", "mlp_gate_up", "mlp_down", "embedding", "lm_head")
+    policy.write_text("\n".join(['name = "groups"', "[roles]", *(f"{role} = {spec}" for role in roles)]))
+    plan = make_plan(open_checkpoint(source, HubOptions()), str(policy))
+    text = [mx.array([list(range(1, 33))])]
+    found = widths_within(plan.tensor_bytes, plan, open_source(source, HubOptions()), text, silent)
+    assert {spec.group_size for spec in found.values()} == {32}
 
 
 def test_the_same_wish_again_is_answered_at_once_and_another_budget_is_another_build(
