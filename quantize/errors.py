@@ -34,6 +34,8 @@ class QuantizeError(Exception):
 
 def first_line(error: BaseException) -> str:
     """Of what a library said; the name of the error where it said nothing."""
+    if isinstance(error, KeyError) and error.args:
+        return f"{error.args[0]} is missing"
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 

@@ -16,6 +16,8 @@ from quantize.evaluate.tasks.questions import LETTERS, Question
 
 SHOTS = 5
 _ANSWER_TOKENS = 512
+_CALLED = re.compile(r"(?i:answer(?: is)?)\W*\b([A-D])\b")
+_ALONE = re.compile(r"\b([A-D])\b")
 
 
 class Score(msgspec.Struct, frozen=True):
@@ -63,14 +65,16 @@ def by_letters(
 def in_chat(
     questions: Sequence[Question], ask: Callable[[Sequence[Mapping[str, str]], int], str], most: int | None = None
 ) -> Score:
-    """`ask` gives the reply to messages, of so many tokens at most. The last letter that the reply names counts.
+    """`ask` gives the reply to messages, of so many tokens at most. The last letter that it calls its answer counts, or
+    without such a word the last one alone: A is an article too.
 
     `most`: of each subject.
     """
 
     def answer(_: Sequence[Question], question: Question) -> int:
         text = f"{_listed(question)}\n\nEnd your reply with the line 'Answer: X', where X is the letter of your choice."
-        named = re.findall(r"\b([A-D])\b", ask([{"role": "user", "content": text}], _ANSWER_TOKENS))
+        reply = ask([{"role": "user", "content": text}], _ANSWER_TOKENS)
+        named = _CALLED.findall(reply) or _ALONE.findall(reply)
         return LETTERS.index(named[-1]) if named else -1
 
     return _score(questions, answer, 0, most)

@@ -138,6 +138,16 @@ def test_no_figure_of_the_model_itself(models: tuple[Path, Path], text: Path) ->
     assert "| **all** |" in card_section(found)
 
 
+def test_a_folder_whose_config_names_no_type_is_told_what_is_missing(
+    models: tuple[Path, Path], text: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(models[0], tmp_path / "typeless")
+    config = tmp_path / "typeless" / "config.json"
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "model_type"}))
+    with pytest.raises(SourceError, match="mlx-lm cannot load typeless: model_type is missing"):
+        evaluate(tmp_path / "typeless", str(models[1]), Wishes(texts=[text]))
+
+
 def test_another_vocabulary_is_refused_in_a_sentence(models: tuple[Path, Path], text: Path, tmp_path: Path) -> None:
     done = configi(
         "eval", str(models[0]), "--reference", str(write_family(tmp_path, "llama")), "--text", str(text), check=False

@@ -157,6 +157,8 @@ def test_by_letters_the_likeliest_letter_is_the_answer_after_five_examples(
 def test_in_chat_the_last_letter_named_is_the_answer(tmp_path: Path) -> None:
     asked = questions.read_questions(write_questions(tmp_path))
     assert mmlu.in_chat(asked, lambda messages, most: "Not A but\nAnswer: C").right == 7
+    assert mmlu.in_chat(asked, lambda messages, most: "**Answer: C**. A closer look at D agrees.").right == 7
+    assert mmlu.in_chat(asked, lambda messages, most: "The answer is A? No, the answer is (C)").right == 7
     assert mmlu.in_chat(asked, lambda messages, most: "I cannot say.").right == 0
 
 
