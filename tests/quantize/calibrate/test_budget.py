@@ -13,7 +13,7 @@ import pytest
 
 from quantize.__main__ import cli
 from quantize.calibrate.calibration import open_source
-from quantize.calibrate.losses import widths_within
+from quantize.calibrate.losses import moved, widths_within
 from quantize.errors import OutputError, PolicyError, QuantizeError
 from quantize.folder.quant_spec import QuantSpec
 from quantize.plan.plan import make_plan
@@ -111,6 +111,12 @@ def test_the_same_wish_again_is_answered_at_once_and_another_budget_is_another_b
         with pytest.raises(OutputError, match="already exists and is not the result of this build"):
             run(*command, *other)
     assert measuring.times == 1
+
+
+def test_a_token_whose_stream_is_huge_counts_like_any_other() -> None:
+    true = mx.array([[1000.0, 0], [1, 0], [0, 0]])
+    stream = true + mx.array([[0.0, 10], [0.5, 0], [0, 0.1]])
+    assert float(moved(stream[None], true[None])) == pytest.approx((1e-4 + 0.25 + 0.01) / 3)
 
 
 def test_measuring_losses_takes_two_layers_of_memory_and_a_little(tmp_path: Path) -> None:
