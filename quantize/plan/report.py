@@ -164,7 +164,7 @@ def print_report(
     lines = {
         "parameters": f"{plan.parameters:,}" + (f" ({len(plan.dropped)} tensors dropped)" if plan.dropped else ""),
         "bits per weight": f"{plan.bits_per_weight:.4f}",
-        "output": f"{_size(plan.output_bytes)} in {len(plan.files)} files",
+        "output": f"{_size(plan.output_bytes)} in {_counted(len(plan.files), 'file')}",
         "build": f"reads {_gb(plan.work_bytes)}, at most {_gb(memory.peak_bytes)} of memory and "
         f"{_gb(build['peak_disk_bytes'])} of disk ({_gb(build['free_disk_bytes'])} is free here: "
         f"{_fits(build['fits'])})",
@@ -184,7 +184,7 @@ def print_report(
         lines["calibration"] = (
             f"{calibration.tokens:,} tokens, at most {_gb(calibration.peak_memory_bytes)} of memory (the limit is "
             f"{_gb(calibration.memory_limit_bytes)}: {fits}) and {_gb(calibration.peak_disk_bytes)} more of disk; "
-            f"about {calibration.seconds / 60:.0f} minutes on this machine"
+            f"about {_counted(max(1, round(calibration.seconds / 60)), 'minute')} on this machine"
         )
     console.print()
     for name, text in lines.items():
@@ -207,6 +207,10 @@ def _gb(count: int) -> str:
 
 def _size(count: int) -> str:
     return f"{_gb(count)} ({count / _GIB:.2f} GiB)"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _fits(fits: bool) -> str:

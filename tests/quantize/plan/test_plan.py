@@ -20,6 +20,7 @@ from quantize.source.views import View
 from tests.support.checkpoints import GEMMA4_26B_A4B, gemma4, llama, qwen3_moe, write
 from tests.support.commands import configi
 from tests.support.running import ROOT
+from tests.support.trained import write_trained_model
 
 
 def plan_of(source: Path, policy: str = "config-i") -> Plan:
@@ -74,6 +75,13 @@ def test_a_mac_of_ones_own_is_told_what_it_can_hold(real_shapes: Path) -> None:
     refused = configi("plan", str(real_shapes), "--fit-mac", "1GB", check=False)
     assert refused.returncode == 1
     assert "A Mac of 1GB has no room for a model." in refused.stderr
+
+
+def test_one_file_and_less_than_a_minute_are_told_as_one(tmp_path: Path) -> None:
+    write_trained_model(tmp_path)
+    said = configi("plan", str(tmp_path), "--calibrate", "--calibration-tokens", "512").stdout
+    assert re.search(r"in 1 file$", said, re.MULTILINE)
+    assert said.rstrip().endswith("; about 1 minute on this machine")
 
 
 def test_the_example_in_the_docs_is_what_is_printed(real_shapes: Path) -> None:
