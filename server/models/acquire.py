@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import Literal
 from quantize.hub.cache import cached_folder
 from server.errors import ModelUnavailable
 from server.models import worker
-from server.models.built import build_arguments, built_folder, source_is_here
+from server.models.built import build_arguments, built_folder, source_is_here, without_paths
 from server.settings.types import ModelSettings, StorageSettings
 
 log = logging.getLogger("configi.acquire")
@@ -90,7 +91,7 @@ class Acquirer:
                 if error.message == fetch_failed.message:
                     raise
                 message = f"{fetch_failed.message} Building it from {source} failed as well: {error.message}"
-                raise ModelUnavailable(message) from error
+                raise ModelUnavailable(without_paths(message, model, self._storage.cache_dir)) from error
 
     def _fetched(self, fetch: str) -> Path | None:
         if fetch.startswith(_EMBEDDED):
@@ -112,9 +113,15 @@ class Acquirer:
         return await worker.run([*self._python, "-m", *arguments], on_line)
 
     async def _build(self, source: str, model: ModelSettings, progress: Callable[[AcquireProgress], None]) -> Path:
+        shown = functools.partial(without_paths, model=model, cache_dir=self._storage.cache_dir)
+        doing = shown(f"building from {source}")
+
         def on_line(line: worker.ReportLine) -> None:
             share = f", {line.done / line.total:.0%}" if line.total else ""
-            progress(AcquireProgress("building", line.done, line.total, f"building from {source}{share}: {line.text}"))
+            progress(AcquireProgress("building", line.done, line.total, f"{doing}{share}: {shown(line.text)}"))
 
-        progress(AcquireProgress("building", 0, None, f"building from {source}"))
-        return await worker.run([*self._python, *build_arguments(source, model, self._storage)], on_line)
+        progress(AcquireProgress("building", 0, None, doing))
+        try:
+            return await worker.run([*self._python, *build_arguments(source, model, self._storage)], on_line)
+        except worker.WorkerFailed as error:
+            raise worker.WorkerFailed(shown(error.message), transient=error.transient) from None

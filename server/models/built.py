@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from pathlib import Path
@@ -30,7 +31,6 @@ def source_is_here(source: str) -> bool:
 def build_arguments(source: str, model: ModelSettings, storage: StorageSettings) -> list[str]:
     """For `python`. The source, several times the size of the model, is not kept but for a calibration."""
     folder = _place(source, model, storage.cache_dir)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     arguments = ["-m", "quantize", "build", source, str(folder), "--policy", model.policy, "--discard-source"]
     arguments += ["--hub-timeout", str(storage.hub_timeout_s), "--json-progress"]
     if model.build_memory_limit is not None:
@@ -40,10 +40,29 @@ def build_arguments(source: str, model: ModelSettings, storage: StorageSettings)
     return arguments if storage.allow_download else [*arguments, "--offline"]
 
 
+def without_paths(text: str, model: ModelSettings, cache_dir: Path) -> str:
+    """What a build says, for those who only ask the server: which folders this machine has is nobody's business."""
+    names = {str(cache_dir / "models"): "storage.cache_dir/models"}
+    for given in filter(_is_path, (model.build_from or "", model.policy)):
+        written = Path(given)
+        names |= dict.fromkeys((given, str(written), str(written.expanduser())), written.name)
+    for path in sorted(names, key=len, reverse=True):
+        text = text.replace(path, names[path])
+    return text
+
+
+def _is_path(given: str) -> bool:
+    """Rather than the name of a repository or of a policy."""
+    return bool(Path(given).name) and (given.startswith(("/", "~", ".")) or Path(given).exists())
+
+
 def _place(source: str, model: ModelSettings, cache_dir: Path) -> Path:
     """A readable name, different for every source and policy, and for a calibrated model."""
     written = Path(model.policy).expanduser()
-    content = written.read_bytes() if written.is_file() else b""
+    content = b""
+    # The builder says what is wrong with it.
+    with contextlib.suppress(OSError):
+        content = written.read_bytes()
     calibrated = [b"calibrated"] if model.calibrates else []
     key = hashlib.sha256(b"\0".join([source.encode(), model.policy.encode(), content, *calibrated])).hexdigest()
     name = re.sub(r"[^\w.@-]+", "-", f"{Path(source).name}-{written.stem}{'-calibrated' if calibrated else ''}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from server.models.acquire import AcquireProgress, Acquirer
 from server.models.built import build_arguments
 from server.settings.types import ModelSettings, StorageSettings
 from tests.support.loopback_hub import COMMIT, REPO, LoopbackHub, hub_environment, loopback_hub, stall, status
+from tests.support.tiny_model import write_tiny_model
 
 FETCHED = ModelSettings(id="tiny", acquire="fetch", fetch=REPO)
 
@@ -117,6 +119,62 @@ def test_a_local_folder_is_used_as_it_is_and_a_missing_one_is_not_named(
     assert refusal(acquirer(tmp_path), model) == message
     (tmp_path / "model" / "config.json").write_text("{}")
     assert acquirer(tmp_path).locate(model) == tmp_path / "model"
+
+
+def test_a_build_from_a_folder_names_no_path_of_this_machine(tmp_path: Path) -> None:
+    source, policy = write_tiny_model(tmp_path / "source"), tmp_path / "mine.toml"
+    model, seen = ModelSettings(id="a", build_from=f"{source}/", policy=str(policy)), list[AcquireProgress]()
+
+    async def refused(subject: Acquirer) -> str:
+        with pytest.raises(ModelUnavailable) as caught:
+            await subject.acquire(model, seen.append)
+        return caught.value.message
+
+    assert asyncio.run(refused(acquirer(tmp_path))) == "The policy mine.toml cannot be read: No such file or directory."
+    policy.write_text("[roles]")
+    subject = scripted(
+        tmp_path,
+        "import json, sys\n"
+        "source, place = sys.argv[4:6]\n"
+        "print(json.dumps({'phase': 'building', 'done': 1, 'total': 2, 'text': source + ' read'}))\n"
+        "print(json.dumps({'error': {'message': place + ' is damaged.', 'retryable': False}}))\n",
+    )
+    assert asyncio.run(refused(subject)).startswith("storage.cache_dir/models/source-mine-")
+    assert seen[-1].text == "building from source, 50%: source read"
+    assert not any(str(tmp_path) in now.text for now in seen)
+
+
+def test_if_neither_works_the_source_is_named_without_its_folder(hub: LoopbackHub, tmp_path: Path) -> None:
+    subject = scripted(
+        tmp_path,
+        "import json, sys\nprint(json.dumps({'error': {'message': f'No {sys.argv[2]}.', 'retryable': False}}))\n",
+    )
+    model = ModelSettings(id="a", fetch=REPO, build_from=str(tmp_path / "source"))
+    assert refusal(subject, model) == "No server.models.fetch. Building it from source failed as well: No quantize."
+
+
+@pytest.mark.parametrize("taken", [".", "models"])
+def test_a_cache_folder_that_cannot_be_is_a_sentence(
+    tmp_path: Path, taken: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = ModelSettings(id="a", build_from=str(write_tiny_model(tmp_path / "source")), policy="uniform-4")
+    file = (tmp_path / "cache" / taken).resolve()
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("")
+    assert "is not a folder" in refusal(acquirer(tmp_path), model)
+    assert str(tmp_path / "cache") in caplog.text
+
+
+def test_a_policy_that_may_not_be_read_is_the_builders_to_refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(_: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    policy = tmp_path / "mine.toml"
+    policy.write_text("")
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    assert acquirer(tmp_path).locate(ModelSettings(id="a", build_from="org/source", policy=str(policy))) is None
 
 
 def test_cancelling_ends_the_worker_and_all_it_started(tmp_path: Path) -> None:
