@@ -68,4 +68,4 @@ async def _show(
                 said, said_at = status.state, time.monotonic()
             await residency.changes.wait()
             status = residency.status(entry)
-    console.print(f"{status.id}: {status.text}")
+    console.print(f"{status.id}: {status.text}", soft_wrap=True)

@@ -46,10 +46,10 @@ def test_without_a_terminal_a_long_transfer_is_a_line_from_time_to_time(line_eve
         telling = asyncio.create_task(show_progress(console, model, Catalog(Settings(models=[ENTRY])), line_every_s))
         for done in range(4):
             await model.become("fetching", f"{done} of 4 GB, in one line however long it may be", done, 4)
-        await model.become("absent", "on disk, not in memory")
+        await model.become("failed", "The Hub has no such repository, or it needs a token.")
         telling.cancel()
 
     asyncio.run(transfer())
     *progress, last = shown.getvalue().splitlines()
     assert [line.split()[1] for line in progress] == lines
-    assert last == "tiny: on disk, not in memory"
+    assert last == "tiny: The Hub has no such repository, or it needs a token."
