@@ -72,7 +72,8 @@ class Fetch:
 
     def _download_large(self, repository: Repository, files: Sequence[RepoFile], total: int) -> None:
         """Each is checked when it has arrived; a kill loses none of their bytes."""
-        arrived = dict.fromkeys((file.name for file in files), 0)
+        # From the start with what an earlier call left: else that would seem to arrive now, and the rate be a dream.
+        arrived = {file.name: file.size - missing_bytes(file, blob_path(self._repo, file)) for file in files}
         present = total - sum(file.size for file in files)
         slots = threading.BoundedSemaphore(_AT_ONCE)
 

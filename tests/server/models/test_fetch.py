@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -126,6 +127,20 @@ def test_a_file_half_fetched_when_the_process_was_killed_goes_on_from_its_bytes(
     folder = Path(bench.fetch().last["folder"])
     assert (folder / "model.safetensors").read_bytes() == weights
     assert bench.hub.served < len(weights) - 2 * 2**20 + 10_000
+
+
+def test_what_an_earlier_call_left_counts_from_the_first_report(bench: Bench) -> None:
+    shards = {f"model-0000{number}-of-00002.safetensors": safetensors(5000 + number) for number in (1, 2)}
+    del bench.hub.files["model.safetensors"]
+    bench.hub.files |= shards
+    blobs = bench.storage / "blobs"
+    blobs.mkdir(parents=True)
+    for content in shards.values():
+        (blobs / f"{hashlib.sha256(content).hexdigest()}.part").write_bytes(content[:4000])
+    done = [line["done"] for line in bench.fetch().progress]
+    small = sum(len(bench.hub.files[name]) for name in WANTED - {"model.safetensors"})
+    assert done[0] >= small + 2 * 4000
+    assert done[-1] == small + sum(map(len, shards.values()))
 
 
 def test_the_worker_ends_when_its_parent_does(bench: Bench) -> None:
