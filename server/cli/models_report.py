@@ -10,7 +10,7 @@ from quantize.console import console
 from quantize.printable import print_json
 from server.models.acquire import Acquirer
 from server.models.catalog import Catalog
-from server.settings.types import Settings
+from server.settings.types import ModelSettings, Settings
 
 
 def report(settings: Settings, *, as_json: bool) -> None:
@@ -21,7 +21,7 @@ def report(settings: Settings, *, as_json: bool) -> None:
             "default": entry == catalog.default,
             "aliases": entry.aliases,
             "acquire": entry.acquire,
-            "source": str(entry.path or entry.fetch or entry.build_from),
+            "source": _source(entry),
             "on_disk": acquirer.locate(entry) is not None,
         }
         for entry in catalog.entries
@@ -34,3 +34,14 @@ def report(settings: Settings, *, as_json: bool) -> None:
         name = f"{row['id']} (default)" if row["default"] else str(row["id"])
         table.add_row(name, str(row["source"]), "yes" if row["on_disk"] else "no", " ".join(row["aliases"]))
     console().print(table)
+
+
+def _source(entry: ModelSettings) -> str:
+    """Where `acquire` takes it from; a table may hold keys that its `acquire` has no use for."""
+    sources = {
+        "local": entry.path,
+        "fetch": entry.fetch,
+        "build": entry.build_from,
+        "fetch-or-build": entry.fetch or entry.build_from,
+    }
+    return str(sources[entry.acquire])

@@ -178,6 +178,16 @@ def test_models_are_listed_with_what_is_on_disk_without_a_server(tmp_path: Path,
     assert "gpt-*" in shown
 
 
+def test_a_model_is_listed_with_the_source_that_it_is_obtained_from(tmp_path: Path) -> None:
+    keys = {"fetch": "org/ready", "build_from": "org/source", "path": "/folder"}
+    expected = {"fetch-or-build": "org/ready", "fetch": "org/ready", "build": "org/source", "local": "/folder"}
+    path = tmp_path / "config.toml"
+    table = "".join(f'{key} = "{value}"\n' for key, value in keys.items())
+    path.write_text("".join(f'[[models]]\nid = "{how}"\nacquire = "{how}"\n{table}' for how in expected))
+    rows = json.loads(configi("models", "--config", str(path), "--json").stdout)
+    assert {row["id"]: row["source"] for row in rows} == expected
+
+
 def test_a_folder_is_served_even_when_its_name_matches_an_alias(tmp_path: Path, model: Path) -> None:
     write_tiny_model(tmp_path / "gpt-folder")
     command = ["-P", "-m", "server.cli", "serve", "--config", str(config(tmp_path, model)), "--model", "gpt-folder"]
