@@ -51,6 +51,16 @@ def cached_folder(repo: str, revision: str | None) -> Path | None:
         return None
 
 
+def has_begun(repo: str) -> bool:
+    """Whether weights of `repo` are here, of one file or a part of one."""
+    try:
+        storage = compat.storage_folder(repo)
+        parts = any(path.stat().st_size for path in storage.glob("blobs/*.part"))
+        return parts or any(storage.glob("snapshots/*/model*.safetensors"))
+    except (OSError, ValueError):
+        return False
+
+
 def snapshot_folder(repo: str, commit: str) -> Path:
     """Where the files of `repo` at `commit` are, or will be."""
     return compat.storage_folder(repo) / "snapshots" / checked_commit(commit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import sys
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from quantize.hub.cache import cached_folder
+from quantize.hub.cache import cached_folder, has_begun
 from server.errors import ModelUnavailable
 from server.models import worker
 from server.models.built import build_arguments, built_folder, source_is_here, without_paths
@@ -81,7 +82,7 @@ class Acquirer:
         try:
             return await self._fetch(fetch, on_fetched)
         except worker.WorkerFailed as fetch_failed:
-            if arrived and fetch_failed.transient:
+            if fetch_failed.transient and (arrived or await asyncio.to_thread(self._has_begun, fetch)):
                 # The next try continues from here: no reason to fetch a source that is many times larger.
                 raise
             log.warning("%s cannot be fetched: %s; building from %s", fetch, fetch_failed.message, source)
@@ -100,6 +101,10 @@ class Acquirer:
             return embedded_folder(fetch.removeprefix(_EMBEDDED), self._storage.cache_dir)
         repo, _, revision = fetch.partition("@")
         return cached_folder(repo, revision or None)
+
+    def _has_begun(self, fetch: str) -> bool:
+        """Whether an earlier transfer broke off midway, which a try that met no Hub cannot tell."""
+        return not fetch.startswith(_EMBEDDED) and has_begun(fetch.partition("@")[0])
 
     async def _fetch(self, fetch: str, progress: Callable[[AcquireProgress], None]) -> Path:
         if fetch.startswith(_EMBEDDED):

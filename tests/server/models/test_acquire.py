@@ -80,6 +80,23 @@ def test_a_transfer_that_breaks_off_is_no_reason_to_build(hub: LoopbackHub, tmp_
     assert refusal(subject, model) == "The Hub stopped answering."
 
 
+@pytest.mark.parametrize("left", ["blobs/0123.part", f"snapshots/{COMMIT}/model-00001-of-00002.safetensors"])
+def test_a_transfer_that_an_earlier_try_began_is_no_reason_to_build(
+    hub: LoopbackHub, tmp_path: Path, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    subject = scripted(
+        tmp_path,
+        "import json, sys\n"
+        "assert 'server.models.fetch' in sys.argv, sys.argv\n"
+        "print(json.dumps({'error': {'message': 'The Hub answered 503.', 'retryable': True}}))\n",
+    )
+    file = tmp_path / "hub" / f"models--{REPO.replace('/', '--')}" / left
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"weights")
+    assert refusal(subject, ModelSettings(id="tiny", fetch=REPO, build_from="org/source")) == "The Hub answered 503."
+
+
 def test_a_source_of_another_name_or_policy_is_another_model(hub: LoopbackHub, tmp_path: Path) -> None:
     models = [
         ModelSettings(id="a", build_from="org/source"),
