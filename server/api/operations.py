@@ -46,15 +46,7 @@ def router(service: Service) -> APIRouter:
 
 
 def _readiness(model: ModelStatus) -> Response:
-    state = {
-        "model": model.id,
-        "state": model.state,
-        "text": model.text,
-        "done": model.done,
-        "total": model.total,
-        "bytes_per_second": None if model.rate is None else round(model.rate),
-        "seconds_left": None if model.seconds_left is None else round(model.seconds_left, 1),
-    }
+    state = {"model": model.id, **model.told}
     if model.state == "ready":
         return _json(state)
     failed = model.state == "failed"

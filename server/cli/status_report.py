@@ -34,9 +34,8 @@ def report(settings: ServerSettings, *, as_json: bool) -> None:
     out = console()
     out.print(f"configi on {address}")
     table = Table("model", "state", "", box=None, pad_edge=False)
-    now = f"{ready.get('text', '')}{pace_text(ready.get('bytes_per_second'), ready.get('seconds_left'))}"
     for model in models:
-        text = now if model["id"] == ready.get("model") else ""
+        text = f"{model.get('text', '')}{pace_text(model.get('bytes_per_second'), model.get('seconds_left'))}"
         table.add_row(model["id"], model.get("state", ""), text)
     out.print(table)
     if low_power:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from quantize.pace import pace_text
 
@@ -37,6 +37,19 @@ class ModelStatus:
     def seconds_left(self) -> float | None:
         """Of the running transfer, at the speed of its last seconds."""
         return None if self.total is None or not self.rate else (self.total - self.done) / self.rate
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What it does and how far it is, for programs: the same names wherever it is told."""
+        left = self.seconds_left
+        return {
+            "state": self.state,
+            "text": self.text,
+            "done": self.done,
+            "total": self.total,
+            "bytes_per_second": None if self.rate is None else round(self.rate),
+            "seconds_left": None if left is None else round(left, 1),
+        }
 
     @property
     def line(self) -> str:

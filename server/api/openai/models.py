@@ -34,7 +34,13 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     # Of vLLM's list: what the weights are called, and the context. A path is nobody's business.
     root: str
     max_model_len: int | None
+    # As in /ready, which has them of the default model alone.
     state: str
+    text: str
+    done: int
+    total: int | None
+    bytes_per_second: int | None
+    seconds_left: float | None
     context_length: int | None
     # What there is memory for while the model is in memory, at most its own.
     context_length_now: int | None
@@ -83,11 +89,11 @@ def _model(status: ModelStatus, created: int) -> Model:
         max_input_tokens=status.context_length,
         root=status.id,
         max_model_len=status.context_length,
-        state=status.state,
         context_length=status.context_length,
         context_length_now=status.context_length_now,
         batched=status.batched,
         warning=status.warning,
+        **status.told,
     )
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from server import __version__
 from tests.support.commands import configi
-from tests.support.running import ROOT, Running, config, running, serving_script
+from tests.support.running import ROOT, Running, config, running, running_script, serving_script
 from tests.support.tiny_model import write_tiny_model
 
 
@@ -49,6 +49,15 @@ def test_status_shows_the_state_of_each_model(server: Running) -> None:
     assert "absent" in shown.stdout
     told = json.loads(configi("status", "--port", str(server.port), "--json").stdout)
     assert told["ready"]["state"] == told["models"][0]["state"] == "absent"
+
+
+def test_status_says_what_each_model_does_and_not_only_the_default_one(tmp_path: Path, model: Path) -> None:
+    path = config(tmp_path, model)
+    path.write_text(path.read_text() + '[[models]]\nid = "other"\nacquire = "local"\npath = "missing"\n')
+    with running_script(path, (), tmp_path) as server:
+        assert server.chat(model="other")[0] == 503
+        shown = configi("status", "--port", str(server.port), COLUMNS="200").stdout
+        assert "The folder of the model 'other' is missing or has no config.json." in shown
 
 
 def test_status_without_a_server_says_how_to_start_one() -> None:
